@@ -1,0 +1,1 @@
+"""Pretrain language models with human feedback."""

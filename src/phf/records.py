@@ -1,0 +1,126 @@
+"""Shapes of what is saved and passed between rooms. No torch here."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from phf.files import hash_json
+
+FORMAT_VERSION = 1
+
+Split = Literal["train", "validation"]
+Mode = Literal["good", "bad", "none", "untagged"]
+JudgeRole = Literal["annotator", "held-out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An immutable text with its id, unique in its corpus."""
+
+    id: str
+    text: str
+    text_hash: str
+    source: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What produced a score or an id: enough to tell two producers apart, on disk and in a report."""
+
+    name: str
+    version: str
+    weights_hash: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits that change with any part of the identity."""
+        return hash_json(self.to_json())[:8]
+
+    @property
+    def slug(self) -> str:
+        """`name@id`, for folders and tables."""
+        return f"{self.name}@{self.id}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The identity as a JSON object."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "weights_hash": self.weights_hash,
+            "parameters": self.parameters,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Identity":
+        """The inverse of `to_json`."""
+        return cls(value["name"], value["version"], value["weights_hash"], value["parameters"])
+
+
+NO_LABEL, GOOD, BAD = 0, 1, 2
+"""Labels of segments in a `DataRule`: no control token, `<|good|>`, `<|bad|>`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataRule:
+    """What an objective does to the data before it becomes blocks (the objective's *data rule*).
+
+    Attributes:
+        keep: bool [num_documents]; documents that are trained on.
+        labels: uint8 [num_segments]; NO_LABEL, GOOD or BAD: the control token put before each segment.
+        drop_fraction: share of labelled segments whose control token is left out, drawn anew each epoch.
+    """
+
+    keep: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.uint8]
+    drop_fraction: float = 0.0
+
+
+# Kinds of a target token in a batch. Only TEXT has a score; END and CONTROL weigh 1 in every objective; PAD weighs 0.
+PAD, TEXT, END, CONTROL = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Blocks ready for the model. B blocks of T tokens (the context).
+
+    Attributes:
+        ids: int64 [B, T], the inputs.
+        targets: int64 [B, T], the token after each input.
+        positions: int64 [B, T], restart at 0 at every `<|endoftext|>` if documents are isolated.
+        scores: float32 [B, T], the misalignment score of the *target*'s segment; NaN where kind is not TEXT.
+        kinds: uint8 [B, T], PAD, TEXT, END or CONTROL: what the target is.
+        labels: uint8 [B, T], GOOD or BAD of the target's segment as the data rule says, NO_LABEL elsewhere.
+    """
+
+    ids: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    kinds: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One text a model wrote. `text` holds no control tokens and no prompt."""
+
+    mode: Mode
+    index: int
+    text: str
+    num_tokens: int
+    ended: bool
+    prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval and what it was made from."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
