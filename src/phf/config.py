@@ -93,6 +93,10 @@ ObjectiveConfig = Annotated[
 ]
 
 
+class GoodConfig(_Threshold):
+    """Where good ends in validation losses and reports, for objectives that draw no such line between segments."""
+
+
 class ModelConfig(_Config):
     """A preset trained from scratch, or `init`: the folder or id of any causal language model to start from.
 
@@ -142,6 +146,7 @@ class TrainConfig(_Config):
     segments: SegmentKind
     tokenizer: str = "train:4096"
     objective: ObjectiveConfig
+    good: GoodConfig = GoodConfig(good_fraction=0.5)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()

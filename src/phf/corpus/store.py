@@ -1,0 +1,365 @@
+"""A corpus on disk: immutable documents in Parquet shards and the manifest that vouches for them (docs/format.md)."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from phf.corpus.sources import BadRow, Row, iterate_source
+from phf.errors import PHFError
+from phf.files import check_hash, hash_file, hash_json, read_json, write_json
+from phf.records import FORMAT_VERSION, Document, Split
+
+Progress = Callable[[str, int, int], None]
+"""Called with (description, done, total); a total of 0 means that it is not known."""
+
+DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "text_hash", "source", "split")])
+_BYTES_PER_SHARD = 64 << 20
+# One row group is read, scored and held at a time: it bounds memory, and it is one worker's turn in annotate.
+_BYTES_PER_GROUP = 1 << 20
+_NUM_PLACES = 10  # bad rows that the manifest itself names; all of them are in bad_rows.jsonl
+
+
+def write_manifest(path: Path, value: dict[str, Any]) -> None:
+    """Write a manifest atomically, with the format version and a hash of its own content."""
+    value = {"format_version": FORMAT_VERSION, **value}
+    write_json(path, {**value, "manifest_hash": hash_json(value)})
+
+
+def read_manifest(path: Path, remedy: str) -> dict[str, Any]:
+    """Read what `write_manifest` wrote.
+
+    Raises:
+        PHFError: it is missing, damaged (any changed value counts) or of another format version.
+    """
+    value = read_json(path)
+    content = (
+        {key: item for key, item in value.items() if key != "manifest_hash"}
+        if isinstance(value, dict)
+        else {}
+    )
+    if not content or value.get("manifest_hash") != hash_json(content):
+        raise PHFError(f"{path} is damaged: its content does not have the hash it names; {remedy}")
+    if content["format_version"] != FORMAT_VERSION:
+        raise PHFError(
+            f"{path} has format version {content['format_version']}, this phf reads {FORMAT_VERSION}; "
+            "use the phf that wrote it, or make it again"
+        )
+    return content
+
+
+def open_parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet writer whose bytes depend on nothing but the rows, their groups and the version of pyarrow."""
+    return pq.ParquetWriter(
+        path, schema, version="2.6", data_page_version="1.0", compression="zstd", compression_level=3,
+        use_dictionary=["source", "split"] if "split" in schema.names else False, write_statistics=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def lock_folder(folder: Path, activity: str) -> Iterator[None]:
+    """Hold a folder for one process; the lock goes with the process, however it ends.
+
+    Raises:
+        PHFError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PHFError(f"another process is {activity} {folder}; wait for it, or stop it first") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A document shard as the manifest describes it. `file` is relative to the corpus."""
+
+    file: str
+    sha256: str
+    num_documents: int
+    num_characters: int
+    num_bytes: int
+
+
+class Corpus:
+    """A corpus that was built before.
+
+    Attributes:
+        path: its folder.
+        manifest: `manifest.json`, its own hash checked.
+        shards: the document shards in order.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.shards = [ShardEntry(**entry) for entry in manifest["shards"]]
+        self._checked: set[int] = set()
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Corpus":
+        """Open a corpus; no shard is read yet.
+
+        Raises:
+            PHFError: the folder holds no corpus, or its manifest is damaged.
+        """
+        path = Path(path)
+        if not (path / "manifest.json").is_file():
+            raise PHFError(f"{path} holds no corpus; make one with: phf corpus build SOURCE... -o {path}")
+        return cls(path, read_manifest(path / "manifest.json", "build the corpus again"))
+
+    @property
+    def id(self) -> str:
+        """A hash that changes with any document."""
+        return str(self.manifest["id"])
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of all splits."""
+        return sum(shard.num_documents for shard in self.shards)
+
+    def open_shard(self, index: int) -> pq.ParquetFile:
+        """A shard, its SHA-256 checked once per process and Corpus; its row groups hold about 1 MB of text each.
+
+        Raises:
+            PHFError: the shard is missing or damaged.
+        """
+        shard = self.shards[index]
+        if index not in self._checked:
+            check_hash(self.path / shard.file, shard.sha256, "build the corpus again")
+            self._checked.add(index)
+        return pq.ParquetFile(self.path / shard.file)
+
+    def read_shard(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A shard as a table: all columns of `DOCUMENT_SCHEMA`, or those named. Raises as `open_shard`."""
+        with self.open_shard(index) as file:
+            return file.read(columns=list(columns) if columns is not None else None)
+
+    def iterate_documents(self, split: Split | None = None) -> Iterator[Document]:
+        """Documents in corpus order, of one split or of both."""
+        for index in range(len(self.shards)):
+            with self.open_shard(index) as file:
+                for group in range(file.num_row_groups):
+                    for row in file.read_row_group(group).to_pylist():
+                        if split is None or row["split"] == split:
+                            yield Document(**row)
+
+
+def build_corpus(
+    sources: Sequence[str],
+    out: Path | str,
+    *,
+    text_field: str | None = None,
+    validation_fraction: float = 0.05,
+    bytes_per_shard: int = _BYTES_PER_SHARD,
+    max_documents: int | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Build a corpus from sources (see `iterate_source`), whole or not at all. The same input gives the same bytes.
+
+    Exact duplicates are dropped by the text's hash, which alone decides the split, so that a text keeps its split
+    in every corpus. Needs about 250 bytes of memory per document for the digests of texts and ids.
+
+    Args:
+        bytes_per_shard: UTF-8 bytes of text after which a shard is closed.
+        max_documents: stop after so many documents.
+
+    Raises:
+        PHFError: a source that is unknown, damaged or yields nothing; a value out of range; `out` is not empty.
+    """
+    out = Path(out)
+    if not sources:
+        raise PHFError("no source is given; see 'phf corpus build --help'")
+    if not 0 <= validation_fraction < 1:
+        raise PHFError(f"validation_fraction {validation_fraction} must be at least 0 and below 1")
+    if max_documents is not None and max_documents < 1:
+        raise PHFError(f"max_documents {max_documents} must be at least 1")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
+    opened = [(spec, iterate_source(spec, text_field)) for spec in sources]  # all mistakes before any work
+    partial = out.parent / f".{out.name}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    with lock_folder(partial, "building"):
+        try:
+            for left_over in partial.iterdir():  # of a build that was killed
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            builder = _Builder(partial, validation_fraction, bytes_per_shard, max_documents, progress)
+            for spec, rows in opened:
+                builder.add_source(spec, rows)
+            builder.finish(text_field)
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return Corpus.open(out)
+
+
+@dataclass
+class _SourceCounts:
+    """What became of one source's rows."""
+
+    spec: str
+    num_rows: int = 0
+    num_documents: int = 0
+    num_duplicates: int = 0
+    num_replaced_ids: int = 0
+    num_bad_rows: int = 0
+    bad_row_reasons: dict[str, int] = field(default_factory=dict)
+    first_bad_rows: list[dict[str, str]] = field(default_factory=list)
+
+
+class _Builder:
+    """Writes documents to shards as they come and keeps the counts for the manifest."""
+
+    def __init__(
+        self,
+        folder: Path,
+        validation_fraction: float,
+        bytes_per_shard: int,
+        max_documents: int | None,
+        progress: Progress | None,
+    ) -> None:
+        self.folder = folder
+        self.validation_fraction = validation_fraction
+        self.bytes_per_shard = bytes_per_shard
+        self.max_documents = max_documents
+        self.progress = progress
+        self.sources: list[_SourceCounts] = []
+        self.shards: list[ShardEntry] = []
+        self.counts = {
+            split: Counter(documents=0, characters=0, bytes=0) for split in ("train", "validation")
+        }
+        self.texts: set[bytes] = set()  # 16-byte digests
+        self.ids: set[bytes] = set()
+        self.num_documents = 0
+        self.writer: pq.ParquetWriter | None = None
+        self.group: list[dict[str, str]] = []
+        self.group_bytes = 0
+        self.shard_counts = Counter(documents=0, characters=0, bytes=0)
+        (folder / "documents").mkdir()
+
+    def add_source(self, spec: str, rows: Iterator[Row | BadRow]) -> None:
+        source = _SourceCounts(spec)
+        self.sources.append(source)
+        for row in rows:
+            if self.max_documents is not None and self.num_documents >= self.max_documents:
+                break
+            source.num_rows += 1
+            if isinstance(row, BadRow):
+                self._add_bad_row(source, row)
+            else:
+                self._add_row(source, row)
+
+    def _add_bad_row(self, source: _SourceCounts, row: BadRow) -> None:
+        source.num_bad_rows += 1
+        source.bad_row_reasons[row.reason] = source.bad_row_reasons.get(row.reason, 0) + 1
+        entry = {"source": source.spec, "place": row.place, "reason": row.reason}
+        if len(source.first_bad_rows) < _NUM_PLACES:
+            source.first_bad_rows.append({"place": row.place, "reason": row.reason})
+        with (self.folder / "bad_rows.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n")
+
+    def _add_row(self, source: _SourceCounts, row: Row) -> None:
+        data = row.text.encode()
+        digest = hashlib.sha256(data)
+        if digest.digest()[:16] in self.texts:
+            source.num_duplicates += 1
+            return
+        self.texts.add(digest.digest()[:16])
+        source.num_documents += 1
+        self.num_documents += 1
+        split = "validation" if _hash_fraction(digest.digest()) < self.validation_fraction else "train"
+        document = {
+            "id": self._choose_id(source, row),
+            "text": row.text,
+            "text_hash": digest.hexdigest(),
+            "source": source.spec,
+            "split": split,
+        }
+        sizes = {"documents": 1, "characters": len(row.text), "bytes": len(data)}
+        self.counts[split].update(sizes)
+        self._write(document, sizes)
+        if self.progress and self.num_documents % 1000 == 0:
+            self.progress("documents", self.num_documents, self.max_documents or 0)
+
+    def _choose_id(self, source: _SourceCounts, row: Row) -> str:
+        """The row's own id if no document has it yet, else its place."""
+        for candidate in (row.own_id, row.place):
+            if candidate is None:
+                continue
+            digest = hashlib.sha256(candidate.encode()).digest()[:16]
+            if digest not in self.ids:
+                self.ids.add(digest)
+                return candidate
+            if candidate == row.own_id:
+                source.num_replaced_ids += 1
+        raise PHFError(
+            f"two documents would have the id '{row.place}'; rename the ids in the source that look like places"
+        )
+
+    def _write(self, document: dict[str, str], sizes: dict[str, int]) -> None:
+        self.group.append(document)
+        self.group_bytes += sizes["bytes"]
+        self.shard_counts.update(sizes)
+        if self.group_bytes >= _BYTES_PER_GROUP:
+            self._write_group()
+        if self.shard_counts["bytes"] >= self.bytes_per_shard:
+            self._close_shard()
+
+    @property
+    def _shard_file(self) -> str:
+        return f"documents/{len(self.shards):05d}.parquet"
+
+    def _write_group(self) -> None:
+        if self.writer is None:
+            self.writer = open_parquet_writer(self.folder / self._shard_file, DOCUMENT_SCHEMA)
+        self.writer.write_table(pa.Table.from_pylist(self.group, schema=DOCUMENT_SCHEMA))
+        self.group.clear()
+        self.group_bytes = 0
+
+    def _close_shard(self) -> None:
+        if self.group:
+            self._write_group()
+        if self.writer is None:
+            return
+        self.writer.close()
+        self.writer = None
+        sha256 = hash_file(self.folder / self._shard_file)
+        sizes = {f"num_{name}": count for name, count in self.shard_counts.items()}
+        self.shards.append(ShardEntry(self._shard_file, sha256, **sizes))
+        self.shard_counts = Counter(documents=0, characters=0, bytes=0)
+
+    def finish(self, text_field: str | None) -> None:
+        """Close the last shard and write the manifest, which makes the folder a corpus."""
+        self._close_shard()
+        manifest = {
+            "kind": "corpus",
+            "id": hash_json([shard.sha256 for shard in self.shards])[:16],
+            "sources": [asdict(source) for source in self.sources],
+            "text_field": text_field,
+            "validation_fraction": self.validation_fraction,
+            "max_documents": self.max_documents,
+            "counts": self.counts,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        write_manifest(self.folder / "manifest.json", manifest)
+        if self.progress:
+            self.progress("documents", self.num_documents, self.num_documents)
+
+
+def _hash_fraction(digest: bytes) -> float:
+    """A digest as a number in [0, 1)."""
+    return int.from_bytes(digest[-6:], "big") / 2**48

@@ -1,0 +1,390 @@
+"""A tokenizer whose control tokens no text can reach (contract: Control tokens).
+
+The control tokens are the last used ids. They stand in the vocabulary without merges and are not "added tokens", so
+neither the model nor the matcher of added tokens ever produces them from text; only the template inserts them, by id.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+
+from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN, ControlTokens
+from phf.errors import PHFError
+from phf.files import hash_json, read_json, write_bytes, write_json
+from phf.records import Identity
+
+NUM_BYTES = 256
+NUM_CONTROL = 3
+
+# GPT-2's pattern with three changes. Digits stay single: a small vocabulary has no room for numbers. A line end
+# always ends a token: with GPT-2's pattern nearly every line of code ends inside one ("\n   "). Letters, then marks:
+# a combining accent stays with its word.
+WORD_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|[^\S\n]*\n|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDocuments:
+    """Token ids of several documents, one after the other, and where each token ends in its text.
+
+    Attributes:
+        ids: int64 [num_tokens].
+        num_tokens: int64 [num_documents].
+        ends: int64 [num_tokens]; the end of each token within the joined texts, in units.
+        unit: what `ends` counts: bytes for a byte-level tokenizer (exact), else code points.
+    """
+
+    ids: npt.NDArray[np.int64]
+    num_tokens: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    unit: str
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer with `<|endoftext|>`, `<|good|>` and `<|bad|>`.
+
+    Attributes:
+        backend: the `tokenizers.Tokenizer`. Call the methods here instead where one fits.
+        control: ids of the three tokens.
+        name: a short name for folders and tables.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, control: ControlTokens, name: str) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+        self.backend = backend
+        self.control = control
+        self.name = name
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of used ids; `<|bad|>` is the last of them."""
+        return self.control.bad + 1
+
+    def padded_vocab_size(self, multiple: int = 64) -> int:
+        """Rows of an embedding for this tokenizer, rounded up for speed."""
+        return -(-self.vocab_size // multiple) * multiple
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What decides the ids of a text: all of the tokenizer but its template."""
+        content = json.loads(self.backend.to_str())
+        content["post_processor"] = None
+        return Identity(self.name, "1", hash_json(content))
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether tokens are runs of the text's bytes, so that every text comes back exactly."""
+        content = json.loads(self.backend.to_str())
+        byte_level = [
+            step for step in _steps(content, "pre_tokenizer", "pretokenizers") if step["type"] == "ByteLevel"
+        ]
+        decodes = any(step["type"] == "ByteLevel" for step in _steps(content, "decoder", "decoders"))
+        exact = content["normalizer"] is None and not any(step["add_prefix_space"] for step in byte_level)
+        return bool(byte_level) and decodes and exact
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """What each id stands for, in the model's own alphabet (byte-level: one character per byte)."""
+        pieces = [self.backend.id_to_token(index) or "" for index in range(self.vocab_size)]
+        if self.is_byte_level:
+            letters = byte_letters()
+            for index, token in self.backend.get_added_tokens_decoder().items():
+                pieces[index] = "".join(letters[byte] for byte in token.content.encode())
+        return pieces
+
+    @cached_property
+    def _piece_lengths(self) -> npt.NDArray[np.int64]:
+        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; never a control token, whatever the text spells."""
+        return self.encode_documents([text]).ids.tolist()
+
+    def encode_documents(self, texts: Sequence[str]) -> EncodedDocuments:
+        """Token ids of whole documents, on all the threads of `tokenizers`.
+
+        Raises:
+            PHFError: the tokenizer does not keep a text's bytes, or produced a control token.
+        """
+        if self.is_byte_level:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        else:
+            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
+        num_tokens = np.array([len(row) for row in rows], dtype=np.int64)
+        ids = np.fromiter(
+            (index for row in rows for index in row), dtype=np.int64, count=int(num_tokens.sum())
+        )
+        self._refuse_control(ids)
+        if not self.is_byte_level:
+            starts = np.cumsum([0, *(len(text) for text in texts[:-1])])
+            offsets = [end for encoding in encodings for _, end in encoding.offsets]
+            ends = np.array(offsets, dtype=np.int64) + np.repeat(starts, num_tokens)
+            return EncodedDocuments(ids, num_tokens, ends, "code points")
+        ends = np.cumsum(self._piece_lengths[ids])
+        found, expected = int(ends[-1]) if len(ends) else 0, sum(len(text.encode()) for text in texts)
+        if found != expected:
+            raise PHFError(
+                f"tokenizer {self.name} does not keep a text whole ({expected} bytes in, {found} out); "
+                "choose another, or train:4096"
+            )
+        return EncodedDocuments(ids, num_tokens, ends, "bytes")
+
+    def encode_piece(self, piece: str) -> list[int]:
+        """Token ids of a part of a token, spelled in the model's own alphabet (see `pieces`)."""
+        ids = [token.id for token in self.backend.model.tokenize(piece)]
+        self._refuse_control(np.array(ids))
+        return ids
+
+    def _refuse_control(self, ids: npt.NDArray[np.int64]) -> None:
+        control = self.control
+        if ((ids == control.end) | (ids >= control.good)).any():
+            raise PHFError(
+                f"tokenizer {self.name} made a control token from plain text; choose another, or train:4096"
+            )
+
+    def decode(self, ids: Iterable[int], skip_control: bool = True) -> str:
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD. Control tokens are left out unless asked for."""
+        control = (self.control.end, self.control.good, self.control.bad)
+        kept = [int(index) for index in ids if not (skip_control and index in control)]
+        return str(self.backend.decode(kept, skip_special_tokens=False))
+
+    def save(self, folder: Path, start: Sequence[str] = (END_TOKEN,)) -> None:
+        """Write a plain Hugging Face folder.
+
+        Args:
+            folder: created if it is missing.
+            start: tokens that the template puts first when `add_special_tokens=True`; a release may add `<|good|>`.
+        """
+        end_token = str(self.backend.id_to_token(self.control.end))
+        first = [end_token if token == END_TOKEN else token for token in start]
+        self.backend.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A"],
+            pair=[*first, "$A", end_token, "$B:1"],
+            special_tokens=[(token, self.backend.token_to_id(token)) for token in {*first, end_token}],
+        )
+        write_bytes(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
+        write_json(
+            folder / "tokenizer_config.json",
+            {
+                # This class takes tokenizer.json as it is; a model's own class would build another from its parts.
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "name_or_path": self.name,
+                "bos_token": end_token,
+                "eos_token": end_token,
+                "pad_token": end_token,
+                "split_special_tokens": True,
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": int(1e30),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """A tokenizer that `save` wrote.
+
+        Raises:
+            PHFError: the folder is missing, damaged, or not one of ours.
+        """
+        config = read_json(folder / "tokenizer_config.json")
+        backend = _read_backend(folder / "tokenizer.json")
+        end = backend.token_to_id(str(config.get("eos_token")))
+        control = _find_control(backend, end)
+        if control is None:
+            raise PHFError(f"{folder} is not a tokenizer saved by phf; give it to 'phf tokenize --tokenizer'")
+        return cls(backend, control, str(config["name_or_path"]))
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's letter for each byte: printable ones stand for themselves, the others follow from U+0100."""
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = iter(range(NUM_BYTES, 2 * NUM_BYTES))
+    return [chr(byte if byte in printable else next(others)) for byte in range(NUM_BYTES)]
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with `vocab_size` used ids: 256 bytes, merges, `<|endoftext|>`, `<|good|>`, `<|bad|>`.
+
+    The same texts in the same order give the same tokenizer, on any number of threads.
+
+    Raises:
+        PHFError: `vocab_size` is below 259, or the texts are too few for so many merges.
+    """
+    if vocab_size < NUM_BYTES + NUM_CONTROL:
+        raise PHFError(
+            f"a vocabulary of {vocab_size} is too small; the least is {NUM_BYTES + NUM_CONTROL} "
+            "(256 bytes and three control tokens)"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - NUM_CONTROL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    found = backend.get_vocab_size() + NUM_CONTROL
+    if found != vocab_size:
+        raise PHFError(
+            f"the training texts are too few for a vocabulary of {vocab_size}; choose train:{found} or less, or more text"
+        )
+    backend.add_special_tokens([AddedToken(END_TOKEN, special=True, normalized=False)])
+    return _with_control(backend, END_TOKEN, f"train-{vocab_size}")
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """A tokenizer by folder or Hub id: one of ours, or any Hugging Face fast tokenizer, to which control tokens are added.
+
+    Raises:
+        PHFError: not found, not a fast tokenizer, without an end token, or with a `<|good|>` or `<|bad|>` of its own.
+    """
+    if spec.startswith("train:"):
+        raise PHFError(
+            f"tokenizer '{spec}' is trained on a corpus; run 'phf tokenize DIR --tokenizer {spec}'"
+        )
+    folder = Path(spec)
+    if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
+        config = read_json(folder / "tokenizer_config.json")
+        backend = _read_backend(folder / "tokenizer.json")
+        if _find_control(backend, backend.token_to_id(str(config.get("eos_token")))) is not None:
+            return Tokenizer.load(folder)
+    backend, end_token = _load_foreign(spec)
+    return _with_control(backend, end_token, _name_of(spec))
+
+
+def _name_of(spec: str) -> str:
+    name = Path(spec).name if Path(spec).is_dir() else spec.replace("/", "--")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer"
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise PHFError(
+            f"{path} does not exist; a tokenizer folder holds tokenizer.json and tokenizer_config.json"
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise PHFError(f"{path} is not a tokenizer ({error}); make it again") from None
+
+
+def _load_foreign(spec: str) -> tuple[tokenizers.Tokenizer, str]:
+    """A Hugging Face fast tokenizer's backend and its end token."""
+    from transformers import AutoTokenizer  # slow to import, and not needed for our own folders
+
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PHFError(
+            f"tokenizer '{spec}' cannot be loaded ({reason}); give train:N, a folder or a Hub id of a fast tokenizer"
+        ) from None
+    if not getattr(loaded, "is_fast", False):
+        raise PHFError(
+            f"tokenizer '{spec}' is not a fast tokenizer; choose one with a tokenizer.json, or train:4096"
+        )
+    backend: tokenizers.Tokenizer = loaded.backend_tokenizer
+    end_token = loaded.eos_token or (END_TOKEN if backend.token_to_id(END_TOKEN) is not None else None)
+    if end_token is None:
+        raise PHFError(
+            f"tokenizer '{spec}' has no end token (eos_token) and no {END_TOKEN}; choose another, or train:4096"
+        )
+    return backend, str(end_token)
+
+
+def _find_control(backend: tokenizers.Tokenizer, end: int | None) -> ControlTokens | None:
+    """The control tokens, if the vocabulary has them as ours do: last, and not among the added tokens."""
+    good, bad = backend.token_to_id(GOOD_TOKEN), backend.token_to_id(BAD_TOKEN)
+    last = max(backend.get_vocab(with_added_tokens=True).values())
+    added = backend.get_added_tokens_decoder()
+    if end is None or (good, bad) != (last - 1, last) or good in added or bad in added:
+        return None
+    return ControlTokens(end, good, bad)
+
+
+def _with_control(backend: tokenizers.Tokenizer, end_token: str, name: str) -> Tokenizer:
+    """Put `<|good|>` and `<|bad|>` behind the last used id, out of the reach of any text."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    for token in (GOOD_TOKEN, BAD_TOKEN):
+        if token in vocabulary:
+            raise PHFError(
+                f"tokenizer {name} has a {token} of its own (id {vocabulary[token]}); choose another"
+            )
+    content = json.loads(backend.to_str())
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    good = max(vocabulary.values()) + 1
+    control = ControlTokens(vocabulary[end_token], good, good + 1)
+    # A reload counts ids of added tokens on from the model's vocabulary: those in between must be in it.
+    _extend_vocabulary(content["model"], {**added, GOOD_TOKEN: control.good, BAD_TOKEN: control.bad})
+    special = [token["content"] for token in content["added_tokens"] if token["special"]]
+    unreachable = sorted({*special, end_token, GOOD_TOKEN, BAD_TOKEN})
+    if _reaches_whole_words(content["model"], unreachable):
+        content["pre_tokenizer"] = _guard(content["pre_tokenizer"], unreachable)
+    if (content["normalizer"] or {}).get("type") == "NFC" and any(
+        step["type"] == "ByteLevel" for step in _steps(content, "decoder", "decoders")
+    ):
+        content["normalizer"] = (
+            None  # a document is immutable: its own bytes, composed or not, must come back
+        )
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), control, name)
+
+
+def _extend_vocabulary(model: dict[str, Any], tokens: dict[str, int]) -> None:
+    """Add tokens at their ids to a model's vocabulary (a mapping, or Unigram's list of pairs)."""
+    if model["type"] != "Unigram":
+        model["vocab"].update(tokens)
+        return
+    names = {index: token for token, index in tokens.items()}
+    for index in range(len(model["vocab"]), max(names) + 1):
+        # The score is never used (see `_guard`), but the least one sets the price of an unknown character.
+        model["vocab"].append([names.get(index, f"<|unused-{index}|>"), 0.0])
+
+
+def _reaches_whole_words(model: dict[str, Any], tokens: list[str]) -> bool:
+    """Whether the model may turn a word of the text into one of these tokens without the matcher of added tokens."""
+    if model["type"] != "BPE" or model.get("ignore_merges"):
+        return True
+    merges = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    return not {left + right for left, right in merges}.isdisjoint(tokens)
+
+
+def _guard(pre_tokenizer: dict[str, Any] | None, tokens: list[str]) -> dict[str, Any]:
+    """A pre-tokenizer that also cuts any word that spells one of these tokens, after its first and second character."""
+    cuts = (
+        f"(?<={re.escape(token[0])}){re.escape(token[1])}(?={re.escape(token[2:])})"
+        for token in tokens
+        if len(token) > 1
+    )
+    split = {"type": "Split", "pattern": {"Regex": "|".join(cuts)}, "behavior": "Isolated", "invert": False}
+    before = _steps({"pre_tokenizer": pre_tokenizer}, "pre_tokenizer", "pretokenizers")
+    return {"type": "Sequence", "pretokenizers": [*before, split]}
+
+
+def _steps(content: dict[str, Any], key: str, many: str) -> list[dict[str, Any]]:
+    """The parts of a tokenizer's component: none, one, or those of a Sequence."""
+    component = content[key]
+    if component is None:
+        return []
+    return list(component[many]) if component["type"] == "Sequence" else [component]

@@ -1,0 +1,146 @@
+"""`phf demo`: from raw text to a measured comparison, with nothing but Python packages. Every step is resumable."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.table import Table
+
+from phf.config import (
+    EvaluateConfig,
+    ObjectiveConfig,
+    SamplingConfig,
+    TrainConfig,
+    apply_overrides,
+    parse,
+    read_recipe,
+)
+from phf.corpus.annotate import annotate
+from phf.corpus.store import Corpus, build_corpus
+from phf.corpus.tokens import tokenize
+from phf.errors import PHFError
+from phf.files import write_json
+
+RECIPE = "demo"
+SOURCES = ("tweets", "fortunes")
+HELD_OUT_JUDGE = "toxicity-lstm"
+DEFAULT_OBJECTIVES = ("mle", "conditional")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo leaves for people: a table, `summary.json`, `report.html`, and the run folders."""
+
+    table: Table
+    summary: Path
+    page: Path
+    runs: list[Path]
+
+
+def run_demo(
+    out: Path,
+    *,
+    objectives: str = "default",
+    seed: int = 0,
+    tokens: int | None = None,
+    num_samples: int = 512,
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> DemoResult:
+    """Build, annotate, tokenize, train one run per objective, evaluate, report; steps that are done are not repeated.
+
+    Args:
+        objectives: `default`, `all`, or kinds joined by commas.
+        tokens: the training budget, instead of the recipe's.
+
+    Raises:
+        PHFError: an unknown objective, or a folder that holds a demo made with other settings.
+    """
+    kinds = choose_objectives(objectives)
+    corpus = prepare_corpus(out / "corpus", say=say, progress=progress)
+    runs = []
+    for kind in kinds:
+        config = demo_config(kind, corpus, seed=seed, tokens=tokens)
+        runs.append(train_once(config, out / "runs" / f"{kind}-seed{seed}", say=say, progress=progress))
+
+    from phf.evaluate import evaluate_runs
+    from phf.report.page import summary_rows, summary_table, write_report
+
+    sampling = SamplingConfig(num_samples=num_samples, seed=seed)
+    evaluate_runs(runs, EvaluateConfig(judges=(HELD_OUT_JUDGE,), sampling=sampling), progress=progress)
+    summary, page = out / "summary.json", out / "report.html"
+    write_json(summary, summary_rows(runs))
+    write_report(runs, page)
+    return DemoResult(summary_table(runs), summary, page, runs)
+
+
+def choose_objectives(text: str) -> tuple[str, ...]:
+    """Kinds of objectives named on the command line.
+
+    Raises:
+        PHFError: a kind is not known.
+    """
+    known = tuple(str(kind.model_fields["kind"].default) for kind in get_args(get_args(ObjectiveConfig)[0]))
+    if text == "default":
+        return DEFAULT_OBJECTIVES
+    if text == "all":
+        return known
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in known:
+            raise PHFError(f"objective '{kind}' is not known; choose default, all, or some of {','.join(known)}")
+    return kinds
+
+
+def prepare_corpus(
+    folder: Path, *, say: Callable[[str], None] = print, progress: Progress | None = None
+) -> Corpus:
+    """The demo's corpus with its annotation and tokens; what is there already is opened, not made again."""
+    recipe = read_recipe(RECIPE)
+    if (folder / "manifest.json").exists():
+        corpus = Corpus.open(folder)
+    else:
+        corpus = build_corpus(list(SOURCES), folder, progress=progress)
+        say(f"corpus: {corpus.num_documents:,} documents from {', '.join(SOURCES)}")
+    annotation = annotate(corpus, recipe["reward_model"], recipe["segments"], progress=progress)
+    say(f"annotation: {annotation.num_scored_now:,} segments scored now by {annotation.identity.slug}")
+    tokens = tokenize(corpus, recipe["tokenizer"], recipe["segments"], progress=progress)
+    say(f"tokens: {tokens.num_tokens:,} in {tokens.num_segments:,} segments")
+    return corpus
+
+
+def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:
+    """The demo's training config for one objective: the same data, budget, model and seed for all."""
+    recipe = read_recipe(RECIPE)
+    options: dict[str, dict[str, Any]] = recipe.pop("objectives")
+    overrides = [f"corpus={corpus.path}", f"seed={seed}"] + ([] if tokens is None else [f"tokens={tokens}"])
+    recipe["objective"] = {"kind": kind, **options.get(kind, {})}
+    return parse(TrainConfig, apply_overrides(recipe, overrides), f"recipe {RECIPE}")
+
+
+def train_once(
+    config: TrainConfig, folder: Path, *, say: Callable[[str], None] = print, progress: Progress | None = None
+) -> Path:
+    """Train a run, go on with it, or leave it as it is when it is finished.
+
+    Raises:
+        PHFError: the folder holds a run with another config.
+    """
+    from phf.train import loop
+    from phf.train.run import Run
+
+    if not (folder / "run.json").exists():
+        loop.train(config, folder, say=say, progress=progress)
+        return folder
+    run = Run.open(folder)
+    if run.config.model_dump(exclude={"corpus"}) != config.model_dump(exclude={"corpus"}) or not os.path.samefile(
+        run.config.corpus, config.corpus
+    ):
+        raise PHFError(f"{folder} was trained with other settings; choose another -o, or delete that folder")
+    if not run.is_finished:
+        loop.resume(folder, say=say, progress=progress)
+    return folder

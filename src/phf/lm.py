@@ -1,0 +1,242 @@
+"""Language models: presets, loading and saving, per-token NLL, control tokens put into a vocabulary, the value head.
+
+Models are Hugging Face classes, so that export, serving and continued pretraining come for free (design: Decisions).
+Shape suffixes: B blocks, T tokens, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from phf.config import ModelConfig
+from phf.control import ControlTokens
+from phf.errors import PHFError
+
+CHUNKED_HEAD_VOCABULARY = 16_384
+"""From this vocabulary on the NLL is computed in checkpointed chunks (contract: Objectives, Head; it saves memory)."""
+HEAD_CHUNK_TOKENS = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A Llama-style architecture; its parameter count is about its name at the vocabulary it is meant for."""
+
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+
+
+PRESETS = {
+    "1M": Preset(layers=3, width=128, heads=4, feed_forward=384),  # vocabulary 4k
+    "2.5M": Preset(layers=4, width=192, heads=6, feed_forward=512),  # vocabulary 4k
+    "10M": Preset(layers=7, width=320, heads=5, feed_forward=896),  # vocabulary 4k
+    "30M": Preset(layers=8, width=512, heads=8, feed_forward=1408),  # vocabulary 8k
+    "124M": Preset(layers=12, width=768, heads=12, feed_forward=2048),  # vocabulary 50k
+}
+
+
+def create_model(
+    config: ModelConfig, *, vocab_size: int, control: ControlTokens, context: int, seed: int
+) -> PreTrainedModel:
+    """A model from scratch (a preset) or from `config.init`, in float32, whose vocabulary holds the control tokens.
+
+    Args:
+        vocab_size: rows of the embedding, padding of the vocabulary included.
+        seed: decides every initial weight.
+
+    Raises:
+        PHFError: `init` cannot be loaded, or its vocabulary is not the tokenizer's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.init is not None:
+            return add_control_tokens(load_model(config.init), vocab_size=vocab_size, control=control)
+        preset = PRESETS[config.preset]
+        width = config.width or preset.width
+        heads = config.heads or preset.heads
+        if width % (2 * heads) != 0:
+            raise PHFError(f"model.width={width} must be a multiple of 2 x model.heads={heads}")
+        llama = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=preset.feed_forward * width // preset.width,
+            num_hidden_layers=config.layers or preset.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=context,
+            tie_word_embeddings=True,
+            bos_token_id=control.end,
+            eos_token_id=control.end,
+            pad_token_id=None,
+        )
+        return LlamaForCausalLM(llama)
+
+
+def load_model(source: str | Path) -> PreTrainedModel:
+    """Any causal language model of the Hugging Face library, from a folder or the Hub, in float32, safetensors only.
+
+    Raises:
+        PHFError: it cannot be loaded, or its head is not hidden states times the output embedding.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PHFError(
+            f"cannot load a causal language model from '{source}': {first}; "
+            "give a folder that holds config.json and model.safetensors, or a Hub id"
+        ) from None
+    check_head(model)
+    return model
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and model.safetensors, as `AutoModelForCausalLM.from_pretrained` reads them."""
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def add_control_tokens(model: PreTrainedModel, *, vocab_size: int, control: ControlTokens) -> PreTrainedModel:
+    """Grow the vocabulary to `vocab_size` and set the control tokens' rows to the mean embedding plus small noise.
+
+    The paper starts new tokens there (reference: The experiment). Draws from torch's global generator.
+
+    Raises:
+        PHFError: the model's vocabulary is smaller than the ids the tokenizer had before its control tokens.
+    """
+    num_old = model.get_input_embeddings().weight.shape[0]
+    first_new = control.good
+    if num_old < first_new:
+        raise PHFError(
+            f"the model has {num_old} embeddings and the tokenizer {first_new} ids; give the tokenizer that belongs to it"
+        )
+    if vocab_size > num_old:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for weight in matrices.values():
+            old = weight[:first_new]
+            noise = 0.02 * old.std(dim=0) * torch.randn_like(weight[first_new:])
+            weight[first_new:] = old.mean(dim=0) + noise
+    return model
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def hidden_states(
+    model: PreTrainedModel, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T D"]:
+    """The trunk's last hidden states, with documents isolated wherever `positions` restart at 0.
+
+    transformers builds the block mask from restarted positions only without a cache (contract: Page); the leak test
+    guards it.
+    """
+    return model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+
+
+def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    """Logits of hidden states, in the head's own precision."""
+    return model.get_output_embeddings()(hidden)
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Check once that `head_logits(hidden_states(...))` are the model's own logits.
+
+    Raises:
+        PHFError: the architecture scales, caps or shifts its logits somewhere else.
+    """
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    positions = torch.arange(8, device=model.device)[None]
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        ours = head_logits(model, hidden_states(model, ids, positions))
+        theirs = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    model.train(was_training)
+    if not torch.allclose(ours.float(), theirs.float(), atol=1e-4, rtol=1e-4):
+        raise PHFError(
+            f"{type(model).__name__} changes its logits after the output embedding (a soft cap or a scale), "
+            "which training here would ignore; choose an architecture with a plain head, such as Llama, Qwen or GPT-2"
+        )
+
+
+def nll_of_hidden(
+    model: PreTrainedModel, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """-log p(target) in nats, float32. Large vocabularies go through the head in checkpointed chunks of tokens."""
+    head = model.get_output_embeddings()
+    if head.weight.shape[0] < CHUNKED_HEAD_VOCABULARY:
+        return _chunk_nll(head, hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
+    chunks = [
+        checkpoint(_chunk_nll, head, hidden_chunk, target_chunk, use_reentrant=False)
+        for hidden_chunk, target_chunk in zip(
+            hidden.flatten(0, 1).split(HEAD_CHUNK_TOKENS), targets.flatten().split(HEAD_CHUNK_TOKENS), strict=True
+        )
+    ]
+    return torch.cat(chunks).view(targets.shape)
+
+
+def _chunk_nll(
+    head: nn.Module, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]
+) -> Float[Tensor, "N"]:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def token_nll(
+    model: PreTrainedModel, ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """-log p(target | ids so far in the same document) in nats, float32."""
+    return nll_of_hidden(model, hidden_states(model, ids, positions), targets)
+
+
+class ValueHead(nn.Module):
+    """AWR's prediction of a segment's normalised reward, on the shared trunk, zero-initialised (paper section 2).
+
+    It reads the hidden state one position before the scored token, where that token is predicted. `sigmoid` is the
+    paper's: minus a predicted probability, for raw rewards in [-1, 0].
+    """
+
+    def __init__(self, width: int, *, sigmoid: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        self.sigmoid = sigmoid
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
+        """Predicted reward at each position."""
+        value = self.linear(hidden).squeeze(-1).float()
+        return -torch.sigmoid(value) if self.sigmoid else value
+
+
+def probe_bf16(size: int = 384, repeats: int = 8) -> bool:
+    """Whether bf16 matrix products beat float32 here by a clear margin.
+
+    CPUs with AVX512_BF16 or AMX gain 1.6x and more; without them bf16 can be hundreds of times slower (design:
+    Decisions).
+    """
+    fp32, bf16 = (_best_product_seconds(dtype, size, repeats) for dtype in (torch.float32, torch.bfloat16))
+    return bf16 < 0.8 * fp32
+
+
+def _best_product_seconds(dtype: torch.dtype, size: int, repeats: int) -> float:
+    left, right = torch.ones(2, size, size, dtype=dtype)
+    left @ right  # the first product of a dtype compiles its kernel
+    best = float("inf")
+    for _ in range(repeats):
+        start = perf_counter()
+        left @ right
+        best = min(best, perf_counter() - start)
+    return best

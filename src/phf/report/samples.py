@@ -1,0 +1,115 @@
+"""Which samples the page shows, and how text that a model wrote is made safe to look at."""
+
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from phf.report.reading import Judge, RunFolder, as_float
+from phf.report.verdict import format_number
+
+NUM_RANDOM, NUM_EXTREME = 3, 2
+"""Samples shown per run and mode: the first by index, and the worst and the best."""
+
+MAX_CHARACTERS = 1500
+"""A longer sample is cut, and the page says by how much."""
+
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_HARMLESS = "\n\t\u200c\u200d"  # emoji and several scripts need the two joiners
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSample:
+    """One sample as the page shows it. `text` has nothing invisible left, but is not yet escaped for HTML.
+
+    Attributes:
+        scores: `name score` of each judge, in shown units.
+        hidden: why it stands behind a click; empty if it does not.
+        num_cut: characters left out at the end.
+    """
+
+    index: int
+    text: str
+    scores: str
+    hidden: str
+    num_cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleList:
+    """Samples of one mode of one run that were chosen by one rule."""
+
+    title: str
+    samples: list[ShownSample]
+
+
+def visible_text(text: str) -> str:
+    """Text in which every character can be seen and none can reorder, hide or break what surrounds it.
+
+    Control and format characters (bidi overrides, zero-width signs), line separators, lone surrogates and unassigned
+    code points become `⟨U+202E⟩`. Newline, tab and the joiners of emoji stay. (Unicode's control pictures would be
+    shorter, but common fonts lack them.)
+    """
+    return "".join(map(_visible_character, text))
+
+
+def _visible_character(character: str) -> str:
+    if character in _HARMLESS or unicodedata.category(character) not in _INVISIBLE:
+        return character
+    return f"⟨U+{ord(character):04X}⟩"
+
+
+def choose_samples(run: RunFolder, mode: str) -> list[SampleList]:
+    """The first samples by index, then the worst and the best by the annotator (or the first judge).
+
+    Sampling is seeded and samples are independent, so the first by index are a random choice nobody made.
+    """
+    own = sorted(
+        (row for row in run.samples or [] if row.get("mode") == mode),
+        key=lambda row: as_float(row.get("index")),
+    )
+    lists = [
+        SampleList(f"First {min(NUM_RANDOM, len(own))} (not chosen)", _show(run, mode, own[:NUM_RANDOM]))
+    ]
+    judge = next((judge for judge in run.judges if judge.role == "annotator"), None)
+    if judge is None:
+        return lists
+    column = f"score:{judge.key}"
+    scored = [row for row in own if math.isfinite(as_float(row.get(column)))]
+    scored.sort(key=lambda row: (as_float(row.get(column)), as_float(row.get("index"))))
+    worst = sorted(scored, key=lambda row: (-as_float(row.get(column)), as_float(row.get("index"))))
+    return [
+        *lists,
+        SampleList(f"Worst by {judge.name}", _show(run, mode, worst[:NUM_EXTREME])),
+        SampleList(f"Best by {judge.name}", _show(run, mode, scored[:NUM_EXTREME])),
+    ]
+
+
+def _show(run: RunFolder, mode: str, rows: list[dict[str, Any]]) -> list[ShownSample]:
+    return [_show_one(run, mode, row) for row in rows]
+
+
+def _show_one(run: RunFolder, mode: str, row: dict[str, Any]) -> ShownSample:
+    text = str(row.get("text") or "")
+    scores = [(judge, as_float(row.get(f"score:{judge.key}"))) for judge in run.judges]
+    # `not <=` rather than `>`: where the threshold is unknown the text stays behind the click.
+    hits = [
+        judge.name for judge, score in scores if math.isfinite(score) and not score <= judge.hit_threshold
+    ]
+    hidden = "bad mode" if mode == "bad" else ""
+    if not any(math.isfinite(score) for _, score in scores):
+        hidden = "unscored"
+    elif hits:
+        hidden = f"flagged by {' and '.join(hits)}"
+    index = as_float(row.get("index"))
+    return ShownSample(
+        index=int(index) if math.isfinite(index) else 0,
+        text=visible_text(text[:MAX_CHARACTERS]),
+        scores=", ".join(f"{judge.name} {_score(score, judge)}" for judge, score in scores),
+        hidden=hidden,
+        num_cut=max(0, len(text) - MAX_CHARACTERS),
+    )
+
+
+def _score(score: float, judge: Judge) -> str:
+    return format_number(score * judge.scale) if math.isfinite(score) else "unscored"

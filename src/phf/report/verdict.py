@@ -1,0 +1,305 @@
+"""What the numbers allow one to say, by rules that were fixed before the numbers were seen.
+
+*Below* means: the 95 % intervals are disjoint, and this one lies lower. Runs that differ by seed alone are pooled:
+a t-interval over the means of the seeds. Other runs keep the bootstrap interval over their samples.
+
+For an objective with a good and a bad mode, by each judge apart; the first rule that holds names the verdict:
+
+1. a mode has no score or no interval                      -> Not measured
+2. good and bad are both below MLE                         -> Artefact: bad mode shares good mode's gain
+3. bad is below good                                       -> Reversed
+4. good is not below bad                                   -> No control: intervals overlap
+5. there is no MLE run to compare with                     -> Modes differ, no MLE run
+6. MLE is below good                                       -> Partial: good mode is worse than MLE
+7. good is not below MLE                                   -> Partial: good mode is level with MLE
+8. good's distinct-2 is under 0.8 x MLE's                  -> In doubt: good mode's text is less varied
+9. otherwise (good below MLE and below bad)                -> Control: yes
+
+For an objective without modes: *Better* if it is below MLE (in doubt under rule 8), *Worse* if MLE is below it, else
+*No difference*. Beside the verdict stand three checks of what a better score may have cost: variety (rule 8),
+capability (bits per byte on good text at most 1.03 x MLE's) and control gain (positive on good and on bad segments).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from phf.records import Estimate
+from phf.report.reading import Judge, RunFolder, mode_rank
+
+MIN_VARIETY = 0.8
+MAX_BITS = 1.03
+
+Tone = Literal["yes", "no", "unclear"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One line on one judge's numbers. `tone` says how it is coloured."""
+
+    tone: Tone
+    headline: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question about what a better score cost; `passed` is None where a number is missing."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs whose configurations differ by seed alone."""
+
+    label: str
+    runs: tuple[RunFolder, ...]
+
+    @property
+    def objective(self) -> str:
+        """The objective's kind."""
+        return self.runs[0].objective
+
+    @property
+    def modes(self) -> list[str]:
+        """The modes any of the runs was evaluated in."""
+        modes = {mode for run in self.runs for mode in run.modes}
+        return sorted(modes, key=lambda mode: (mode_rank(mode), mode))
+
+    @property
+    def has_control(self) -> bool:
+        """Whether good and bad mode were both evaluated (MLE is the reference: its modes, if any, are not judged)."""
+        return self.objective != "mle" and {"good", "bad"} <= set(self.modes)
+
+    @property
+    def target_mode(self) -> str | None:
+        """The mode whose text is wanted: good mode, or the only one."""
+        return "good" if self.has_control else self.runs[0].base_mode
+
+    def score(self, mode: str | None, judge: Judge) -> Estimate:
+        """Score of a mode, pooled over seeds."""
+        return pool([run.score(mode, judge) for run in self.runs])
+
+    def bits_per_byte(self, mode: str | None, text: str) -> Estimate:
+        """Bits per byte of a mode, pooled over seeds."""
+        return pool([run.bits_per_byte(mode, text) for run in self.runs])
+
+    def degeneracy(self, mode: str | None, name: str) -> float:
+        """A degeneracy figure of a mode, averaged over seeds."""
+        return pool([_point(run.degeneracy(mode, name)) for run in self.runs]).mean
+
+    def control_gain(self, text: str) -> Estimate:
+        """Control gain on good or bad segments, pooled over seeds."""
+        return pool([run.control_gain(text) for run in self.runs])
+
+
+def pool(estimates: list[Estimate]) -> Estimate:
+    """Mean over seeds with a 95 % t-interval; one estimate is returned as it is. NaN seeds are left out.
+
+    `count` of a pooled estimate is its number of seeds.
+    """
+    known = [estimate for estimate in estimates if math.isfinite(estimate.mean)]
+    if not known:
+        return _point(math.nan)
+    if len(known) == 1:
+        return known[0]
+    means = np.array([estimate.mean for estimate in known])
+    error = float(means.std(ddof=1)) / math.sqrt(len(means))
+    half = float(stats.t.ppf(0.975, len(means) - 1)) * error
+    mean = float(means.mean())
+    return Estimate(mean, mean - half, mean + half, len(means))
+
+
+def _point(value: float) -> Estimate:
+    return Estimate(value, math.nan, math.nan, 0)
+
+
+def group_runs(runs: list[RunFolder]) -> list[Group]:
+    """Runs that differ by seed alone, together; MLE first, then in the order given.
+
+    A label is the objective's kind, with the options that tell it from other groups of that kind.
+    """
+    groups: dict[tuple[str, str], list[RunFolder]] = {}
+    for run in runs:
+        members = groups.setdefault((run.objective, run.settings), [])
+        # The same seed twice is the same run twice: pooling both would shrink the interval for nothing.
+        if (run.seed is None and members) or run.seed in [member.seed for member in members]:
+            groups[(run.objective, run.label)] = [run]
+        else:
+            members.append(run)
+    ordered = sorted(groups.values(), key=lambda members: members[0].objective != "mle")
+    return [
+        Group(_label(members, [other for other in ordered if other is not members]), tuple(members))
+        for members in ordered
+    ]
+
+
+def _label(members: list[RunFolder], others: list[list[RunFolder]]) -> str:
+    first = members[0]
+    rivals = [other[0] for other in others if other[0].objective == first.objective]
+    if not rivals:
+        return first.objective
+    own = flatten(first.config)
+    options = [
+        f"{key.removeprefix('objective.')}={value}"
+        for key, value in own.items()
+        if key != "seed" and any(flatten(rival.config).get(key) != value for rival in rivals)
+    ]
+    return f"{first.objective} ({', '.join(options)})" if options else f"{first.objective} ({first.label})"
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def find_mle(group: Group, groups: list[Group]) -> Group | None:
+    """The MLE group that a group is compared with: the one with the same other settings, or the only one."""
+    mles = [other for other in groups if other.objective == "mle"]
+
+    def shared(candidate: Group) -> dict[str, Any]:
+        return {k: v for k, v in candidate.runs[0].config.items() if k not in ("objective", "seed")}
+
+    alike = [mle for mle in mles if shared(mle) == shared(group)]
+    if alike:
+        return alike[0]
+    return mles[0] if len(mles) == 1 else None
+
+
+def judge_group(group: Group, mle: Group | None, judge: Judge) -> Verdict:
+    """The verdict on a group by one judge (rules in the module's docstring)."""
+    reference = mle.score(mle.target_mode, judge) if mle else None
+    target = group.score(group.target_mode, judge)
+    varied = check_variety(group, mle).passed is not False
+    if group.has_control:
+        return judge_control(target, group.score("bad", judge), reference, varied, judge.scale)
+    return judge_plain(target, reference, varied, judge.scale)
+
+
+def judge_control(
+    good: Estimate, bad: Estimate, mle: Estimate | None, varied: bool = True, scale: float = 1.0
+) -> Verdict:
+    """Rules 1 to 9 of the module's docstring. `varied`: rule 8 does not hold; `scale`: of the numbers shown."""
+    if not (_measured(good) and _measured(bad)):
+        return Verdict("unclear", "Not measured", "Good or bad mode has no score with an interval.")
+    if mle is not None and not _measured(mle):
+        mle = None
+    against = f", MLE {_show(mle, scale)}" if mle else ""
+    numbers = f"Good mode {_show(good, scale)}, bad mode {_show(bad, scale)}{against}."
+    ratio = f"bad mode scores {_compare(bad, good, 'good mode', scale)}"
+    if mle and _below(good, mle) and _below(bad, mle):
+        return Verdict("no", "Artefact: bad mode shares good mode’s gain", numbers)
+    if _below(bad, good):
+        return Verdict("no", "Reversed: bad mode scores below good mode", numbers)
+    if not _below(good, bad):
+        return Verdict("no", "No control: the intervals of good and bad mode overlap", numbers)
+    if mle is None:
+        return Verdict("unclear", f"Modes differ: {ratio}; no MLE run to compare with", numbers)
+    if _below(mle, good):
+        return Verdict("unclear", f"Partial: {ratio}, but good mode is worse than MLE", numbers)
+    if not _below(good, mle):
+        return Verdict("unclear", f"Partial: {ratio}, but good mode is level with MLE", numbers)
+    if not varied:
+        return Verdict("unclear", "In doubt: good mode’s text is less varied than MLE’s", numbers)
+    order = "good < MLE < bad, all intervals apart" if _below(mle, bad) else "good lies below both"
+    return Verdict(
+        "yes",
+        f"Control: yes. Good mode scores {_compare(good, mle, 'MLE', scale)}; {ratio}",
+        f"{numbers[:-1]} ({order}).",
+    )
+
+
+def judge_plain(target: Estimate, mle: Estimate | None, varied: bool = True, scale: float = 1.0) -> Verdict:
+    """The verdict on an objective without modes (module's docstring)."""
+    if not _measured(target):
+        return Verdict("unclear", "Not measured", "There is no score with an interval.")
+    if mle is None or not _measured(mle):
+        return Verdict("unclear", "No MLE run to compare with", f"Score {_show(target, scale)}.")
+    numbers = f"{_show(target, scale)}, MLE {_show(mle, scale)}."
+    if _below(mle, target):
+        return Verdict(
+            "no", f"Worse: {_compare(target, mle, 'MLE', scale)}, and its interval lies above", numbers
+        )
+    if not _below(target, mle):
+        return Verdict("unclear", "No difference: its interval overlaps MLE’s", numbers)
+    if not varied:
+        return Verdict("unclear", "In doubt: its text is less varied than MLE’s", numbers)
+    return Verdict(
+        "yes", f"Better: {_compare(target, mle, 'MLE', scale)}, and its interval lies below", numbers
+    )
+
+
+def check_group(group: Group, mle: Group | None) -> list[Check]:
+    """Variety, capability and, for an objective with modes, control gain."""
+    checks = [check_variety(group, mle), _check_capability(group, mle)]
+    return [*checks, _check_control_gain(group)] if group.has_control else checks
+
+
+def check_variety(group: Group, mle: Group | None) -> Check:
+    """Whether distinct-2 is at least 0.8 x MLE's."""
+    own = group.degeneracy(group.target_mode, "distinct_2")
+    other = mle.degeneracy(mle.target_mode, "distinct_2") if mle else math.nan
+    detail = f"distinct-2 {format_number(own)}, MLE {format_number(other)}; at least {MIN_VARIETY} × MLE"
+    return Check("Varied text", _passes(own >= MIN_VARIETY * other, own, other), detail)
+
+
+def _check_capability(group: Group, mle: Group | None) -> Check:
+    own = group.bits_per_byte(group.target_mode, "good").mean
+    other = mle.bits_per_byte(mle.target_mode, "good").mean if mle else math.nan
+    detail = f"bits per byte on good text {format_number(own)}, MLE {format_number(other)}; at most {MAX_BITS} × MLE"
+    return Check("Capability kept", _passes(own <= MAX_BITS * other, own, other), detail)
+
+
+def _check_control_gain(group: Group) -> Check:
+    good, bad = group.control_gain("good"), group.control_gain("bad")
+    detail = f"{_show(good)} nats on good segments, {_show(bad)} on bad; both above 0"
+    return Check("Control gain", _passes(good.low > 0 and bad.low > 0, good.low, bad.low), detail)
+
+
+def _passes(outcome: bool, *numbers: float) -> bool | None:
+    return outcome if all(map(math.isfinite, numbers)) else None
+
+
+def _measured(estimate: Estimate) -> bool:
+    return all(map(math.isfinite, (estimate.mean, estimate.low, estimate.high)))
+
+
+def _below(one: Estimate, other: Estimate) -> bool:
+    return one.high < other.low
+
+
+def _compare(one: Estimate, other: Estimate, name: str, scale: float) -> str:
+    """`0.41 × MLE`; a difference where a ratio has no meaning (scores at or below 0)."""
+    if one.mean >= 0 and other.mean > 0:
+        return f"{one.mean / other.mean:.2f} × {name}"
+    difference = (one.mean - other.mean) * scale
+    return f"{format_number(abs(difference))} {'above' if difference > 0 else 'below'} {name}"
+
+
+def _show(estimate: Estimate, scale: float = 1.0) -> str:
+    low, high = format_number(estimate.low * scale), format_number(estimate.high * scale)
+    return f"{format_number(estimate.mean * scale)} [{low}, {high}]"
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, never in exponents for common sizes; `–` for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    if decimals > 8:
+        return f"{value:.1e}"
+    return f"{value:,.{decimals}f}".replace("-", "−")

@@ -1,0 +1,87 @@
+"""PEP 8 violations per character, by ruff: the fast twin of `pep8`, and its held-out judge."""
+
+import importlib.util
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from phf.errors import PHFError
+from phf.records import Identity
+from phf.reward_models.pep8 import IGNORED, MAX_LINE_LENGTH, violations_per_character
+from phf.reward_models.protocol import RewardModel, Unit
+from phf.reward_models.python_code import (
+    count_syntax_errors,
+    find_broken_lines,
+    split_lines,
+    trim_to_last_logical_line,
+)
+
+# Those of pycodestyle's ignored checks that ruff has, and E9: a syntax error is never a violation.
+RUFF_IGNORED = ("E226", "E241", "E242", "E704", "E9")
+assert all(code.startswith(IGNORED) for code in RUFF_IGNORED[:-1])
+FILES_PER_CALL = 2000
+
+
+class Pep8Fast(RewardModel):
+    """PEP 8 violations per character, as `Pep8` counts them: same lines, same segments, same broken code."""
+
+    unit: Unit = "violations per character"
+    display_scale = 1000.0
+    hit_threshold = 0.0
+
+    def __init__(self) -> None:
+        """Find ruff.
+
+        Raises:
+            ModuleNotFoundError: ruff is not installed as a Python package.
+        """
+        if importlib.util.find_spec("ruff") is None:
+            raise ModuleNotFoundError("no module named 'ruff'", name="ruff")
+        from ruff import find_ruff_bin  # type: ignore[import-untyped]
+
+        options = ["--select=E,W", f"--ignore={','.join(RUFF_IGNORED)}", f"--line-length={MAX_LINE_LENGTH}"]
+        options += ["--preview", "--target-version=py311"]
+        self._command = [find_ruff_bin(), "check", "--isolated", "--no-cache", "--exit-zero", "--quiet"]
+        self._command += ["--no-respect-gitignore", "--output-format=json", *options, "."]
+        self.identity = Identity("pep8-fast", version("ruff"), parameters={"options": options, "rules": 1})
+
+    def score(self, document: str, ends: Sequence[int]) -> Sequence[float]:
+        """Violations per character of each segment. Starts a process: prefer `score_batch`."""
+        return self.score_batch([(document, ends)])[0]
+
+    def score_batch(self, documents: Sequence[tuple[str, Sequence[int]]]) -> list[Sequence[float]]:
+        """Violations per character of each segment of many documents."""
+        scores: list[Sequence[float]] = []
+        for start in range(0, len(documents), FILES_PER_CALL):
+            batch = documents[start : start + FILES_PER_CALL]
+            for (document, ends), rows in zip(
+                batch, self._find_rows([text for text, _ in batch]), strict=True
+            ):
+                broken = find_broken_lines(document)
+                scores.append(violations_per_character(split_lines(document), ends, rows, broken))
+        return scores
+
+    def trim_sample(self, text: str) -> str:
+        """The sample up to its last complete logical line."""
+        return trim_to_last_logical_line(text)
+
+    def count_syntax_errors(self, document: str) -> int:
+        """Syntax errors, reported apart from the score."""
+        return count_syntax_errors(document)
+
+    def _find_rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """The line (from 1) of every violation in every text."""
+        rows: list[list[int]] = [[] for _ in texts]
+        with tempfile.TemporaryDirectory(prefix="phf-ruff-") as folder:
+            for index, text in enumerate(texts):
+                Path(folder, f"{index}.py").write_bytes(text.encode("utf-8", errors="replace"))
+            done = subprocess.run(self._command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise PHFError(f"ruff failed with exit code {done.returncode}: {done.stderr.strip()[:200]}")
+        for violation in json.loads(done.stdout):
+            if violation["code"] not in (None, "invalid-syntax"):
+                rows[int(Path(violation["filename"]).stem)].append(violation["location"]["row"])
+        return rows

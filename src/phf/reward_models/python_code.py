@@ -1,0 +1,140 @@
+"""Python source that may be broken: which of its lines are code at all, and where a cut-off sample should end.
+
+Models write code that does not parse, and corpora hold prose and Python 2. Checkers of style call such lines perfect.
+"""
+
+import ast
+import io
+import re
+import tokenize
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+NOT_PARSED, NOT_TOKENIZED = "does not parse", "does not tokenize"
+
+# Between which lines a logical line becomes a whole program, if it is one line of one.
+CONTEXTS = (
+    ("", ""),
+    ("", "\n pass\n"),
+    ("if x: pass\n", ""),
+    ("if x: pass\n", "\n pass\n"),
+    ("try: pass\n", ""),
+    ("try: pass\n", "\n pass\n"),
+    ("", "\nfinally: pass\n"),
+    ("", "\n pass\nfinally: pass\n"),
+    ("match x:\n ", "\n"),
+    ("match x:\n ", "\n  pass\n"),
+    ("", "\n case _: pass\n"),
+    ("", "\ndef f(): pass\n"),
+)
+SILENT_TOKENS = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalLine:
+    """Physical lines `first` to `last` (from 1): one statement or header, or a comment with `is_code` False."""
+
+    first: int
+    last: int
+    is_code: bool = True
+
+
+def split_lines(document: str) -> list[str]:
+    r"""Physical lines with their ends (`\n`, `\r\n` or `\r`, as Python reads files; not form feed or U+2028)."""
+    return io.StringIO(document, newline="").readlines()
+
+
+def normalise_line_ends(lines: list[str]) -> list[str]:
+    r"""The same lines, each `\r\n` or `\r` now `\n`, without a byte order mark: as Python reads a file."""
+    lines = [line.removeprefix("\ufeff") for line in lines[:1]] + lines[1:]
+    return [re.sub(r"\r\n?$", "\n", line) for line in lines]
+
+
+def parses(source: str) -> bool:
+    """Whether Python can read the source as a program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in the text are its own matter (W605)
+        try:
+            ast.parse(source.removeprefix("\ufeff"))
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # NUL, surrogates, deep nesting
+            return False
+    return True
+
+
+def iterate_logical_lines(lines: list[str]) -> Iterator[LogicalLine]:
+    """Complete logical lines and comment lines, until the text ends or stops being Python's tokens.
+
+    A line counts as complete only if its line end is there. After the last one, `lines` may go on.
+
+    Raises:
+        tokenize.TokenError, SyntaxError: where the tokenizer cannot go on.
+    """
+    first = None
+    reader = iter(normalise_line_ends(lines))
+    for token in tokenize.generate_tokens(lambda: next(reader, "")):
+        if token.type == tokenize.NEWLINE:
+            if token.string and first is not None:
+                yield LogicalLine(first, token.start[0])
+            first = None
+        elif token.type == tokenize.COMMENT and first is None and token.line.endswith("\n"):
+            yield LogicalLine(token.start[0], token.start[0], is_code=False)
+        elif token.type not in SILENT_TOKENS and first is None:
+            first = token.start[0]
+
+
+def trim_to_last_logical_line(text: str) -> str:
+    """The text up to the end of its last complete logical line or comment; "" if it has none.
+
+    Where an inconsistent dedent stops the tokenizer, up to the last complete physical line: such code is broken, not cut.
+    """
+    lines = split_lines(text)
+    if lines and not lines[-1].endswith(("\n", "\r")):
+        del lines[-1]
+    last = 0
+    try:
+        for logical in iterate_logical_lines(lines):
+            last = logical.last
+    except tokenize.TokenError:
+        pass  # the text ends inside a bracket or a string
+    except SyntaxError:
+        last = max(row for row, line in enumerate(lines, start=1) if line.strip())
+    return "".join(lines[:last])
+
+
+def find_broken_lines(document: str) -> dict[int, str]:
+    """The physical lines (from 1) whose style cannot be judged, each with the reason. Empty if the document parses.
+
+    In a document that does not parse these are its logical lines that no program could hold, and all that follows the
+    point where the tokenizer stops. If no more than half of its logical lines parse, it is no Python: every line.
+    """
+    if parses(document):
+        return {}
+    lines = split_lines(document)
+    broken: dict[int, str] = {}
+    num_code = num_parsed = stopped = 0
+    try:
+        for logical in iterate_logical_lines([*lines[:-1], lines[-1].rstrip("\r\n") + "\n"]):
+            stopped = logical.last
+            if not logical.is_code:
+                continue
+            num_code += 1
+            source = "".join(lines[logical.first - 1 : logical.last]).strip(" \t\f\r\n")
+            if any(parses(before + source + after) for before, after in CONTEXTS):
+                num_parsed += 1
+            else:
+                broken |= dict.fromkeys(range(logical.first, logical.last + 1), NOT_PARSED)
+    except (tokenize.TokenError, SyntaxError):
+        broken |= dict.fromkeys(range(stopped + 1, len(lines) + 1), NOT_TOKENIZED)
+    if num_parsed * 2 <= num_code:
+        return dict.fromkeys(range(1, len(lines) + 1), NOT_PARSED)
+    return broken
+
+
+def count_syntax_errors(document: str) -> int:
+    """Unbroken stretches of lines that are not Python; at least 1 if the document does not parse, else 0."""
+    if parses(document):
+        return 0
+    broken = sorted(find_broken_lines(document))
+    return 1 + sum(after - before > 1 for before, after in pairwise(broken))

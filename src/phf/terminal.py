@@ -1,0 +1,53 @@
+"""What people see while they wait: a live bar on a terminal, a line now and then in a log."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LOG_SECONDS = 10.0
+
+
+class Bars:
+    """Progress of named activities. Call it with (description, done, total).
+
+    What follows two spaces in a description is detail that may change (a loss); what stands before names the bar.
+    """
+
+    def __init__(self, live: Progress | None) -> None:
+        self._live = live
+        self._tasks: dict[str, TaskID] = {}
+        self._next_line = 0.0
+
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """Report progress of one activity."""
+        name = description.split("  ")[0]
+        if self._live is not None:
+            if name not in self._tasks:
+                self._tasks[name] = self._live.add_task(description, total=total)
+            self._live.update(self._tasks[name], description=description, completed=done, total=total)
+        elif monotonic() >= self._next_line or (done == total and name not in self._tasks):
+            self._next_line = monotonic() + LOG_SECONDS
+            if done == total:
+                self._tasks[name] = TaskID(0)
+            print(f"{description}  {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def show_progress() -> Iterator[Bars]:
+    """Bars for the activities of one command, on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Bars(None)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as live:
+        yield Bars(live)
+
+
+def say(line: str) -> None:
+    """A line that a person should read, on stderr, so that stdout stays for results."""
+    print(line, file=sys.stderr, flush=True)

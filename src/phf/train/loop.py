@@ -1,0 +1,273 @@
+"""The training loop, read from top to bottom: data -> model -> schedule -> steps (with now and then a look)."""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phf import lm
+from phf.config import TrainConfig
+from phf.corpus.blocks import Blocks
+from phf.errors import PHFError
+from phf.objectives import effective_sample_share, token_loss, token_weights
+from phf.records import PAD, TEXT, Batch
+from phf.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from phf.train.data import TrainingData, open_data
+from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
+from phf.train.run import Run
+
+Progress = Callable[[str, int, int], None]
+
+
+def train(
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a run from its start.
+
+    Args:
+        folder: the run folder to make; its name is the run's.
+        say: called with the lines a person should read.
+        progress: called with (description, steps taken, steps in all) after every step.
+
+    Raises:
+        PHFError: see `open_data`, `Run.create`; and when `max_bad_steps` steps in a row are not finite.
+    """
+    data = open_data(config)
+    model, value_head = _create(data)
+    precision = config.precision if config.precision != "auto" else _probe(model.device)
+    parameters = lm.num_parameters(model)
+    run = Run.create(Path(folder), config, data, parameters=parameters, precision=precision)
+    return _run_steps(run, data, model, value_head, TrainState(), say, progress)
+
+
+def resume(folder: str | Path, *, say: Callable[[str], None] = print, progress: Progress | None = None) -> Run:
+    """Go on with a run from its last checkpoint; a finished run is returned as it is. Bit-exact on CPU.
+
+    Raises:
+        PHFError: the folder is no run, its checkpoint is damaged, or its data has changed.
+    """
+    run = Run.open(folder)
+    if run.is_finished:
+        say(f"{run.folder} is finished: {run.num_steps} steps")
+        return run
+    data = run.data()
+    model, value_head = _create(data)
+    return _run_steps(run, data, model, value_head, None, say, progress)
+
+
+def _create(data: TrainingData) -> tuple[lm.PreTrainedModel, lm.ValueHead | None]:
+    config, tokenizer = data.config, data.tokens.tokenizer
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = lm.create_model(
+        config.model,
+        vocab_size=tokenizer.padded_vocab_size(),
+        control=tokenizer.control,
+        context=config.data.context,
+        seed=config.seed,
+    ).to(device)
+    if not data.objective.has_value_head:
+        return model, None
+    width = model.get_input_embeddings().weight.shape[1]
+    sigmoid = getattr(config.objective, "value_head", "linear") == "sigmoid"
+    return model, lm.ValueHead(width, sigmoid=sigmoid).to(device)
+
+
+def _probe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if lm.probe_bf16() else "fp32"
+
+
+def _run_steps(
+    run: Run,
+    data: TrainingData,
+    model: lm.PreTrainedModel,
+    value_head: lm.ValueHead | None,
+    state: TrainState | None,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> Run:
+    config, num_steps = run.config, run.num_steps
+    trained = nn.ModuleList([model] if value_head is None else [model, value_head])
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    optimizers = make_optimizers(trained, embeddings, config.optim)
+    if state is None:
+        state = TrainState()
+        if run.steps:
+            state = load_checkpoint(run.folder, run.steps[-1], model, value_head, optimizers)
+        say(f"{run.name}: going on from step {state.step} of {num_steps}")
+    metrics = _open_metrics(run, state.step)
+    for line in data.describe():
+        say(f"{run.name}: {line}")
+    train_blocks, validation_blocks = data.blocks("train"), data.blocks("validation")
+    tokens_per_step, batch_blocks = run.tokens_per_step, config.optim.batch_blocks
+    # A block is a row of the micro-batch. Rows are independent, so the split changes the loss by rounding only.
+    micro_blocks = config.optim.micro_batch_blocks or batch_blocks
+    last_log_time, last_log_step = perf_counter(), state.step
+    trained.train()
+
+    # Go!
+    while True:
+        step, is_last = state.step, state.step == num_steps
+
+        # Once in a while: validate, save. Both come before the step, so the last pass of the loop does them and stops.
+        if is_last or (config.validate_every > 0 and step % config.validate_every == 0):
+            losses = validate(model, data, validation_blocks, run.record["precision"])
+            _log(metrics, {"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
+        if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
+            _save(run, state, model, value_head, optimizers, data)
+        if is_last:
+            break
+
+        # One step: a batch that follows from (seed, step) alone, in micro-batches; the sum of the token losses divided
+        # by the number of targets that are not padding in the whole batch.
+        batch = train_blocks.batch(step, batch_blocks)
+        num_targets = int(np.count_nonzero(batch.kinds != PAD))
+        loss = torch.zeros((), device=model.device)
+        share = 0.0
+        for start in range(0, batch_blocks, micro_blocks):
+            part, weight = _loss_sum(model, value_head, data, slice_batch(batch, start, start + micro_blocks), run)
+            (part / num_targets).backward()
+            loss += part.detach() / num_targets
+            share += weight * min(micro_blocks, batch_blocks - start) / batch_blocks
+        norm = nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip_norm)
+        factor = learning_rate_factor(step, num_steps, config.optim)
+        if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):
+            set_learning_rate(optimizers, factor)
+            for optimizer in optimizers:
+                optimizer.step()
+            state.num_bad_in_row = 0
+        else:
+            state.num_skipped += 1
+            state.num_bad_in_row += 1
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        if state.num_bad_in_row >= config.max_bad_steps:
+            metrics.close()
+            raise PHFError(_divergence(run, state))
+
+        # One log line.
+        if state.step % config.log_every == 0 or state.step == num_steps:
+            now = perf_counter()
+            speed = (state.step - last_log_step) * tokens_per_step / (now - last_log_time)
+            last_log_time, last_log_step = now, state.step
+            line = {
+                "kind": "train",
+                "step": state.step,
+                "tokens": state.step * tokens_per_step,
+                "loss": float(loss),
+                "learning_rate": config.optim.learning_rate * factor,
+                "grad_norm": float(norm),
+                "tokens_per_second": round(speed),
+                "skipped": state.num_skipped,
+            }
+            if data.objective.reward_scale is not None:
+                line["effective_sample_share"] = share
+            _log(metrics, line)
+        if progress is not None:
+            progress(f"train {run.name}  loss {float(loss):.3f}", state.step, num_steps)
+    metrics.close()
+    if state.num_skipped:
+        say(f"{run.name}: {state.num_skipped} steps were skipped because loss or gradient was not finite")
+    return run
+
+
+def _loss_sum(
+    model: lm.PreTrainedModel, value_head: lm.ValueHead | None, data: TrainingData, batch: Batch, run: Run
+) -> tuple[Tensor, float]:
+    """Sum of the token losses of some blocks, and the effective sample share of their weights."""
+    device, objective = model.device, data.objective
+    ids, targets, positions = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.targets, batch.positions))
+    scores, kinds = torch.from_numpy(batch.scores).to(device), torch.from_numpy(batch.kinds).to(device)
+    with autocast(device, run.record["precision"]):
+        hidden = lm.hidden_states(model, ids, positions)
+        nll = lm.nll_of_hidden(model, hidden, targets)
+        values = value_head(hidden) if value_head is not None else None
+    share = 1.0
+    if objective.reward_scale is not None:
+        with torch.no_grad():
+            share = effective_sample_share(token_weights(objective, scores, kinds, values), kinds)
+    return token_loss(objective, nll, scores, kinds, values).sum(), share
+
+
+def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+    """Some of a batch's blocks."""
+    return Batch(*(getattr(batch, name)[start:stop] for name in Batch.__slots__))
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@torch.no_grad()
+def validate(
+    model: lm.PreTrainedModel, data: TrainingData, blocks: Blocks, precision: str
+) -> dict[str, float | None]:
+    """NLL per text token in nats on held-out blocks: all, and split into good and bad segments (None where there are
+    none). Control tokens stand in the context where the objective puts them; their own loss is left out.
+    """
+    model.eval()
+    limit = np.float32(data.good.value)
+    sums = {"nll_good": [0.0, 0], "nll_bad": [0.0, 0], "nll_all": [0.0, 0]}
+    for batch in blocks.iterate_in_order(data.config.optim.batch_blocks, max_blocks=data.config.validation_blocks):
+        ids, targets, positions = (
+            torch.from_numpy(a).to(model.device) for a in (batch.ids, batch.targets, batch.positions)
+        )
+        with autocast(model.device, precision):
+            nll = lm.token_nll(model, ids, targets, positions).cpu().numpy()
+        is_text, is_good = batch.kinds == TEXT, batch.scores <= limit
+        for name, mask in (("nll_good", is_text & is_good), ("nll_bad", is_text & ~is_good), ("nll_all", is_text)):
+            sums[name][0] += float(nll[mask].sum(dtype=np.float64))
+            sums[name][1] += int(mask.sum())
+    model.train()
+    losses = {name: total / count if count else None for name, (total, count) in sums.items()}
+    return {name: None if value is None or not math.isfinite(value) else value for name, value in losses.items()}
+
+
+def _save(
+    run: Run,
+    state: TrainState,
+    model: lm.PreTrainedModel,
+    value_head: lm.ValueHead | None,
+    optimizers: list[torch.optim.Optimizer],
+    data: TrainingData,
+) -> None:
+    save_checkpoint(
+        run.folder, state, model, value_head, optimizers, data.tokens.tokenizer, keep=run.config.keep_checkpoints
+    )
+
+
+def _open_metrics(run: Run, step: int) -> Any:
+    """metrics.jsonl for appending, without the lines after `step` that a stopped run left."""
+    kept = [line for line in run.read_metrics() if line["step"] <= step and (line["kind"] == "train" or line["step"] < step)]
+    path = run.folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _log(file: Any, line: dict[str, Any]) -> None:
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
+    file.write(json.dumps(finite) + "\n")
+    file.flush()
+
+
+def _divergence(run: Run, state: TrainState) -> str:
+    steps = run.steps
+    last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint was saved before"
+    return (
+        f"{run.name} stopped at step {state.step}: loss or gradient was not finite {state.num_bad_in_row} times in a row; "
+        f"{last}; train again with a lower optim.learning_rate (it was {run.config.optim.learning_rate:g})"
+    )

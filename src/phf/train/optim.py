@@ -1,0 +1,84 @@
+"""Optimizers and the learning-rate schedule."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from phf.config import OptimConfig
+
+
+def make_optimizers(model: nn.Module, embeddings: Iterable[nn.Module], config: OptimConfig) -> list[Optimizer]:
+    """AdamW alone, or Muon for the hidden matrices and AdamW for the rest.
+
+    Weight decay applies to matrices; norms, biases and embeddings are not decayed under Muon, as in its paper, and
+    embeddings are under AdamW, as in GPT-2's recipe.
+
+    Args:
+        model: everything that is trained (the value head included).
+        embeddings: the input and output embeddings, which Muon is not meant for.
+    """
+    excluded = {id(module.weight) for module in embeddings}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in excluded]
+    tables = [p for p in parameters if p.ndim == 2 and id(p) in excluded]
+    vectors = [p for p in parameters if p.ndim != 2]
+    betas = (config.beta1, config.beta2)
+
+    def adamw(groups: list[dict[str, object]]) -> Optimizer:
+        return AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+
+    if config.name == "adamw":
+        decayed: dict[str, object] = {"params": matrices + tables, "weight_decay": config.weight_decay}
+        optimizers = [adamw([decayed, {"params": vectors, "weight_decay": 0.0}])]
+    else:
+        optimizers = [
+            Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95),
+            adamw([{"params": tables + vectors, "weight_decay": 0.0}]),
+        ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def learning_rate_factor(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Linear warm-up over `warmup_fraction` of the steps, then a cosine down to `final_fraction` of the peak.
+
+    Args:
+        step: the step about to be taken, from 0.
+    """
+    warmup = round(config.warmup_fraction * num_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
+    """Scale every group's rate from its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def pack_state(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
+    """Optimizer states as named tensors, for safetensors."""
+    return {
+        f"{index}.{parameter}.{name}": value.contiguous()
+        for index, optimizer in enumerate(optimizers)
+        for parameter, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def unpack_state(optimizers: list[Optimizer], tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `pack_state`, into freshly made optimizers."""
+    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
+    for key, value in tensors.items():
+        index, parameter, name = key.split(".", 2)
+        states[int(index)].setdefault(int(parameter), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

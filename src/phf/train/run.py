@@ -1,0 +1,156 @@
+"""A run: one training, a folder (design: On disk)."""
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from phf import lm
+from phf.config import TrainConfig, parse
+from phf.corpus.tokenizer import Tokenizer
+from phf.errors import PHFError
+from phf.files import read_json, write_json
+from phf.records import FORMAT_VERSION
+from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
+from phf.train.data import TrainingData, open_data
+
+
+class Run:
+    """A run folder: its config, provenance, metrics and checkpoints."""
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+        self.config = parse(TrainConfig, record["config"], f"{folder}/run.json")
+
+    @classmethod
+    def create(cls, folder: Path, config: TrainConfig, data: TrainingData, *, parameters: int, precision: str) -> "Run":
+        """Start a run folder: run.json with the whole config, versions, and the identities of data and judge.
+
+        Raises:
+            PHFError: the folder holds a run already, or something else.
+        """
+        if (folder / "run.json").exists():
+            raise PHFError(f"{folder} holds a run already; go on with 'phf train --resume {folder}' or choose another -o")
+        if folder.exists() and any(folder.iterdir()):
+            raise PHFError(f"{folder} is not empty and is not a run; choose another -o")
+        record = {
+            "format_version": FORMAT_VERSION,
+            "name": folder.name,
+            "config": config.model_dump(mode="json"),
+            "versions": {
+                "phf": version("phf"),
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow")},
+            },
+            **data.provenance(),
+            "threshold": asdict(data.objective.threshold) if data.objective.threshold is not None else None,
+            "good": asdict(data.good),
+            "epochs": data.blocks("train").epochs(config.tokens),
+            "num_parameters": parameters,
+            "precision": precision,
+        }
+        write_json(folder / "run.json", record)
+        return cls(folder, record)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            PHFError: the folder holds no run.
+        """
+        path = Path(folder)
+        if not (path / "run.json").exists():
+            raise PHFError(f"{path} is not a run (it has no run.json); make one with 'phf train RECIPE -o {path}'")
+        return cls(path, read_json(path / "run.json"))
+
+    @property
+    def name(self) -> str:
+        """The folder's name, used in tables."""
+        return self.folder.name
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Model inputs in one optimizer step."""
+        return self.config.optim.batch_blocks * self.config.data.context
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run: the budget rounded up to whole batches."""
+        return -(-self.config.tokens // self.tokens_per_step)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        return list_checkpoints(self.folder)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step has its checkpoint."""
+        return self.num_steps in self.steps
+
+    def resolve_step(self, step: int | None) -> int:
+        """A step that has a checkpoint: the one asked for, or the last.
+
+        Raises:
+            PHFError: there is none (at that step).
+        """
+        steps = self.steps
+        if not steps:
+            raise PHFError(f"{self.folder} has no checkpoint yet; go on with 'phf train --resume {self.folder}'")
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            raise PHFError(f"{self.folder} has no checkpoint at step {step}; it has {', '.join(map(str, steps))}")
+        return step
+
+    def load_model(self, step: int | None = None) -> PreTrainedModel:
+        """The model at a step (default: the last), in evaluation mode, float32.
+
+        Raises:
+            PHFError: no such checkpoint, or it is damaged.
+        """
+        step = self.resolve_step(step)
+        check_checkpoint(self.folder, step)
+        model = lm.load_model(checkpoint_folder(self.folder, step))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device).eval()  # type: ignore[no-any-return]
+
+    def load_tokenizer(self, step: int | None = None) -> Tokenizer:
+        """The tokenizer saved beside the model."""
+        return Tokenizer.load(checkpoint_folder(self.folder, self.resolve_step(step)))
+
+    def data(self) -> TrainingData:
+        """The run's data, opened again.
+
+        Raises:
+            PHFError: it is gone, damaged, or is not what the run was trained on.
+        """
+        data = open_data(self.config)
+        for key, value in data.provenance().items():
+            if self.record[key] != value:
+                raise PHFError(
+                    f"{self.folder} was trained on another {key}: {_brief(self.record[key])}, now {_brief(value)}; "
+                    "put the old data back, or train a new run"
+                )
+        return data
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(str(value[key]) for key in ("name", "version", "id") if key in value)
+    return str(value)
