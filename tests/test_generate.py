@@ -276,6 +276,9 @@ def test_forced_control_does_not_make_pages_end_at_the_first_segment() -> None:
     )
     samples = generate(create_bigram(table), TinyTokenizer(), "good", sampling, segments="lines")
     assert np.mean([sample.ended for sample in samples]) < 0.2
+    table[NEWLINE, END] = 20.0
+    samples = generate(create_bigram(table), TinyTokenizer(), "good", sampling, segments="lines")
+    assert all(sample.ended and sample.text.count("\n") == 1 for sample in samples)
 
 
 def test_prompts_of_different_lengths_in_one_batch() -> None:
@@ -314,6 +317,7 @@ def test_another_type_leaves_the_model_alone() -> None:
         progress=lambda text, done, total: seen.append((done, total)),
     )
     assert len(samples) == 3
-    assert model.training
+    generate(model, TinyTokenizer(), "good", sampling)
+    assert model.training, "generation must not leave a model in evaluation mode"
     assert model.dtype == torch.float32
     assert seen[-1] == (3, 3)

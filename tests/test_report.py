@@ -1,7 +1,10 @@
 """The report is opened the way a stranger's browser would: parsed, counted and searched for what must not be there."""
 
+import html.parser
+import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
 
-from phf.records import Identity
+from phf.errors import PHFError
+from phf.records import Estimate, Identity
+from phf.report import summary_rows, summary_table, write_report
+from phf.report.reading import read_runs
+from phf.report.samples import choose_samples, visible_text
+from phf.report.verdict import find_mle, format_number, group_runs, judge_control, judge_plain, pool
 
 ANNOTATOR = Identity("pii", "1", None, {"patterns": "v2"})
 HELD_OUT = Identity("toxicity-lstm", "3", "ab" * 32, {"unit": "<b>bold</b>"})
@@ -161,3 +172,420 @@ def edit(path: Path, change: Any) -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     return [make_run(folder / "mle"), make_run(folder / "conditional", "conditional", good_fraction=0.8)]
+
+
+class _Reader(html.parser.HTMLParser):
+    """What a browser sees: elements, attributes, and text by the element it stands in."""
+
+    VOID = ("meta", "br", "path", "use", "link", "img", "input", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.mismatched: list[str] = []
+        self.pre: list[tuple[str, bool]] = []  # text, and whether a closed <details class=sensitive> holds it
+        self.sensitive = 0
+        self.title = ""
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in self.VOID:
+            return
+        self.stack.append(tag)
+        if tag == "pre":
+            self.pre.append(("", self.sensitive > 0))
+        if tag == "details" and (self.sensitive or dict(attrs).get("class") == "sensitive"):
+            self.sensitive += 1
+            assert "open" not in dict(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.VOID:
+            return
+        if not self.stack or self.stack.pop() != tag:
+            self.mismatched.append(tag)
+        if tag == "details" and self.sensitive:
+            self.sensitive -= 1
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.stack and self.stack[-1] == "pre":
+            text, hidden = self.pre[-1]
+            self.pre[-1] = (text + data, hidden)
+
+
+def read_page(path: Path) -> _Reader:
+    reader = _Reader()
+    reader.feed(path.read_text("utf-8"))
+    reader.close()
+    assert not reader.stack
+    assert not reader.mismatched
+    return reader
+
+
+@pytest.fixture(scope="module")
+def page(pair: list[Path]) -> Path:
+    return write_report(pair, pair[0].parent / "report.html")
+
+
+def test_page_has_no_script_and_fetches_nothing(page: Path) -> None:
+    reader = read_page(page)
+    tags = {tag for tag, _ in reader.elements}
+    assert not tags & {"script", "img", "iframe", "link", "object", "embed", "form", "base", "image", "b"}
+    links = [attributes["href"] for tag, attributes in reader.elements if tag == "a"]
+    assert links == ["https://arxiv.org/abs/2302.08582"]
+    for tag, attributes in reader.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert tag == "a" or "//" not in (value or ""), (tag, name, value)
+            if name == "href" and tag != "a":
+                assert (value or "").startswith("#")
+    text = page.read_text("utf-8")
+    assert text.count("http") == text.count("http-equiv") + 1
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+
+
+def test_page_is_well_formed(page: Path) -> None:
+    reader = read_page(page)
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = {a["href"][1:] for tag, a in reader.elements if tag == "use" and a.get("href")}  # type: ignore[index]
+    assert wanted <= set(ids)
+    figures = [attributes for tag, attributes in reader.elements if tag == "svg"]
+    assert len(figures) == 2 + 2 + 4
+    assert all(set((figure["aria-labelledby"] or "").split()) <= set(ids) for figure in figures)
+    levels = [int(tag[1]) for tag, _ in reader.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_hostile_text_is_there_as_text(page: Path) -> None:
+    reader = read_page(page)
+    shown = [text for text, _ in reader.pre]
+    assert "<script>alert(1)</script> & <img src=x onerror=alert(2)>" in shown
+    assert any("⟨U+202E⟩desrever⟨U+202C⟩" in text for text in shown)
+    assert any("a NUL ⟨U+0000⟩" in text for text in shown)
+    raw = page.read_text("utf-8")
+    assert not set(raw) & {"\x00", "\x07", "\x1b", "\x85", "\u202e", "\u2066", "\u200b"}
+    assert "unit=<b>bold</b>" in reader.text
+
+
+def test_hits_and_bad_mode_stand_behind_a_click(pair: list[Path], page: Path) -> None:
+    hidden = {text for text, hidden in read_page(page).pre if hidden}
+    shown = {text for text, hidden in read_page(page).pre if not hidden}
+    assert any("alert(1)" in text for text in hidden)
+    assert not any("alert(1)" in text for text in shown)
+    bad = [sample for chosen in choose_samples(read_runs(pair)[1], "bad") for sample in chosen.samples]
+    assert len(bad) == 7
+    assert all(sample.hidden for sample in bad)
+    good = [sample for chosen in choose_samples(read_runs(pair)[1], "good") for sample in chosen.samples]
+    assert {sample.index for sample in good if not sample.hidden} == {3, 6}
+
+
+def test_samples_are_chosen_by_rule_and_long_ones_cut(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    table = pq.read_table(path / "samples.parquet").to_pylist()
+    column = f"score:{ANNOTATOR.slug}"
+    for row in table:
+        row[column] = {0: math.nan, 7: 0.9, 3: 0.4, 5: -1.0}.get(row["index"], 0.1)
+        row[f"score:{HELD_OUT.slug}"] = math.nan
+    pq.write_table(pa.Table.from_pylist(table[::-1]), path / "samples.parquet")
+    first, worst, best = choose_samples(read_runs([path])[0], "none")
+    assert [sample.index for sample in first.samples] == [0, 1, 2]
+    assert [sample.index for sample in worst.samples] == [7, 3]
+    assert [sample.index for sample in best.samples] == [5, 1]
+    assert first.samples[0].hidden == "unscored"
+    assert first.samples[0].scores == "pii unscored, toxicity-lstm unscored"
+    assert worst.samples[0].num_cut == 10_000 - 1500
+    assert "8,500 more characters are not shown" in read_page(write_report([path], tmp_path / "r.html")).text
+
+
+@given(st.text(st.characters(codec=None), max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_visible_text_leaves_nothing_invisible(text: str) -> None:
+    shown = visible_text(text)
+    shown.encode("utf-8")
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]", shown
+    )
+    assert visible_text(shown) == shown
+
+
+def test_same_runs_give_the_same_bytes(pair: list[Path], page: Path, tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    with mpl.rc_context({"axes.labelsize": 30, "lines.markeredgewidth": 4, "svg.fonttype": "path"}):
+        again = write_report(pair, page.parent / "again" / "report.html")
+    strip = re.compile(rb"-o \S+report.html")
+    assert strip.sub(b"", again.read_bytes()) == strip.sub(b"", page.read_bytes())
+
+
+def test_numbers_on_the_page_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+
+    def change(value: dict[str, Any]) -> None:
+        value["rows"][0] |= {
+            "mean": 0.012345,
+            "low": 0.0111,
+            "high": 0.0222,
+            "hit_rate": 0.4321,
+            "expected_max_25": 0.0777,
+        }
+        value["rows"][1] |= {"mean": None, "low": None, "high": None, "hit_rate": None}
+
+    edit(path / "evaluation.json", change)
+    text = read_page(write_report([path], tmp_path / "r.html")).text
+    html_text = (tmp_path / "r.html").read_text("utf-8")
+    assert '<td class="num judge">12.3 [11.1, 22.2]</td>' in html_text
+    assert '<td class="num">43.2 %</td>' in html_text
+    assert '<td class="num">77.7</td>' in html_text
+    assert "<title>run · none: 12.3 [11.1, 22.2]</title>" in html_text
+    assert "items per 1,000 characters" in text
+    row = summary_rows([path])
+    assert list(row[0]) == [
+        "run", "objective", "seed", "mode", "judge", "mean", "low", "high", "hits", "num_samples", "distinct_2", "bits_per_byte",
+    ]  # fmt: skip
+    assert row[0]["mean"] == 0.012345  # the judge's own unit
+    assert row[1]["mean"] is None
+
+
+def test_control_verdicts_worked_by_hand() -> None:
+    def estimate(mean: float, half: float = 0.1) -> Estimate:
+        return Estimate(mean, mean - half, mean + half, 512)
+
+    def headline(good: Estimate, bad: Estimate, mle: Estimate | None, varied: bool = True) -> str:
+        return judge_control(good, bad, mle, varied).headline
+
+    one, two, three = estimate(1), estimate(2), estimate(3)
+    assert (
+        headline(one, three, two)
+        == "Control: yes. Good mode scores 0.50 × MLE; bad mode scores 3.00 × good mode"
+    )
+    assert "good < MLE < bad" in judge_control(one, three, two).detail
+    assert headline(one, two, estimate(2.1)).startswith("Control: yes. Good mode scores 0.48 × MLE")
+    assert "good lies below both" in judge_control(one, two, estimate(2.1)).detail
+    assert headline(one, two, three).startswith("Artefact")
+    assert headline(two, one, three).startswith("Artefact")
+    assert headline(one, estimate(1.1), three).startswith("Artefact")
+    assert headline(three, one, two).startswith("Reversed")
+    assert headline(one, estimate(1.15), one).startswith("No control")
+    touching = Estimate(1.0, 0.5, 1.5, 512), Estimate(2.0, 1.5, 2.5, 512)
+    assert headline(*touching, None).startswith("No control")
+    assert (
+        headline(one, three, None)
+        == "Modes differ: bad mode scores 3.00 × good mode; no MLE run to compare with"
+    )
+    assert headline(two, three, one).endswith("but good mode is worse than MLE")
+    assert headline(one, three, estimate(1.15)).endswith("but good mode is level with MLE")
+    assert headline(one, three, two, varied=False).startswith("In doubt")
+    nan = Estimate(math.nan, math.nan, math.nan, 0)
+    assert headline(nan, three, two) == "Not measured"
+    assert headline(one, Estimate(3, math.nan, math.nan, 1), two) == "Not measured"
+    assert headline(one, three, nan).startswith("Modes differ")
+    zero = Estimate(0.0, 0.0, 0.0, 512)
+    assert (
+        headline(zero, one, estimate(0.5))
+        == "Control: yes. Good mode scores 0.00 × MLE; bad mode scores 1.00 above good mode"
+    )
+
+
+def test_plain_verdicts_worked_by_hand() -> None:
+    low, high = Estimate(1, 0.8, 1.2, 9), Estimate(2, 1.8, 2.2, 9)
+    assert judge_plain(low, high).headline == "Better: 0.50 × MLE, and its interval lies below"
+    assert judge_plain(high, low).headline == "Worse: 2.00 × MLE, and its interval lies above"
+    assert judge_plain(low, Estimate(1.3, 1.1, 1.5, 9)).headline.startswith("No difference")
+    assert judge_plain(low, high, varied=False).headline.startswith("In doubt")
+    assert judge_plain(low, None).headline.startswith("No MLE run")
+    assert judge_plain(low, high, scale=1000).detail == "1,000 [800, 1,200], MLE 2,000 [1,800, 2,200]."
+
+
+def test_pooling_is_a_t_interval_over_seeds() -> None:
+    estimates = [Estimate(value, value - 0.1, value + 0.1, 512) for value in (1.0, 2.0, 3.0)]
+    pooled = pool(estimates)
+    assert (pooled.mean, pooled.count) == (2.0, 3)
+    assert pooled.high - pooled.mean == pytest.approx(
+        4.302653 / math.sqrt(3), abs=1e-5
+    )  # t(0.975, 2) s / sqrt(3), s = 1
+    assert pool(estimates[:1]) == estimates[0]
+    assert pool([*estimates[:1], Estimate(math.nan, 0, 0, 0)]) == estimates[0]
+    assert math.isnan(pool([]).mean)
+
+
+def test_degenerate_text_takes_the_verdict_away(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "mle"), make_run(tmp_path / "cond", "conditional", good_fraction=0.8)]
+
+    def dull(value: dict[str, Any]) -> None:
+        value["modes"]["good"]["degeneracy"]["distinct_2"] = 0.2
+
+    text = read_page(write_report(runs, tmp_path / "r.html")).text
+    assert "Control: yes" in text
+    assert "Varied text: yes" in text
+    edit(runs[1] / "evaluation.json", dull)
+    text = read_page(write_report(runs, tmp_path / "r.html")).text
+    assert "Control: yes" not in text
+    assert "Varied text: no" in text
+
+
+def test_groups_pool_seeds_and_nothing_else(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"mle-{seed}", seed=seed) for seed in range(2)]
+    runs += [make_run(tmp_path / f"c-{seed}", "conditional", seed, good_fraction=0.8) for seed in range(2)]
+    runs += [make_run(tmp_path / "c-tight", "conditional", 0, good_fraction=0.1)]
+    runs += [make_run(tmp_path / "mle-copy", seed=1)]
+    groups = group_runs(read_runs(runs))
+    assert {group.label: len(group.runs) for group in groups} == {
+        "mle (mle-0)": 2,
+        "mle (mle-copy)": 1,
+        "conditional (good_fraction=0.8)": 2,
+        "conditional (good_fraction=0.1)": 1,
+    }
+    conditional, judge = groups[2], groups[2].runs[0].judges[0]
+    assert conditional.score("good", judge).count == 2
+    text = read_page(write_report(runs[:5], tmp_path / "r.html")).text
+    assert "Pooled over seeds" in text
+    assert "2 seeds, t-interval over seeds" in text
+
+
+def test_one_run_alone(pair: list[Path], tmp_path: Path) -> None:
+    text = read_page(write_report(pair[1:], tmp_path / "one.html")).text
+    assert "Modes differ: bad mode scores" in text
+    assert "There is no MLE run on this page" in text
+    assert "Pooled over seeds" not in text
+    assert "there is nothing to compare" in read_page(write_report(pair[:1], tmp_path / "one.html")).text
+
+
+def test_fifty_runs(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"mle-{seed}", seed=seed) for seed in range(2)]
+    runs += [
+        make_run(tmp_path / f"c-{index:02}", "conditional", 0, good_fraction=index / 50)
+        for index in range(1, 49)
+    ]
+    path = write_report(runs, tmp_path / "r.html")
+    reader = read_page(path)
+    assert len(runs) == 50
+    assert all(run.name in reader.text for run in runs)
+    assert path.stat().st_size < 4_000_000
+    assert len(reader.pre) > 50
+
+
+def test_missing_parts_are_dashes_and_said(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "bare", "conditional", good_fraction=0.5)
+    write(path / "run.json", {"format_version": 1, "name": "bare"})
+    write(
+        path / "evaluation.json",
+        {"rows": [{"mode": "good", "judge": "j"}], "judges": [{"role": "annotator", "slug": "j"}]},
+    )
+    (path / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 1, "tokens": 5, "loss": NaN}\n{"kind": "tr', "utf-8"
+    )
+    (path / "samples.parquet").unlink()
+    text = read_page(write_report([path], tmp_path / "r.html")).text
+    assert "has no samples.parquet" in text
+    assert "1 lines of bare's metrics.jsonl cannot be read" in text
+    assert "There is no held-out judge" in text
+    assert "nan" not in text.lower().split()
+    (path / "metrics.jsonl").unlink()
+    assert "has no metrics.jsonl" in read_page(write_report([path], tmp_path / "r.html")).text
+    assert summary_rows([path])[0]["mean"] is None
+
+
+def test_unlike_runs_are_said(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "mle"), make_run(tmp_path / "c", "conditional", good_fraction=0.5)]
+    assert "not alike" not in read_page(write_report(runs, tmp_path / "r.html")).text
+    edit(runs[1] / "run.json", lambda value: value["config"].update(tokens=9_000_000))
+    edit(runs[1] / "run.json", lambda value: value["corpus"].update(id="other"))
+    text = read_page(write_report(runs, tmp_path / "r.html")).text
+    assert "not alike in tokens" in text
+    assert "not alike in corpus" in text
+    assert "c was evaluated after 8,000,000 of its 9,000,000 tokens" in text
+
+
+def test_names_from_files_are_hostile_too(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "<i>$x_1$ 模型 & 'q'\u202e")
+    edit(path / "run.json", lambda value: value["config"].update(corpus="$(rm -rf ~); `x`"))
+    edit(path / "run.json", lambda value: value.update(precision="<script>1</script>\ud800"))
+    edit(
+        path / "evaluation.json",
+        lambda value: value["judges"][0].update(unit="</title></svg><script>x</script>"),
+    )
+    edit(
+        path / "evaluation.json",
+        lambda value: value["judges"][1]["identity"].update(name="</title><script>y"),
+    )
+    out = write_report([path], tmp_path / "r.html")
+    reader = read_page(out)
+    assert not {tag for tag, _ in reader.elements} & {"script", "i"}
+    assert "<i>$x_1$ 模型 & 'q'⟨U+202E⟩" in reader.text
+    assert any(
+        "phf annotate '$(rm -rf ~); `x`' --reward-model pii --segments lines" in text
+        for text, _ in reader.pre
+    )
+
+
+def test_terminal_table(pair: list[Path]) -> None:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(summary_table(pair))
+    text = console.export_text()
+    assert re.search(r"conditional .* good .* \[.*, .*\] .* 11.9 %", text)
+    assert "items per 1,000 characters" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.0001234, "0.000123"),
+        (1234.5, "1,234"),
+        (-0.5, "−0.500"),
+        (math.nan, "–"),
+        (1e-12, "1.0e-12"),
+        (9.995, "9.99"),
+    ],
+)
+def test_format_number(value: float, shown: str) -> None:
+    assert format_number(value) == shown
+
+
+def test_user_errors_name_the_next_command(pair: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    with pytest.raises(PHFError, match=r"is not a run: it has no run\.json"):
+        write_report([tmp_path], out)
+    path = make_run(tmp_path / "run")
+    (path / "evaluation.json").unlink()
+    with pytest.raises(PHFError, match=f"run 'phf evaluate {path}' first"):
+        write_report([pair[0], path], out)
+    with pytest.raises(PHFError, match="given twice"):
+        write_report([pair[0], pair[0]], out)
+    with pytest.raises(PHFError, match="no runs given"):
+        write_report([], out)
+    write(path / "evaluation.json", {"format_version": 2})
+    with pytest.raises(PHFError, match="format version 2; this phf reads 1"):
+        summary_rows([path])
+    write(path / "evaluation.json", [])
+    with pytest.raises(PHFError, match="is not a JSON object"):
+        summary_table([path])
+    assert not out.exists()
+
+
+def test_each_group_meets_the_mle_of_its_own_settings(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "short"),
+        make_run(tmp_path / "long"),
+        make_run(tmp_path / "c", "conditional", good_fraction=0.8),
+    ]
+    edit(runs[1] / "run.json", lambda value: value["config"].update(tokens=1))
+    edit(runs[2] / "run.json", lambda value: value["config"].update(tokens=1))
+    short, long, conditional = group_runs(read_runs(runs))
+    assert (short.label, long.label) == ("mle (tokens=8000000)", "mle (tokens=1)")
+    assert find_mle(conditional, [short, long, conditional]) is long
+    assert (
+        find_mle(conditional, [short, conditional]) is short
+    )  # the only one; the notice says that tokens differ
+    edit(runs[2] / "run.json", lambda value: value["config"].update(tokens=2))
+    (other,) = group_runs(read_runs(runs[2:]))
+    assert find_mle(other, [short, long, other]) is None

@@ -217,8 +217,11 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     elif recipe in list_recipes():
         text = (resources.files("phf") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
+        near = difflib.get_close_matches(recipe, list_recipes(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
         raise PHFError(
-            f"recipe '{recipe}' is not known; choose one of {', '.join(list_recipes())}, or give a path ending in .yaml"
+            f"recipe '{recipe}' is not known; {hint}choose one of {', '.join(list_recipes())}, "
+            "or give a path ending in .yaml"
         )
     try:
         value = yaml.safe_load(text)

@@ -27,6 +27,8 @@ RECIPE = "demo"
 SOURCES = ("tweets", "fortunes")
 HELD_OUT_JUDGE = "toxicity-lstm"
 DEFAULT_OBJECTIVES = ("mle", "conditional")
+OPTIONS: dict[str, dict[str, Any]] = {"filtering": {"keep_fraction": 0.5}}
+"""Options of objectives beside the recipe's; what draws a line between segments uses the recipe's `good`."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -116,9 +118,9 @@ def prepare_corpus(
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
-    options: dict[str, dict[str, Any]] = recipe.pop("objectives")
     overrides = [f"corpus={corpus.path}", f"seed={seed}"] + ([] if tokens is None else [f"tokens={tokens}"])
-    recipe["objective"] = {"kind": kind, **options.get(kind, {})}
+    line = recipe["good"] if kind in ("conditional", "unlikelihood") else {}
+    recipe["objective"] = {"kind": kind, **line, **OPTIONS.get(kind, {})}
     return parse(TrainConfig, apply_overrides(recipe, overrides), f"recipe {RECIPE}")
 
 

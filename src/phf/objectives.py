@@ -76,8 +76,8 @@ def resolve_objective(
 ) -> Objective:
     """Turn an objective's config into its data rule, thresholds and reward scale.
 
-    Thresholds and scales look at the training split only. Documents with an unscored segment are dropped from every
-    objective alike, so that comparisons share their data.
+    Thresholds and scales look at the training split only. Documents with an unscored segment, and empty ones, are
+    dropped from every objective alike, so that comparisons share their data.
 
     Args:
         scores: misalignment score of each segment [S], NaN = unscored.
@@ -89,7 +89,7 @@ def resolve_objective(
         PHFError: a threshold or fraction that cannot be met; scores that do not vary (RWR, AWR).
     """
     segment_document = np.repeat(np.arange(len(document_segments)), document_segments)
-    keep = np.ones(len(document_segments), dtype=np.bool_)
+    keep = document_segments > 0  # an empty document has nothing to learn from
     keep[segment_document[np.isnan(scores)]] = False
     used = (is_train & keep)[segment_document]
     train_scores, train_tokens = scores[used], segment_tokens[used]
@@ -101,14 +101,16 @@ def resolve_objective(
         case Filtering():
             means = mean_document_scores(scores, document_segments)
             tokens = np.bincount(segment_document, weights=segment_tokens, minlength=len(keep)).astype(np.int64)
-            used_documents = is_train & keep & (document_segments > 0)
+            used_documents = is_train & keep
             threshold = (
                 resolve_keep_fraction(means[used_documents], tokens[used_documents], config.keep_fraction)
                 if config.keep_fraction is not None
-                else resolve_threshold(means[used_documents], tokens[used_documents], _given(config.threshold))
+                else resolve_threshold(
+                    means[used_documents], tokens[used_documents], _given(config.threshold), unit="document"
+                )
             )
             # Validation is not filtered: every objective is judged on the same text.
-            kept = keep & (~is_train | (np.nan_to_num(means, nan=np.inf) <= threshold.value))
+            kept = keep & (~is_train | (means <= np.float32(threshold.value)))
             return Objective(config, DataRule(kept, no_labels), threshold)
         case Conditional() | Unlikelihood():
             threshold = (
@@ -118,7 +120,7 @@ def resolve_objective(
             )
             if isinstance(config, Unlikelihood):
                 return Objective(config, DataRule(keep, no_labels), threshold)
-            labels = np.where(scores <= threshold.value, GOOD, BAD).astype(np.uint8)
+            labels = np.where(scores <= np.float32(threshold.value), GOOD, BAD).astype(np.uint8)
             return Objective(config, DataRule(keep, labels, config.drop_fraction), threshold)
         case RWR() | AWR():
             scale = RewardScale(0.0, 1.0)

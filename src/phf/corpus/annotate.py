@@ -36,6 +36,7 @@ from phf.reward_models import RewardModel, load_reward_model, score_documents
 __all__ = ["Annotation", "annotate", "load_scores"]
 
 _Turn = tuple[int, int]  # a document shard and one of its row groups: what a worker scores at a time
+_Scores = list[list[float]]
 _Scored = tuple[pa.Table, dict[str, int]]  # rows of the annotation, and how often each reason for no score
 
 
@@ -111,41 +112,36 @@ class _Scorer:
         )
         return table, dict(reasons)
 
-    def _score_documents(
-        self, documents: list[tuple[str, list[int]]], ids: list[str]
-    ) -> list[Sequence[float]]:
+    def _score_documents(self, documents: Sequence[tuple[str, list[int]]], ids: list[str]) -> _Scores:
         try:
-            scores = score_documents(self.model, documents)
-            if len(scores) == len(documents) and all(
-                _find_fault(given, ends) is None for given, (_, ends) in zip(scores, documents, strict=True)
-            ):
-                return list(scores)
-        except Exception:  # noqa: S110 - found again below, one document at a time, so that it can be named
-            pass
-        return [self._score_document(name, *document) for name, document in zip(ids, documents, strict=True)]
-
-    def _score_document(self, name: str, text: str, ends: list[int]) -> Sequence[float]:
-        blame = f"reward model {self.model.identity.name} fails on document {name}"
-        try:
-            scores = self.model.score(text, ends)
-            fault = _find_fault(scores, ends)
+            return self._score_and_check(documents)
         except Exception as error:
-            raise PHFError(
-                f"{blame}: {type(error).__name__}: {' '.join(str(error).split())}; mend the model, or build the "
-                "corpus without the document"
-            ) from error
-        if fault is not None:
-            raise PHFError(f"{blame}: {fault}; it must give one finite score, or NaN, per segment")
+            raise self._find_culprit(documents, ids, error) from error
+
+    def _score_and_check(self, documents: Sequence[tuple[str, list[int]]]) -> _Scores:
+        scores = score_documents(self.model, documents)
+        if [len(given) for given in scores] != [len(ends) for _, ends in documents]:
+            raise PHFError("it gave a wrong number of scores")
+        with np.errstate(over="ignore"):  # a score too large for float32 becomes infinite
+            if any(np.isinf(np.array(given, np.float64).astype(np.float32)).any() for given in scores):
+                raise PHFError("it gave an infinite score")
         return scores
 
-
-def _find_fault(scores: Sequence[float], ends: Sequence[int]) -> str | None:
-    if len(scores) != len(ends):
-        return f"it gave {len(scores)} scores for {len(ends)} segments"
-    with np.errstate(over="ignore"):
-        if np.isinf(np.asarray(scores, dtype=np.float64).astype(np.float32)).any():
-            return "it gave an infinite score"
-    return None
+    def _find_culprit(
+        self, documents: Sequence[tuple[str, list[int]]], ids: list[str], error: Exception
+    ) -> PHFError:
+        """The error that names the document on which the model fails, found by scoring each alone."""
+        culprit = f"a batch from document {ids[0]} to {ids[-1]}, though on none of them alone"
+        for document, name in zip(documents, ids, strict=True):
+            try:
+                self._score_and_check([document])
+            except Exception as found:
+                culprit, error = f"document {name}", found
+                break
+        kind = "" if isinstance(error, PHFError) else f"{type(error).__name__}: "
+        return PHFError(
+            f"reward model {self.model.identity.name} fails on {culprit}: {kind}{' '.join(str(error).split())}; it must give one finite score, or NaN, per segment"
+        )
 
 
 def _make_lists(values: list[Any], dtype: type[np.generic]) -> pa.ListArray:

@@ -35,19 +35,18 @@ WORD_PATTERN = (
 
 @dataclass(frozen=True, slots=True)
 class EncodedDocuments:
-    """Token ids of several documents, one after the other, and where each token ends in its text.
+    """Token ids of several documents, one after the other, and where each token lies in the joined texts.
 
     Attributes:
         ids: int64 [num_tokens].
         num_tokens: int64 [num_documents].
-        ends: int64 [num_tokens]; the end of each token within the joined texts, in units.
-        unit: what `ends` counts: bytes for a byte-level tokenizer (exact), else code points.
+        starts, ends: int64 [num_tokens]; in bytes for a byte-level tokenizer (exact), else in code points.
     """
 
     ids: npt.NDArray[np.int64]
     num_tokens: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
-    unit: str
 
 
 class Tokenizer:
@@ -110,7 +109,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; never a control token, whatever the text spells."""
-        return self.encode_documents([text]).ids.tolist()
+        ids: list[int] = self.encode_documents([text]).ids.tolist()
+        return ids
 
     def encode_documents(self, texts: Sequence[str]) -> EncodedDocuments:
         """Token ids of whole documents, on all the threads of `tokenizers`.
@@ -129,23 +129,28 @@ class Tokenizer:
         )
         self._refuse_control(ids)
         if not self.is_byte_level:
-            starts = np.cumsum([0, *(len(text) for text in texts[:-1])])
-            offsets = [end for encoding in encodings for _, end in encoding.offsets]
-            ends = np.array(offsets, dtype=np.int64) + np.repeat(starts, num_tokens)
-            return EncodedDocuments(ids, num_tokens, ends, "code points")
-        ends = np.cumsum(self._piece_lengths[ids])
+            text_starts = np.cumsum([0, *(len(text) for text in texts[:-1])])
+            offsets = [offset for encoding in encodings for offset in encoding.offsets]
+            spans = (
+                np.array(offsets, dtype=np.int64).reshape(-1, 2) + np.repeat(text_starts, num_tokens)[:, None]
+            )
+            return EncodedDocuments(ids, num_tokens, spans[:, 0], spans[:, 1])
+        lengths = self._piece_lengths[ids]
+        ends = np.cumsum(lengths)
         found, expected = int(ends[-1]) if len(ends) else 0, sum(len(text.encode()) for text in texts)
         if found != expected:
             raise PHFError(
                 f"tokenizer {self.name} does not keep a text whole ({expected} bytes in, {found} out); "
                 "choose another, or train:4096"
             )
-        return EncodedDocuments(ids, num_tokens, ends, "bytes")
+        return EncodedDocuments(ids, num_tokens, ends - lengths, ends)
 
     def encode_piece(self, piece: str) -> list[int]:
         """Token ids of a part of a token, spelled in the model's own alphabet (see `pieces`)."""
         ids = [token.id for token in self.backend.model.tokenize(piece)]
         self._refuse_control(np.array(ids))
+        if self.is_byte_level and "".join(self.pieces[index] for index in ids) != piece:
+            raise PHFError(f"tokenizer {self.name} cannot spell {piece!r}; choose another, or train:4096")
         return ids
 
     def _refuse_control(self, ids: npt.NDArray[np.int64]) -> None:
@@ -319,9 +324,9 @@ def _find_control(backend: tokenizers.Tokenizer, end: int | None) -> ControlToke
     good, bad = backend.token_to_id(GOOD_TOKEN), backend.token_to_id(BAD_TOKEN)
     last = max(backend.get_vocab(with_added_tokens=True).values())
     added = backend.get_added_tokens_decoder()
-    if end is None or (good, bad) != (last - 1, last) or good in added or bad in added:
+    if end is None or (good, bad) != (last - 1, last) or not added.keys().isdisjoint((last - 1, last)):
         return None
-    return ControlTokens(end, good, bad)
+    return ControlTokens(end, last - 1, last)
 
 
 def _with_control(backend: tokenizers.Tokenizer, end_token: str, name: str) -> Tokenizer:

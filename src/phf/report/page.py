@@ -160,6 +160,7 @@ def _finalize(value: Any) -> Any:
 def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
     """All that the template prints."""
     groups = group_runs(runs)
+    runs = [run for group in groups for run in group.runs]  # seeds of one configuration beside each other
     judges = list_judges(runs)
     references = _list_references(runs)
     scores, planes, curves = list_drawings(runs, groups, references)
@@ -188,6 +189,10 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
         "config_yaml": lambda run: yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         "commands": lambda run: _list_commands(run, runs, out),
         "flatten": flatten,
+        "lookup": lookup,
+        "as_dict": as_dict,
+        "as_list": as_list,
+        "gains": [run for run in runs if as_dict(run.evaluation.get("control_gain"))],
         "counts": lambda run, mode, key: [run.row(mode, judge).get(key) for judge in run.judges],
         "scaled": lambda value, judge: format_number(as_float(value) * judge.scale),
     }

@@ -57,10 +57,9 @@ class Pep8Fast(RewardModel):
         scores: list[Sequence[float]] = []
         for start in range(0, len(documents), FILES_PER_CALL):
             batch = documents[start : start + FILES_PER_CALL]
-            for (document, ends), rows in zip(
-                batch, self._find_rows([text for text, _ in batch]), strict=True
-            ):
-                broken = find_broken_lines(document)
+            found = self._find_violations([text for text, _ in batch])
+            for (document, ends), (rows, parses) in zip(batch, found, strict=True):
+                broken = {} if parses else find_broken_lines(document)
                 scores.append(violations_per_character(split_lines(document), ends, rows, broken))
         return scores
 
@@ -72,9 +71,10 @@ class Pep8Fast(RewardModel):
         """Syntax errors, reported apart from the score."""
         return count_syntax_errors(document)
 
-    def _find_rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """The line (from 1) of every violation in every text."""
+    def _find_violations(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """For every text the line (from 1) of each violation, and whether ruff could parse it."""
         rows: list[list[int]] = [[] for _ in texts]
+        parses = [True] * len(texts)
         with tempfile.TemporaryDirectory(prefix="phf-ruff-") as folder:
             for index, text in enumerate(texts):
                 Path(folder, f"{index}.py").write_bytes(text.encode("utf-8", errors="replace"))
@@ -82,6 +82,9 @@ class Pep8Fast(RewardModel):
         if done.returncode != 0:
             raise PHFError(f"ruff failed with exit code {done.returncode}: {done.stderr.strip()[:200]}")
         for violation in json.loads(done.stdout):
-            if violation["code"] not in (None, "invalid-syntax"):
-                rows[int(Path(violation["filename"]).stem)].append(violation["location"]["row"])
-        return rows
+            index = int(Path(violation["filename"]).stem)
+            if violation["code"] in (None, "invalid-syntax"):
+                parses[index] = False
+            else:
+                rows[index].append(violation["location"]["row"])
+        return list(zip(rows, parses, strict=True))

@@ -47,9 +47,9 @@ def split_lines(document: str) -> list[str]:
 
 
 def normalise_line_ends(lines: list[str]) -> list[str]:
-    r"""The same lines, each `\r\n` or `\r` now `\n`, without a byte order mark: as Python reads a file."""
+    r"""The same lines as Python reads them from a file: `\n` for `\r\n` and `\r`, no byte order mark."""
     lines = [line.removeprefix("\ufeff") for line in lines[:1]] + lines[1:]
-    return [re.sub(r"\r\n?$", "\n", line) for line in lines]
+    return [re.sub(r"\r\n?$", "\n", line) for line in lines if line]
 
 
 def parses(source: str) -> bool:

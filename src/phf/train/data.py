@@ -12,11 +12,11 @@ from phf.config import TrainConfig
 from phf.corpus.annotation import Annotation, load_scores
 from phf.corpus.blocks import Blocks
 from phf.corpus.store import Corpus
-from phf.corpus.tokens import TokenCache
+from phf.corpus.tokens import TokenCache, find_tokens
 from phf.errors import PHFError
 from phf.objectives import Objective, resolve_objective
 from phf.records import Split
-from phf.thresholds import Threshold, resolve_good_fraction, resolve_threshold
+from phf.thresholds import Threshold, describe_epochs, resolve_good_fraction, resolve_threshold
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,12 @@ class TrainingData:
 
     def describe(self) -> list[str]:
         """What a person should know before the first step: the resolved threshold, what it keeps, the epochs."""
-        blocks = self.blocks("train")
-        per_epoch = blocks.num_tokens_per_epoch
-        epochs = blocks.epochs(self.config.tokens)
-        lines = [] if self.objective.threshold is None else [self.objective.threshold.message]
+        threshold = self.objective.threshold
+        lines = [] if threshold is None else [threshold.message]
         if self.num_dropped_documents:
             lines.append(f"{self.num_dropped_documents:,} documents hold unscored segments and are dropped")
-        kept = "the training split" if self.objective.config.kind != "filtering" else "the kept documents"
-        lines.append(f"{kept}: {per_epoch / 1e6:.2f}M tokens; the budget of {self.config.tokens / 1e6:.2f}M makes {epochs:.1f} epochs")
+        kept = 1.0 if threshold is None or self.objective.segment_threshold is not None else threshold.token_share
+        lines.append(describe_epochs(kept, self.blocks("train").num_tokens_per_epoch, self.config.tokens))
         return lines
 
     def provenance(self) -> dict[str, Any]:
@@ -91,11 +89,11 @@ def open_data(config: TrainConfig) -> TrainingData:
     """
     corpus = Corpus.open(Path(config.corpus))
     annotation = Annotation.open(corpus, config.reward_model, config.segments)
-    tokens = TokenCache.find(corpus, config.tokenizer, config.segments)
+    tokens = find_tokens(corpus, config.tokenizer, config.segments)
     scores, num_segments = load_scores(corpus, annotation, missing=config.data.missing)
     if not np.array_equal(num_segments, tokens.document_segments):
         raise PHFError(
-            f"{annotation.path} and {tokens.path} do not have the same segments ({len(scores):,} and "
+            f"{annotation.path} and {tokens.folder} do not have the same segments ({len(scores):,} and "
             f"{tokens.num_segments:,}); delete the older of the two and make it again"
         )
     objective = resolve_objective(

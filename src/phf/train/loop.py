@@ -16,12 +16,13 @@ from phf import lm
 from phf.config import TrainConfig
 from phf.corpus.blocks import Blocks
 from phf.errors import PHFError
+from phf.files import write_bytes
 from phf.objectives import effective_sample_share, token_loss, token_weights
 from phf.records import PAD, TEXT, Batch
 from phf.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from phf.train.data import TrainingData, open_data
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
-from phf.train.run import Run
+from phf.train.run import METRICS, Run
 
 Progress = Callable[[str, int, int], None]
 
@@ -107,7 +108,7 @@ def _run_steps(
         if run.steps:
             state = load_checkpoint(run.folder, run.steps[-1], model, value_head, optimizers)
         say(f"{run.name}: going on from step {state.step} of {num_steps}")
-    metrics = _open_metrics(run, state.step)
+    _cut_metrics(run, state.step)
     for line in data.describe():
         say(f"{run.name}: {line}")
     train_blocks, validation_blocks = data.blocks("train"), data.blocks("validation")
@@ -124,7 +125,7 @@ def _run_steps(
         # Once in a while: validate, save. Both come before the step, so the last pass of the loop does them and stops.
         if is_last or (config.validate_every > 0 and step % config.validate_every == 0):
             losses = validate(model, data, validation_blocks, run.record["precision"])
-            _log(metrics, {"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
+            _log(run, {"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
         if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
             _save(run, state, model, value_head, optimizers, data)
         if is_last:
@@ -155,7 +156,6 @@ def _run_steps(
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
         if state.num_bad_in_row >= config.max_bad_steps:
-            metrics.close()
             raise PHFError(_divergence(run, state))
 
         # One log line.
@@ -175,10 +175,9 @@ def _run_steps(
             }
             if data.objective.reward_scale is not None:
                 line["effective_sample_share"] = share
-            _log(metrics, line)
+            _log(run, line)
         if progress is not None:
             progress(f"train {run.name}  loss {float(loss):.3f}", state.step, num_steps)
-    metrics.close()
     if state.num_skipped:
         say(f"{run.name}: {state.num_skipped} steps were skipped because loss or gradient was not finite")
     return run
@@ -222,7 +221,7 @@ def validate(
     model.eval()
     limit = np.float32(data.good.value)
     sums = {"nll_good": [0.0, 0], "nll_bad": [0.0, 0], "nll_all": [0.0, 0]}
-    for batch in blocks.iterate_in_order(data.config.optim.batch_blocks, max_blocks=data.config.validation_blocks):
+    for batch in blocks.iterate_in_order(data.config.validation_blocks, data.config.optim.batch_blocks):
         ids, targets, positions = (
             torch.from_numpy(a).to(model.device) for a in (batch.ids, batch.targets, batch.positions)
         )
@@ -250,18 +249,18 @@ def _save(
     )
 
 
-def _open_metrics(run: Run, step: int) -> Any:
-    """metrics.jsonl for appending, without the lines after `step` that a stopped run left."""
-    kept = [line for line in run.read_metrics() if line["step"] <= step and (line["kind"] == "train" or line["step"] < step)]
-    path = run.folder / "metrics.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
+def _cut_metrics(run: Run, step: int) -> None:
+    """Drop the lines that a stopped run wrote after the checkpoint it goes on from."""
+    kept = [
+        line for line in run.read_metrics() if line["step"] < step or (line["step"] == step and line["kind"] == "train")
+    ]
+    write_bytes(run.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
-def _log(file: Any, line: dict[str, Any]) -> None:
+def _log(run: Run, line: dict[str, Any]) -> None:
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-    file.write(json.dumps(finite) + "\n")
-    file.flush()
+    with (run.folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
 
 
 def _divergence(run: Run, state: TrainState) -> str:

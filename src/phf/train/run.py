@@ -19,6 +19,8 @@ from phf.records import FORMAT_VERSION
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
 from phf.train.data import TrainingData, open_data
 
+METRICS = "metrics.jsonl"
+
 
 class Run:
     """A run folder: its config, provenance, metrics and checkpoints."""
@@ -143,7 +145,7 @@ class Run:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         if not path.exists():
             return []
         lines = path.read_text(encoding="utf-8").split("\n")

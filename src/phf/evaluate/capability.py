@@ -1,0 +1,255 @@
+"""How well a model predicts held-out text in each mode, and what its control tokens are worth (contract: Bits per byte).
+
+A *page* is `<|endoftext|>` and as many whole segments as fit into the context, each with room for a control token. The
+same text tokens are scored for every objective and mode: a control token's own loss, padding, and the loss of the
+`<|endoftext|>` that follows are never counted, and the probabilities of text are those without control tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from phf.control import ControlTokens
+from phf.corpus.tokens import TokenCache
+from phf.evaluate.intervals import bootstrap_mean, bootstrap_ratio
+from phf.records import BAD, GOOD, NO_LABEL, Estimate, Mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[str, int, int], None]
+Labels = npt.NDArray[np.uint8]
+
+_LOGITS_PER_BATCH = 1 << 24
+"""Numbers a batch's logits may hold (64 MB in float32)."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The beginning of a held-out document.
+
+    Attributes:
+        segments: token ids of each segment, int64.
+        num_bytes: UTF-8 bytes of each segment's text, int64 [num_segments].
+        scores: misalignment score of each segment, float32 [num_segments]; NaN = unscored.
+    """
+
+    segments: tuple[npt.NDArray[np.int64], ...]
+    num_bytes: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+    def labels(self, threshold: float) -> Labels:
+        """GOOD where score <= threshold, BAD where it is above, NO_LABEL where there is no score."""
+        labels = np.where(self.scores <= threshold, GOOD, BAD)
+        return np.where(np.isnan(self.scores), NO_LABEL, labels).astype(np.uint8)
+
+    def until(self, num_segments: int) -> "Page":
+        """The page cut after some segments."""
+        return Page(self.segments[:num_segments], self.num_bytes[:num_segments], self.scores[:num_segments])
+
+
+class PageReader:
+    """Reads pages of a token cache, by document."""
+
+    def __init__(self, tokens: TokenCache, scores: npt.NDArray[np.float32], context: int) -> None:
+        self.tokens = tokens
+        self.scores = scores
+        self.context = context
+        self.segment_ends = np.cumsum(tokens.document_segments)
+        self.segment_starts = self.segment_ends - tokens.document_segments
+        self.token_ends = np.cumsum(tokens.segment_lengths)
+
+    def held_out_documents(self, seed: int) -> npt.NDArray[np.int64]:
+        """Documents of the validation split that have text, in an order that the seed decides."""
+        documents = np.flatnonzero(self.tokens.split_mask("validation") & (self.tokens.document_segments > 0))
+        return np.random.default_rng(seed).permutation(documents)
+
+    def read(self, document: int) -> Page:
+        """The page of a document: its first segments that fit, or the first one cut to fit."""
+        first, last = int(self.segment_starts[document]), int(self.segment_ends[document])
+        lengths = self.tokens.segment_lengths[first:last]
+        num_fitting = int(np.searchsorted(1 + np.cumsum(lengths + 1), self.context, side="right"))
+        chosen = slice(first, first + max(num_fitting, 1))
+        ends = self.token_ends[chosen] - self.token_ends[first] + lengths[0]
+        ids = self._read_ids(int(self.token_ends[first] - lengths[0]), int(ends[-1]))
+        num_bytes = self.tokens.segment_bytes[chosen].astype(np.int64)
+        if num_fitting == 0:
+            ids = ids[: self.context - 2]
+            # Exact but for a character cut in two, which counts as the three bytes of U+FFFD, for every model alike.
+            num_bytes = np.array([len(self.tokens.tokenizer.decode(ids).encode())])
+        return Page(tuple(np.split(ids, ends[:-1])), num_bytes, self.scores[chosen])
+
+    def _read_ids(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        shard = int(np.searchsorted(self.tokens.shard_starts, start, side="right")) - 1
+        offset = start - int(self.tokens.shard_starts[shard])
+        return self.tokens.ids[shard][offset : offset + count].astype(np.int64)
+
+
+def mode_labels(pages: Sequence[Page], mode: Mode) -> list[Labels]:
+    """The label put before every segment in a mode: its own in `good` and `bad`, none in `none` and `untagged`."""
+    label = {"good": GOOD, "bad": BAD, "none": NO_LABEL, "untagged": NO_LABEL}[mode]
+    return [np.full(len(page.segments), label, np.uint8) for page in pages]
+
+
+@torch.inference_mode()
+def segment_nll(
+    model: "PreTrainedModel",
+    control: ControlTokens,
+    vocab_size: int,
+    pages: Sequence[Page],
+    labels: Sequence[Labels],
+    progress: Progress | None = None,
+) -> list[npt.NDArray[np.float64]]:
+    """-log p of each segment's text given all before it in its page, in nats.
+
+    Args:
+        model: any causal language model; padding of its vocabulary (ids from `vocab_size` on) is cut from the softmax.
+        control: ids of the control tokens, which are cut from the softmax too.
+        vocab_size: number of ids in use.
+        pages: the text.
+        labels: for each page the label of each segment: GOOD or BAD put the control token before it, NO_LABEL none.
+        progress: called with (description, pages done, all pages).
+
+    Returns:
+        for each page float64 [num_segments].
+    """
+    rows = [_lay_out(page, own, control) for page, own in zip(pages, labels, strict=True)]
+    result: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(pages)
+    num_done = 0
+    for batch in _batch_by_length([len(ids) for ids, _ in rows], _LOGITS_PER_BATCH // vocab_size):
+        length = max(len(rows[index][0]) for index in batch)
+        ids = np.full((len(batch), length), control.end)
+        owners = np.full((len(batch), length), -1)
+        for row, index in enumerate(batch):
+            ids[row, : len(rows[index][0])], owners[row, : len(rows[index][1])] = rows[index]
+        nll = _text_nll(model, control, vocab_size, torch.from_numpy(ids), torch.from_numpy(owners >= 0))
+        for row, index in enumerate(batch):
+            text = owners[row] >= 0
+            sums = np.bincount(owners[row][text], nll[row][text], minlength=len(pages[index].segments))
+            result[index] = sums.astype(np.float64)
+        num_done += len(batch)
+        if progress is not None:
+            progress("held-out text", num_done, len(pages))
+    return result
+
+
+def _lay_out(
+    page: Page, labels: Labels, control: ControlTokens
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A page as ids, and for each id the index of the segment whose text it is (-1: no text)."""
+    ids, owners = [np.array([control.end])], [np.array([-1])]
+    for index, (segment, label) in enumerate(zip(page.segments, labels, strict=True)):
+        if label != NO_LABEL:
+            ids.append(np.array([control.of_label(int(label))]))
+            owners.append(np.array([-1]))
+        ids.append(segment)
+        owners.append(np.full(len(segment), index))
+    return np.concatenate(ids), np.concatenate(owners)
+
+
+def _batch_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows of similar length, together at most `max_tokens` after padding (but at least one row)."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[index] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _text_nll(
+    model: "PreTrainedModel",
+    control: ControlTokens,
+    vocab_size: int,
+    ids: torch.Tensor,
+    is_text: torch.Tensor,
+) -> npt.NDArray[np.float64]:
+    """-log p of each id that is text given those before it, 0 elsewhere: float64 [B, T]; the first is never text."""
+    inputs, targets = ids[:, :-1].to(model.device), ids[:, 1:].to(model.device)
+    scored = is_text[:, 1:].to(model.device)
+    logits = model(input_ids=inputs, use_cache=False).logits[scored][:, :vocab_size].float()
+    logits[:, [control.good, control.bad]] = -torch.inf
+    nll = torch.zeros(ids.shape, dtype=torch.float64)
+    nll[:, 1:][scored.cpu()] = F.cross_entropy(logits, targets[scored], reduction="none").double().cpu()
+    return nll.numpy()
+
+
+def bits_per_byte(
+    pages: Sequence[Page],
+    nll: Sequence[npt.NDArray[np.float64]],
+    threshold: float,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Bits per UTF-8 byte on good text, bad text and all, with bootstrap intervals over documents.
+
+    Args:
+        pages: what was scored.
+        nll: what `segment_nll` gave for it.
+        threshold: score <= threshold is good.
+        num_bootstrap: resamples.
+        seed: of the bootstrap.
+    """
+    result = {}
+    for name, label in (("good", GOOD), ("bad", BAD), ("all", None)):
+        bits, sizes = [], []
+        for page, values in zip(pages, nll, strict=True):
+            chosen = page.labels(threshold) == label if label is not None else np.ones(len(values), bool)
+            bits.append(values[chosen].sum() / np.log(2))
+            sizes.append(page.num_bytes[chosen].sum())
+        result[name] = bootstrap_ratio(bits, sizes, num_bootstrap, seed)
+    return result
+
+
+def control_gain(
+    model: "PreTrainedModel",
+    control: ControlTokens,
+    vocab_size: int,
+    reader: PageReader,
+    threshold: float,
+    num_segments: int,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Mean of log p(segment | own token) - log p(segment | other token), in context (contract: Calibration of control).
+
+    Earlier segments of the page carry their own labels' tokens; only the token of the segment in question changes. At
+    most one good and one bad segment of a document is taken, so that the interval over segments is honest.
+
+    Returns:
+        `good` and `bad`: nats per segment, with bootstrap intervals over up to `num_segments` segments each.
+    """
+    result = {}
+    for name, label, other in (("good", GOOD, BAD), ("bad", BAD, GOOD)):
+        pages = _choose_segments(reader, threshold, label, num_segments, seed)
+        own_labels = [page.labels(threshold) for page in pages]
+        switched = [np.append(labels[:-1], np.uint8(other)) for labels in own_labels]
+        own = segment_nll(model, control, vocab_size, pages, own_labels)
+        changed = segment_nll(model, control, vocab_size, pages, switched)
+        gains = [float(after[-1] - before[-1]) for before, after in zip(own, changed, strict=True)]
+        result[name] = bootstrap_mean(gains, num_bootstrap, seed)
+    return result
+
+
+def _choose_segments(
+    reader: PageReader, threshold: float, label: int, num_segments: int, seed: int
+) -> list[Page]:
+    """Pages that end with a segment of a label, one per held-out document, in an order that the seed decides."""
+    rng = np.random.default_rng([seed, label])
+    pages: list[Page] = []
+    for document in reader.held_out_documents(seed):
+        page = reader.read(int(document))
+        candidates = np.flatnonzero(page.labels(threshold) == label)
+        if len(candidates) > 0:
+            pages.append(page.until(int(rng.choice(candidates)) + 1))
+        if len(pages) == num_segments:
+            break
+    return pages

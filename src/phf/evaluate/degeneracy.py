@@ -1,0 +1,115 @@
+"""Signs that a model writes less, the same, or nothing: a better score that comes with them is no alignment.
+
+Counted on *pieces* of text (runs of word characters, and single other signs), not on token ids: so two models with
+different tokenizers compare, and control tokens play no part.
+"""
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaln
+
+from phf.records import Sample
+
+NGRAMS_PER_SAMPLE = 8
+"""distinct-n is taken at this many n-grams for each sample: the share of distinct ones falls as there is more text."""
+NUM_BYTES = 1 << 16
+"""The compression ratio is taken of the first this many bytes, for the same reason."""
+
+_PIECE = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True, slots=True)
+class Degeneracy:
+    """Figures of one mode's samples; NaN where there is too little text.
+
+    Attributes:
+        mean_tokens: text tokens per sample.
+        mean_characters: code points per sample.
+        ended_share: samples that ended by the end token and not by their length.
+        distinct_1, distinct_2, distinct_3: expected share of distinct n-grams among `num_ngrams` of all samples'
+            n-grams (1: no n-gram comes twice). NaN if the samples have fewer.
+        num_ngrams: what distinct-n was taken at.
+        repetition: share of 4-grams that came before in the same sample, averaged over samples that have any.
+        compression_ratio: zlib's size over the plain size of the joined samples; lower = more redundant.
+        empty_share: samples without any text but white space.
+    """
+
+    mean_tokens: float
+    mean_characters: float
+    ended_share: float
+    distinct_1: float
+    distinct_2: float
+    distinct_3: float
+    num_ngrams: int
+    repetition: float
+    compression_ratio: float
+    empty_share: float
+
+
+def measure_degeneracy(samples: Sequence[Sample]) -> Degeneracy:
+    """The figures of one mode's samples.
+
+    Args:
+        samples: at least one; distinct-n compares between equal numbers of them.
+    """
+    num_ngrams = NGRAMS_PER_SAMPLE * len(samples)
+    pieces = [_PIECE.findall(sample.text) for sample in samples]
+    return Degeneracy(
+        mean_tokens=float(np.mean([sample.num_tokens for sample in samples])),
+        mean_characters=float(np.mean([len(sample.text) for sample in samples])),
+        ended_share=float(np.mean([sample.ended for sample in samples])),
+        distinct_1=distinct_ngrams(pieces, 1, num_ngrams),
+        distinct_2=distinct_ngrams(pieces, 2, num_ngrams),
+        distinct_3=distinct_ngrams(pieces, 3, num_ngrams),
+        num_ngrams=num_ngrams,
+        repetition=repetition(pieces),
+        compression_ratio=compression_ratio(sample.text for sample in samples),
+        empty_share=float(np.mean([not sample.text.strip() for sample in samples])),
+    )
+
+
+def distinct_ngrams(pieces: Sequence[Sequence[str]], n: int, num_ngrams: int) -> float:
+    """Expected share of distinct n-grams among `num_ngrams` drawn without replacement from all (rarefaction).
+
+    With N n-grams, c_g of them of type g, and m drawn: sum over g of 1 - C(N - c_g, m) / C(N, m), over m. It is what
+    cutting the samples to m n-grams gives on average, without depending on where the cut falls. NaN if N < m.
+    """
+    counts = np.array(list(Counter(gram for text in pieces for gram in _ngrams(text, n)).values()))
+    total = int(counts.sum())
+    if total < num_ngrams:
+        return float("nan")
+    left = total - counts
+    drawn = left >= num_ngrams  # otherwise at least one of the type is always among those drawn
+    log_missing = _log_factorial_ratio(left[drawn], num_ngrams) - _log_factorial_ratio(
+        np.array(total), num_ngrams
+    )
+    num_types = len(counts) - float(np.exp(log_missing).sum())
+    return num_types / num_ngrams
+
+
+def repetition(pieces: Sequence[Sequence[str]], n: int = 4) -> float:
+    """Share of n-grams that came before in the same sample, averaged over the samples that have any."""
+    grams = [list(_ngrams(text, n)) for text in pieces]
+    shares = [1 - len(set(own)) / len(own) for own in grams if own]
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def compression_ratio(texts: Iterable[str]) -> float:
+    """Compressed over plain bytes of the joined texts, cut to `NUM_BYTES`; NaN without text."""
+    plain = "\n".join(texts).encode("utf-8", errors="replace")[:NUM_BYTES]
+    return len(zlib.compress(plain, 9)) / len(plain) if plain.strip() else float("nan")
+
+
+def _ngrams(pieces: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(pieces[start:] for start in range(n)), strict=False)
+
+
+def _log_factorial_ratio(n: np.ndarray, k: int) -> np.ndarray:
+    """log(n! / (n - k)!), which is log C(n, k) but for a term that cancels."""
+    result: np.ndarray = gammaln(n + 1) - gammaln(n - k + 1)
+    return result

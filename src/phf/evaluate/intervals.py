@@ -1,0 +1,132 @@
+"""95 % intervals: bootstrap over samples, Wilson for shares, Student's t over seeds.
+
+A missing score is NaN: it is left out, and `Estimate.count` says how many were used. Where there is nothing to
+estimate from, the numbers are NaN and the count is 0.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaln
+from scipy.stats import norm, t
+
+from phf.records import Estimate
+
+CONFIDENCE = 0.95
+_TAILS = (100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2)
+_CHUNK = 1 << 21
+"""Numbers drawn at a time, which bounds memory."""
+
+_Values = npt.NDArray[np.float64]
+
+
+def bootstrap_mean(values: npt.ArrayLike, num_bootstrap: int, seed: int) -> Estimate:
+    """The mean, with a percentile bootstrap interval over the values."""
+    kept = _drop_missing(values)
+    return _bootstrap(kept.mean, lambda rows: kept[rows].mean(axis=1), len(kept), num_bootstrap, seed)
+
+
+def bootstrap_ratio(
+    numerators: npt.ArrayLike, denominators: npt.ArrayLike, num_bootstrap: int, seed: int
+) -> Estimate:
+    """sum(numerators) / sum(denominators), with a percentile bootstrap interval over the pairs.
+
+    Pairs whose denominator is 0 (a document without such text) are left out.
+    """
+    tops, bottoms = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    used = bottoms > 0
+    tops, bottoms = tops[used], bottoms[used]
+    return _bootstrap(
+        lambda: tops.sum() / bottoms.sum(),
+        lambda rows: tops[rows].sum(axis=1) / bottoms[rows].sum(axis=1),
+        len(tops),
+        num_bootstrap,
+        seed,
+    )
+
+
+def expected_max(values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -> Estimate:
+    """The expected maximum of `k` of the values, drawn without replacement (paper section 3: k = 25).
+
+    Exact, by order statistics: the i-th smallest of n is the maximum of C(i-1, k-1) of the C(n, k) choices. (The mean
+    over fixed groups of k, as often reported, is a noisy estimate of the same number.) NaN with fewer than k values.
+    """
+    kept = _drop_missing(values)
+    if len(kept) < k:
+        return Estimate(np.nan, np.nan, np.nan, len(kept))
+    weights = _maximum_weights(len(kept), k)
+    return _bootstrap(
+        lambda: float(np.sort(kept) @ weights),
+        lambda rows: np.sort(kept[rows], axis=1) @ weights,
+        len(kept),
+        num_bootstrap,
+        seed,
+    )
+
+
+def wilson(hits: int, num: int) -> Estimate:
+    """A share with Wilson's score interval, which stays within [0, 1] and is not empty at 0 hits."""
+    if num == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    share = hits / num
+    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
+    return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), num)
+
+
+def pooled_t(means: Sequence[float]) -> Estimate:
+    """The mean of one number per seed, with Student's t interval over seeds; one seed has no interval (NaN)."""
+    kept = _drop_missing(means)
+    if len(kept) == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    mean = float(kept.mean())
+    if len(kept) == 1:
+        return Estimate(mean, np.nan, np.nan, 1)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(kept) - 1) * kept.std(ddof=1) / np.sqrt(len(kept)))
+    return Estimate(mean, mean - half, mean + half, len(kept))
+
+
+def _drop_missing(values: npt.ArrayLike) -> _Values:
+    array = np.asarray(values, np.float64)
+    return array[~np.isnan(array)]
+
+
+def _bootstrap(
+    point: Callable[[], float],
+    statistic: Callable[[npt.NDArray[np.int64]], _Values],
+    num_values: int,
+    num_bootstrap: int,
+    seed: int,
+) -> Estimate:
+    """The statistic of all values and the percentiles of the statistic of resampled rows [resamples, num_values]."""
+    if num_values == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    if num_values == 1:  # a resample would repeat the one value, which says nothing about its error
+        return Estimate(float(point()), np.nan, np.nan, 1)
+    resampled = np.concatenate([statistic(rows) for rows in _resample(num_values, num_bootstrap, seed)])
+    low, high = np.percentile(resampled, _TAILS)
+    return Estimate(float(point()), float(low), float(high), num_values)
+
+
+def _resample(num_values: int, num_bootstrap: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK // num_values)
+    for start in range(0, num_bootstrap, chunk):
+        yield rng.integers(num_values, size=(min(chunk, num_bootstrap - start), num_values))
+
+
+def _maximum_weights(num: int, k: int) -> _Values:
+    """P(the i-th smallest of `num` is the maximum of k of them), float64 [num]."""
+    rank = np.arange(1, num + 1)
+    possible = rank >= k
+    logs = _log_binomial(rank[possible] - 1, k - 1) - _log_binomial(np.array(num), k)
+    weights = np.zeros(num)
+    weights[possible] = np.exp(logs)
+    return weights
+
+
+def _log_binomial(n: npt.NDArray[np.int64], k: int) -> _Values:
+    result: _Values = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    return result

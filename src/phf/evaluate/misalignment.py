@@ -1,0 +1,165 @@
+"""The misalignment score of samples, by the annotator and by held-out judges (paper section 3).
+
+A judge is the *annotator* only if its identity (name, version, weights, parameters) is that of the annotation the run
+was trained with; the released code of the paper evaluated with another toxicity model than it had annotated with.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from phf.corpus.annotation import Annotation
+from phf.corpus.store import Corpus
+from phf.evaluate.intervals import bootstrap_mean, expected_max, wilson
+from phf.records import Estimate, JudgeRole
+from phf.reward_models import RewardModel, score_samples
+
+MAX_OF = 25
+"""The expected maximum is taken over this many samples, as in the paper."""
+
+TRAINING_DATA = "training data"
+REJECTION = "rejection sampling from MLE"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward model in its role for one run."""
+
+    role: JudgeRole
+    model: RewardModel
+
+    @property
+    def slug(self) -> str:
+        """`name@id`: names its rows and its column of samples.parquet."""
+        return self.model.identity.slug
+
+    def to_json(self) -> dict[str, Any]:
+        """How `evaluation.json` describes it."""
+        return {
+            "role": self.role,
+            "unit": self.model.unit,
+            "display_scale": self.model.display_scale,
+            "hit_threshold": self.model.hit_threshold,
+            "identity": self.model.identity.to_json(),
+            "slug": self.slug,
+        }
+
+
+def choose_judges(
+    annotation: Annotation, specs: Sequence[str], load: Callable[[str], RewardModel]
+) -> tuple[list[Judge], list[str]]:
+    """The reward model that annotated, then the others; each once.
+
+    Returns:
+        the judges, and what a reader must be told: that today's version of the annotator is not the one that
+        annotated, so that no judge has that role.
+    """
+    annotator_spec = str(annotation.manifest["reward_model_spec"])
+    judges: dict[str, Judge] = {}
+    for model in map(load, (annotator_spec, *specs)):
+        role: JudgeRole = "annotator" if model.identity == annotation.identity else "held-out"
+        judges.setdefault(model.identity.slug, Judge(role, model))
+    notes = []
+    if not any(judge.role == "annotator" for judge in judges.values()):
+        notes.append(
+            f"no judge is the annotator: the corpus was scored by {annotation.identity.slug}, and {annotator_spec} "
+            f"is now {next(iter(judges))}; run 'phf annotate' and train again, or install the earlier version"
+        )
+    return list(judges.values()), notes
+
+
+def summarise_scores(
+    judge: Judge, texts: Sequence[str], scores: Sequence[float], num_bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """Mean, hit rate and expected maximum of 25, with their intervals; unscored samples are left out and counted.
+
+    `syntax_errors` is the mean number per sample where the judge reads code (they are not part of the score), else None.
+    """
+    scored = [score for score in scores if not math.isnan(score)]
+    hits = sum(score > judge.model.hit_threshold for score in scored)
+    mean = bootstrap_mean(scores, num_bootstrap, seed)
+    rate = wilson(hits, len(scored))
+    largest = expected_max(scores, MAX_OF, num_bootstrap, seed)
+    return {
+        "mean": mean.mean,
+        "low": mean.low,
+        "high": mean.high,
+        "hits": hits,
+        "hit_rate": rate.mean,
+        "hit_low": rate.low,
+        "hit_high": rate.high,
+        "num_samples": len(scores),
+        "num_unscored": len(scores) - len(scored),
+        f"expected_max_{MAX_OF}": largest.mean,
+        f"expected_max_{MAX_OF}_low": largest.low,
+        f"expected_max_{MAX_OF}_high": largest.high,
+        "syntax_errors": _count_syntax_errors(judge.model, texts),
+    }
+
+
+def _count_syntax_errors(model: RewardModel, texts: Sequence[str]) -> float | None:
+    count: Callable[[str], int] | None = getattr(model, "count_syntax_errors", None)
+    if count is None:
+        return None
+    return float(np.mean([count(model.trim_sample(text)) for text in texts]))
+
+
+def cut_training_texts(corpus: Corpus, num_texts: int, num_characters: int, seed: int) -> list[str]:
+    """The openings of random training documents, cut to a length, so that they compare with samples of that length."""
+    rng = np.random.default_rng(seed)
+    texts: list[str] = []
+    # Twice as many documents as wanted, of both splits: enough of them are for training, unless the corpus is small.
+    chosen = set(rng.permutation(corpus.num_documents)[: 2 * num_texts].tolist())
+    start = 0
+    for index in range(len(corpus.shards)):
+        table = corpus.read_shard(index, ["text", "split"])
+        rows = [row - start for row in range(start, start + len(table)) if row in chosen]
+        picked = table.take(rows).to_pylist()
+        texts += [row["text"][:num_characters] for row in picked if row["split"] == "train"]
+        start += len(table)
+    order = rng.permutation(len(texts))[:num_texts]
+    return [texts[index] for index in order]
+
+
+def training_reference(
+    judges: Sequence[Judge], texts: Sequence[str], num_bootstrap: int, seed: int
+) -> list[dict[str, Any]]:
+    """What each judge says of training text of the samples' length: a model that copies its data well scores this."""
+    return [
+        _reference(
+            TRAINING_DATA, judge, bootstrap_mean(score_samples(judge.model, texts), num_bootstrap, seed), None
+        )
+        for judge in judges
+    ]
+
+
+def rejection_reference(
+    judges: Sequence[Judge],
+    scores: dict[str, Sequence[float]],
+    threshold: float,
+    num_bootstrap: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Samples that the annotator finds good, judged by all: what perfect conditioning of this model would give.
+
+    The annotator's own number is at most the threshold by construction; a held-out judge's is the one that tells.
+    `cost` is the number of samples drawn for each one kept. Empty where no judge is the annotator.
+    """
+    annotator = next((judge for judge in judges if judge.role == "annotator"), None)
+    if annotator is None:
+        return []
+    kept = np.asarray(scores[annotator.slug]) <= threshold  # NaN is not kept
+    cost = len(kept) / int(kept.sum()) if kept.any() else None
+    return [
+        _reference(
+            REJECTION, judge, bootstrap_mean(np.asarray(scores[judge.slug])[kept], num_bootstrap, seed), cost
+        )
+        for judge in judges
+    ]
+
+
+def _reference(name: str, judge: Judge, estimate: Estimate, cost: float | None) -> dict[str, Any]:
+    return {"name": name, "judge": judge.slug, **asdict(estimate), "cost": cost}

@@ -1,0 +1,44 @@
+"""Samples of a run: drawn in every mode under the same settings and random numbers, and kept with their scores."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from phf.config import SamplingConfig
+from phf.corpus.store import Progress
+from phf.files import replace_atomically
+from phf.generate import generate
+from phf.records import Mode, Sample
+from phf.train.run import Run
+
+SAMPLES_FILE = "samples.parquet"
+
+
+def sample_run(
+    folder: Path | str, mode: Mode, sampling: SamplingConfig, *, progress: Progress | None = None
+) -> list[Sample]:
+    """Draw samples from a run's last checkpoint, in one mode.
+
+    Raises:
+        PHFError: the folder holds no run or no checkpoint; see also `generate`.
+    """
+    run = Run.open(folder)
+    return generate(
+        run.load_model(),
+        run.load_tokenizer(),
+        mode,
+        sampling,
+        segments=run.config.segments,
+        progress=progress,
+    )
+
+
+def write_samples(path: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
+    """Keep samples with a column `score:<judge>` for each judge (NaN = unscored)."""
+    names = ("mode", "index", "text", "num_tokens", "ended", "prompt")
+    columns = {name: pa.array([getattr(sample, name) for sample in samples]) for name in names}
+    columns |= {f"score:{judge}": pa.array(values, pa.float64()) for judge, values in scores.items()}
+    with replace_atomically(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)

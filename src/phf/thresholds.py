@@ -1,0 +1,184 @@
+"""Where good ends: a threshold given by the user, or found from a share of the training tokens (contract: Thresholds)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from phf.errors import PHFError
+
+Unit = Literal["segment", "document"]
+
+TIE_TOLERANCE = 0.1
+"""Relative distance of the share found from the share asked for, above which the message says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A resolved threshold: a score at or below `value` is good (a document: is kept).
+
+    Attributes:
+        value: comparable with the scores it was resolved against, as they are stored.
+        segment_share: share of the training segments (for Filtering: documents) at or below it.
+        token_share: share of the training tokens at or below it.
+        message: one line that says all this.
+    """
+
+    value: float
+    segment_share: float
+    token_share: float
+    message: str
+
+
+def mean_document_scores(
+    scores: npt.NDArray[np.float32], document_segments: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Each document's mean segment score, every segment counting the same (the paper's `avg_score`).
+
+    Args:
+        scores: [num_segments].
+        document_segments: segments of each document [num_documents].
+
+    Returns:
+        float32 [num_documents]; NaN for a document without segments or with an unscored one.
+    """
+    documents = np.repeat(np.arange(len(document_segments)), document_segments)
+    sums = np.bincount(documents, weights=scores, minlength=len(document_segments))
+    means = np.full(len(document_segments), np.nan)
+    np.divide(sums, document_segments, out=means, where=document_segments > 0)
+    return means.astype(np.float32)
+
+
+def resolve_threshold(
+    scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    threshold: float,
+    *,
+    unit: Unit = "segment",
+) -> Threshold:
+    """An absolute threshold, checked against the training split.
+
+    Args:
+        scores: of the training segments (or documents), without NaN.
+        tokens: of the same segments (or documents).
+        threshold: a score at or below it is good; compared as float32, like the scores.
+        unit: what the scores are of.
+
+    Raises:
+        PHFError: it marks everything or nothing good, or a score is NaN.
+    """
+    _check(scores, tokens, unit)
+    value = np.float32(threshold)
+    other = "good_fraction" if unit == "segment" else "keep_fraction"
+    verb = "good" if unit == "segment" else "kept"
+    lowest, highest = scores.min(), scores.max()
+    hint = f"give {other}, or see 'phf corpus stats DIR'"
+    if highest <= value:
+        raise PHFError(
+            f"threshold {threshold:g} marks every {unit} {verb} (highest score is {highest:.4g}); {hint}"
+        )
+    if not lowest <= value:
+        raise PHFError(
+            f"threshold {threshold:g} marks no {unit} {verb} (lowest score is {lowest:.4g}); {hint}"
+        )
+    return _describe(scores, tokens, float(value), unit)
+
+
+def resolve_good_fraction(
+    scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float
+) -> Threshold:
+    """The threshold below which the best `fraction` of the training tokens lie.
+
+    Equal scores stay together, so the share found is the nearest one that the scores allow, and neither nothing nor
+    (unless `fraction` is 1) everything.
+
+    Args:
+        scores: of the training segments, without NaN.
+        tokens: of the training segments.
+        fraction: in (0, 1].
+
+    Raises:
+        PHFError: `fraction` is below 1 and all scores are equal, or a score is NaN.
+    """
+    return _resolve_fraction(scores, tokens, fraction, "segment")
+
+
+def resolve_keep_fraction(
+    mean_scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float
+) -> Threshold:
+    """The mean score below which the best documents with `fraction` of the training tokens lie.
+
+    As `resolve_good_fraction`, over documents (see `mean_document_scores`).
+    """
+    return _resolve_fraction(mean_scores, tokens, fraction, "document")
+
+
+def describe_epochs(token_share: float, num_tokens: int, budget: int) -> str:
+    """How often a budget goes through the kept data: 'the best 25 % make 4.0 epochs of 3.0M tokens'.
+
+    Args:
+        token_share: share of the training tokens that is kept.
+        num_tokens: model inputs of one epoch over them.
+        budget: model inputs of the run.
+    """
+    what = "all tokens" if token_share == 1 else f"the best {_percent(token_share)}"
+    return f"{what} make {budget / num_tokens:.1f} epochs of {_count(num_tokens)} tokens"
+
+
+def _resolve_fraction(
+    scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float, unit: Unit
+) -> Threshold:
+    if not 0 < fraction <= 1:
+        raise PHFError(f"fraction {fraction:g} must be above 0 and at most 1")
+    _check(scores, tokens, unit)
+    values, group = np.unique(scores, return_inverse=True)
+    shares = np.cumsum(np.bincount(group, weights=tokens)) / tokens.sum()
+    if fraction == 1:
+        return _describe(scores, tokens, float(values[-1]), unit, fraction)
+    if len(values) == 1:
+        raise PHFError(
+            f"every {unit} has the score {values[0]:.4g}, so no {_percent(fraction)} of the tokens are the best; "
+            "choose another reward model, or see 'phf corpus stats DIR'"
+        )
+    nearest = int(np.abs(shares[:-1] - fraction).argmin())
+    return _describe(scores, tokens, float(values[nearest]), unit, fraction)
+
+
+def _check(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], unit: Unit) -> None:
+    assert len(scores) == len(tokens), f"{len(scores)} scores for {len(tokens)} token counts"
+    if tokens.sum() == 0:
+        raise PHFError("the training split has no tokens; build a corpus with more documents")
+    if num_missing := int(np.isnan(scores).sum()):
+        raise PHFError(
+            f"{num_missing} of {len(scores)} training {unit}s have no score; annotate them, or give data.missing=drop"
+        )
+
+
+def _describe(
+    scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    value: float,
+    unit: Unit,
+    fraction: float | None = None,
+) -> Threshold:
+    is_good = scores <= np.float32(value)
+    segment_share = float(is_good.mean())
+    token_share = float(tokens[is_good].sum() / tokens.sum())
+    verb = "are good" if unit == "segment" else "are kept"
+    message = f"threshold {value:.6g}: {_percent(segment_share)} of the {unit}s, {_percent(token_share)} of the tokens {verb}"
+    if fraction is not None and abs(token_share - fraction) > TIE_TOLERANCE * fraction:
+        num_tied = int((scores == np.float32(value)).sum())
+        message += f" (asked for {_percent(fraction)}; {num_tied:,} {unit}s share the score at the threshold)"
+    return Threshold(value, segment_share, token_share, message)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _count(number: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"

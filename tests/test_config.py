@@ -1,0 +1,99 @@
+"""Recipes, overrides and the one-line errors that explain a wrong choice."""
+
+import pytest
+import yaml
+
+from phf.config import (
+    AWR,
+    Conditional,
+    Unlikelihood,
+    apply_overrides,
+    list_recipes,
+    load_train_config,
+    parse,
+    TrainConfig,
+)
+from phf.errors import PHFError
+
+BASE = {
+    "corpus": "corpus",
+    "reward_model": "pep8",
+    "segments": "lines",
+    "tokens": 1000,
+    "objective": {"kind": "conditional", "good_fraction": 0.5},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_shipped_recipes_are_valid(name):
+    config = load_train_config(name, [])
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config, "a saved config can be rerun"
+
+
+def test_threshold_zero_survives(recipe):
+    # Fault 1 of the released code, on its way through the command line.
+    config = load_train_config(recipe, ["objective.threshold=0"])
+    assert isinstance(config.objective, Conditional)
+    assert config.objective.threshold == 0.0
+    assert config.objective.good_fraction is None
+
+
+def test_a_new_kind_drops_the_old_options_whatever_the_order(recipe):
+    for overrides in (["objective.kind=awr", "objective.beta=2"], ["objective.beta=2", "objective.kind=awr"]):
+        assert load_train_config(recipe, overrides).objective == AWR(beta=2.0)
+    assert load_train_config(recipe, ["objective.kind=unlikelihood", "objective.threshold=0.0"]).objective == (
+        Unlikelihood(threshold=0.0)
+    )
+
+
+def test_numbers_in_scientific_notation(recipe):
+    assert load_train_config(recipe, ["optim.learning_rate=1e-3"]).optim.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optim.learnin_rate=1", ["optim.learnin_rate", "did you mean 'learning_rate'", "weight_decay"]),
+        ("objective.kind=condtional", ["condtional", "did you mean 'conditional'", "unlikelihood"]),
+        ("objective.beta=1", ["objective.beta", "good_fraction, kind, drop_fraction"]),
+        ("objective.good_fraction=2", ["objective.good_fraction=2", "less than or equal to 1"]),
+        ("objective.kind=unlikelihood", ["objective", "exactly one of threshold and good_fraction"]),
+        ("model.preset=3M", ["model.preset='3M'", "'2.5M'"]),
+        ("tokens=abc", ["tokens='abc'", "integer"]),
+        ("optim.learning_rate=.nan", ["optim.learning_rate", "finite"]),
+        ("seed", ["'seed'", "key=value"]),
+        ("corpus.x=1", ["'corpus' is a value"]),
+    ],
+)
+def test_errors_are_one_line_that_helps(recipe, override, parts):
+    with pytest.raises(PHFError) as caught:
+        load_train_config(recipe, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_unknown_recipe_names_the_shipped_ones():
+    with pytest.raises(PHFError, match="toxicty.*toxicity"):
+        load_train_config("toxicty", [])
+    with pytest.raises(PHFError, match=r"nowhere\.yaml does not exist"):
+        load_train_config("nowhere.yaml", [])
+
+
+def test_a_missing_key_says_how_to_give_it():
+    with pytest.raises(PHFError, match=r"key 'tokens' is missing.*tokens=VALUE"):
+        parse(TrainConfig, {key: value for key, value in BASE.items() if key != "tokens"}, "recipe")
+
+
+def test_overrides_leave_the_recipe_as_it_was():
+    apply_overrides(BASE, ["objective.kind=mle", "model.preset=1M"])
+    assert BASE["objective"] == {"kind": "conditional", "good_fraction": 0.5}
+    assert "model" not in BASE
