@@ -11,6 +11,7 @@ COMMANDS = [
     [],
     ["corpus"],
     ["corpus", "build"],
+    ["corpus", "balance"],
     ["corpus", "stats"],
     ["reward"],
     ["reward", "list"],

@@ -2,170 +2,26 @@
 
 import html.parser
 import itertools
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fake_runs import ANNOTATOR, HELD_OUT, edit, make_run, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from phf.errors import PHFError
-from phf.records import Estimate, Identity
+from phf.files import hash_file
+from phf.records import Estimate
 from phf.report import summary_rows, summary_table, write_report
 from phf.report.reading import read_runs
 from phf.report.samples import choose_samples, visible_text
 from phf.report.verdict import find_mle, format_number, group_runs, judge_control, judge_plain, pool
-
-ANNOTATOR = Identity("pii", "1", None, {"patterns": "v2"})
-HELD_OUT = Identity("toxicity-lstm", "3", "ab" * 32, {"unit": "<b>bold</b>"})
-
-HOSTILE = [
-    "<script>alert(1)</script> & <img src=x onerror=alert(2)>",
-    "safe \u202edesrever\u202c and \u2066isolated\u2069 \u200b zero",
-    "a NUL \x00, a bell \x07, an escape \x1b[31m red, a C1 \x85",
-    "x" * 10_000,
-    "</pre></details></body> emoji 👩‍👩‍👧 and 🏴 and مرحبا",
-    "]]> --> <!-- ${7*7} {{ 7*7 }} {% raw %}",
-]
-# Mean scores of each mode by objective: numbers of the kind the demo gives.
-SCORES = {
-    "mle": {"none": 0.0092},
-    "conditional": {"good": 0.0037, "bad": 0.0151, "none": 0.0088},
-    "filtering": {"none": 0.0060},
-    "unlikelihood": {"none": 0.0071},
-    "rwr": {"none": 0.0089},
-    "awr": {"none": 0.0097},
-}
-
-
-def make_run(folder: Path, objective: str = "mle", seed: int = 0, **options: Any) -> Path:
-    """A run folder as `phf train` and `phf evaluate` leave it, with numbers drawn from a seed."""
-    rng = np.random.default_rng([seed, len(objective), *map(ord, folder.name)])
-    path = folder
-    path.mkdir(parents=True)
-    config = {
-        "corpus": "demo/corpus", "reward_model": "pii", "segments": "lines", "tokenizer": "train:4096",
-        "objective": {"kind": objective, **options}, "model": {"preset": "2.5M", "init": None},
-        "optim": {"name": "adamw", "learning_rate": 2e-3}, "tokens": 8_000_000, "seed": seed,
-    }  # fmt: skip
-    write(path / "run.json", {
-        "format_version": 1, "name": path.name, "config": config,
-        "versions": {"phf": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0"},
-        "corpus": {"id": "c0ffee12", "path": "demo/corpus", "sources": ["fortunes", "tweets"], "num_documents": 41233},
-        "reward_model": ANNOTATOR.to_json(), "tokenizer": {"name": "bpe", "version": "1", "weights_hash": "ff" * 32, "parameters": {"size": 4096}},
-        "threshold": {"value": 0.0, "segment_share": 0.79, "token_share": 0.82, "message": "score <= 0 is good: 79 % of segments, 82 % of tokens"},
-        "epochs": 2.7, "num_parameters": 2_512_896, "precision": "bf16",
-    })  # fmt: skip
-    write_metrics(path / "metrics.jsonl", objective, rng)
-    judges = [
-        judge_json("annotator", ANNOTATOR, "items per character", 1000, 0.0),
-        judge_json("held-out", HELD_OUT, "probability", 1, 0.5),
-    ]
-    rows, modes, samples = [], {}, []
-    for mode, score in SCORES[objective].items():
-        variety = float(rng.uniform(0.55, 0.62))
-        bits = {"good": 1.62, "bad": 2.31, "all": 1.79}
-        bits = {
-            key: value * (1.1 if mode == "bad" else 1) * rng.uniform(0.99, 1.01)
-            for key, value in bits.items()
-        }
-        modes[mode] = {
-            "degeneracy": {"mean_tokens": 101.2, "mean_characters": 402.0, "distinct_1": 0.21, "distinct_2": variety,
-                           "distinct_3": 0.83, "repetition": 0.031, "compression_ratio": 2.4, "empty_share": 0.0},
-            "bits_per_byte": {key: estimate_json(value, 0.01 * value, 400) for key, value in bits.items()},
-        }  # fmt: skip
-        for judge in judges:
-            mean = score * rng.uniform(0.95, 1.05) * (1 if judge["role"] == "annotator" else 9)
-            rows.append({
-                "run": path.name, "objective": objective, "seed": seed, "mode": mode, "judge": judge["slug"], "role": judge["role"],
-                **estimate_json(mean, 0.12 * mean, None), "hits": 61, "hit_rate": 0.119, "hit_low": 0.09, "hit_high": 0.15,
-                "num_samples": 512, "num_unscored": 3, "expected_max_25": 8 * mean, "expected_max_25_low": 7 * mean,
-                "expected_max_25_high": 9 * mean, "distinct_2": variety, "bits_per_byte": bits["all"],
-            })  # fmt: skip
-        samples += make_samples(mode, judges, rng)
-    gain = (
-        {"good": estimate_json(2.1, 0.3, 300), "bad": estimate_json(0.9, 0.2, 300)}
-        if objective == "conditional"
-        else None
-    )
-    write(path / "evaluation.json", {
-        "format_version": 1, "run": path.name, "objective": objective, "seed": seed, "tokens_seen": 8_000_000,
-        "num_parameters": 2_512_896, "step": 3906, "judges": judges,
-        "sampling": {"num_samples": 512, "temperature": 0.7, "top_p": 0.9, "control": "free", "seed": 0},
-        "threshold": 0.0, "rows": rows, "modes": modes, "control_gain": gain,
-        "references": [
-            {"name": "training data", "judge": judges[0]["slug"], **estimate_json(0.0101, 0.0006, 2000), "cost": None},
-            {"name": "training data", "judge": judges[1]["slug"], **estimate_json(0.081, 0.004, 2000), "cost": None},
-            {"name": "rejection sampling from MLE", "judge": judges[0]["slug"], **estimate_json(0.0, 0.0, 380), "cost": "1.3 samples per kept one"},
-        ] if objective == "mle" else [],
-    })  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(samples), path / "samples.parquet")
-    return path
-
-
-def judge_json(role: str, identity: Identity, unit: str, scale: int, threshold: float) -> dict[str, Any]:
-    return {
-        "role": role, "unit": unit, "display_scale": scale, "hit_threshold": threshold,
-        "identity": identity.to_json(), "slug": identity.slug,
-    }  # fmt: skip
-
-
-def estimate_json(mean: float, half: float, count: int | None) -> dict[str, Any]:
-    value = {"mean": mean, "low": mean - half, "high": mean + half}
-    return value if count is None else {**value, "count": count}
-
-
-def make_samples(mode: str, judges: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
-    ordinary = [
-        "Please call me back before noon; the meeting has moved to the large room on the second floor.\n"
-        "Thanks,\nthe office",
-        "I have looked at the figures again and they do not add up. Could you send the sheet once more?",
-        "Write to jane@example.org or call 555 0123, she knows where the keys are.",
-        "The quick answer is no. The long answer is that nobody has asked the people who would have to do it.",
-    ]
-    rows = []
-    for index in range(12):
-        text = HOSTILE[index - 4] if 4 <= index < 4 + len(HOSTILE) else ordinary[index % 4]
-        # The hostile ones score at both ends, so that they are shown as worst and best.
-        score = 0.05 + index / 1000 if index in (4, 5) else 0.0 if index > 2 else float(rng.uniform(0, 0.01))
-        rows.append({
-            "mode": mode, "index": index, "text": text, "num_tokens": 40, "ended": True, "prompt": "",
-            f"score:{judges[0]['slug']}": score if index != 7 else math.nan,
-            f"score:{judges[1]['slug']}": float(rng.uniform(0, 0.4)),
-        })  # fmt: skip
-    return rows
-
-
-def write_metrics(path: Path, objective: str, rng: np.random.Generator) -> None:
-    lines = []
-    for step in range(20, 3906, 20):
-        loss = 2.6 + 4 * math.exp(-step / 500) + rng.normal(0, 0.05)
-        lines.append({"kind": "train", "step": step, "tokens": step * 2048, "loss": loss, "learning_rate": 1e-3,
-                      "grad_norm": 0.7, "tokens_per_second": 9000.0})  # fmt: skip
-        if step % 500 == 0:
-            value = {"kind": "validation", "step": step, "tokens": step * 2048, "nll_good": loss - 0.1,
-                     "nll_bad": loss + 0.6, "nll_all": loss}  # fmt: skip
-            if objective == "conditional":
-                value |= {"control_gain_good": step / 2000 - 0.3, "control_gain_bad": step / 4000 - 0.4}
-            lines.append(value)
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-
-
-def write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def edit(path: Path, change: Any) -> None:
-    value = json.loads(path.read_text("utf-8"))
-    change(value)
-    write(path, value)
 
 
 @pytest.fixture(scope="module")
@@ -589,3 +445,35 @@ def test_each_group_meets_the_mle_of_its_own_settings(tmp_path: Path) -> None:
     edit(runs[2] / "run.json", lambda value: value["config"].update(tokens=2))
     (other,) = group_runs(read_runs(runs[2:]))
     assert find_mle(other, [short, long, other]) is None
+
+
+def test_samples_that_were_not_the_ones_scored_are_refused(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    samples = path / "samples.parquet"
+    edit(path / "evaluation.json", lambda value: value.update(samples_sha256=hash_file(samples)))
+    write_report([path], tmp_path / "r.html")
+    damaged = bytearray(samples.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    samples.write_bytes(damaged)
+    with pytest.raises(PHFError, match=r"samples\.parquet is damaged.*phf evaluate"):
+        write_report([path], tmp_path / "r.html")
+
+
+def test_references_are_those_of_mle(pair: list[Path], page: Path) -> None:
+    text = read_page(page).text
+    assert "1.35 samples drawn for each one kept" in text
+    assert "10.1 [9.50, 10.7]" in text
+    assert "training data (" not in text
+    assert "10.3 [9.70, 10.9]" not in text
+    alone = read_page(write_report(pair[1:], page.parent / "alone.html")).text
+    assert "10.3 [9.70, 10.9]" in alone
+
+
+def test_commands_to_make_it_again_are_whole(page: Path) -> None:
+    commands = next(text for text, _ in read_page(page).pre if text.startswith("phf annotate")).splitlines()
+    assert commands[1] == "phf tokenize demo/corpus --tokenizer train:4096 --segments lines"
+    assert commands[2].startswith("phf train mle.yaml -o ")
+    assert commands[3].endswith(
+        "--judge toxicity-lstm --num-samples 512 --temperature 0.7 --top-p 0.9 --control free --seed 0"
+    )
+    assert commands[4].endswith(f"-o {page}")

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from phf.reward_models import (
     score_documents,
     score_samples,
 )
+from phf.reward_models.pep8 import _LineReport
 from phf.reward_models.pii import find_items
 from phf.reward_models.python_code import split_lines
 
@@ -86,7 +88,7 @@ def test_unscored_is_nan_and_keeps_its_reason():
     score = Unscored("too long")
     assert math.isnan(score)
     assert math.isnan(np.asarray([score], np.float32)[0])
-    assert copy.deepcopy([score])[0].reason == "too long"
+    assert copy.deepcopy([score])[0].reason == "too long"  # by the way in which worker processes send it, too
 
 
 def test_empty_segments_and_samples_are_unscored_never_zero(models):
@@ -139,6 +141,8 @@ def test_every_card_loads_and_every_identity_differs(models):
         assert loaded[name].identity.id == models[name].identity.id
         assert loaded[name].identity.name == name
     assert len({model.identity.id for model in models.values()}) == len(models)
+    assert models["toxicity-svm"].identity.version == version("alt-profanity-check")
+    assert len(models["toxicity-svm"].identity.weights_hash) == 64
     assert {card.name for card in list_reward_models()} == {*models, "toxicity-lstm"}
 
 
@@ -218,17 +222,25 @@ def test_pep8_prints_nothing(models, capsys):
 
 @pytest.mark.parametrize("name", ["pep8", "pep8-fast"])
 def test_syntax_errors_are_counted_apart_and_are_never_perfect(models, name):
-    python2 = "x=1\nprint 'a'\nfor i in x :\n    pass\n"
+    python2 = "x=1\nprint 'a' \nfor i in x :\n    pass\n"
     scores = score_lines(models[name], python2)
     assert scores[0] == 1 / 4
     assert scores[1].reason == "does not parse"
     assert scores[2:] == [1 / 13, 0]
     (whole,) = models[name].score(python2, [len(python2)])
     assert whole == 2 / (
-        len(python2) - len("print 'a'\n")
+        len(python2) - len("print 'a' \n")
     )  # broken lines are neither violations nor characters
     assert models[name].count_syntax_errors(python2) == 1
     assert models[name].count_syntax_errors("x = 1\n") == 0
+
+
+def test_pycodestyles_own_syntax_errors_are_left_out(models):
+    report = _LineReport(models["pep8"]._options)
+    checker = pycodestyle.Checker(lines=["x=1\n", "y = (\n"], options=models["pep8"]._options, report=report)
+    checker.check_all()
+    assert sum(code.startswith("E9") for code in report.messages) == 1
+    assert report.rows == [1]  # E225
 
 
 @pytest.mark.parametrize("name", ["pep8", "pep8-fast"])

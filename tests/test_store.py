@@ -182,12 +182,11 @@ def test_every_flipped_byte_in_a_manifest_is_refused_by_name(corpus):
     path = corpus.path / "manifest.json"
     original = path.read_bytes()
     for position in range(len(original)):
-        for mask in (0x01, 0xFF):
-            changed = bytearray(original)
-            changed[position] ^= mask
-            path.write_bytes(changed)
-            with pytest.raises(PHFError, match=r"manifest\.json is (damaged|not valid JSON)"):
-                Corpus.open(corpus.path)
+        changed = bytearray(original)
+        changed[position] ^= 0x01
+        path.write_bytes(changed)
+        with pytest.raises(PHFError, match=r"manifest\.json is (damaged|not valid JSON)"):
+            Corpus.open(corpus.path)
 
 
 def test_a_newer_format_is_refused(corpus, monkeypatch):

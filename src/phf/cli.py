@@ -61,6 +61,38 @@ def corpus_build(
     print(f"{corpus.path}: {corpus.num_documents:,} documents; next: phf annotate {corpus.path} --reward-model NAME")
 
 
+@corpus_app.command(
+    "balance", epilog="Example: phf corpus balance corpus -r toxicity-svm -s sentences --threshold 0.3 -o balanced"
+)
+def corpus_balance(
+    folder: CorpusFolder,
+    reward_model: Annotated[str, typer.Option("--reward-model", "-r", help="Whose annotation to go by.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],
+    threshold: Annotated[float, typer.Option(help="A segment with a score above this is bad.")],
+    segments: Segments = "sentences",
+    ratio: Annotated[float, typer.Option(help="Documents without a bad segment per document with one.")] = 1.0,
+    max_characters: Annotated[int | None, typer.Option(help="Leave longer documents out.", min=1)] = None,
+) -> None:
+    """Keep every document with a bad segment and as many without, so that a small model sees enough of both."""
+    from phf.corpus.annotation import Annotation
+    from phf.corpus.balance import balance_corpus
+    from phf.corpus.store import Corpus
+
+    corpus = Corpus.open(folder)
+    annotation = Annotation.open(corpus, reward_model, _segment_kind(segments))
+    with show_progress() as progress:
+        balanced = balance_corpus(
+            corpus,
+            annotation,
+            out,
+            threshold=threshold,
+            ratio=ratio,
+            max_characters=max_characters,
+            progress=progress,
+        )
+    print(f"{balanced.path}: {balanced.num_documents:,} of {corpus.num_documents:,} documents")
+
+
 @corpus_app.command("stats", epilog="Example: phf corpus stats corpus")
 def corpus_stats(folder: CorpusFolder) -> None:
     """Counts, score quantiles, what candidate fractions would keep, the worst and best segments."""

@@ -18,6 +18,7 @@ from phf.config import (
     read_recipe,
 )
 from phf.corpus.annotate import annotate
+from phf.corpus.balance import balance_corpus
 from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
@@ -25,6 +26,7 @@ from phf.files import write_json
 
 RECIPE = "demo"
 SOURCES = ("tweets", "fortunes")
+MAX_CHARACTERS = 500
 HELD_OUT_JUDGE = "toxicity-lstm"
 DEFAULT_OBJECTIVES = ("mle", "conditional")
 OPTIONS: dict[str, dict[str, Any]] = {"filtering": {"keep_fraction": 0.5}}
@@ -63,7 +65,7 @@ def run_demo(
         PHFError: an unknown objective, or a folder that holds a demo made with other settings.
     """
     kinds = choose_objectives(objectives)
-    corpus = prepare_corpus(out / "corpus", say=say, progress=progress)
+    corpus = prepare_corpus(out, say=say, progress=progress)
     runs = []
     for kind in kinds:
         config = demo_config(kind, corpus, seed=seed, tokens=tokens)
@@ -99,20 +101,40 @@ def choose_objectives(text: str) -> tuple[str, ...]:
 
 
 def prepare_corpus(
-    folder: Path, *, say: Callable[[str], None] = print, progress: Progress | None = None
+    out: Path, *, say: Callable[[str], None] = print, progress: Progress | None = None
 ) -> Corpus:
-    """The demo's corpus with its annotation and tokens; what is there already is opened, not made again."""
+    """The demo's corpus with its annotation and tokens; what is there already is opened, not made again.
+
+    All tweets and fortunes are annotated; the corpus that is trained on keeps every document with a bad sentence and as
+    many without (docs/log.md says why).
+    """
     recipe = read_recipe(RECIPE)
-    if (folder / "manifest.json").exists():
-        corpus = Corpus.open(folder)
-    else:
-        corpus = build_corpus(list(SOURCES), folder, progress=progress)
-        say(f"corpus: {corpus.num_documents:,} documents from {', '.join(SOURCES)}")
-    annotation = annotate(corpus, recipe["reward_model"], recipe["segments"], progress=progress)
-    say(f"annotation: {annotation.num_scored_now:,} segments scored now by {annotation.identity.slug}")
-    tokens = tokenize(corpus, recipe["tokenizer"], recipe["segments"], progress=progress)
-    say(f"tokens: {tokens.num_tokens:,} in {tokens.num_segments:,} segments")
+    judge, segments = recipe["reward_model"], recipe["segments"]
+    if not (out / "corpus" / "manifest.json").exists():
+        everything = _open_or_build(out / "everything", progress)
+        annotation = annotate(everything, judge, segments, progress=progress)
+        balance_corpus(
+            everything,
+            annotation,
+            out / "corpus",
+            threshold=recipe["good"]["threshold"],
+            max_characters=MAX_CHARACTERS,
+            progress=progress,
+        )
+    corpus = Corpus.open(out / "corpus")
+    annotation = annotate(corpus, judge, segments, progress=progress)
+    tokens = tokenize(corpus, recipe["tokenizer"], segments, progress=progress)
+    say(
+        f"corpus: {corpus.num_documents:,} documents of {', '.join(SOURCES)}; {tokens.num_segments:,} segments "
+        f"({annotation.num_scored_now:,} scored now by {annotation.slug}); {tokens.num_tokens:,} tokens"
+    )
     return corpus
+
+
+def _open_or_build(folder: Path, progress: Progress | None) -> Corpus:
+    if (folder / "manifest.json").exists():
+        return Corpus.open(folder)
+    return build_corpus(list(SOURCES), folder, progress=progress)
 
 
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:

@@ -181,16 +181,38 @@ def build_corpus(
     Raises:
         PHFError: a source that is unknown, damaged or yields nothing; a value out of range; `out` is not empty.
     """
-    out = Path(out)
     if not sources:
         raise PHFError("no source is given; see 'phf corpus build --help'")
+    opened = [(spec, iterate_source(spec, text_field)) for spec in sources]  # all mistakes before any work
+    return write_corpus(
+        opened,
+        out,
+        text_field=text_field,
+        validation_fraction=validation_fraction,
+        bytes_per_shard=bytes_per_shard,
+        max_documents=max_documents,
+        progress=progress,
+    )
+
+
+def write_corpus(
+    opened: Sequence[tuple[str, Iterator[Row | BadRow]]],
+    out: Path | str,
+    *,
+    text_field: str | None = None,
+    validation_fraction: float = 0.05,
+    bytes_per_shard: int = _BYTES_PER_SHARD,
+    max_documents: int | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """As `build_corpus`, from rows: pairs of a source's name, for the manifest, and its rows."""
+    out = Path(out)
     if not 0 <= validation_fraction < 1:
         raise PHFError(f"validation_fraction {validation_fraction} must be at least 0 and below 1")
     if max_documents is not None and max_documents < 1:
         raise PHFError(f"max_documents {max_documents} must be at least 1")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
-    opened = [(spec, iterate_source(spec, text_field)) for spec in sources]  # all mistakes before any work
     partial = out.parent / f".{out.name}.partial"
     partial.mkdir(parents=True, exist_ok=True)
     with lock_folder(partial, "building"):

@@ -231,13 +231,19 @@ def _name_source(source: Any) -> str:
 
 
 def _list_references(runs: list[RunFolder]) -> list[Reference]:
-    """References of all runs, those that are the same number once; where runs differ, the name says whose it is."""
+    """References of the MLE runs, or of the first run if there is none; where they differ, the name says whose it is.
+
+    Training text is cut to the length of a run's own samples, so every run has its own; MLE's is the one to compare.
+    """
+    mles = [run for run in runs if run.objective == "mle"] or runs[:1]
     found: dict[tuple[str, str, Estimate, str], str] = {}
-    for run in runs:
+    for run in mles:
         for value in map(as_dict, as_list(run.evaluation.get("references"))):
             cost = value.get("cost")
+            if isinstance(cost, int | float):
+                cost = f"{format_number(cost)} samples drawn for each one kept"
             name, judge = str(value.get("name")), str(value.get("judge"))
-            found.setdefault((name, judge, as_estimate(value), "" if cost is None else str(cost)), run.label)
+            found.setdefault((name, judge, as_estimate(value), str(cost or "")), run.label)
     names = [(name, judge) for name, judge, _, _ in found]
     return [
         Reference(name if names.count((name, judge)) == 1 else f"{name} ({label})", judge, estimate, cost)
@@ -348,10 +354,21 @@ def _list_commands(run: RunFolder, runs: list[RunFolder], out: Path) -> str:
             config.get("segments"),
         ],
         ["phf", "train", recipe, "-o", folder],
-        ["phf", "evaluate", folder],
+        ["phf", "evaluate", folder, *_list_evaluate_options(run)],
         ["phf", "report", *(str(other.path) for other in runs), "-o", str(out)],
     ]
     return "\n".join(shlex.join(map(str, step)) for step in steps)
+
+
+def _list_evaluate_options(run: RunFolder) -> list[Any]:
+    """Judges and sampling of an evaluation as options of `phf evaluate` (the batch size is not one)."""
+    judges = [
+        option for judge in run.judges if judge.role == "held-out" for option in ("--judge", judge.name)
+    ]
+    sampling = as_dict(run.evaluation.get("sampling"))
+    names = ("num_samples", "temperature", "top_p", "min_new_tokens", "max_new_tokens", "control", "seed")
+    given = [(name, sampling[name]) for name in names if name in sampling]
+    return [*judges, *(part for name, value in given for part in (f"--{name.replace('_', '-')}", value))]
 
 
 def _format_interval(estimate: Estimate, scale: float = 1.0) -> str:

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from phf.errors import PHFError
-from phf.files import hash_json, read_json
+from phf.files import check_hash, hash_json, read_json
 from phf.records import FORMAT_VERSION, Estimate, Identity
 
 MODE_ORDER = ("good", "bad", "none", "untagged")
@@ -156,7 +156,7 @@ def _read_run(path: Path, label: str) -> RunFolder:
         evaluation=evaluation,
         metrics=metrics,
         skipped_lines=skipped,
-        samples=_read_samples(path / "samples.parquet"),
+        samples=_read_samples(path / "samples.parquet", evaluation.get("samples_sha256")),
         judges=tuple(_read_judge(value) for value in as_list(evaluation.get("judges"))),
         settings=hash_json({key: value for key, value in config.items() if key != "seed"}),
     )
@@ -190,14 +190,17 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     return sorted(latest.values(), key=lambda value: as_float(value.get("tokens"))), skipped
 
 
-def _read_samples(path: Path) -> list[dict[str, Any]] | None:
+def _read_samples(path: Path, expected: Any) -> list[dict[str, Any]] | None:
+    """Rows of `samples.parquet`: those that were scored, if the evaluation recorded their hash."""
     if not path.is_file():
         return None
+    if isinstance(expected, str):
+        check_hash(path, expected, f"run 'phf evaluate {path.parent} --force'")
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise PHFError(
-            f"{path} cannot be read ({' '.join(str(error).split())}); run 'phf evaluate {path.parent}' again"
+            f"{path} cannot be read ({' '.join(str(error).split())}); run 'phf evaluate {path.parent} --force'"
         ) from None
     return rows
 

@@ -10,6 +10,7 @@ import pycodestyle
 from phf.records import Identity
 from phf.reward_models.protocol import RewardModel, Unit, Unscored
 from phf.reward_models.python_code import (
+    PYTHON,
     count_syntax_errors,
     find_broken_lines,
     normalise_line_ends,
@@ -39,7 +40,12 @@ class Pep8(RewardModel):
         self.identity = Identity(
             "pep8",
             pycodestyle.__version__,
-            parameters={"ignored": list(IGNORED), "max_line_length": MAX_LINE_LENGTH, "rules": 1},
+            parameters={
+                "ignored": list(IGNORED),
+                "max_line_length": MAX_LINE_LENGTH,
+                "rules": 1,
+                "python": PYTHON,
+            },
         )
         self._options = pycodestyle.StyleGuide(
             ignore=IGNORED, max_line_length=MAX_LINE_LENGTH, reporter=_LineReport

@@ -13,6 +13,7 @@ from phf.records import Identity
 from phf.reward_models.pep8 import IGNORED, MAX_LINE_LENGTH, violations_per_character
 from phf.reward_models.protocol import RewardModel, Unit
 from phf.reward_models.python_code import (
+    PYTHON,
     count_syntax_errors,
     find_broken_lines,
     split_lines,
@@ -46,7 +47,9 @@ class Pep8Fast(RewardModel):
         options += ["--preview", "--target-version=py311"]
         self._command = [find_ruff_bin(), "check", "--isolated", "--no-cache", "--exit-zero", "--quiet"]
         self._command += ["--no-respect-gitignore", "--output-format=json", *options, "."]
-        self.identity = Identity("pep8-fast", version("ruff"), parameters={"options": options, "rules": 1})
+        self.identity = Identity(
+            "pep8-fast", version("ruff"), parameters={"options": options, "rules": 1, "python": PYTHON}
+        )
 
     def score(self, document: str, ends: Sequence[int]) -> Sequence[float]:
         """Violations per character of each segment. Starts a process: prefer `score_batch`."""

@@ -21,10 +21,6 @@ class Unscored(float):
         score.reason = reason
         return score
 
-    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]
-        """The reason survives the way back from a worker process and `copy`."""
-        return (self.reason,)
-
     def __repr__(self) -> str:
         """`Unscored('reason')`."""
         return f"Unscored({self.reason!r})"

@@ -6,11 +6,15 @@ Models write code that does not parse, and corpora hold prose and Python 2. Chec
 import ast
 import io
 import re
+import sys
 import tokenize
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+
+PYTHON = "{}.{}".format(*sys.version_info)
+"""Part of an identity: what parses depends on the Python that runs."""
 
 NOT_PARSED, NOT_TOKENIZED = "does not parse", "does not tokenize"
 
@@ -64,9 +68,7 @@ def parses(source: str) -> bool:
 
 
 def iterate_logical_lines(lines: list[str]) -> Iterator[LogicalLine]:
-    """Complete logical lines and comment lines, until the text ends or stops being Python's tokens.
-
-    A line counts as complete only if its line end is there. After the last one, `lines` may go on.
+    """The complete logical lines and the comment lines of some lines, of which the last has its line end too.
 
     Raises:
         tokenize.TokenError, SyntaxError: where the tokenizer cannot go on.
@@ -75,10 +77,10 @@ def iterate_logical_lines(lines: list[str]) -> Iterator[LogicalLine]:
     reader = iter(normalise_line_ends(lines))
     for token in tokenize.generate_tokens(lambda: next(reader, "")):
         if token.type == tokenize.NEWLINE:
-            if token.string and first is not None:
+            if first is not None:
                 yield LogicalLine(first, token.start[0])
             first = None
-        elif token.type == tokenize.COMMENT and first is None and token.line.endswith("\n"):
+        elif token.type == tokenize.COMMENT and first is None:
             yield LogicalLine(token.start[0], token.start[0], is_code=False)
         elif token.type not in SILENT_TOKENS and first is None:
             first = token.start[0]

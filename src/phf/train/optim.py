@@ -13,8 +13,7 @@ from phf.config import OptimConfig
 def make_optimizers(model: nn.Module, embeddings: Iterable[nn.Module], config: OptimConfig) -> list[Optimizer]:
     """AdamW alone, or Muon for the hidden matrices and AdamW for the rest.
 
-    Weight decay applies to matrices; norms, biases and embeddings are not decayed under Muon, as in its paper, and
-    embeddings are under AdamW, as in GPT-2's recipe.
+    Weight decay applies to matrices and embeddings, not to norms and biases.
 
     Args:
         model: everything that is trained (the value head included).
@@ -30,14 +29,14 @@ def make_optimizers(model: nn.Module, embeddings: Iterable[nn.Module], config: O
     def adamw(groups: list[dict[str, object]]) -> Optimizer:
         return AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
+    decayed: dict[str, object] = {"params": tables, "weight_decay": config.weight_decay}
+    undecayed: dict[str, object] = {"params": vectors, "weight_decay": 0.0}
     if config.name == "adamw":
-        decayed: dict[str, object] = {"params": matrices + tables, "weight_decay": config.weight_decay}
-        optimizers = [adamw([decayed, {"params": vectors, "weight_decay": 0.0}])]
+        decayed["params"] = matrices + tables
+        optimizers = [adamw([decayed, undecayed])]
     else:
-        optimizers = [
-            Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95),
-            adamw([{"params": tables + vectors, "weight_decay": 0.0}]),
-        ]
+        muon = Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95)
+        optimizers = [muon, adamw([decayed, undecayed])]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -1,0 +1,225 @@
+"""A run evaluated end to end on a small real corpus, and the judges' roles."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from phf.config import EvaluateConfig, SamplingConfig
+from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run
+from phf.evaluate.misalignment import (
+    Judge,
+    choose_judges,
+    cut_training_texts,
+    rejection_reference,
+    summarise_scores,
+)
+from phf.files import read_json
+from phf.records import Identity
+from phf.reward_models import load_reward_model
+from phf.train import loop
+
+CONFIG = EvaluateConfig(
+    judges=("pii",),
+    sampling=SamplingConfig(num_samples=30, max_new_tokens=24),
+    num_bootstrap=100,
+    capability_documents=10,
+    gain_segments=8,
+    data_samples=40,
+)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def trained(small_config, tmp_path):
+    """Returns a function that trains a run of 12 steps on one objective."""
+
+    def train(kind: str):
+        config = small_config(
+            f"objective.kind={kind}", *(["objective.good_fraction=0.5"] if kind == "conditional" else [])
+        )
+        return loop.train(config, tmp_path / kind, say=quiet)
+
+    return train
+
+
+def test_a_conditional_run_end_to_end(trained) -> None:
+    run = trained("conditional")
+    seen = []
+    result = evaluate_run(run, CONFIG, say=quiet, progress=lambda *call: seen.append(call))
+    assert result == read_json(run.folder / "evaluation.json")
+    assert {call[0] for call in seen} == {"sampling good", "sampling bad", "sampling none", "held-out text"}
+
+    annotator, held_out = result["judges"]
+    assert (annotator["role"], held_out["role"]) == ("annotator", "held-out")
+    assert annotator["slug"] == run.data().annotation.identity.slug
+    assert result["notes"] == []
+    assert (result["step"], result["tokens_seen"]) == (12, 12 * 4 * 64)
+    assert result["threshold"] == run.data().good.value
+
+    kept = pq.read_table(run.folder / "samples.parquet")
+    rows = result["rows"]
+    assert [(row["mode"], row["judge"]) for row in rows] == [
+        (mode, judge["slug"]) for mode in ("good", "bad", "none") for judge in result["judges"]
+    ]
+    for row in rows:
+        own = kept.filter(np.array(kept["mode"].to_pylist()) == row["mode"])
+        scores = np.array(own[f"score:{row['judge']}"].to_pylist())
+        assert row["mean"] == pytest.approx(np.nanmean(scores))
+        assert row["low"] <= row["mean"] <= row["high"] <= row["expected_max_25_high"] + 1e-9
+        assert (row["num_samples"], row["num_unscored"]) == (30, np.isnan(scores).sum())
+        judge = next(judge for judge in result["judges"] if judge["slug"] == row["judge"])
+        assert row["hits"] == (scores > judge["hit_threshold"]).sum()
+        assert row["bits_per_byte"] == result["modes"][row["mode"]]["bits_per_byte"]["all"]["mean"]
+        rescored = load_reward_model(judge["identity"]["name"]).score(
+            text := own["text"][0].as_py(), [len(text)]
+        )
+        assert scores[0] == pytest.approx(rescored[0])
+
+    for mode in ("good", "bad", "none"):
+        bits = result["modes"][mode]["bits_per_byte"]
+        assert 2 < bits["all"]["mean"] < 12
+        assert (
+            bits["good"]["count"] + bits["bad"]["count"] == bits["all"]["count"] == 10
+        )  # whole documents are segments
+    labelled = result["labelled_bits_per_byte"]
+    assert labelled["good"] == result["modes"]["good"]["bits_per_byte"]["good"]
+    assert labelled["bad"] == result["modes"]["bad"]["bits_per_byte"]["bad"]
+    assert result["control_gain"]["good"]["count"] == 8
+    assert {reference["name"] for reference in result["references"]} == {"training data"}
+
+
+def test_mle_has_one_mode_and_two_references_and_scores_the_same_text(trained) -> None:
+    mle, conditional = evaluate_runs(
+        [trained("mle").folder, trained("conditional").folder], CONFIG, say=quiet
+    )
+    assert set(mle["modes"]) == {"none"}
+    assert mle["control_gain"] is None
+    assert mle["labelled_bits_per_byte"] is None
+    assert mle["threshold"] == conditional["threshold"], "good text must be the same text"
+    counts = [result["modes"]["none"]["bits_per_byte"]["good"]["count"] for result in (mle, conditional)]
+    assert counts[0] == counts[1] > 0
+    references = {(reference["name"], reference["judge"]): reference for reference in mle["references"]}
+    assert len(references) == 4
+    rejection = references["rejection sampling from MLE", mle["judges"][0]["slug"]]
+    assert rejection["mean"] <= mle["threshold"]
+    assert rejection["cost"] == pytest.approx(30 / rejection["count"])
+
+
+def test_a_finished_evaluation_is_reused_and_repeats_itself(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained("mle")
+    path = run.folder / "evaluation.json"
+    evaluate_run(run, CONFIG, say=quiet)
+    first = path.read_bytes()
+    evaluate_run(run, CONFIG, say=quiet, force=True)
+    assert path.read_bytes() == first, "all randomness is seeded"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "generate", None)
+        assert evaluate_run(run, CONFIG, say=quiet) == read_json(path)
+
+    other = CONFIG.model_copy(update={"sampling": CONFIG.sampling.model_copy(update={"seed": 1})})
+    again = evaluate_run(run, other, say=quiet)
+    assert again["rows"][0]["mean"] != json.loads(first)["rows"][0]["mean"]
+    (run.folder / "samples.parquet").write_bytes(b"damaged")
+    assert evaluate_run(run, other, say=quiet) == again
+    assert pq.read_table(run.folder / "samples.parquet").num_rows == 30
+
+
+def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained("mle")
+    evaluate_run(run, CONFIG, say=quiet)
+    monkeypatch.setattr(evaluation, "measure_degeneracy", None)
+    with pytest.raises(TypeError):
+        evaluate_run(run, CONFIG, say=quiet, force=True)
+    assert not (run.folder / "evaluation.json").exists()
+
+
+def test_an_annotator_that_changed_is_said_and_is_not_called_the_annotator(trained) -> None:
+    """Fault 4 of the released code: annotated with one model, evaluated with another."""
+    run = trained("mle")
+
+    def load_newer(spec: str):
+        model = load_reward_model(spec)
+        if spec == "toxicity-svm":
+            model.identity = Identity(
+                "toxicity-svm", "99", model.identity.weights_hash, model.identity.parameters
+            )
+        return model
+
+    said = []
+    result = evaluate_run(run, CONFIG, load=load_newer, say=said.append)
+    assert [judge["role"] for judge in result["judges"]] == ["held-out", "held-out"]
+    assert "no judge is the annotator" in said[0]
+    assert result["notes"][0] in said[0]
+    assert {reference["name"] for reference in result["references"]} == {"training data"}
+
+
+def test_judges_are_the_annotator_and_the_others_once_each() -> None:
+    pii = load_reward_model("pii")
+    annotation = SimpleNamespace(manifest={"reward_model_spec": "pii"}, identity=pii.identity)
+    judges, notes = choose_judges(annotation, ["pep8", "pii", "pep8"], load_reward_model)
+    assert [(judge.role, judge.model.identity.name) for judge in judges] == [
+        ("annotator", "pii"),
+        ("held-out", "pep8"),
+    ]
+    assert notes == []
+
+
+def fake_judge(role: str, name: str, hit_threshold: float = 0.0) -> Judge:
+    return Judge(role, SimpleNamespace(identity=Identity(name, "1"), hit_threshold=hit_threshold))
+
+
+def test_unscored_samples_are_counted_and_never_0() -> None:
+    row = summarise_scores(
+        fake_judge("annotator", "a", 0.5), [""] * 5, [math.nan, 0.5, 1.0, math.nan, 0.6], 100, 0
+    )
+    assert row["mean"] == pytest.approx(0.7)
+    assert (row["hits"], row["num_samples"], row["num_unscored"]) == (2, 5, 2)
+    assert row["hit_rate"] == pytest.approx(2 / 3)
+    assert math.isnan(row["expected_max_25"])
+    assert row["syntax_errors"] is None
+
+
+def test_syntax_errors_of_code_are_reported_apart() -> None:
+    judge = Judge("annotator", load_reward_model("pep8"))
+    texts = ["x = 1\n", "x = = 2\ny = 1\n"]
+    row = summarise_scores(judge, texts, [0.0, 0.0], 100, 0)
+    assert row["syntax_errors"] == 0.5
+    assert row["mean"] == 0
+
+
+def test_rejection_keeps_what_the_annotator_finds_good() -> None:
+    judges = [fake_judge("annotator", "a"), fake_judge("held-out", "b")]
+    scores = {judges[0].slug: [0.0, 0.1, 0.2, math.nan], judges[1].slug: [3.0, 5.0, 100.0, 100.0]}
+    own, other = rejection_reference(judges, scores, 0.1, 100, 0)  # a score equal to the threshold is good
+    assert (own["mean"], own["count"], own["cost"]) == (pytest.approx(0.05), 2, 2.0)
+    assert other["mean"] == 4
+    assert rejection_reference(judges[1:], scores, 0.1, 100, 0) == []
+    nothing = rejection_reference(judges, scores, -1.0, 100, 0)[0]
+    assert (nothing["count"], nothing["cost"]) == (0, None)
+
+
+def test_training_texts_are_openings_of_training_documents(small_corpus) -> None:
+    documents = {document.text[:50] for document in small_corpus.iterate_documents("train")}
+    texts = cut_training_texts(small_corpus, 60, 50, 0)
+    assert len(texts) == 60
+    assert set(texts) <= documents
+    assert texts == cut_training_texts(small_corpus, 60, 50, 0)
+    assert texts != cut_training_texts(small_corpus, 60, 50, 1)
+    assert len(cut_training_texts(small_corpus, 10_000, 50, 0)) == len(
+        list(small_corpus.iterate_documents("train"))
+    )
+
+
+def test_sampling_a_run_for_people(trained) -> None:
+    run = trained("conditional")
+    samples = sample_run(run.folder, "good", SamplingConfig(num_samples=2, max_new_tokens=20))
+    assert [sample.index for sample in samples] == [0, 1]
+    assert all("<|" not in sample.text for sample in samples)
