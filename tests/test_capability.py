@@ -138,6 +138,7 @@ def test_pages_hold_the_segments_that_fit_with_control_tokens() -> None:
     reader = make_reader(documents, list(range(10)), context=11)
     assert sorted(reader.held_out_documents(0)) == [0, 2, 4]
     assert [segment.tolist() for segment in reader.read(0).segments] == [[1] * 4, [2] * 4]  # 1 + 5 + 5 = 11
+    assert len(make_reader(documents, list(range(10)), context=10).read(0).segments) == 1
     cut = reader.read(2)
     assert [segment.tolist() for segment in cut.segments] == [[5] * 9]  # a first segment is cut: 1 + 1 + 9
     assert cut.num_bytes.tolist() == [len(" e" * 9)]
@@ -176,9 +177,12 @@ def test_control_gain_switches_one_token_and_keeps_the_context() -> None:
     assert gain["good"].mean == pytest.approx(float(log_probs[GOOD, at[1]] - log_probs[BAD, at[1]]), rel=1e-4)
     assert gain["bad"].mean == pytest.approx(float(log_probs[BAD, at[2]] - log_probs[GOOD, at[2]]), rel=1e-4)
     assert (gain["good"].count, gain["bad"].count) == (15, 15)
-    own, switched = calls[2], calls[3]  # the bad segments
-    assert own[0].tolist() == [END, GOOD, 1, BAD]
-    assert switched[0].tolist() == [END, GOOD, 1, GOOD]
+    own_good, switched_good, own_bad, switched_bad = calls
+    assert own_bad[0].tolist() == [END, GOOD, 1, BAD]
+    assert switched_bad[0].tolist() == [END, GOOD, 1, GOOD]
+    assert any(row.tolist() == [END, GOOD, 1, BAD, 2, GOOD] for row in own_good)
+    for own, switched in ((own_good, switched_good), (own_bad, switched_bad)):
+        assert (own != switched).sum(dim=1).tolist() == [1] * 15
 
 
 def test_a_model_without_control_has_a_gain_of_nothing_but_noise() -> None:

@@ -22,6 +22,7 @@ def test_distinct_at_full_size_is_the_plain_ratio() -> None:
         2 / 3
     )  # ab, ba, ba; none crosses from one sample to the next
     assert distinct_ngrams(pieces, 1, 1) == pytest.approx(1)
+    assert distinct_ngrams([["a", "b"]], 1, 1) == pytest.approx(1)
 
 
 def test_distinct_is_the_average_over_random_cuts() -> None:
@@ -42,6 +43,9 @@ def test_distinct_does_not_fall_just_because_there_is_more_text() -> None:
 def test_too_little_text_has_no_distinct() -> None:
     assert np.isnan(distinct_ngrams([["a", "b"]], 1, 3))
     assert np.isnan(distinct_ngrams([[], ["a"]], 2, 1))
+    assert np.isnan(distinct_ngrams([["a", "b"], ["c", "d"]], 2, 3)), (
+        "no n-gram crosses from sample to sample"
+    )
 
 
 def test_repetition_is_counted_within_a_sample() -> None:

@@ -96,9 +96,18 @@ def corpus_balance(
 @corpus_app.command("stats", epilog="Example: phf corpus stats corpus")
 def corpus_stats(folder: CorpusFolder) -> None:
     """Counts, score quantiles, what candidate fractions would keep, the worst and best segments."""
-    from phf.corpus.stats import print_corpus_stats
+    from phf.corpus.stats import corpus_stats as measure
+    from phf.corpus.store import Corpus
 
-    print_corpus_stats(folder)
+    stats = measure(Corpus.open(folder))
+    for split, counts in stats["counts"].items():
+        print(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    for source in stats["sources"]:
+        print(f"source {source['spec']}: {source['num_documents']:,} documents, {source['num_bad_rows']:,} bad rows")
+    if not stats["annotations"]:
+        print(f"no annotation yet; next: phf annotate {folder} --reward-model NAME")
+    for annotation in stats["annotations"]:
+        _print_annotation(annotation)
 
 
 @reward_app.command("list", epilog="Example: phf reward list")
@@ -205,7 +214,7 @@ def sample(
         "min_new_tokens": min(10, max_new_tokens),
         "seed": seed,
     }
-    for drawn in sample_run(folder, mode, parse(SamplingConfig, given, "phf sample")):
+    for drawn in sample_run(folder, _check_choice("mode", mode, ("good", "bad", "none", "untagged")), parse(SamplingConfig, given, "phf sample")):
         print(f"--- {mode} {drawn.index}\n{_printable(drawn.text)}")
 
 
@@ -276,11 +285,33 @@ def demo(
     print(f"summary: {result.summary}\npage:    {result.page}")
 
 
+def _print_annotation(stats: dict[str, Any]) -> None:
+    """Quantiles, a histogram, what fractions keep, and the extremes of one annotation."""
+    print(f"\n{stats['slug']} on {stats['segments']}: {stats['num_segments']:,} segments, {stats['unit']}")
+    reasons = ", ".join(f"{count:,} x {reason}" for reason, count in stats["unscored_reasons"].items())
+    print(f"  unscored: {stats['num_unscored']:,} {reasons}")
+    print("  quantiles: " + ", ".join(f"{q['quantile']:.0%} {q['score']:.4g}" for q in stats["quantiles"]))
+    counts, edges = stats["histogram"]["counts"], stats["histogram"]["edges"]
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        print(f"  {low:9.4g} to {high:9.4g} {count:10,} {'#' * round(40 * count / max(counts))}")
+    for name in ("good_fraction", "keep_fraction"):
+        for kept in stats[name]:
+            share = kept["characters"]
+            print(f"  {name}={kept['fraction']:g}: threshold {kept['threshold']:.4g} keeps {share:.1%} of the characters")
+    for name in ("best", "worst"):
+        for example in stats[name]:
+            text = " ".join(_printable(example["text"]).split())
+            print(f"  {name} {example['score']:.4g} {example['document']}: {text[:100]}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise PHFError(f"{name} '{value}' is not known; choose {', '.join(choices)}")
+    return value
+
+
 def _segment_kind(text: str) -> Any:
-    kinds = ("lines", "sentences", "document")
-    if text not in kinds:
-        raise PHFError(f"segments '{text}' is not known; choose {', '.join(kinds)}")
-    return text
+    return _check_choice("segments", text, ("lines", "sentences", "document"))
 
 
 def _printable(text: str) -> str:

@@ -53,8 +53,7 @@ def mode_rules(mode: Mode, tokens: ControlTokens, style: Style = "free") -> Mode
         case "good" | "bad":
             own, other = (good, bad) if mode == "good" else (bad, good)
             blocked = (other,) if style == "free" else (good, bad)
-            return ModeRules((tokens.end, own), blocked, own if style == "forced" else None)
+            return ModeRules((tokens.end, own), blocked, forced=own if style == "forced" else None)
         case "none" | "untagged":
-            blocked = () if mode == "none" else (good, bad)
-            return ModeRules((tokens.end,), blocked, None)
+            return ModeRules((tokens.end,), () if mode == "none" else (good, bad), forced=None)
     raise PHFError(f"mode '{mode}' is not known; choose good, bad, none or untagged")

@@ -10,6 +10,7 @@ from time import perf_counter
 
 import torch
 import torch.nn.functional as F
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -102,6 +103,7 @@ def load_model(source: str | Path) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and model.safetensors, as `AutoModelForCausalLM.from_pretrained` reads them."""
+    transformers.utils.logging.disable_progress_bar()  # one more bar among ours, for a file written in no time
     model.save_pretrained(folder, safe_serialization=True)
 
 
@@ -143,12 +145,14 @@ def hidden_states(
     transformers builds the block mask from restarted positions only without a cache (contract: Page); the leak test
     guards it.
     """
-    return model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden
 
 
 def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
     """Logits of hidden states, in the head's own precision."""
-    return model.get_output_embeddings()(hidden)
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    return logits
 
 
 def check_head(model: PreTrainedModel) -> None:
@@ -182,7 +186,9 @@ def nll_of_hidden(
     chunks = [
         checkpoint(_chunk_nll, head, hidden_chunk, target_chunk, use_reentrant=False)
         for hidden_chunk, target_chunk in zip(
-            hidden.flatten(0, 1).split(HEAD_CHUNK_TOKENS), targets.flatten().split(HEAD_CHUNK_TOKENS), strict=True
+            torch.split(hidden.flatten(0, 1), HEAD_CHUNK_TOKENS),
+            torch.split(targets.flatten(), HEAD_CHUNK_TOKENS),
+            strict=True,
         )
     ]
     return torch.cat(chunks).view(targets.shape)

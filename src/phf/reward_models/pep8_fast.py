@@ -41,7 +41,7 @@ class Pep8Fast(RewardModel):
         """
         if importlib.util.find_spec("ruff") is None:
             raise ModuleNotFoundError("no module named 'ruff'", name="ruff")
-        from ruff import find_ruff_bin  # type: ignore[import-untyped]
+        from ruff import find_ruff_bin
 
         options = ["--select=E,W", f"--ignore={','.join(RUFF_IGNORED)}", f"--line-length={MAX_LINE_LENGTH}"]
         options += ["--preview", "--target-version=py311"]

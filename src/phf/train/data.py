@@ -93,7 +93,7 @@ def open_data(config: TrainConfig) -> TrainingData:
     scores, num_segments = load_scores(corpus, annotation, missing=config.data.missing)
     if not np.array_equal(num_segments, tokens.document_segments):
         raise PHFError(
-            f"{annotation.path} and {tokens.folder} do not have the same segments ({len(scores):,} and "
+            f"{annotation.path} and {tokens.path} do not have the same segments ({len(scores):,} and "
             f"{tokens.num_segments:,}); delete the older of the two and make it again"
         )
     objective = resolve_objective(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from phf import lm
 from phf.config import TrainConfig
@@ -67,7 +68,7 @@ def resume(folder: str | Path, *, say: Callable[[str], None] = print, progress: 
     return _run_steps(run, data, model, value_head, None, say, progress)
 
 
-def _create(data: TrainingData) -> tuple[lm.PreTrainedModel, lm.ValueHead | None]:
+def _create(data: TrainingData) -> tuple[PreTrainedModel, lm.ValueHead | None]:
     config, tokenizer = data.config, data.tokens.tokenizer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = lm.create_model(
@@ -93,7 +94,7 @@ def _probe(device: torch.device) -> str:
 def _run_steps(
     run: Run,
     data: TrainingData,
-    model: lm.PreTrainedModel,
+    model: PreTrainedModel,
     value_head: lm.ValueHead | None,
     state: TrainState | None,
     say: Callable[[str], None],
@@ -139,7 +140,7 @@ def _run_steps(
         share = 0.0
         for start in range(0, batch_blocks, micro_blocks):
             part, weight = _loss_sum(model, value_head, data, slice_batch(batch, start, start + micro_blocks), run)
-            (part / num_targets).backward()
+            (part / num_targets).backward()  # type: ignore[no-untyped-call]
             loss += part.detach() / num_targets
             share += weight * min(micro_blocks, batch_blocks - start) / batch_blocks
         norm = nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip_norm)
@@ -163,7 +164,7 @@ def _run_steps(
             now = perf_counter()
             speed = (state.step - last_log_step) * tokens_per_step / (now - last_log_time)
             last_log_time, last_log_step = now, state.step
-            line = {
+            record = {
                 "kind": "train",
                 "step": state.step,
                 "tokens": state.step * tokens_per_step,
@@ -174,8 +175,8 @@ def _run_steps(
                 "skipped": state.num_skipped,
             }
             if data.objective.reward_scale is not None:
-                line["effective_sample_share"] = share
-            _log(run, line)
+                record["effective_sample_share"] = share
+            _log(run, record)
         if progress is not None:
             progress(f"train {run.name}  loss {float(loss):.3f}", state.step, num_steps)
     if state.num_skipped:
@@ -184,7 +185,7 @@ def _run_steps(
 
 
 def _loss_sum(
-    model: lm.PreTrainedModel, value_head: lm.ValueHead | None, data: TrainingData, batch: Batch, run: Run
+    model: PreTrainedModel, value_head: lm.ValueHead | None, data: TrainingData, batch: Batch, run: Run
 ) -> tuple[Tensor, float]:
     """Sum of the token losses of some blocks, and the effective sample share of their weights."""
     device, objective = model.device, data.objective
@@ -213,7 +214,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @torch.no_grad()
 def validate(
-    model: lm.PreTrainedModel, data: TrainingData, blocks: Blocks, precision: str
+    model: PreTrainedModel, data: TrainingData, blocks: Blocks, precision: str
 ) -> dict[str, float | None]:
     """NLL per text token in nats on held-out blocks: all, and split into good and bad segments (None where there are
     none). Control tokens stand in the context where the objective puts them; their own loss is left out.
@@ -239,7 +240,7 @@ def validate(
 def _save(
     run: Run,
     state: TrainState,
-    model: lm.PreTrainedModel,
+    model: PreTrainedModel,
     value_head: lm.ValueHead | None,
     optimizers: list[torch.optim.Optimizer],
     data: TrainingData,

@@ -122,7 +122,7 @@ class Run:
         check_checkpoint(self.folder, step)
         model = lm.load_model(checkpoint_folder(self.folder, step))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return model.to(device).eval()  # type: ignore[no-any-return]
+        return model.to(device).eval()
 
     def load_tokenizer(self, step: int | None = None) -> Tokenizer:
         """The tokenizer saved beside the model."""
