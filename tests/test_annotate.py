@@ -360,7 +360,7 @@ def start_slow(script, corpus, **environment):
 def finish_slow(script, corpus):
     """Run to the end; gives the number of segments scored."""
     process = start_slow(script, corpus)
-    output, errors = process.communicate()
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors.decode()
     return int(output)
 
@@ -399,7 +399,7 @@ def test_killed_and_rerun_gives_the_same_bytes(corpus, tmp_path):
         workers = find_children(process.pid)
         assert len(workers) >= 2
         os.killpg(process.pid, signal.SIGKILL) if victim == "group" else os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
         wait_for(lambda workers=workers: not any(is_running(worker) for worker in workers))
         assert 0 < count_entries(corpus) == shard < len(corpus.shards), (
             "the work was finished before it was killed"
@@ -426,7 +426,7 @@ def test_a_killed_worker_is_one_line(corpus, tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     process = start_slow(script, corpus, DIE="mail 150@")
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "PHFError: a worker process was killed" in errors.decode().splitlines()[-1]
     finish_slow(script, corpus)

@@ -1,1 +1,1 @@
-"""Pretrain language models with human feedback."""
+"""Pretrain language models with human feedback. The main path in a few calls is `phf.api`."""

@@ -228,7 +228,6 @@ class Blocks:
         )  # mark -> place in the flattened rows
         # In corpus order, so that the tokens of a shard are read together.
         order = np.argsort(first_marks, kind="stable")
-        order = order[first_marks[order] < last_marks[order]]
         first_marks, last_marks, row_offsets = first_marks[order], last_marks[order], row_offsets[order]
         # Segments that each of these parts touches.
         first_segments = np.searchsorted(plan.marks, first_marks, side="right") - 1

@@ -1,0 +1,71 @@
+"""The main path for notebooks and scripts.
+
+    from phf.api import *
+
+    corpus = build_corpus(["texts.jsonl"], "corpus")
+    annotate(corpus, "toxicity-svm", "sentences")
+    tokenize(corpus, "train:4096", "sentences")
+    run = train(load_train_config("toxicity", ["corpus=corpus"]), "runs/conditional")
+    print(sample(run.folder, "good")[0].text)
+    evaluate([run.folder], judges=["toxicity-lstm"])
+    write_report([run.folder], Path("report.html"))
+
+Annotating uses a process pool: in a script, call it under `if __name__ == "__main__":`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from phf.config import EvaluateConfig, SamplingConfig, TrainConfig, load_train_config, parse
+from phf.corpus.annotate import annotate
+from phf.corpus.annotation import Annotation, load_scores
+from phf.corpus.balance import balance_corpus
+from phf.corpus.store import Corpus, build_corpus
+from phf.corpus.tokens import TokenCache, tokenize
+from phf.errors import PHFError
+from phf.evaluate import evaluate_runs, sample_run
+from phf.records import Mode, Sample
+from phf.report.page import write_report
+from phf.train.loop import resume, train
+from phf.train.run import Run
+
+__all__ = [
+    "Annotation",
+    "Corpus",
+    "PHFError",
+    "Path",
+    "Run",
+    "TokenCache",
+    "TrainConfig",
+    "annotate",
+    "balance_corpus",
+    "build_corpus",
+    "evaluate",
+    "load_scores",
+    "load_train_config",
+    "resume",
+    "sample",
+    "tokenize",
+    "train",
+    "write_report",
+]
+
+
+def sample(run: str | Path, mode: Mode = "good", **sampling: Any) -> list[Sample]:
+    """Texts that a run's model writes in one mode; keywords are those of `SamplingConfig`.
+
+    Raises:
+        PHFError: the folder holds no run; a sampling setting is not known or out of range.
+    """
+    return sample_run(run, mode, parse(SamplingConfig, sampling, "sample"))
+
+
+def evaluate(runs: Sequence[str | Path], judges: Sequence[str] = (), **sampling: Any) -> list[dict[str, Any]]:
+    """Measure runs in each mode, by their annotator and by held-out judges; the content of each evaluation.json.
+
+    Raises:
+        PHFError: see `evaluate_runs`; a sampling setting is not known or out of range.
+    """
+    config = parse(EvaluateConfig, {"judges": list(judges), "sampling": sampling}, "evaluate")
+    return evaluate_runs(runs, config)
