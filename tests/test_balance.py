@@ -8,6 +8,7 @@ import pytest
 from phf.corpus.annotate import annotate
 from phf.corpus.annotation import load_scores
 from phf.corpus.balance import balance_corpus
+from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 
@@ -59,3 +60,19 @@ def test_a_threshold_above_every_score_is_refused(annotated, tmp_path):
     with pytest.raises(PHFError, match=r"segment above threshold 1\.5 \(highest score is 1\)"):
         balance_corpus(corpus, annotation, tmp_path / "b", threshold=1.5)
     assert not (tmp_path / "b").exists()
+
+
+def test_near_duplicates_are_found_and_the_first_stays():
+    text = "It is better to keep your mouth shut and be thought a fool than to open it and remove all doubt."
+    broken = text.replace("be thought", "be\n\tthought").upper()
+    changed = text.replace("doubt", "question")
+    other = "A fool and his money are soon elected, said the man who had read too many fortunes in one day."
+    found = find_near_duplicates([text, other, broken, changed, "", "", "short", "Short!"])
+    assert found.tolist() == [False, False, True, True, False, False, False, True]
+
+
+def test_a_balanced_corpus_can_leave_near_duplicates_out(annotated, tmp_path):
+    corpus, annotation = annotated
+    balanced = balance_corpus(corpus, annotation, tmp_path / "b", threshold=0.3, drop_near_duplicates=True)
+    assert not find_near_duplicates(document.text for document in balanced.iterate_documents()).any()
+    assert "no near-duplicates" in balanced.manifest["sources"][0]["spec"]

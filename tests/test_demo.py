@@ -35,7 +35,9 @@ def small_demo(tmp_path_factory):
 
 
 def stamps(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix not in (".html", ".json")}
+    """When each data file was written, and what each manifest says."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".html" and path.name != ".lock"]
+    return {path: path.read_bytes() if path.suffix == ".json" else path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def corpus_balance(
     segments: Segments = "sentences",
     ratio: Annotated[float, typer.Option(help="Documents without a bad segment per document with one.")] = 1.0,
     max_characters: Annotated[int | None, typer.Option(help="Leave longer documents out.", min=1)] = None,
+    drop_near_duplicates: Annotated[bool, typer.Option(help="Leave out documents that repeat earlier ones.")] = False,
 ) -> None:
     """Keep every document with a bad segment and as many without, so that a small model sees enough of both."""
     from phf.corpus.annotation import Annotation
@@ -88,6 +89,7 @@ def corpus_balance(
             threshold=threshold,
             ratio=ratio,
             max_characters=max_characters,
+            drop_near_duplicates=drop_near_duplicates,
             progress=progress,
         )
     print(f"{balanced.path}: {balanced.num_documents:,} of {corpus.num_documents:,} documents")

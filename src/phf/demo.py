@@ -119,6 +119,7 @@ def prepare_corpus(
             out / "corpus",
             threshold=recipe["good"]["threshold"],
             max_characters=MAX_CHARACTERS,
+            drop_near_duplicates=True,
             progress=progress,
         )
     corpus = Corpus.open(out / "corpus")

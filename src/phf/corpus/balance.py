@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.corpus.annotation import Annotation, load_scores
+from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.sources import Row
 from phf.corpus.store import Corpus, write_corpus
 from phf.errors import PHFError
@@ -22,6 +23,7 @@ def balance_corpus(
     threshold: float,
     ratio: float = 1.0,
     max_characters: int | None = None,
+    drop_near_duplicates: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
     """Keep every document that has a segment above `threshold`, and `ratio` times as many that have none.
@@ -35,6 +37,7 @@ def balance_corpus(
         threshold: a segment above it is bad.
         ratio: documents without a bad segment for each document with one; all of them if there are fewer.
         max_characters: leave longer documents out.
+        drop_near_duplicates: leave out documents that repeat earlier ones (see `find_near_duplicates`).
 
     Raises:
         PHFError: nothing lies above the threshold; a value is out of range; see `load_scores` and `build_corpus`.
@@ -44,9 +47,16 @@ def balance_corpus(
     scores, num_segments = load_scores(corpus, annotation, missing="drop")
     is_bad, is_clean = _judge_documents(scores, num_segments, threshold)
     lengths, ranks = _read_lengths_and_ranks(corpus)
+    is_usable = np.ones(len(lengths), dtype=np.bool_)
+    rule = f"balanced by {annotation.slug} > {threshold:g}, 1:{ratio:g}"
     if max_characters is not None:
-        is_bad &= lengths <= max_characters
-        is_clean &= lengths <= max_characters
+        is_usable &= lengths <= max_characters
+        rule += f", at most {max_characters} characters"
+    if drop_near_duplicates:
+        is_usable &= ~find_near_duplicates(document.text for document in corpus.iterate_documents())
+        rule += ", no near-duplicates"
+    is_bad &= is_usable
+    is_clean &= is_usable
     if not is_bad.any():
         highest = float(np.nanmax(scores)) if not np.isnan(scores).all() else float("nan")
         raise PHFError(
@@ -58,9 +68,6 @@ def balance_corpus(
     chosen = candidates[np.argsort(ranks[candidates], kind="stable")[:num_clean]]
     is_kept = is_bad.copy()
     is_kept[chosen] = True
-    rule = f"balanced by {annotation.slug} > {threshold:g}, 1:{ratio:g}" + (
-        "" if max_characters is None else f", at most {max_characters} characters"
-    )
     sources = [source["spec"] for source in corpus.manifest["sources"]]
     return write_corpus(
         [(f"{spec} [{rule}]", _iterate_kept(corpus, spec, is_kept)) for spec in sources],

@@ -62,6 +62,8 @@ def tokenize(
         for left_over in folder.rglob(".*.tmp"):  # of a process that was killed
             left_over.unlink()
         entries = _find_valid_entries(corpus, folder)
+        if entries and all(entry is not None for entry in entries):
+            return TokenCache.open(folder)
         tokenizer.save(folder / "tokenizer")
         manifest = {
             "kind": "tokens",
@@ -205,14 +207,19 @@ def find_tokens(corpus: Corpus, spec: str, segments: SegmentKind) -> TokenCache:
         PHFError: there are none (names the command that makes them), they are damaged, or made from other documents.
     """
     command = f"phf tokenize {corpus.path} --tokenizer {spec} --segments {segments}"
+    folders = []
     for path in sorted((corpus.path / "tokens").glob("*/manifest.json")):
         manifest = read_manifest(path, _remedy(path.parent))
-        if (manifest["tokenizer_spec"], manifest["segments"]) != (spec, segments):
-            continue
-        inputs = [entry and entry["input_sha256"] for entry in manifest["shards"]]
-        if manifest["complete"] and inputs != [shard.sha256 for shard in corpus.shards]:
-            raise PHFError(f"{path.parent} is stale: it was made from other documents; run: {command}")
-        return TokenCache.open(path.parent)
+        if (manifest["tokenizer_spec"], manifest["segments"]) == (spec, segments):
+            folders.append(path.parent)
+    if not folders and not spec.startswith("train:"):  # the same tokenizer may have been given by another name
+        folders.append(token_folder(corpus, load_tokenizer(spec).identity, segments))
+    for folder in folders:
+        if (folder / "manifest.json").exists():
+            tokens = TokenCache.open(folder)
+            if [entry["input_sha256"] for entry in tokens.manifest["shards"]] != [s.sha256 for s in corpus.shards]:
+                raise PHFError(f"{folder} is stale: it was made from other documents; run: {command}")
+            return tokens
     raise PHFError(f"{corpus.path} has no tokens by {spec} on {segments}; make them with: {command}")
 
 
