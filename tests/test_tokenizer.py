@@ -152,6 +152,11 @@ def test_no_text_becomes_a_control_token(all_tokenizers: dict[str, Tokenizer], t
             assert tokenizer.decode(tokenizer.encode(text)) == text, name
 
 
+def test_a_text_that_is_not_normalised_comes_back(all_tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = all_tokenizers["gpt2-nfc"]
+    assert tokenizer.decode(tokenizer.encode("e\u0301 é")) == "e\u0301 é"
+
+
 def test_without_the_guard_the_hostile_strings_get_through(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ class Preset:
 
 
 PRESETS = {
-    "1M": Preset(layers=4, width=128, heads=4, feed_forward=320),  # vocabulary 2k
+    "1M": Preset(layers=4, width=128, heads=4, feed_forward=384),  # vocabulary 2k
     "2.5M": Preset(layers=4, width=192, heads=6, feed_forward=512),  # vocabulary 4k
     "10M": Preset(layers=7, width=320, heads=5, feed_forward=896),  # vocabulary 4k
     "30M": Preset(layers=8, width=512, heads=8, feed_forward=1408),  # vocabulary 8k

@@ -212,12 +212,14 @@ def find_tokens(corpus: Corpus, spec: str, segments: SegmentKind) -> TokenCache:
         manifest = read_manifest(path, _remedy(path.parent))
         if (manifest["tokenizer_spec"], manifest["segments"]) == (spec, segments):
             folders.append(path.parent)
-    if not folders and not spec.startswith("train:"):  # the same tokenizer may have been given by another name
+    if not folders and not spec.startswith("train:"):
+        # The same tokenizer may have been given by another name.
         folders.append(token_folder(corpus, load_tokenizer(spec).identity, segments))
     for folder in folders:
         if (folder / "manifest.json").exists():
             tokens = TokenCache.open(folder)
-            if [entry["input_sha256"] for entry in tokens.manifest["shards"]] != [s.sha256 for s in corpus.shards]:
+            inputs = [entry["input_sha256"] for entry in tokens.manifest["shards"]]
+            if inputs != [shard.sha256 for shard in corpus.shards]:
                 raise PHFError(f"{folder} is stale: it was made from other documents; run: {command}")
             return tokens
     raise PHFError(f"{corpus.path} has no tokens by {spec} on {segments}; make them with: {command}")
