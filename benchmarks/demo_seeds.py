@@ -24,7 +24,9 @@ ROWS = (("mle", "none"), ("conditional", "none"), ("conditional", "good"), ("con
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num-samples", type=int, default=512)
@@ -76,12 +78,8 @@ def pool(evaluations: list[dict]) -> dict:
             values.append(value)
         return pooled_t(values)
 
-    distinct = {
-        f"{kind} {mode}": figure(kind, mode, "degeneracy", "distinct_2") for kind, mode in ROWS
-    }
-    bits = {
-        f"{kind} {mode}": figure(kind, mode, "bits_per_byte", "good", "mean") for kind, mode in ROWS
-    }
+    distinct = {f"{kind} {mode}": figure(kind, mode, "degeneracy", "distinct_2") for kind, mode in ROWS}
+    bits = {f"{kind} {mode}": figure(kind, mode, "bits_per_byte", "good", "mean") for kind, mode in ROWS}
     gate, aim, beyond = {}, {}, {}
     for slug, _ in judges:
         mle, good, bad = (scores[slug, *row] for row in (ROWS[0], ROWS[2], ROWS[3]))
@@ -120,12 +118,23 @@ def print_table(result: dict) -> None:
     table = Table("judge", "role", "objective", "mode", "mean", "95 % over seeds")
     for row in result["scores"]:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
-        table.add_row(row["judge"], row["role"], row["objective"], row["mode"], f"{row['mean']:.4f}", interval)
+        table.add_row(
+            row["judge"], row["role"], row["objective"], row["mode"], f"{row['mean']:.4f}", interval
+        )
     for label, value in result["control_gain"].items():
-        table.add_row("", "", "conditional", f"gain on {label}", f"{value['mean']:+.3f}", f"{value['low']:+.3f} to {value['high']:+.3f}")
+        table.add_row(
+            "",
+            "",
+            "conditional",
+            f"gain on {label}",
+            f"{value['mean']:+.3f}",
+            f"{value['low']:+.3f} to {value['high']:+.3f}",
+        )
     for name in ("distinct_2", "bits_per_byte_good_text"):
         for run, value in result[name].items():
-            table.add_row(name, "", *run.split(), f"{value['mean']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}")
+            table.add_row(
+                name, "", *run.split(), f"{value['mean']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}"
+            )
     Console(width=130).print(table)
 
 

@@ -52,7 +52,9 @@ class Clock(TrainerCallback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="2.5M")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--context", type=int, default=256)
@@ -100,10 +102,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             if number > 0:  # the first round warms up
                 speeds[name].append(speed)
                 print(f"round {number}: {name}: {speed:,.0f} tokens/s", flush=True)
-    print(f"preset {arguments.preset}, vocabulary {arguments.vocabulary}, {config().precision}, {torch.get_num_threads()} threads")
+    print(
+        f"preset {arguments.preset}, vocabulary {arguments.vocabulary}, {config().precision}, {torch.get_num_threads()} threads"
+    )
     for name, values in speeds.items():
         ratios = [value / rival for value, rival in zip(values, speeds["Trainer"], strict=True)]
-        print(f"{name}: median {statistics.median(values):,.0f} tokens/s, ratio to Trainer {statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})")
+        print(
+            f"{name}: median {statistics.median(values):,.0f} tokens/s, ratio to Trainer {statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})"
+        )
 
 
 def prepare(folder: Path, vocabulary: int) -> Corpus:

@@ -6,12 +6,12 @@ import yaml
 from phf.config import (
     AWR,
     Conditional,
+    TrainConfig,
     Unlikelihood,
     apply_overrides,
     list_recipes,
     load_train_config,
     parse,
-    TrainConfig,
 )
 from phf.errors import PHFError
 
@@ -48,9 +48,9 @@ def test_threshold_zero_survives(recipe):
 def test_a_new_kind_drops_the_old_options_whatever_the_order(recipe):
     for overrides in (["objective.kind=awr", "objective.beta=2"], ["objective.beta=2", "objective.kind=awr"]):
         assert load_train_config(recipe, overrides).objective == AWR(beta=2.0)
-    assert load_train_config(recipe, ["objective.kind=unlikelihood", "objective.threshold=0.0"]).objective == (
-        Unlikelihood(threshold=0.0)
-    )
+    assert load_train_config(
+        recipe, ["objective.kind=unlikelihood", "objective.threshold=0.0"]
+    ).objective == (Unlikelihood(threshold=0.0))
 
 
 def test_numbers_in_scientific_notation(recipe):

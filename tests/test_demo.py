@@ -36,7 +36,11 @@ def small_demo(tmp_path_factory):
 
 def stamps(folder):
     """When each data file was written, and what each manifest says."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".html" and path.name != ".lock"]
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".html" and path.name != ".lock"
+    ]
     return {path: path.read_bytes() if path.suffix == ".json" else path.stat().st_mtime_ns for path in files}
 
 
@@ -47,7 +51,12 @@ def test_leaves_a_summary_with_one_row_per_run_mode_and_judge(small_demo):
     assert {frozenset(row) for row in rows} == {frozenset(SUMMARY_KEYS)}
     assert {row["objective"] for row in rows} == set(demo.choose_objectives("all"))
     modes = {(row["objective"], row["mode"]) for row in rows}
-    assert {("conditional", "good"), ("conditional", "bad"), ("conditional", "none"), ("mle", "none")} <= modes
+    assert {
+        ("conditional", "good"),
+        ("conditional", "bad"),
+        ("conditional", "none"),
+        ("mle", "none"),
+    } <= modes
     assert len({row["judge"] for row in rows}) == 2
     assert len({(row["run"], row["mode"], row["judge"]) for row in rows}) == len(rows)
     assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
@@ -74,7 +83,9 @@ def test_objectives_are_named_default_all_or_by_kind():
     assert demo.choose_objectives("default") == ("mle", "conditional")
     assert len(demo.choose_objectives("all")) == 6
     assert demo.choose_objectives("rwr,mle") == ("rwr", "mle")
-    with pytest.raises(PHFError, match=r"objective 'foo' is not known; choose default, all, or some of mle,filtering"):
+    with pytest.raises(
+        PHFError, match=r"objective 'foo' is not known; choose default, all, or some of mle,filtering"
+    ):
         demo.choose_objectives("mle,foo")
 
 

@@ -21,7 +21,9 @@ def small_model(**changes):
 
 def gpt2(vocab_size=300):
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=vocab_size, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    ).eval()
 
 
 def qwen3():
@@ -133,7 +135,9 @@ def test_the_value_head_fits_any_model_and_starts_at_zero(make):
     assert torch.equal(lm.ValueHead(width, sigmoid=True)(hidden), torch.full((2, 8), -0.5))
 
 
-@pytest.mark.parametrize(("preset", "vocabulary"), [("1M", 2048), ("2.5M", 4096), ("10M", 4096), ("30M", 8192), ("124M", 50304)])
+@pytest.mark.parametrize(
+    ("preset", "vocabulary"), [("1M", 2048), ("2.5M", 4096), ("10M", 4096), ("30M", 8192), ("124M", 50304)]
+)
 def test_presets_have_about_the_parameters_of_their_name(preset, vocabulary):
     with torch.device("meta"):
         model = lm.create_model(

@@ -49,7 +49,9 @@ def test_two_tokens_by_hand():
     rwr = token_loss(objective(RWR(beta=0.5, normalize="none"), scale=RAW), nll, scores, kinds)
     torch.testing.assert_close(rwr, torch.tensor([[math.exp(-0.2) * LN2, math.exp(-1.6) * 2 * LN2]]))
     values = torch.tensor([[-0.3, -0.3]])
-    awr = token_loss(objective(AWR(alpha=0.25, beta=0.5, normalize="none"), scale=RAW), nll, scores, kinds, values)
+    awr = token_loss(
+        objective(AWR(alpha=0.25, beta=0.5, normalize="none"), scale=RAW), nll, scores, kinds, values
+    )
     by_hand = [
         0.25 * math.exp((-0.1 + 0.3) / 0.5) * LN2 + 0.75 * (-0.3 + 0.1) ** 2,
         0.25 * math.exp((-0.8 + 0.3) / 0.5) * 2 * LN2 + 0.75 * (-0.3 + 0.8) ** 2,
@@ -71,7 +73,9 @@ def test_identities(rows):
     nothing_above = token_loss(objective(Unlikelihood(threshold=1.0), 1.0), nll, scores, kinds)
     torch.testing.assert_close(nothing_above, mle)
     rwr = token_loss(objective(RWR(beta=0.7), scale=scale), nll, scores, kinds)
-    awr = token_loss(objective(AWR(alpha=1.0, beta=0.7), scale=scale), nll, scores, kinds, torch.zeros_like(nll))
+    awr = token_loss(
+        objective(AWR(alpha=1.0, beta=0.7), scale=scale), nll, scores, kinds, torch.zeros_like(nll)
+    )
     torch.testing.assert_close(awr, rwr)
     assert torch.isfinite(token_loss(objective(Unlikelihood(threshold=-1.0), -1.0), nll, scores, kinds)).all()
 
@@ -202,5 +206,7 @@ def test_one_batch_of_four_is_two_of_two():
     kinds[1, 3:] = PAD
     config = objective(RWR(normalize="none"), scale=RAW)
     whole = token_loss(config, nll, scores, kinds).sum()
-    halves = sum(token_loss(config, nll[i : i + 2], scores[i : i + 2], kinds[i : i + 2]).sum() for i in (0, 2))
+    halves = sum(
+        token_loss(config, nll[i : i + 2], scores[i : i + 2], kinds[i : i + 2]).sum() for i in (0, 2)
+    )
     torch.testing.assert_close(whole, halves)

@@ -51,12 +51,16 @@ def test_every_objective_learns(kind, small_config, tmp_path):
     assert run.is_finished
     assert run.record["reward_model"]["name"] == "toxicity-svm"
     assert (run.record["threshold"] is None) == (kind in ("mle", "rwr", "awr"))
-    assert (checkpoint_folder(run.folder, run.num_steps) / "value_head.safetensors").exists() == (kind == "awr")
+    assert (checkpoint_folder(run.folder, run.num_steps) / "value_head.safetensors").exists() == (
+        kind == "awr"
+    )
 
 
 @pytest.mark.parametrize("kind", ["conditional", "awr"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, optimizer, small_config, tmp_path):
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    kind, optimizer, small_config, tmp_path
+):
     config = small_config(f"objective.kind={kind}", *KINDS[kind], f"optim.name={optimizer}")
     whole = train(config, tmp_path / "whole")
     stopped = tmp_path / "stopped"
@@ -113,7 +117,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(small_config, tmp_path
 
 def test_five_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(small_config, tmp_path, monkeypatch):
     break_loss(monkeypatch, set(range(6, 100)))
-    with pytest.raises(PHFError, match=r"step 10: .*5 times in a row.*last good checkpoint is step 8.*learning_rate"):
+    with pytest.raises(
+        PHFError, match=r"step 10: .*5 times in a row.*last good checkpoint is step 8.*learning_rate"
+    ):
         train(small_config(), tmp_path / "run")
     assert all(torch.isfinite(tensor).all() for tensor in weights(Run.open(tmp_path / "run"), 8).values())
 
@@ -180,7 +186,9 @@ def test_a_new_threshold_or_objective_scores_and_tokenizes_nothing(small_config,
 
 
 def test_what_the_objective_keeps_is_said(small_config):
-    lines = " ".join(open_data(small_config("objective.kind=filtering", "objective.keep_fraction=0.25")).describe())
+    lines = " ".join(
+        open_data(small_config("objective.kind=filtering", "objective.keep_fraction=0.25")).describe()
+    )
     assert "epochs" in lines
     assert "25" in lines or "0.2" in lines
 

@@ -10,9 +10,15 @@ from typer.exceptions import TyperException
 from phf.errors import PHFError
 from phf.terminal import say, show_progress
 
-Segments = Annotated[str, typer.Option("--segments", "-s", help="What gets one score: lines, sentences or document.")]
-Workers = Annotated[int | None, typer.Option(help="Processes; default: one per core. Never changes a byte.", min=1)]
-CorpusFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A corpus folder made by 'phf corpus build'.")]
+Segments = Annotated[
+    str, typer.Option("--segments", "-s", help="What gets one score: lines, sentences or document.")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes; default: one per core. Never changes a byte.", min=1)
+]
+CorpusFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A corpus folder made by 'phf corpus build'.")
+]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders made by 'phf train'.")]
 
 _SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "add_completion": False}
@@ -22,14 +28,18 @@ app = typer.Typer(
     **_SETTINGS,
 )
 corpus_app = typer.Typer(
-    help="Build a corpus and look at it.", epilog="Example: phf corpus build fortunes tweets -o corpus", **_SETTINGS
+    help="Build a corpus and look at it.",
+    epilog="Example: phf corpus build fortunes tweets -o corpus",
+    **_SETTINGS,
 )
 reward_app = typer.Typer(help="Reward models.", epilog="Example: phf reward list", **_SETTINGS)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(reward_app, name="reward")
 
 
-@corpus_app.command("build", epilog="Example: phf corpus build texts.jsonl.gz python-source:stdlib,sympy -o corpus")
+@corpus_app.command(
+    "build", epilog="Example: phf corpus build texts.jsonl.gz python-source:stdlib,sympy -o corpus"
+)
 def corpus_build(
     sources: Annotated[
         list[str],
@@ -39,8 +49,12 @@ def corpus_build(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],
-    text_field: Annotated[str | None, typer.Option(help="Field that holds the text; default: text, then content.")] = None,
-    validation_fraction: Annotated[float, typer.Option(help="Share of documents held out, decided by text hash.")] = 0.05,
+    text_field: Annotated[
+        str | None, typer.Option(help="Field that holds the text; default: text, then content.")
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of documents held out, decided by text hash.")
+    ] = 0.05,
     max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.", min=1)] = None,
 ) -> None:
     """Read texts into a corpus folder: exact duplicates removed, split decided by the text's hash."""
@@ -58,11 +72,14 @@ def corpus_build(
     for source in corpus.manifest["sources"]:
         counts = ", ".join(f"{key} {value:,}" for key, value in source.items() if isinstance(value, int))
         print(f"{source['spec']}: {counts}")
-    print(f"{corpus.path}: {corpus.num_documents:,} documents; next: phf annotate {corpus.path} --reward-model NAME")
+    print(
+        f"{corpus.path}: {corpus.num_documents:,} documents; next: phf annotate {corpus.path} --reward-model NAME"
+    )
 
 
 @corpus_app.command(
-    "balance", epilog="Example: phf corpus balance corpus -r toxicity-svm -s sentences --threshold 0.3 -o balanced"
+    "balance",
+    epilog="Example: phf corpus balance corpus -r toxicity-svm -s sentences --threshold 0.3 -o balanced",
 )
 def corpus_balance(
     folder: CorpusFolder,
@@ -70,9 +87,13 @@ def corpus_balance(
     out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],
     threshold: Annotated[float, typer.Option(help="A segment with a score above this is bad.")],
     segments: Segments = "sentences",
-    ratio: Annotated[float, typer.Option(help="Documents without a bad segment per document with one.")] = 1.0,
+    ratio: Annotated[
+        float, typer.Option(help="Documents without a bad segment per document with one.")
+    ] = 1.0,
     max_characters: Annotated[int | None, typer.Option(help="Leave longer documents out.", min=1)] = None,
-    drop_near_duplicates: Annotated[bool, typer.Option(help="Leave out documents that repeat earlier ones.")] = False,
+    drop_near_duplicates: Annotated[
+        bool, typer.Option(help="Leave out documents that repeat earlier ones.")
+    ] = False,
 ) -> None:
     """Keep every document with a bad segment and as many without, so that a small model sees enough of both."""
     from phf.corpus.annotation import Annotation
@@ -105,7 +126,9 @@ def corpus_stats(folder: CorpusFolder) -> None:
     for split, counts in stats["counts"].items():
         print(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for source in stats["sources"]:
-        print(f"source {source['spec']}: {source['num_documents']:,} documents, {source['num_bad_rows']:,} bad rows")
+        print(
+            f"source {source['spec']}: {source['num_documents']:,} documents, {source['num_bad_rows']:,} bad rows"
+        )
     if not stats["annotations"]:
         print(f"no annotation yet; next: phf annotate {folder} --reward-model NAME")
     for annotation in stats["annotations"]:
@@ -189,7 +212,8 @@ def train(
         if resume is not None:
             run = loop.resume(resume, say=say, progress=progress)
         else:
-            assert config is not None and out is not None
+            assert config is not None
+            assert out is not None
             run = loop.train(config, out, say=say, progress=progress)
     print(f"{run.folder}: step {run.num_steps}; next: phf evaluate {run.folder}")
 
@@ -216,20 +240,30 @@ def sample(
         "min_new_tokens": min(10, max_new_tokens),
         "seed": seed,
     }
-    for drawn in sample_run(folder, _check_choice("mode", mode, ("good", "bad", "none", "untagged")), parse(SamplingConfig, given, "phf sample")):
+    for drawn in sample_run(
+        folder,
+        _check_choice("mode", mode, ("good", "bad", "none", "untagged")),
+        parse(SamplingConfig, given, "phf sample"),
+    ):
         print(f"--- {mode} {drawn.index}\n{_printable(drawn.text)}")
 
 
-@app.command(epilog="Example: phf evaluate runs/mle runs/conditional --judge toxicity-lstm --num-samples 4096")
+@app.command(
+    epilog="Example: phf evaluate runs/mle runs/conditional --judge toxicity-lstm --num-samples 4096"
+)
 def evaluate(
     runs: Runs,
-    judge: Annotated[list[str] | None, typer.Option(help="A held-out judge beside the annotator; repeatable.")] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="A held-out judge beside the annotator; repeatable.")
+    ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Samples per mode (default 512).", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="Default 0.7.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default 0.9.")] = None,
     min_new_tokens: Annotated[int | None, typer.Option(help="Default 10.", min=0)] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Default 128.", min=1)] = None,
-    control: Annotated[str | None, typer.Option(help="Control tokens after the first: free, prefix or forced.")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Control tokens after the first: free, prefix or forced.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Sampling seed (default 0).", min=0)] = None,
     force: Annotated[bool, typer.Option(help="Evaluate again although a result is there.")] = False,
 ) -> None:
@@ -271,9 +305,13 @@ def report(
 @app.command(epilog="Example: phf demo -o demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.")] = Path("demo"),
-    objectives: Annotated[str, typer.Option(help="'default' (mle and conditional), 'all', or kinds: mle,rwr.")] = "default",
+    objectives: Annotated[
+        str, typer.Option(help="'default' (mle and conditional), 'all', or kinds: mle,rwr.")
+    ] = "default",
     seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0)] = 0,
-    tokens: Annotated[int | None, typer.Option(help="Training budget in tokens (default: the recipe's).", min=1)] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Training budget in tokens (default: the recipe's).", min=1)
+    ] = None,
     num_samples: Annotated[int, typer.Option(help="Samples per mode.", min=1)] = 512,
 ) -> None:
     """From raw text to a measured comparison: corpus, annotation, tokens, training, evaluation, report. Resumable."""
@@ -281,7 +319,13 @@ def demo(
 
     with show_progress() as progress:
         result = run_demo(
-            out, objectives=objectives, seed=seed, tokens=tokens, num_samples=num_samples, say=say, progress=progress
+            out,
+            objectives=objectives,
+            seed=seed,
+            tokens=tokens,
+            num_samples=num_samples,
+            say=say,
+            progress=progress,
         )
     _print_table(result.table)
     print(f"summary: {result.summary}\npage:    {result.page}")
@@ -299,7 +343,9 @@ def _print_annotation(stats: dict[str, Any]) -> None:
     for name in ("good_fraction", "keep_fraction"):
         for kept in stats[name]:
             share = kept["characters"]
-            print(f"  {name}={kept['fraction']:g}: threshold {kept['threshold']:.4g} keeps {share:.1%} of the characters")
+            print(
+                f"  {name}={kept['fraction']:g}: threshold {kept['threshold']:.4g} keeps {share:.1%} of the characters"
+            )
     for name in ("best", "worst"):
         for example in stats[name]:
             text = " ".join(_printable(example["text"]).split())

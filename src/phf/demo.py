@@ -96,7 +96,9 @@ def choose_objectives(text: str) -> tuple[str, ...]:
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in known:
-            raise PHFError(f"objective '{kind}' is not known; choose default, all, or some of {','.join(known)}")
+            raise PHFError(
+                f"objective '{kind}' is not known; choose default, all, or some of {','.join(known)}"
+            )
     return kinds
 
 
@@ -162,9 +164,9 @@ def train_once(
         loop.train(config, folder, say=say, progress=progress)
         return folder
     run = Run.open(folder)
-    if run.config.model_dump(exclude={"corpus"}) != config.model_dump(exclude={"corpus"}) or not os.path.samefile(
-        run.config.corpus, config.corpus
-    ):
+    if run.config.model_dump(exclude={"corpus"}) != config.model_dump(
+        exclude={"corpus"}
+    ) or not os.path.samefile(run.config.corpus, config.corpus):
         raise PHFError(f"{folder} was trained with other settings; choose another -o, or delete that folder")
     if not run.is_finished:
         loop.resume(folder, say=say, progress=progress)

@@ -145,7 +145,9 @@ def hidden_states(
     transformers builds the block mask from restarted positions only without a cache (contract: Page); the leak test
     guards it.
     """
-    hidden: Tensor = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    hidden: Tensor = model.base_model(
+        input_ids=ids, position_ids=positions, use_cache=False
+    ).last_hidden_state
     return hidden
 
 
@@ -201,7 +203,10 @@ def _chunk_nll(
 
 
 def token_nll(
-    model: PreTrainedModel, ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]
+    model: PreTrainedModel,
+    ids: Int[Tensor, "B T"],
+    targets: Int[Tensor, "B T"],
+    positions: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B T"]:
     """-log p(target | ids so far in the same document) in nats, float32."""
     return nll_of_hidden(model, hidden_states(model, ids, positions), targets)

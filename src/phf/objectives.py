@@ -100,7 +100,9 @@ def resolve_objective(
             return Objective(config, DataRule(keep, no_labels))
         case Filtering():
             means = mean_document_scores(scores, document_segments)
-            tokens = np.bincount(segment_document, weights=segment_tokens, minlength=len(keep)).astype(np.int64)
+            tokens = np.bincount(segment_document, weights=segment_tokens, minlength=len(keep)).astype(
+                np.int64
+            )
             used_documents = is_train & keep
             threshold = (
                 resolve_keep_fraction(means[used_documents], tokens[used_documents], config.keep_fraction)
@@ -203,7 +205,8 @@ def token_loss(
         case RWR():
             loss = token_weights(objective, scores, kinds, None) * nll
         case AWR():
-            assert values is not None and objective.reward_scale is not None
+            assert values is not None
+            assert objective.reward_scale is not None
             rewards = normalize_rewards(torch.where(is_text, scores, 0.0), objective.reward_scale)
             value_loss = torch.where(is_text, (values - rewards) ** 2, 0.0)
             weights = token_weights(objective, scores, kinds, values)
@@ -216,4 +219,6 @@ def token_loss(
 def effective_sample_share(weights: Float[Tensor, "B T"], kinds: UInt8[Tensor, "B T"]) -> float:
     """Kish's effective sample size of the text tokens' weights as a share of their number: 1 means plain MLE."""
     weight = weights[kinds == TEXT].double()
-    return float(weight.sum() ** 2 / (weight.square().sum() * max(weight.numel(), 1))) if weight.numel() else 1.0
+    return (
+        float(weight.sum() ** 2 / (weight.square().sum() * max(weight.numel(), 1))) if weight.numel() else 1.0
+    )

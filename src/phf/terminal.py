@@ -43,7 +43,12 @@ def show_progress() -> Iterator[Bars]:
     if not console.is_terminal:
         yield Bars(None)
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as live:
         yield Bars(live)
 

@@ -38,5 +38,6 @@ def _find_runs(text: str) -> set[bytes]:
     words = _WORD.findall(text.lower())
     starts = range(max(1, len(words) - RUN_WORDS + 1)) if words else ()
     return {
-        blake2b(" ".join(words[start : start + RUN_WORDS]).encode(), digest_size=8).digest() for start in starts
+        blake2b(" ".join(words[start : start + RUN_WORDS]).encode(), digest_size=8).digest()
+        for start in starts
     }

@@ -111,7 +111,9 @@ def load_checkpoint(
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.state_dict()) - set(weights)
     if unexpected or set(missing) - tied:
-        raise PHFError(f"{folder}/model.safetensors does not fit the model of run.json: {[*missing, *unexpected][:3]}")
+        raise PHFError(
+            f"{folder}/model.safetensors does not fit the model of run.json: {[*missing, *unexpected][:3]}"
+        )
     if value_head is not None:
         value_head.load_state_dict(load_file(folder / "value_head.safetensors", device=device))
     unpack_state(optimizers, load_file(folder / "optimizer.safetensors", device=device))

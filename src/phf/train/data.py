@@ -62,7 +62,11 @@ class TrainingData:
         lines = [] if threshold is None else [threshold.message]
         if self.num_dropped_documents:
             lines.append(f"{self.num_dropped_documents:,} documents hold unscored segments and are dropped")
-        kept = 1.0 if threshold is None or self.objective.segment_threshold is not None else threshold.token_share
+        kept = (
+            1.0
+            if threshold is None or self.objective.segment_threshold is not None
+            else threshold.token_share
+        )
         lines.append(describe_epochs(kept, self.blocks("train").num_tokens_per_epoch, self.config.tokens))
         return lines
 

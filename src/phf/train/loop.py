@@ -53,7 +53,9 @@ def train(
     return _run_steps(run, data, model, value_head, TrainState(), say, progress)
 
 
-def resume(folder: str | Path, *, say: Callable[[str], None] = print, progress: Progress | None = None) -> Run:
+def resume(
+    folder: str | Path, *, say: Callable[[str], None] = print, progress: Progress | None = None
+) -> Run:
     """Go on with a run from its last checkpoint; a finished run is returned as it is. Bit-exact on CPU.
 
     Raises:
@@ -139,7 +141,9 @@ def _run_steps(
         loss = torch.zeros((), device=model.device)
         share = 0.0
         for start in range(0, batch_blocks, micro_blocks):
-            part, weight = _loss_sum(model, value_head, data, slice_batch(batch, start, start + micro_blocks), run)
+            part, weight = _loss_sum(
+                model, value_head, data, slice_batch(batch, start, start + micro_blocks), run
+            )
             (part / num_targets).backward()  # type: ignore[no-untyped-call]
             loss += part.detach() / num_targets
             share += weight * min(micro_blocks, batch_blocks - start) / batch_blocks
@@ -189,7 +193,9 @@ def _loss_sum(
 ) -> tuple[Tensor, float]:
     """Sum of the token losses of some blocks, and the effective sample share of their weights."""
     device, objective = model.device, data.objective
-    ids, targets, positions = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.targets, batch.positions))
+    ids, targets, positions = (
+        torch.from_numpy(a).to(device) for a in (batch.ids, batch.targets, batch.positions)
+    )
     scores, kinds = torch.from_numpy(batch.scores).to(device), torch.from_numpy(batch.kinds).to(device)
     with autocast(device, run.record["precision"]):
         hidden = lm.hidden_states(model, ids, positions)
@@ -229,12 +235,18 @@ def validate(
         with autocast(model.device, precision):
             nll = lm.token_nll(model, ids, targets, positions).cpu().numpy()
         is_text, is_good = batch.kinds == TEXT, batch.scores <= limit
-        for name, mask in (("nll_good", is_text & is_good), ("nll_bad", is_text & ~is_good), ("nll_all", is_text)):
+        for name, mask in (
+            ("nll_good", is_text & is_good),
+            ("nll_bad", is_text & ~is_good),
+            ("nll_all", is_text),
+        ):
             sums[name][0] += float(nll[mask].sum(dtype=np.float64))
             sums[name][1] += int(mask.sum())
     model.train()
     losses = {name: total / count if count else None for name, (total, count) in sums.items()}
-    return {name: None if value is None or not math.isfinite(value) else value for name, value in losses.items()}
+    return {
+        name: None if value is None or not math.isfinite(value) else value for name, value in losses.items()
+    }
 
 
 def _save(
@@ -246,14 +258,22 @@ def _save(
     data: TrainingData,
 ) -> None:
     save_checkpoint(
-        run.folder, state, model, value_head, optimizers, data.tokens.tokenizer, keep=run.config.keep_checkpoints
+        run.folder,
+        state,
+        model,
+        value_head,
+        optimizers,
+        data.tokens.tokenizer,
+        keep=run.config.keep_checkpoints,
     )
 
 
 def _cut_metrics(run: Run, step: int) -> None:
     """Drop the lines that a stopped run wrote after the checkpoint it goes on from."""
     kept = [
-        line for line in run.read_metrics() if line["step"] < step or (line["step"] == step and line["kind"] == "train")
+        line
+        for line in run.read_metrics()
+        if line["step"] < step or (line["step"] == step and line["kind"] == "train")
     ]
     write_bytes(run.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
 

@@ -10,7 +10,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from phf.config import OptimConfig
 
 
-def make_optimizers(model: nn.Module, embeddings: Iterable[nn.Module], config: OptimConfig) -> list[Optimizer]:
+def make_optimizers(
+    model: nn.Module, embeddings: Iterable[nn.Module], config: OptimConfig
+) -> list[Optimizer]:
     """AdamW alone, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices and embeddings, not to norms and biases.

@@ -31,14 +31,18 @@ class Run:
         self.config = parse(TrainConfig, record["config"], f"{folder}/run.json")
 
     @classmethod
-    def create(cls, folder: Path, config: TrainConfig, data: TrainingData, *, parameters: int, precision: str) -> "Run":
+    def create(
+        cls, folder: Path, config: TrainConfig, data: TrainingData, *, parameters: int, precision: str
+    ) -> "Run":
         """Start a run folder: run.json with the whole config, versions, and the identities of data and judge.
 
         Raises:
             PHFError: the folder holds a run already, or something else.
         """
         if (folder / "run.json").exists():
-            raise PHFError(f"{folder} holds a run already; go on with 'phf train --resume {folder}' or choose another -o")
+            raise PHFError(
+                f"{folder} holds a run already; go on with 'phf train --resume {folder}' or choose another -o"
+            )
         if folder.exists() and any(folder.iterdir()):
             raise PHFError(f"{folder} is not empty and is not a run; choose another -o")
         record = {
@@ -48,7 +52,10 @@ class Run:
             "versions": {
                 "phf": version("phf"),
                 "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow")},
+                **{
+                    name: version(name)
+                    for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+                },
             },
             **data.provenance(),
             "threshold": asdict(data.objective.threshold) if data.objective.threshold is not None else None,
@@ -69,7 +76,9 @@ class Run:
         """
         path = Path(folder)
         if not (path / "run.json").exists():
-            raise PHFError(f"{path} is not a run (it has no run.json); make one with 'phf train RECIPE -o {path}'")
+            raise PHFError(
+                f"{path} is not a run (it has no run.json); make one with 'phf train RECIPE -o {path}'"
+            )
         return cls(path, read_json(path / "run.json"))
 
     @property
@@ -105,11 +114,15 @@ class Run:
         """
         steps = self.steps
         if not steps:
-            raise PHFError(f"{self.folder} has no checkpoint yet; go on with 'phf train --resume {self.folder}'")
+            raise PHFError(
+                f"{self.folder} has no checkpoint yet; go on with 'phf train --resume {self.folder}'"
+            )
         if step is None:
             return steps[-1]
         if step not in steps:
-            raise PHFError(f"{self.folder} has no checkpoint at step {step}; it has {', '.join(map(str, steps))}")
+            raise PHFError(
+                f"{self.folder} has no checkpoint at step {step}; it has {', '.join(map(str, steps))}"
+            )
         return step
 
     def load_model(self, step: int | None = None) -> PreTrainedModel:
