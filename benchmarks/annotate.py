@@ -81,7 +81,7 @@ def main() -> None:
 
 def write_text(path: Path, source: str, num_bytes: int) -> None:
     """Real documents, over and over; a number in each round's copies keeps them from being duplicates."""
-    documents = [row.text for row in iterate_source(source) if isinstance(row, Row)]
+    documents = list(dict.fromkeys(row.text for row in iterate_source(source) if isinstance(row, Row)))
     with path.open("w", encoding="utf-8") as file:
         for document in chain.from_iterable(vary(documents, number) for number in count()):
             file.write(json.dumps({"text": document}) + "\n")

@@ -82,7 +82,7 @@ def test_errors_are_one_line_that_helps(recipe, override, parts):
 
 
 def test_unknown_recipe_names_the_shipped_ones():
-    with pytest.raises(PHFError, match="toxicty.*toxicity"):
+    with pytest.raises(PHFError, match=r"toxicty.*toxicity"):
         load_train_config("toxicty", [])
     with pytest.raises(PHFError, match=r"nowhere\.yaml does not exist"):
         load_train_config("nowhere.yaml", [])

@@ -166,7 +166,7 @@ def test_resuming_on_other_data_is_refused(small_config, tmp_path):
 
 
 def test_the_next_command_is_named_when_data_is_missing(small_config):
-    with pytest.raises(PHFError, match="phf annotate .* --reward-model pep8 --segments document"):
+    with pytest.raises(PHFError, match=r"phf annotate .* --reward-model pep8 --segments document"):
         open_data(small_config("reward_model=pep8"))
     with pytest.raises(PHFError, match=r"phf tokenize .* --tokenizer train:999"):
         open_data(small_config("tokenizer=train:999"))

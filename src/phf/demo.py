@@ -1,6 +1,5 @@
 """`phf demo`: from raw text to a measured comparison, with nothing but Python packages. Every step is resumable."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,9 +163,8 @@ def train_once(
         loop.train(config, folder, say=say, progress=progress)
         return folder
     run = Run.open(folder)
-    if run.config.model_dump(exclude={"corpus"}) != config.model_dump(
-        exclude={"corpus"}
-    ) or not os.path.samefile(run.config.corpus, config.corpus):
+    # The corpus may be spelled by another path; that its content is the same is checked where it is opened.
+    if run.config.model_copy(update={"corpus": config.corpus}) != config:
         raise PHFError(f"{folder} was trained with other settings; choose another -o, or delete that folder")
     if not run.is_finished:
         loop.resume(folder, say=say, progress=progress)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,7 @@ class _Scorer:
         scores = self._score_documents(documents, rows["id"])
         reasons = Counter(
             str(getattr(score, "reason", "no reason given"))
-            for document in scores
-            for score in document
-            if math.isnan(score)
+            for score in filter(math.isnan, chain.from_iterable(scores))
         )
         table = pa.Table.from_arrays(
             [
@@ -123,7 +121,7 @@ class _Scorer:
         if [len(given) for given in scores] != [len(ends) for _, ends in documents]:
             raise PHFError("it gave a wrong number of scores")
         with np.errstate(over="ignore"):  # a score too large for float32 becomes infinite
-            if any(np.isinf(np.array(given, np.float64).astype(np.float32)).any() for given in scores):
+            if np.isinf(np.fromiter(chain.from_iterable(scores), np.float64).astype(np.float32)).any():
                 raise PHFError("it gave an infinite score")
         return scores
 
@@ -140,13 +138,14 @@ class _Scorer:
                 break
         kind = "" if isinstance(error, PHFError) else f"{type(error).__name__}: "
         return PHFError(
-            f"reward model {self.model.identity.name} fails on {culprit}: {kind}{' '.join(str(error).split())}; it must give one finite score, or NaN, per segment"
+            f"reward model {self.model.identity.name} fails on {culprit}: {kind}{' '.join(str(error).split())}; "
+            "it must give one finite score, or NaN, per segment"
         )
 
 
 def _make_lists(values: list[Any], dtype: type[np.generic]) -> pa.ListArray:
     offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    flat = np.fromiter((value for document in values for value in document), dtype, count=int(offsets[-1]))
+    flat = np.fromiter(chain.from_iterable(values), dtype, count=int(offsets[-1]))
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 

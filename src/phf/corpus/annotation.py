@@ -167,7 +167,7 @@ class Annotation:
             PHFError: any document has no, too few, or another document's scores; names the file and the document.
         """
         table = self.read_shard(index)
-        documents = self.corpus.read_shard(index, ["id", "text_hash", "text"])
+        documents = self.corpus.read_shard(index, ["id", "text_hash"])
         path = self.path / self.manifest["shards"][index]["file"]
         remedy = f"delete {path} and run: {self._command}"
         if not table.schema.equals(ANNOTATION_SCHEMA):
@@ -178,7 +178,7 @@ class Annotation:
             )
         num_segments, ends = _flatten(table["ends"])
         num_scores, scores = _flatten(table["scores"])
-        lengths = pc.utf8_length(documents["text"]).to_numpy()
+        lengths = self._read_text_lengths(index)
         for wrong, problem in (
             (pc.not_equal(table["id"], documents["id"]).to_numpy(), "is out of order at"),
             (pc.not_equal(table["text_hash"], documents["text_hash"]).to_numpy(), "is of another text at"),
@@ -188,6 +188,15 @@ class Annotation:
             if wrong.any():
                 raise PHFError(f"{path} {problem} document {documents['id'][int(wrong.argmax())]}; {remedy}")
         return num_segments, ends, scores
+
+    def _read_text_lengths(self, index: int) -> npt.NDArray[np.int64]:
+        """Code points of each document of a shard; reads a row group at a time, to bound memory."""
+        with self.corpus.open_shard(index) as file:
+            lengths = [
+                pc.utf8_length(file.read_row_group(group, columns=["text"])["text"]).to_numpy()
+                for group in range(file.num_row_groups)
+            ]
+        return np.concatenate(lengths).astype(np.int64)
 
     @property
     def _command(self) -> str:

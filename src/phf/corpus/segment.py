@@ -31,10 +31,10 @@ def segment_ends(text: str, kind: SegmentKind) -> list[int]:
             assert_never(kind)
 
 
-def segmentation_identity(kind: SegmentKind) -> dict[str, str]:
+def segmentation_identity(kind: SegmentKind) -> dict[str, str | int]:
     """What decides the ends beside the text: part of an annotation's id, so that another splitter is another id."""
     if kind == "sentences":
-        return {"kind": kind, "splitter": f"sentencex {version('sentencex')}"}
+        return {"kind": kind, "splitter": f"sentencex {version('sentencex')}", "window": _WINDOW}
     return {"kind": kind}
 
 
