@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from phf.demo import run_demo
-from phf.evaluate.intervals import pooled_t
 from phf.files import read_json, write_json
+from phf.intervals import pooled_t
 from phf.records import Estimate
 from phf.terminal import say, show_progress
 
@@ -85,6 +85,7 @@ def pool(evaluations: list[dict]) -> dict:
         mle, good, bad = (scores[slug, *row] for row in (ROWS[0], ROWS[2], ROWS[3]))
         gate[f"{slug}: good < bad, disjoint"] = good.high < bad.low
         gate[f"{slug}: good not above MLE"] = good.mean <= mle.mean
+        gate[f"{slug}: bad mode does not share the gain"] = bad.mean >= mle.mean
         aim[f"{slug}: good < MLE < bad, disjoint"] = good.high < mle.low and mle.high < bad.low
         aim[f"{slug}: good <= 0.7 x MLE"] = good.mean <= 0.7 * mle.mean
         aim[f"{slug}: bad >= 1.5 x good"] = bad.mean >= 1.5 * good.mean

@@ -1,11 +1,14 @@
 """The command line as a person meets it: help with examples, one-line errors, exit code 2."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from phf import cli
+from phf.corpus.annotate import annotate
+from phf.corpus.store import Corpus
 
 COMMANDS = [
     [],
@@ -87,3 +90,33 @@ def test_user_errors_are_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path,
     assert err.count("\n") == 1, err
     assert part in err
     assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_what_the_system_refuses_is_one_line_too(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    code, _, err = run(
+        monkeypatch,
+        capsys,
+        "corpus",
+        "build",
+        str(tmp_path / "t.jsonl"),
+        "-o",
+        str(tmp_path / "file" / "corpus"),
+    )
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Not a directory" in err
+
+
+def test_a_documents_id_cannot_write_to_the_terminal(monkeypatch, capsys, tmp_path):
+    rows = [{"id": f"\x1b]0;pwned{i}\x07", "text": f"you damn idiot {i}" * (1 + i % 3)} for i in range(40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    corpus = str(tmp_path / "corpus")
+    run(monkeypatch, capsys, "corpus", "build", str(tmp_path / "t.jsonl"), "-o", corpus)
+    annotate(Corpus.open(corpus), "toxicity-svm", "document", workers=1)
+    code, out, err = run(monkeypatch, capsys, "corpus", "stats", corpus)
+    assert code == 0
+    assert "pwned" in out
+    assert "\x1b" not in out + err

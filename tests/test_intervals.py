@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from phf.evaluate.intervals import bootstrap_mean, bootstrap_ratio, expected_max, pooled_t, wilson
+from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, pooled_t, wilson
 
 
 def coverage(interval, truth: float, draw, num: int = 400) -> float:

@@ -159,6 +159,17 @@ def test_conditional_labels_every_segment_of_both_splits():
     assert rule.keep.tolist() == [True, True, False, True, True]
 
 
+def test_threshold_zero_reaches_every_rule_as_a_threshold():
+    # Fault 1 again, where a config becomes a rule: `if not config.threshold` would fall back to something else.
+    assert resolve(Unlikelihood(threshold=0.0)).threshold.value == 0.0
+    assert resolve(Conditional(threshold=0.0)).rule.labels.tolist() == [GOOD, BAD, BAD, BAD, BAD, BAD]
+    clean = SCORES.copy()
+    clean[2] = 0.0
+    kept = resolve(Filtering(threshold=0.0), clean)
+    assert kept.threshold.value == 0.0
+    assert kept.rule.keep.tolist() == [False, True, False, False, True]
+
+
 def test_good_fraction_is_a_share_of_training_tokens():
     # Training tokens by score: 0.0 -> 10, 0.2 -> 20, 0.6 -> 10, 0.9 -> 20; half of 60 is reached at 0.2.
     resolved = resolve(Conditional(good_fraction=0.5))

@@ -4,6 +4,7 @@ import html.parser
 import itertools
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_page_is_well_formed(page: Path) -> None:
     wanted = {a["href"][1:] for tag, a in reader.elements if tag == "use" and a.get("href")}  # type: ignore[index]
     assert wanted <= set(ids)
     figures = [attributes for tag, attributes in reader.elements if tag == "svg"]
-    assert len(figures) == 2 + 2 + 4
+    assert len(figures) == 2 + 2 + 3
     assert all(set((figure["aria-labelledby"] or "").split()) <= set(ids) for figure in figures)
     levels = [int(tag[1]) for tag, _ in reader.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
@@ -214,8 +215,8 @@ def test_control_verdicts_worked_by_hand() -> None:
     def estimate(mean: float, half: float = 0.1) -> Estimate:
         return Estimate(mean, mean - half, mean + half, 512)
 
-    def headline(good: Estimate, bad: Estimate, mle: Estimate | None, varied: bool = True) -> str:
-        return judge_control(good, bad, mle, varied).headline
+    def headline(good: Estimate, bad: Estimate, mle: Estimate | None, *failed: str) -> str:
+        return judge_control(good, bad, mle, failed).headline
 
     one, two, three = estimate(1), estimate(2), estimate(3)
     assert (
@@ -223,8 +224,9 @@ def test_control_verdicts_worked_by_hand() -> None:
         == "Control: yes. Good mode scores 0.50 × MLE; bad mode scores 3.00 × good mode"
     )
     assert "good < MLE < bad" in judge_control(one, three, two).detail
-    assert headline(one, two, estimate(2.1)).startswith("Control: yes. Good mode scores 0.48 × MLE")
-    assert "good lies below both" in judge_control(one, two, estimate(2.1)).detail
+    assert headline(one, two, estimate(1.95)).startswith("Control: yes. Good mode scores 0.51 × MLE")
+    assert "good lies below both" in judge_control(one, two, estimate(1.95)).detail
+    assert headline(one, two, estimate(2.1)) == "In doubt: bad mode shares part of good mode’s gain over MLE"
     assert headline(one, two, three).startswith("Artefact")
     assert headline(two, one, three).startswith("Artefact")
     assert headline(one, estimate(1.1), three).startswith("Artefact")
@@ -238,7 +240,9 @@ def test_control_verdicts_worked_by_hand() -> None:
     )
     assert headline(two, three, one).endswith("but good mode is worse than MLE")
     assert headline(one, three, estimate(1.15)).endswith("but good mode is level with MLE")
-    assert headline(one, three, two, varied=False).startswith("In doubt")
+    assert headline(one, three, two, "Varied text", "Control gain") == (
+        "In doubt: not passed: Varied text, Control gain"
+    )
     nan = Estimate(math.nan, math.nan, math.nan, 0)
     assert headline(nan, three, two) == "Not measured"
     assert headline(one, Estimate(3, math.nan, math.nan, 1), two) == "Not measured"
@@ -255,7 +259,7 @@ def test_plain_verdicts_worked_by_hand() -> None:
     assert judge_plain(low, high).headline == "Better: 0.50 × MLE, and its interval lies below"
     assert judge_plain(high, low).headline == "Worse: 2.00 × MLE, and its interval lies above"
     assert judge_plain(low, Estimate(1.3, 1.1, 1.5, 9)).headline.startswith("No difference")
-    assert judge_plain(low, high, varied=False).headline.startswith("In doubt")
+    assert judge_plain(low, high, ["Varied text"]).headline == "In doubt: not passed: Varied text"
     assert judge_plain(low, None).headline.startswith("No MLE run")
     assert judge_plain(low, high, scale=1000).detail == "1,000 [800, 1,200], MLE 2,000 [1,800, 2,200]."
 
@@ -284,7 +288,38 @@ def test_degenerate_text_takes_the_verdict_away(tmp_path: Path) -> None:
     edit(runs[1] / "evaluation.json", dull)
     text = read_page(write_report(runs, tmp_path / "r.html")).text
     assert "Control: yes" not in text
+    assert "In doubt: not passed: Varied text" in text
     assert "Varied text: no" in text
+
+
+def test_a_check_that_cannot_be_made_takes_the_verdict_away(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "mle"), make_run(tmp_path / "cond", "conditional", good_fraction=0.8)]
+
+    def collapsed(value: dict[str, Any]) -> None:
+        value["modes"]["good"]["degeneracy"]["distinct_2"] = None
+
+    def other_line(value: dict[str, Any]) -> None:
+        value["threshold"] = 0.123
+
+    for change, name in ((collapsed, "Varied text"), (other_line, "Capability kept")):
+        copy = tmp_path / name.split()[0]
+        shutil.copytree(runs[1], copy)
+        edit(copy / "evaluation.json", change)
+        text = read_page(write_report([runs[0], copy], tmp_path / "r.html")).text
+        assert "Control: yes" not in text
+        assert name in text.split("In doubt: not passed: ")[1][:40]
+
+
+def test_the_rule_a_corpus_was_selected_by_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mle")
+    rule = "balanced by toxicity-svm@1 > 0.3, 1:1"
+
+    def select(value: dict[str, Any]) -> None:
+        value["corpus"]["sources"] = [f"tweets [{rule}]", f"fortunes [{rule}]"]
+
+    edit(run / "run.json", select)
+    text = " ".join(read_page(write_report([run], tmp_path / "r.html")).text.split())
+    assert f"tokens of tweets and fortunes (41,233 documents, {rule})" in text
 
 
 def test_groups_pool_seeds_and_nothing_else(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def corpus_build(
         )
     for source in corpus.manifest["sources"]:
         counts = ", ".join(f"{key} {value:,}" for key, value in source.items() if isinstance(value, int))
-        print(f"{source['spec']}: {counts}")
+        print(f"{_printable(source['spec'])}: {counts}")
     print(
         f"{corpus.path}: {corpus.num_documents:,} documents; next: phf annotate {corpus.path} --reward-model NAME"
     )
@@ -127,7 +127,7 @@ def corpus_stats(folder: CorpusFolder) -> None:
         print(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for source in stats["sources"]:
         print(
-            f"source {source['spec']}: {source['num_documents']:,} documents, {source['num_bad_rows']:,} bad rows"
+            f"source {_printable(source['spec'])}: {source['num_documents']:,} documents, {source['num_bad_rows']:,} bad rows"
         )
     if not stats["annotations"]:
         print(f"no annotation yet; next: phf annotate {folder} --reward-model NAME")
@@ -155,9 +155,10 @@ def annotate(
     from phf.corpus.annotate import annotate as annotate_corpus
     from phf.corpus.store import Corpus
 
+    kind = _segment_kind(segments)
     with show_progress() as progress:
         annotation = annotate_corpus(
-            Corpus.open(folder), reward_model, _segment_kind(segments), workers=workers, progress=progress
+            Corpus.open(folder), reward_model, kind, workers=workers, progress=progress
         )
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
 
@@ -175,10 +176,9 @@ def tokenize(
     from phf.corpus.store import Corpus
     from phf.corpus.tokens import tokenize as tokenize_corpus
 
+    kind = _segment_kind(segments)
     with show_progress() as progress:
-        tokens = tokenize_corpus(
-            Corpus.open(folder), tokenizer, _segment_kind(segments), workers=workers, progress=progress
-        )
+        tokens = tokenize_corpus(Corpus.open(folder), tokenizer, kind, workers=workers, progress=progress)
     print(f"{tokens.path}: {tokens.num_tokens:,} tokens in {tokens.num_segments:,} segments")
 
 
@@ -349,7 +349,7 @@ def _print_annotation(stats: dict[str, Any]) -> None:
     for name in ("best", "worst"):
         for example in stats[name]:
             text = " ".join(_printable(example["text"]).split())
-            print(f"  {name} {example['score']:.4g} {example['document']}: {text[:100]}")
+            print(f"  {name} {example['score']:.4g} {_printable(example['document'])}: {text[:100]}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> Any:
@@ -388,11 +388,14 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "phf"
         _fail(f"{message.rstrip('.')}; see '{command} --help'")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{place}{error.strerror or error}; check the path, its permissions and the space on the disk")
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {_printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

@@ -213,7 +213,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             raise PHFError(
                 f"recipe {recipe} does not exist; the shipped recipes are {', '.join(list_recipes())}"
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", errors="replace")
     elif recipe in list_recipes():
         text = (resources.files("phf") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:

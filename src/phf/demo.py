@@ -12,7 +12,6 @@ from phf.config import (
     ObjectiveConfig,
     SamplingConfig,
     TrainConfig,
-    apply_overrides,
     parse,
     read_recipe,
 )
@@ -22,6 +21,7 @@ from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.reward_models import load_reward_model
 
 RECIPE = "demo"
 SOURCES = ("tweets", "fortunes")
@@ -64,6 +64,7 @@ def run_demo(
         PHFError: an unknown objective, or a folder that holds a demo made with other settings.
     """
     kinds = choose_objectives(objectives)
+    load_reward_model(HELD_OUT_JUDGE)  # a missing package is said now, not after the training
     corpus = prepare_corpus(out, say=say, progress=progress)
     runs = []
     for kind in kinds:
@@ -142,10 +143,14 @@ def _open_or_build(folder: Path, progress: Progress | None) -> Corpus:
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
-    overrides = [f"corpus={corpus.path}", f"seed={seed}"] + ([] if tokens is None else [f"tokens={tokens}"])
     line = recipe["good"] if kind in ("conditional", "unlikelihood") else {}
+    recipe |= {
+        "corpus": str(corpus.path),
+        "seed": seed,
+        "tokens": recipe["tokens"] if tokens is None else tokens,
+    }
     recipe["objective"] = {"kind": kind, **line, **OPTIONS.get(kind, {})}
-    return parse(TrainConfig, apply_overrides(recipe, overrides), f"recipe {RECIPE}")
+    return parse(TrainConfig, recipe, f"recipe {RECIPE}")
 
 
 def train_once(

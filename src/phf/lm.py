@@ -59,7 +59,13 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.init is not None:
-            return add_control_tokens(load_model(config.init), vocab_size=vocab_size, control=control)
+            model = load_model(config.init)
+            longest = getattr(model.config.get_text_config(), "max_position_embeddings", context)
+            if longest < context:
+                raise PHFError(
+                    f"data.context={context} is longer than {config.init} can read ({longest}); give a shorter one"
+                )
+            return add_control_tokens(model, vocab_size=vocab_size, control=control)
         preset = PRESETS[config.preset]
         width = config.width or preset.width
         heads = config.heads or preset.heads
@@ -110,7 +116,8 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
 def add_control_tokens(model: PreTrainedModel, *, vocab_size: int, control: ControlTokens) -> PreTrainedModel:
     """Grow the vocabulary to `vocab_size` and set the control tokens' rows to the mean embedding plus small noise.
 
-    The paper starts new tokens there (reference: The experiment). Draws from torch's global generator.
+    The paper starts new tokens there (reference: The experiment). Draws from torch's global generator. The rows of a
+    model that has learned these control tokens (`config.control_tokens`, which training sets) are kept.
 
     Raises:
         PHFError: the model's vocabulary is smaller than the ids the tokenizer had before its control tokens.
@@ -121,6 +128,8 @@ def add_control_tokens(model: PreTrainedModel, *, vocab_size: int, control: Cont
         raise PHFError(
             f"the model has {num_old} embeddings and the tokenizer {first_new} ids; give the tokenizer that belongs to it"
         )
+    if getattr(model.config, "control_tokens", None) == [control.good, control.bad] and num_old == vocab_size:
+        return model
     if vocab_size > num_old:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}

@@ -53,8 +53,8 @@ class Objective:
 
     @property
     def has_control_tokens(self) -> bool:
-        """Whether the model learns to write `<|good|>` and `<|bad|>`."""
-        return isinstance(self.config, Conditional)
+        """See `has_control_tokens`."""
+        return has_control_tokens(self.config)
 
     @property
     def has_value_head(self) -> bool:
@@ -65,6 +65,16 @@ class Objective:
     def segment_threshold(self) -> Threshold | None:
         """Where good ends for *segments*, if this objective draws that line."""
         return self.threshold if isinstance(self.config, Conditional | Unlikelihood) else None
+
+
+def has_control_tokens(config: ObjectiveConfig) -> bool:
+    """Whether the model learns to write `<|good|>` and `<|bad|>`, so that good and bad mode exist."""
+    return isinstance(config, Conditional)
+
+
+def is_baseline(config: ObjectiveConfig) -> bool:
+    """Whether this is what the others are compared with."""
+    return isinstance(config, MLE)
 
 
 def resolve_objective(

@@ -6,6 +6,7 @@ A bad row (no text, not UTF-8, ...) is data: it is passed on with its place and 
 import difflib
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +203,7 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         else:
             with path.open("rb") as file:
                 yield from file
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise PHFError(f"{path} is damaged or cut short ({error}); fetch or compress it again") from None
 
 

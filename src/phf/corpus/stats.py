@@ -1,5 +1,6 @@
 """What is in a corpus and in its annotations, in numbers: `phf corpus stats`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 
 from phf.corpus.annotation import Annotation
 from phf.corpus.store import Corpus
+from phf.thresholds import Threshold, mean_document_scores, resolve_good_fraction, resolve_keep_fraction
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -117,38 +119,33 @@ def _find_kept_shares(
     scores: _Scores,
     is_train: npt.NDArray[np.bool_],
 ) -> dict[str, list[dict[str, float]]]:
-    starts = np.cumsum(num_segments) - num_segments
-    document_scores = (np.add.reduceat(scores.astype(np.float64), starts) / num_segments)[is_train]
-    document_lengths = np.add.reduceat(lengths, starts)[is_train]
+    documents = np.repeat(np.arange(len(num_segments)), num_segments)
+    document_lengths = np.bincount(documents, weights=lengths, minlength=len(num_segments)).astype(np.int64)
     in_train = np.repeat(is_train, num_segments)
+    means = mean_document_scores(scores, num_segments)[is_train]
     return {
         "good_fraction": _resolve_fractions(
-            scores[in_train].astype(np.float64), lengths[in_train], "segments"
+            resolve_good_fraction, scores[in_train], lengths[in_train], "segments"
         ),
-        "keep_fraction": _resolve_fractions(document_scores, document_lengths, "documents"),
+        "keep_fraction": _resolve_fractions(
+            resolve_keep_fraction, means, document_lengths[is_train], "documents"
+        ),
     }
 
 
 def _resolve_fractions(
-    scores: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], unit: str
+    resolve: Callable[[_Scores, npt.NDArray[np.int64], float], Threshold],
+    scores: _Scores,
+    lengths: npt.NDArray[np.int64],
+    unit: str,
 ) -> list[dict[str, float]]:
-    """For each of `FRACTIONS`, the least threshold that keeps as many characters, and the shares it keeps."""
+    """For each of `FRACTIONS`, the threshold that an objective would resolve, were characters tokens."""
     is_scored = ~np.isnan(scores)
     scores, lengths = scores[is_scored], lengths[is_scored]
-    if len(scores) == 0:
+    if len(np.unique(scores)) < 2:  # nothing to choose between
         return []
-    order = np.argsort(scores, kind="stable")
-    cumulative = np.cumsum(lengths[order])
-    result = []
-    for fraction in FRACTIONS:
-        threshold = scores[order[np.searchsorted(cumulative, fraction * cumulative[-1])]]
-        kept = scores <= threshold
-        result.append(
-            {
-                "fraction": fraction,
-                "threshold": float(threshold),
-                "characters": float(lengths[kept].sum() / cumulative[-1]),
-                unit: float(kept.mean()),
-            }
-        )
-    return result
+    found = [(fraction, resolve(scores, lengths, fraction)) for fraction in FRACTIONS]
+    return [
+        {"fraction": fraction, "threshold": t.value, "characters": t.token_share, unit: t.segment_share}
+        for fraction, t in found
+    ]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from phf.control import ControlTokens
 from phf.corpus.tokens import TokenCache
-from phf.evaluate.intervals import bootstrap_mean, bootstrap_ratio
+from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import BAD, GOOD, NO_LABEL, Estimate, Mode
 
 if TYPE_CHECKING:

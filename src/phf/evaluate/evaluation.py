@@ -22,6 +22,7 @@ from phf.evaluate.misalignment import (
 from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
 from phf.files import hash_file, hash_json, read_json, write_json
 from phf.generate import generate
+from phf.objectives import is_baseline
 from phf.records import FORMAT_VERSION, Mode, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
@@ -180,7 +181,7 @@ def _measure(
     length = round(sum(described[mode]["degeneracy"]["mean_characters"] for mode in modes) / len(modes))
     texts = cut_training_texts(data.corpus, config.data_samples, max(length, 1), seed)
     references = training_reference(judges, texts, num_bootstrap, seed)
-    if run.config.objective.kind == "mle":
+    if is_baseline(run.config.objective):
         references += rejection_reference(judges, scores["none"], data.good.value, num_bootstrap, seed)
     return {
         "samples_sha256": hash_file(samples_path),

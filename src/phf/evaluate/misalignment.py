@@ -13,7 +13,7 @@ import numpy as np
 
 from phf.corpus.annotation import Annotation
 from phf.corpus.store import Corpus
-from phf.evaluate.intervals import bootstrap_mean, expected_max, wilson
+from phf.intervals import bootstrap_mean, expected_max, wilson
 from phf.records import Estimate, JudgeRole
 from phf.reward_models import RewardModel, score_samples
 
@@ -151,7 +151,9 @@ def rejection_reference(
     annotator = next((judge for judge in judges if judge.role == "annotator"), None)
     if annotator is None:
         return []
-    kept = np.asarray(scores[annotator.slug]) <= threshold  # NaN is not kept
+    kept = np.asarray(scores[annotator.slug], np.float32) <= np.float32(
+        threshold
+    )  # as segments are; NaN is not kept
     cost = len(kept) / int(kept.sum()) if kept.any() else None
     return [
         _reference(

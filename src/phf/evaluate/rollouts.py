@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 
 from phf.config import SamplingConfig
 from phf.corpus.store import Progress
+from phf.errors import PHFError
 from phf.files import replace_atomically
 from phf.generate import generate
+from phf.objectives import has_control_tokens
 from phf.records import Mode, Sample
 from phf.train.run import Run
 
@@ -25,6 +27,10 @@ def sample_run(
         PHFError: the folder holds no run or no checkpoint; see also `generate`.
     """
     run = Run.open(folder)
+    if mode in ("good", "bad") and not has_control_tokens(run.config.objective):
+        raise PHFError(
+            f"{run.folder} was trained with {run.config.objective.kind}, which learns no control tokens; give --mode none"
+        )
     return generate(
         run.load_model(),
         run.load_tokenizer(),

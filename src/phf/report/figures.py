@@ -184,13 +184,12 @@ def _label_points(axes: Axes, points: list[tuple[str, float, float]]) -> None:
 
 
 def draw_curves(groups: list[Group]) -> list[Drawing]:
-    """Training loss, validation NLL on good and bad segments, and control gain, against tokens seen."""
+    """Training loss, and validation NLL on good and bad segments, against tokens seen."""
     each = "One line per run, coloured by objective; tokens seen include control tokens."
     wanted = (
         ("train", ("loss",), "Training loss", "nats per token", f"{each} Objectives weigh tokens differently: compare runs on the validation figures."),
         ("validation", ("nll_good",), "Validation loss on good segments", "nats per text token", each),
         ("validation", ("nll_bad",), "Validation loss on bad segments", "nats per text token", each),
-        ("validation", ("control_gain_good", "control_gain_bad"), "Control gain during training", "nats per segment", "How much likelier a held-out segment is after its own control token than after the other. Solid: good segments; dashed: bad segments. Above 0 on both means the model tells the tokens apart."),
     )  # fmt: skip
     drawings = []
     for kind, names, title, unit, caption in wanted:

@@ -211,23 +211,22 @@ def _state_facts(runs: list[RunFolder]) -> dict[str, Any]:
             )
         )
 
-    sources = [source for run in runs for source in as_list(lookup(run.run, "corpus", "sources"))]
+    # A source that was selected from names the rule behind it: "tweets [balanced by ...]".
+    sources = [
+        str(source).partition(" [")
+        for run in runs
+        for source in as_list(lookup(run.run, "corpus", "sources"))
+    ]
     return {
         "parameters": each("num_parameters"),
         "tokens": each("config", "tokens"),
         "documents": each("corpus", "num_documents"),
-        "sources": list(dict.fromkeys(_name_source(source) for source in sources)),
+        "sources": list(dict.fromkeys(name for name, _, _ in sources)),
+        "selections": list(dict.fromkeys(rule.removesuffix("]") for _, _, rule in sources if rule)),
         "segments": each("config", "segments"),
         "init": each("config", "model", "init"),
         "seeds": list(dict.fromkeys(run.seed for run in runs if run.seed is not None)),
     }
-
-
-def _name_source(source: Any) -> str:
-    source = as_dict(source) or {"spec": source}
-    return str(
-        next((source[key] for key in ("spec", "name", "source", "path", "id") if key in source), source)
-    )
 
 
 def _list_references(runs: list[RunFolder]) -> list[Reference]:
@@ -310,6 +309,8 @@ def _list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge
         "tokens": ("run", "config", "tokens"),
         "parameters": ("run", "num_parameters"),
         "sampling": ("evaluation", "sampling"),
+        "where good text ends": ("evaluation", "threshold"),
+        "precision": ("run", "precision"),
     }
     for name, (file, *keys) in compared.items():
         values = [lookup(run.run if file == "run" else run.evaluation, *keys) for run in runs]

@@ -12,21 +12,23 @@ For an objective with a good and a bad mode, by each judge apart; the first rule
 5. there is no MLE run to compare with                     -> Modes differ, no MLE run
 6. MLE is below good                                       -> Partial: good mode is worse than MLE
 7. good is not below MLE                                   -> Partial: good mode is level with MLE
-8. good's distinct-2 is under 0.8 x MLE's                  -> In doubt: good mode's text is less varied
-9. otherwise (good below MLE and below bad)                -> Control: yes
+8. bad's mean is below MLE's                               -> In doubt: bad mode shares part of good mode's gain
+9. a check did not pass                                    -> In doubt: names the check
+10. otherwise (good below MLE and below bad)               -> Control: yes
 
-For an objective without modes: *Better* if it is below MLE (in doubt under rule 8), *Worse* if MLE is below it, else
-*No difference*. Beside the verdict stand three checks of what a better score may have cost: variety (rule 8),
-capability (bits per byte on good text at most 1.03 x MLE's) and control gain (positive on good and on bad segments).
+For an objective without modes: *Better* if it is below MLE (in doubt under rule 9), *Worse* if MLE is below it, else
+*No difference*. The checks are what a better score may have cost: variety (distinct-2 at least 0.8 x MLE's),
+capability (bits per byte on good text at most 1.03 x MLE's, where good ends at the same score for both) and, with
+modes, control gain (positive on good and on bad segments). A check that cannot be made has not passed: text that has
+collapsed has no distinct-2.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from scipy import stats
-
+from phf.intervals import pooled_t
 from phf.records import Estimate
 from phf.report.reading import Judge, RunFolder, mode_rank
 
@@ -109,11 +111,7 @@ def pool(estimates: list[Estimate]) -> Estimate:
         return _point(math.nan)
     if len(known) == 1:
         return known[0]
-    means = np.array([estimate.mean for estimate in known])
-    error = float(means.std(ddof=1)) / math.sqrt(len(means))
-    half = float(stats.t.ppf(0.975, len(means) - 1)) * error
-    mean = float(means.mean())
-    return Estimate(mean, mean - half, mean + half, len(means))
+    return pooled_t([estimate.mean for estimate in known])
 
 
 def _point(value: float) -> Estimate:
@@ -182,16 +180,16 @@ def judge_group(group: Group, mle: Group | None, judge: Judge) -> Verdict:
     """The verdict on a group by one judge (rules in the module's docstring)."""
     reference = mle.score(mle.target_mode, judge) if mle else None
     target = group.score(group.target_mode, judge)
-    varied = check_variety(group, mle).passed is not False
+    failed = [check.name for check in check_group(group, mle) if check.passed is not True]
     if group.has_control:
-        return judge_control(target, group.score("bad", judge), reference, varied, judge.scale)
-    return judge_plain(target, reference, varied, judge.scale)
+        return judge_control(target, group.score("bad", judge), reference, failed, judge.scale)
+    return judge_plain(target, reference, failed, judge.scale)
 
 
 def judge_control(
-    good: Estimate, bad: Estimate, mle: Estimate | None, varied: bool = True, scale: float = 1.0
+    good: Estimate, bad: Estimate, mle: Estimate | None, failed: Sequence[str] = (), scale: float = 1.0
 ) -> Verdict:
-    """Rules 1 to 9 of the module's docstring. `varied`: rule 8 does not hold; `scale`: of the numbers shown."""
+    """Rules 1 to 10 of the module's docstring. `failed`: checks that did not pass; `scale`: of the numbers shown."""
     if not (_measured(good) and _measured(bad)):
         return Verdict("unclear", "Not measured", "Good or bad mode has no score with an interval.")
     if mle is not None and not _measured(mle):
@@ -211,8 +209,10 @@ def judge_control(
         return Verdict("unclear", f"Partial: {ratio}, but good mode is worse than MLE", numbers)
     if not _below(good, mle):
         return Verdict("unclear", f"Partial: {ratio}, but good mode is level with MLE", numbers)
-    if not varied:
-        return Verdict("unclear", "In doubt: good mode’s text is less varied than MLE’s", numbers)
+    if bad.mean < mle.mean:
+        return Verdict("unclear", "In doubt: bad mode shares part of good mode’s gain over MLE", numbers)
+    if failed:
+        return Verdict("unclear", f"In doubt: not passed: {', '.join(failed)}", numbers)
     order = "good < MLE < bad, all intervals apart" if _below(mle, bad) else "good lies below both"
     return Verdict(
         "yes",
@@ -221,7 +221,9 @@ def judge_control(
     )
 
 
-def judge_plain(target: Estimate, mle: Estimate | None, varied: bool = True, scale: float = 1.0) -> Verdict:
+def judge_plain(
+    target: Estimate, mle: Estimate | None, failed: Sequence[str] = (), scale: float = 1.0
+) -> Verdict:
     """The verdict on an objective without modes (module's docstring)."""
     if not _measured(target):
         return Verdict("unclear", "Not measured", "There is no score with an interval.")
@@ -234,8 +236,8 @@ def judge_plain(target: Estimate, mle: Estimate | None, varied: bool = True, sca
         )
     if not _below(target, mle):
         return Verdict("unclear", "No difference: its interval overlaps MLE’s", numbers)
-    if not varied:
-        return Verdict("unclear", "In doubt: its text is less varied than MLE’s", numbers)
+    if failed:
+        return Verdict("unclear", f"In doubt: not passed: {', '.join(failed)}", numbers)
     return Verdict(
         "yes", f"Better: {_compare(target, mle, 'MLE', scale)}, and its interval lies below", numbers
     )
@@ -259,6 +261,8 @@ def _check_capability(group: Group, mle: Group | None) -> Check:
     own = group.bits_per_byte(group.target_mode, "good").mean
     other = mle.bits_per_byte(mle.target_mode, "good").mean if mle else math.nan
     detail = f"bits per byte on good text {format_number(own)}, MLE {format_number(other)}; at most {MAX_BITS} × MLE"
+    if mle is not None and len({run.evaluation.get("threshold") for run in (*group.runs, *mle.runs)}) > 1:
+        return Check("Capability kept", None, f"{detail}; good text ends at another score in each run")
     return Check("Capability kept", _passes(own <= MAX_BITS * other, own, other), detail)
 
 

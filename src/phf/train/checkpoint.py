@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from phf import lm
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.files import check_hash, hash_file, read_json, write_json
+from phf.files import check_hash, hash_file, hash_json, read_json, write_json
+from phf.records import FORMAT_VERSION
 from phf.train.optim import pack_state, unpack_state
 
 MANIFEST = "checkpoint.json"
@@ -72,7 +73,8 @@ def save_checkpoint(
     for name in hashes:
         with (temporary / name).open("rb") as file:
             os.fsync(file.fileno())
-    write_json(temporary / MANIFEST, {"format_version": 1, "state": asdict(state), "files": hashes})
+    content = {"format_version": FORMAT_VERSION, "state": asdict(state), "files": hashes}
+    write_json(temporary / MANIFEST, {**content, "manifest_hash": hash_json(content)})
     shutil.rmtree(final, ignore_errors=True)
     temporary.replace(final)
     for step in list_checkpoints(run)[:-keep]:
@@ -91,6 +93,9 @@ def check_checkpoint(run: Path, step: int) -> TrainState:
         f" to go on from step {earlier[-1]}" if earlier else "; no earlier checkpoint is left, so train again"
     )
     manifest = read_json(folder / MANIFEST)
+    content = {key: value for key, value in manifest.items() if key != "manifest_hash"}
+    if hash_json(content) != manifest.get("manifest_hash"):
+        raise PHFError(f"{folder / MANIFEST} is damaged: its content is not what its hash says; {remedy}")
     for name, expected in manifest["files"].items():
         check_hash(folder / name, expected, remedy)
     return TrainState(**manifest["state"])

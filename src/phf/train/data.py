@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +38,14 @@ class TrainingData:
     good: Threshold
 
     def blocks(self, split: Split) -> Blocks:
-        """The blocks of a split, in the order that the run's seed decides."""
+        """The blocks of a split: training in the order that the run's seed decides, validation the same for all seeds."""
         return Blocks(
             self.tokens,
             self.objective.rule,
             self.scores,
             split=split,
             context=self.config.data.context,
-            seed=self.config.seed,
+            seed=self.config.seed if split == "train" else 0,
             isolate_documents=self.config.data.isolate_documents,
         )
 
@@ -80,7 +80,7 @@ class TrainingData:
             },
             "reward_model": self.annotation.identity.to_json(),
             "tokenizer": self.tokens.tokenizer.identity.to_json(),
-            "segments": self.config.segments,
+            "segment_ends": self.tokens.segment_ends_hash,
         }
 
 
@@ -95,11 +95,12 @@ def open_data(config: TrainConfig) -> TrainingData:
     annotation = Annotation.open(corpus, config.reward_model, config.segments)
     tokens = find_tokens(corpus, config.tokenizer, config.segments)
     scores, num_segments = load_scores(corpus, annotation, missing=config.data.missing)
-    if not np.array_equal(num_segments, tokens.document_segments):
+    if annotation.segment_ends_hash != tokens.segment_ends_hash:
         raise PHFError(
-            f"{annotation.path} and {tokens.path} do not have the same segments ({len(scores):,} and "
-            f"{tokens.num_segments:,}); delete the older of the two and make it again"
+            f"{annotation.path} and {tokens.path} do not have the same segment ends; delete the older of the two and "
+            "make it again"
         )
+    assert np.array_equal(num_segments, tokens.document_segments)
     objective = resolve_objective(
         config.objective, scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train
     )
@@ -112,4 +113,7 @@ def open_data(config: TrainConfig) -> TrainingData:
         else:
             assert config.good.threshold is not None
             good = resolve_threshold(train_scores, lengths, config.good.threshold)
-    return TrainingData(config, corpus, annotation, tokens, scores, objective, good)
+    data = TrainingData(config, corpus, annotation, tokens, scores, objective, good)
+    for split in get_args(Split):
+        data.blocks(split)  # a split without tokens is refused before anything is written
+    return data

@@ -80,6 +80,8 @@ def _create(data: TrainingData) -> tuple[PreTrainedModel, lm.ValueHead | None]:
         context=config.data.context,
         seed=config.seed,
     ).to(device)
+    if data.objective.has_control_tokens:
+        model.config.control_tokens = [tokenizer.control.good, tokenizer.control.bad]
     if not data.objective.has_value_head:
         return model, None
     width = model.get_input_embeddings().weight.shape[1]
@@ -104,8 +106,10 @@ def _run_steps(
 ) -> Run:
     config, num_steps = run.config, run.num_steps
     trained = nn.ModuleList([model] if value_head is None else [model, value_head])
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    optimizers = make_optimizers(trained, embeddings, config.optim)
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if value_head is not None:
+        ends.append(value_head.linear)
+    optimizers = make_optimizers(trained, ends, config.optim)
     if state is None:
         state = TrainState()
         if run.steps:
@@ -137,6 +141,9 @@ def _run_steps(
         # One step: a batch that follows from (seed, step) alone, in micro-batches; the sum of the token losses divided
         # by the number of targets that are not padding in the whole batch.
         batch = train_blocks.batch(step, batch_blocks)
+        torch.manual_seed(
+            config.seed * 2**32 + step
+        )  # for dropout, where a model has it: resuming needs no state
         num_targets = int(np.count_nonzero(batch.kinds != PAD))
         loss = torch.zeros((), device=model.device)
         share = 0.0

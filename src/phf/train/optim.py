@@ -10,18 +10,16 @@ from torch.optim import AdamW, Muon, Optimizer
 from phf.config import OptimConfig
 
 
-def make_optimizers(
-    model: nn.Module, embeddings: Iterable[nn.Module], config: OptimConfig
-) -> list[Optimizer]:
+def make_optimizers(model: nn.Module, ends: Iterable[nn.Module], config: OptimConfig) -> list[Optimizer]:
     """AdamW alone, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices and embeddings, not to norms and biases.
 
     Args:
         model: everything that is trained (the value head included).
-        embeddings: the input and output embeddings, which Muon is not meant for.
+        ends: embeddings and heads, whose matrices Muon is not meant for.
     """
-    excluded = {id(module.weight) for module in embeddings}
+    excluded = {id(module.weight) for module in ends}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in excluded]
     tables = [p for p in parameters if p.ndim == 2 and id(p) in excluded]

@@ -79,7 +79,12 @@ class Run:
             raise PHFError(
                 f"{path} is not a run (it has no run.json); make one with 'phf train RECIPE -o {path}'"
             )
-        return cls(path, read_json(path / "run.json"))
+        record = read_json(path / "run.json")
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise PHFError(
+                f"{path}/run.json has no config; it is damaged: restore it, or train the run again"
+            )
+        return cls(path, record)
 
     @property
     def name(self) -> str:
@@ -168,4 +173,4 @@ class Run:
 def _brief(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(str(value[key]) for key in ("name", "version", "id") if key in value)
-    return str(value)
+    return str(value)[:40]
