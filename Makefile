@@ -22,7 +22,7 @@ demo: setup  ## from raw text to a measured comparison: demo/report.html
 	$(BIN)/phf demo -o $(DEMO)
 
 test: setup  ## all tests
-	$(BIN)/pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 check: setup  ## format, lint, types, floors
 	$(BIN)/ruff format --check .
