@@ -19,7 +19,7 @@ def test_the_readmes_lines_work(tmp_path, monkeypatch):
     # The same calls at a size for a test: a smaller model, fewer tokens and samples.
     small = (
         ("train:4096", "train:300"),
-        ('"tokens=3_000_000"', '"tokens=2_000", "tokenizer=train:300", "model.preset=1M", "data.context=64"'),
+        ('"tokens=3_000_000"', '"tokens=2_000", "tokenizer=train:300", "model.preset=1M"'),
         ("num_samples=512", "num_samples=8"),
     )
     for old, new in small:
