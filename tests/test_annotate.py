@@ -319,7 +319,7 @@ def test_progress_reaches_the_total(corpus, use):
     use(Fake())
     calls = []
     annotate(corpus, "fake", "lines", workers=1, progress=lambda *call: calls.append(call))
-    assert calls[-1] == ("documents", 201, 201)
+    assert calls[-1] == ("annotating documents", 201, 201)
     assert [done for _, done, _ in calls] == sorted({done for _, done, _ in calls})
 
 

@@ -99,14 +99,17 @@ def test_a_head_that_changes_logits_elsewhere_is_refused():
 
 
 def test_control_tokens_start_at_the_mean_embedding_plus_small_noise(tmp_path):
-    lm.save_model(gpt2(), tmp_path)
+    source = gpt2()
+    with torch.no_grad():
+        source.get_input_embeddings().weight += 1.0  # so that the mean is not where noise alone would lie
+    lm.save_model(source, tmp_path)
     control = ControlTokens(end=299, good=300, bad=301)
     model = lm.create_model(
         ModelConfig(init=str(tmp_path)), vocab_size=320, control=control, context=64, seed=0
     )
     weight = model.get_input_embeddings().weight
     assert weight.shape == (320, 32)
-    assert torch.equal(weight[:300], gpt2().get_input_embeddings().weight), "old rows are kept"
+    assert torch.equal(weight[:300], source.get_input_embeddings().weight), "old rows are kept"
     mean, deviation = weight[:300].mean(0), weight[:300].std(0)
     assert ((weight[300:302] - mean).abs() < 0.2 * deviation).all()
     assert not torch.equal(weight[300], weight[301])

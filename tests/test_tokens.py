@@ -204,7 +204,7 @@ def test_the_bytes_do_not_depend_on_workers_or_interruptions(
         cache = tokenize(fresh, SPEC, "lines", workers=workers, progress=record)
         assert read_files(cache.path) == expected
         todo = sum(shard.num_documents for shard in fresh.shards[survives:])
-        assert calls[-1] == ("documents", todo, todo)
+        assert calls[-1] == ("tokenizing documents", todo, todo)
         calls.clear()
         tokenize(fresh, SPEC, "lines", progress=record)
         assert calls == [], "a finished cache is opened, not made again"

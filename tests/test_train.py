@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from phf import lm
 from phf.config import SamplingConfig
 from phf.corpus.annotate import annotate
 from phf.corpus.store import build_corpus
@@ -18,7 +19,7 @@ from phf.corpus.tokens import TokenCache, tokenize
 from phf.errors import PHFError
 from phf.evaluate import sample_run
 from phf.objectives import token_loss
-from phf.records import TEXT
+from phf.records import PAD, TEXT
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder, list_checkpoints
 from phf.train.data import open_data
@@ -94,6 +95,19 @@ def test_micro_batches_do_not_change_the_loss(small_config, tmp_path):
     four = train(small_config("optim.micro_batch_blocks=1"), tmp_path / "four")
     losses = [[line["loss"] for line in run.read_metrics() if line["kind"] == "train"] for run in (one, four)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
+
+
+def test_the_loss_is_the_mean_over_the_targets_of_the_whole_batch(small_config, tmp_path):
+    config = small_config("objective.kind=mle", "optim.micro_batch_blocks=3", "optim.batch_blocks=5")
+    first = train(config, tmp_path / "run").read_metrics()[1]
+    data = open_data(config)
+    model, _ = loop._create(data)
+    batch = data.blocks("train").batch(0, 5)
+    with torch.no_grad():
+        arrays = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
+        nll = lm.token_nll(model, *arrays).numpy()
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(nll[batch.kinds != PAD].mean(), rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(small_config, tmp_path):
@@ -226,7 +240,7 @@ def test_validation_losses_are_those_of_good_and_bad_text(small_config):
 
 def test_a_score_at_the_threshold_is_good_in_validation(small_config):
     data = open_data(small_config())
-    worst = float(np.nanmax(data.scores))
+    worst = max(float(np.nanmax(batch.scores)) for batch in data.blocks("validation").iterate_in_order(8, 4))
     everything = dataclasses.replace(data, good=dataclasses.replace(data.good, value=worst))
     model, _ = loop._create(data)
     losses = loop.validate(model, everything, everything.blocks("validation"), "fp32")
@@ -289,8 +303,7 @@ def test_learned_control_tokens_survive_being_trained_further(small_config, tmp_
 def test_muon_gets_hidden_matrices_alone(small_config):
     data = open_data(small_config("objective.kind=awr", "optim.name=muon"))
     model, head = loop._create(data)
-    ends = [model.get_input_embeddings(), model.get_output_embeddings(), head.linear]
-    muon, adamw = make_optimizers(torch.nn.ModuleList([model, head]), ends, data.config.optim)
+    muon, adamw = make_optimizers(model, head, data.config.optim)
     names = {id(parameter): name for name, parameter in [*model.named_parameters(), *head.named_parameters()]}
     with_muon = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
     assert with_muon

@@ -140,8 +140,9 @@ def reward_list() -> None:
     """The reward models that come with phf, with what they cannot see."""
     from phf.reward_models import list_reward_models
 
-    for entry in list_reward_models():
-        print(entry)
+    for card in list_reward_models():
+        print(f"{card.name}: {card.description}")
+        print(f"  blind to: {card.blind_spots}\n  licence {card.licence}; {card.install}")
 
 
 @app.command(epilog="Example: phf annotate corpus --reward-model toxicity-svm --segments sentences")
@@ -161,6 +162,7 @@ def annotate(
             Corpus.open(folder), reward_model, kind, workers=workers, progress=progress
         )
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
+    print(f"next: phf tokenize {folder} --segments {kind}")
 
 
 @app.command(epilog="Example: phf tokenize corpus --tokenizer train:4096 --segments sentences")
@@ -180,6 +182,7 @@ def tokenize(
     with show_progress() as progress:
         tokens = tokenize_corpus(Corpus.open(folder), tokenizer, kind, workers=workers, progress=progress)
     print(f"{tokens.path}: {tokens.num_tokens:,} tokens in {tokens.num_segments:,} segments")
+    print(f"next: phf train RECIPE corpus={folder} tokenizer={tokenizer} segments={kind} -o RUN")
 
 
 @app.command(

@@ -151,7 +151,7 @@ class TrainConfig(_Config):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     tokens: Annotated[int, Field(gt=0)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validate_every: Annotated[int, Field(ge=0)] = 500
     validation_blocks: Annotated[int, Field(gt=0)] = 64
@@ -171,7 +171,7 @@ class SamplingConfig(_Config):
     max_new_tokens: Annotated[int, Field(gt=0)] = 128
     control: Literal["free", "prefix", "forced"] = "free"
     batch_size: Annotated[int, Field(gt=0)] = 256
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
     def _min_below_max(self) -> "SamplingConfig":

@@ -20,6 +20,8 @@ from phf.config import ModelConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
 
+transformers.utils.logging.disable_progress_bar()  # more bars among ours, for files that are read in no time
+
 CHUNKED_HEAD_VOCABULARY = 16_384
 """From this vocabulary on the NLL is computed in checkpointed chunks (contract: Objectives, Head; it saves memory)."""
 HEAD_CHUNK_TOKENS = 2_048
@@ -109,7 +111,6 @@ def load_model(source: str | Path) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and model.safetensors, as `AutoModelForCausalLM.from_pretrained` reads them."""
-    transformers.utils.logging.disable_progress_bar()  # one more bar among ours, for a file written in no time
     model.save_pretrained(folder, safe_serialization=True)
 
 

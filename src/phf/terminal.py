@@ -12,7 +12,7 @@ LOG_SECONDS = 10.0
 
 
 class Bars:
-    """Progress of named activities. Call it with (description, done, total).
+    """Progress of named activities. Call it with (description, done, total); a total of 0 is not known yet.
 
     What follows two spaces in a description is detail that may change (a loss); what stands before names the bar.
     """
@@ -27,13 +27,14 @@ class Bars:
         name = description.split("  ")[0]
         if self._live is not None:
             if name not in self._tasks:
-                self._tasks[name] = self._live.add_task(description, total=total)
-            self._live.update(self._tasks[name], description=description, completed=done, total=total)
+                self._tasks[name] = self._live.add_task(description)
+            self._live.update(self._tasks[name], description=description, completed=done, total=total or None)
         elif monotonic() >= self._next_line or (done == total and name not in self._tasks):
             self._next_line = monotonic() + LOG_SECONDS
             if done == total:
                 self._tasks[name] = TaskID(0)
-            print(f"{description}  {done:,} of {total:,}", file=sys.stderr, flush=True)
+            goal = f" of {total:,}" if total > 0 else ""
+            print(f"{description}  {done:,}{goal}", file=sys.stderr, flush=True)
 
 
 @contextmanager

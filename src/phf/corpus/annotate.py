@@ -212,7 +212,7 @@ def _score_shards(
                         reasons.update(turn_reasons)
                         num_done += len(table)
                         if progress:
-                            progress("documents", num_done, num_documents)
+                            progress("annotating documents", num_done, num_documents)
                 sha256 = hash_file(temporary)
             counts, all_ends = np.concatenate(num_segments), np.concatenate(ends)
             manifest["shards"][index] = {

@@ -315,7 +315,7 @@ class _Builder:
         self.counts[split].update(sizes)
         self._write(document, sizes)
         if self.progress and self.num_documents % 1000 == 0:
-            self.progress("documents", self.num_documents, self.max_documents or 0)
+            self.progress("reading documents", self.num_documents, self.max_documents or 0)
 
     def _choose_id(self, source: _SourceCounts, row: Row) -> str:
         """The row's own id if no document has it yet, else its place."""
@@ -377,7 +377,7 @@ class _Builder:
         }
         write_manifest(self.folder / "manifest.json", manifest)
         if self.progress:
-            self.progress("documents", self.num_documents, self.num_documents)
+            self.progress("reading documents", self.num_documents, self.num_documents)
 
 
 def _hash_fraction(digest: bytes) -> float:

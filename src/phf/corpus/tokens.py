@@ -313,7 +313,7 @@ def _tokenize_shards(
                 groups.append(result)
                 num_done += len(result.num_segments)
                 if progress is not None:
-                    progress("documents", num_done, num_documents)
+                    progress("tokenizing documents", num_done, num_documents)
         manifest["shards"][index] = _write_shard(
             folder, index, groups, corpus.shards[index].sha256, manifest["dtype"]
         )

@@ -106,10 +106,7 @@ def _run_steps(
 ) -> Run:
     config, num_steps = run.config, run.num_steps
     trained = nn.ModuleList([model] if value_head is None else [model, value_head])
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    if value_head is not None:
-        ends.append(value_head.linear)
-    optimizers = make_optimizers(trained, ends, config.optim)
+    optimizers = make_optimizers(model, value_head, config.optim)
     if state is None:
         state = TrainState()
         if run.steps:
@@ -141,9 +138,8 @@ def _run_steps(
         # One step: a batch that follows from (seed, step) alone, in micro-batches; the sum of the token losses divided
         # by the number of targets that are not padding in the whole batch.
         batch = train_blocks.batch(step, batch_blocks)
-        torch.manual_seed(
-            config.seed * 2**32 + step
-        )  # for dropout, where a model has it: resuming needs no state
+        # For dropout, where a model has it: resuming needs no state.
+        torch.manual_seed(config.seed * 2**32 + step)
         num_targets = int(np.count_nonzero(batch.kinds != PAD))
         loss = torch.zeros((), device=model.device)
         share = 0.0
@@ -151,8 +147,9 @@ def _run_steps(
             part, weight = _loss_sum(
                 model, value_head, data, slice_batch(batch, start, start + micro_blocks), run
             )
-            (part / num_targets).backward()  # type: ignore[no-untyped-call]
-            loss += part.detach() / num_targets
+            part = part / num_targets
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
             share += weight * min(micro_blocks, batch_blocks - start) / batch_blocks
         norm = nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip_norm)
         factor = learning_rate_factor(step, num_steps, config.optim)

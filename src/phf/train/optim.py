@@ -4,23 +4,27 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
 
 from phf.config import OptimConfig
+from phf.lm import ValueHead
 
 
-def make_optimizers(model: nn.Module, ends: Iterable[nn.Module], config: OptimConfig) -> list[Optimizer]:
+def make_optimizers(
+    model: PreTrainedModel, value_head: ValueHead | None, config: OptimConfig
+) -> list[Optimizer]:
     """AdamW alone, or Muon for the hidden matrices and AdamW for the rest.
 
-    Weight decay applies to matrices and embeddings, not to norms and biases.
-
-    Args:
-        model: everything that is trained (the value head included).
-        ends: embeddings and heads, whose matrices Muon is not meant for.
+    Muon is not meant for embeddings and heads, the value head among them. Weight decay applies to matrices and
+    embeddings, not to norms and biases.
     """
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    parameters = list(model.parameters())
+    if value_head is not None:
+        ends.append(value_head.linear)
+        parameters += value_head.parameters()
     excluded = {id(module.weight) for module in ends}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in excluded]
     tables = [p for p in parameters if p.ndim == 2 and id(p) in excluded]
     vectors = [p for p in parameters if p.ndim != 2]
