@@ -131,7 +131,8 @@ def _run_steps(
             losses = validate(model, data, validation_blocks, run.record["precision"])
             _log(run, {"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
         if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
-            _save(run, state, model, value_head, optimizers, data)
+            tokenizer, keep = data.tokens.tokenizer, config.keep_checkpoints
+            save_checkpoint(run.folder, state, model, value_head, optimizers, tokenizer, keep=keep)
         if is_last:
             break
 
@@ -251,25 +252,6 @@ def validate(
     return {
         name: None if value is None or not math.isfinite(value) else value for name, value in losses.items()
     }
-
-
-def _save(
-    run: Run,
-    state: TrainState,
-    model: PreTrainedModel,
-    value_head: lm.ValueHead | None,
-    optimizers: list[torch.optim.Optimizer],
-    data: TrainingData,
-) -> None:
-    save_checkpoint(
-        run.folder,
-        state,
-        model,
-        value_head,
-        optimizers,
-        data.tokens.tokenizer,
-        keep=run.config.keep_checkpoints,
-    )
 
 
 def _cut_metrics(run: Run, step: int) -> None:
