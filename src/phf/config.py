@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phf.errors import PHFError
+from phf.records import ControlStyle
 
 SegmentKind = Literal["lines", "sentences", "document"]
 
@@ -93,6 +94,11 @@ ObjectiveConfig = Annotated[
 ]
 
 
+def objective_kinds() -> dict[str, type[BaseModel]]:
+    """The objectives by their `kind`, in the order of the documentation."""
+    return {cls.model_fields["kind"].default: cls for cls in get_args(get_args(ObjectiveConfig)[0])}
+
+
 class GoodConfig(_Threshold):
     """Where good ends in validation losses and reports, for objectives that draw no such line between segments."""
 
@@ -169,7 +175,7 @@ class SamplingConfig(_Config):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     min_new_tokens: Annotated[int, Field(ge=0)] = 10
     max_new_tokens: Annotated[int, Field(gt=0)] = 128
-    control: Literal["free", "prefix", "forced"] = "free"
+    control: ControlStyle = "free"
     batch_size: Annotated[int, Field(gt=0)] = 256
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
@@ -314,7 +320,7 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     if detail["type"] == "missing":
         return f"key '{_dotted(path)}' is missing; add it to the recipe or give {_dotted(path)}=VALUE"
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        kinds = [cls.model_fields["kind"].default for cls in get_args(get_args(ObjectiveConfig)[0])]
+        kinds = list(objective_kinds())
         given = str((detail.get("ctx") or {}).get("tag", "(missing)"))
         near = difflib.get_close_matches(given, kinds, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -337,7 +343,7 @@ def _valid_keys(kind: type[BaseModel], path: list[str]) -> list[str]:
         return list(kind.model_fields)
     annotation = kind.model_fields[path[0]].annotation
     if path[0] == "objective":
-        choices = {str(cls.model_fields["kind"].default): cls for cls in get_args(annotation)}
+        choices = objective_kinds()
         return list(choices[path[1]].model_fields) if len(path) > 1 and path[1] in choices else ["kind"]
     return _valid_keys(annotation, path[1:]) if isinstance(annotation, type) else []
 

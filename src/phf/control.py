@@ -1,17 +1,13 @@
 """Control tokens, and what each mode of generation may write (contract: Modes)."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from phf.errors import PHFError
-from phf.records import BAD, GOOD, Mode
+from phf.records import BAD, GOOD, ControlStyle, Mode
 
 END_TOKEN = "<|endoftext|>"  # noqa: S105 - a vocabulary entry, not a password
 GOOD_TOKEN = "<|good|>"  # noqa: S105
 BAD_TOKEN = "<|bad|>"  # noqa: S105
-
-Style = Literal["free", "prefix", "forced"]
-"""Who writes control tokens after the first: the model (`free`), nobody (`prefix`), us at each segment end (`forced`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class ModeRules:
     forced: int | None
 
 
-def mode_rules(mode: Mode, tokens: ControlTokens, style: Style = "free") -> ModeRules:
+def mode_rules(mode: Mode, tokens: ControlTokens, style: ControlStyle = "free") -> ModeRules:
     """The rules of a mode (contract: Modes).
 
     Raises:

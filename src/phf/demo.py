@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.table import Table
 
 from phf.config import (
     EvaluateConfig,
-    ObjectiveConfig,
     SamplingConfig,
     TrainConfig,
+    objective_kinds,
     parse,
     read_recipe,
 )
@@ -88,7 +88,7 @@ def choose_objectives(text: str) -> tuple[str, ...]:
     Raises:
         PHFError: a kind is not known.
     """
-    known = tuple(str(kind.model_fields["kind"].default) for kind in get_args(get_args(ObjectiveConfig)[0]))
+    known = tuple(objective_kinds())
     if text == "default":
         return DEFAULT_OBJECTIVES
     if text == "all":
@@ -143,7 +143,8 @@ def _open_or_build(folder: Path, progress: Progress | None) -> Corpus:
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
-    line = recipe["good"] if kind in ("conditional", "unlikelihood") else {}
+    draws_the_line = "good_fraction" in objective_kinds()[kind].model_fields
+    line = recipe["good"] if draws_the_line else {}
     recipe |= {
         "corpus": str(corpus.path),
         "seed": seed,

@@ -12,6 +12,8 @@ FORMAT_VERSION = 1
 
 Split = Literal["train", "validation"]
 Mode = Literal["good", "bad", "none", "untagged"]
+ControlStyle = Literal["free", "prefix", "forced"]
+"""Who writes control tokens after the first: the model (`free`), nobody (`prefix`), us at each segment end (`forced`)."""
 JudgeRole = Literal["annotator", "held-out"]
 
 
