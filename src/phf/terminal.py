@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -57,3 +58,14 @@ def show_progress() -> Iterator[Bars]:
 def say(line: str) -> None:
     """A line that a person should read, on stderr, so that stdout stays for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Foreign text on a terminal: no escape sequences, no overrides of the reading direction."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def print_table(table: Any) -> None:
+    """Print a rich table; into a pipe it is at least 120 columns wide, so that no column is cut."""
+    console = Console()
+    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)

@@ -1,0 +1,48 @@
+"""The verbs. Each is one call into the package; what computes is imported inside, so that `phf --help` is quick."""
+
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from phf.cli import annotate, corpus, reward, runs
+from phf.cli.options import SETTINGS
+from phf.errors import PHFError
+from phf.terminal import printable
+
+app = typer.Typer(
+    help="Pretrain language models with human feedback: score a corpus once, train on the scores, measure, report.",
+    epilog="Start here: phf demo -o demo",
+    **SETTINGS,
+)
+app.add_typer(corpus.app, name="corpus")
+app.add_typer(reward.app, name="reward")
+for verbs in (annotate, runs):
+    app.add_typer(verbs.app)
+
+
+def main() -> None:
+    """The `phf` command: user errors are one line on stderr and exit code 2; anything else is a bug and shows itself."""
+    try:
+        app(standalone_mode=False)
+    except PHFError as error:
+        _fail(str(error))
+    except TyperException as error:
+        message = error.format_message()
+        if message.startswith("Usage:"):  # a bare `phf` or `phf corpus`: the help is the answer
+            print(message)
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "phf"
+        _fail(f"{message.rstrip('.')}; see '{command} --help'")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{place}{error.strerror or error}; check the path, its permissions and the space on the disk")
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,161 @@
+"""Verbs that make a run, look at it, or do everything once: train, sample, evaluate, report, demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phf.cli.options import SETTINGS, Runs, check_choice
+from phf.errors import PHFError
+from phf.terminal import print_table, printable, say, show_progress
+
+app = typer.Typer(**SETTINGS)
+
+
+@app.command(
+    epilog="Examples: phf train toxicity objective.kind=mle -o runs/mle;  phf train --resume runs/mle;  "
+    "a RECIPE is a shipped name or a .yaml file"
+)
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or a YAML file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, such as seed=1.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to make.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its last checkpoint.")] = None,
+) -> None:
+    """Train a model with an objective that uses the scores."""
+    from phf.config import list_recipes, load_train_config
+
+    if resume is not None:
+        if recipe is not None or out is not None:
+            raise PHFError("--resume takes the run alone: its config is in its run.json")
+    elif recipe is None:
+        raise PHFError(f"give a recipe ({', '.join(list_recipes())}, or a .yaml file), or --resume RUN")
+    elif out is None:
+        raise PHFError(f"give the run folder to make, such as -o runs/{Path(recipe).stem}")
+    config = load_train_config(recipe, overrides or []) if recipe is not None else None
+
+    from phf.train import loop
+
+    with show_progress() as progress:
+        if resume is not None:
+            run = loop.resume(resume, say=say, progress=progress)
+        else:
+            assert config is not None
+            assert out is not None
+            run = loop.train(config, out, say=say, progress=progress)
+    print(f"{run.folder}: step {run.num_steps}; next: phf evaluate {run.folder}")
+
+
+@app.command(epilog="Example: phf sample runs/conditional --mode good --num-samples 5")
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    mode: Annotated[str, typer.Option(help="good, bad, none or untagged.")] = "good",
+    num_samples: Annotated[int, typer.Option(min=1)] = 5,
+    temperature: Annotated[float, typer.Option()] = 0.7,
+    top_p: Annotated[float, typer.Option()] = 0.9,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Print texts that a run's model writes."""
+    from phf.config import SamplingConfig, parse
+    from phf.evaluate import sample_run
+
+    given = {
+        "num_samples": num_samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min(10, max_new_tokens),
+        "seed": seed,
+    }
+    for drawn in sample_run(
+        folder,
+        check_choice("mode", mode, ("good", "bad", "none", "untagged")),
+        parse(SamplingConfig, given, "phf sample"),
+    ):
+        print(f"--- {mode} {drawn.index}\n{printable(drawn.text)}")
+
+
+@app.command(
+    epilog="Example: phf evaluate runs/mle runs/conditional --judge toxicity-lstm --num-samples 4096"
+)
+def evaluate(
+    runs: Runs,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="A held-out judge beside the annotator; repeatable.")
+    ] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Samples per mode (default 512).", min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Default 0.7.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Default 0.9.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Default 10.", min=0)] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Default 128.", min=1)] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Control tokens after the first: free, prefix or forced.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed (default 0).", min=0)] = None,
+    force: Annotated[bool, typer.Option(help="Evaluate again although a result is there.")] = False,
+) -> None:
+    """Measure alignment and capability in each mode; writes evaluation.json and samples.parquet into each run."""
+    from phf.config import EvaluateConfig, parse
+
+    given = {
+        "num_samples": num_samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+        "control": control,
+        "seed": seed,
+    }
+    sampling = {key: value for key, value in given.items() if value is not None}
+    config = parse(EvaluateConfig, {"judges": judge or [], "sampling": sampling}, "phf evaluate")
+
+    from phf.evaluate import evaluate_runs
+    from phf.report.page import summary_table
+
+    with show_progress() as progress:
+        evaluate_runs(runs, config, force=force, progress=progress)
+    print_table(summary_table(runs))
+    print(f"next: phf report {' '.join(map(str, runs))} -o report.html")
+
+
+@app.command(epilog="Example: phf report runs/mle runs/conditional -o report.html")
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained page that compares runs."""
+    from phf.report.page import write_report
+
+    print(write_report(runs, out))
+
+
+@app.command(epilog="Example: phf demo -o demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.")] = Path("demo"),
+    objectives: Annotated[
+        str, typer.Option(help="'default' (mle and conditional), 'all', or kinds: mle,rwr.")
+    ] = "default",
+    seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0)] = 0,
+    tokens: Annotated[
+        int | None, typer.Option(help="Training budget in tokens (default: the recipe's).", min=1)
+    ] = None,
+    num_samples: Annotated[int, typer.Option(help="Samples per mode.", min=1)] = 512,
+) -> None:
+    """From raw text to a measured comparison: corpus, annotation, tokens, training, evaluation, report. Resumable."""
+    from phf.demo import run_demo
+
+    with show_progress() as progress:
+        result = run_demo(
+            out,
+            objectives=objectives,
+            seed=seed,
+            tokens=tokens,
+            num_samples=num_samples,
+            say=say,
+            progress=progress,
+        )
+    print_table(result.table)
+    print(f"summary: {result.summary}\npage:    {result.page}")

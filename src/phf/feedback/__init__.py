@@ -1,0 +1,1 @@
+"""Human feedback: collected here, learned from in `reward_models`."""
