@@ -1,49 +1,21 @@
 """Blocks against a slow reference that is right at a glance, and the properties that training rests on."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_tokens import BAD_ID, END_ID, GOOD_ID, FakeTokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phf.control import ControlTokens
 from phf.corpus.blocks import Blocks
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import cumulate, tokenize
 from phf.errors import PHFError
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, Batch, DataRule
 
-END_ID, GOOD_ID, BAD_ID = 900, 901, 902
 FIELDS = [field.name for field in fields(Batch)]
-
-
-@dataclass
-class FakeTokens:
-    """What Blocks reads of a TokenCache, made from `documents`: for each document its segments' ids."""
-
-    documents: list[list[list[int]]]
-    is_train: np.ndarray
-    num_shards: int = 1
-    path: Path = Path("fake")
-
-    def __post_init__(self) -> None:
-        self.tokenizer = SimpleNamespace(control=ControlTokens(END_ID, GOOD_ID, BAD_ID))
-        segments = [segment for document in self.documents for segment in document]
-        self.num_documents, self.num_segments = len(self.documents), len(segments)
-        self.segment_lengths = np.array([len(segment) for segment in segments], np.int64)
-        self.document_segments = np.array([len(document) for document in self.documents], np.int64)
-        self.document_tokens = np.array([sum(map(len, document)) for document in self.documents], np.int64)
-        self.ids = [
-            np.array([i for k in shard for segment in self.documents[k] for i in segment], np.uint16)
-            for shard in np.array_split(np.arange(self.num_documents), self.num_shards)
-        ]
-        self.shard_starts = cumulate([len(shard) for shard in self.ids])
-
-    def split_mask(self, split: str) -> np.ndarray:
-        return self.is_train if split == "train" else ~self.is_train
 
 
 def reference_rows(tokens: FakeTokens, rule: DataRule, scores: np.ndarray, blocks: Blocks, epoch: int):
