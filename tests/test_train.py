@@ -23,6 +23,7 @@ from phf.records import PAD, TEXT
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder, list_checkpoints
 from phf.train.data import open_data
+from phf.train.losses import validate
 from phf.train.optim import make_optimizers
 from phf.train.run import Run
 
@@ -220,7 +221,7 @@ def test_validation_losses_are_those_of_good_and_bad_text(small_config):
     # Worked out again, token by token, from the blocks and the model's own logits.
     data = open_data(small_config())
     model, _ = loop._create(data)
-    found = loop.validate(model, data, data.blocks("validation"), "fp32")
+    found = validate(model, data, data.blocks("validation"), "fp32")
     losses = {"nll_good": [], "nll_bad": [], "nll_all": []}
     with torch.no_grad():
         for batch in data.blocks("validation").iterate_in_order(8, 4):
@@ -243,9 +244,9 @@ def test_a_score_at_the_threshold_is_good_in_validation(small_config):
     worst = max(float(np.nanmax(batch.scores)) for batch in data.blocks("validation").iterate_in_order(8, 4))
     everything = dataclasses.replace(data, good=dataclasses.replace(data.good, value=worst))
     model, _ = loop._create(data)
-    losses = loop.validate(model, everything, everything.blocks("validation"), "fp32")
-    assert losses["nll_bad"] is None
-    assert losses["nll_good"] == losses["nll_all"]
+    found = validate(model, everything, everything.blocks("validation"), "fp32")
+    assert found["nll_bad"] is None
+    assert found["nll_good"] == found["nll_all"]
 
 
 def test_documents_are_isolated_as_the_config_says(small_config):

@@ -3,25 +3,23 @@
 import json
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from phf import lm
 from phf.config import TrainConfig
-from phf.corpus.blocks import Blocks
 from phf.errors import PHFError
 from phf.files import write_bytes
-from phf.objectives import effective_sample_share, token_loss, token_weights
-from phf.records import PAD, TEXT, Batch
+from phf.records import PAD
 from phf.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from phf.train.data import TrainingData, open_data
+from phf.train.losses import loss_sum, slice_batch, validate
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 from phf.train.run import METRICS, Run
 
@@ -145,8 +143,12 @@ def _run_steps(
         loss = torch.zeros((), device=model.device)
         share = 0.0
         for start in range(0, batch_blocks, micro_blocks):
-            part, weight = _loss_sum(
-                model, value_head, data, slice_batch(batch, start, start + micro_blocks), run
+            part, weight = loss_sum(
+                model,
+                value_head,
+                data,
+                slice_batch(batch, start, start + micro_blocks),
+                run.record["precision"],
             )
             part = part / num_targets
             part.backward()  # type: ignore[no-untyped-call]
@@ -191,67 +193,6 @@ def _run_steps(
     if state.num_skipped:
         say(f"{run.name}: {state.num_skipped} steps were skipped because loss or gradient was not finite")
     return run
-
-
-def _loss_sum(
-    model: PreTrainedModel, value_head: lm.ValueHead | None, data: TrainingData, batch: Batch, run: Run
-) -> tuple[Tensor, float]:
-    """Sum of the token losses of some blocks, and the effective sample share of their weights."""
-    device, objective = model.device, data.objective
-    ids, targets, positions = (
-        torch.from_numpy(a).to(device) for a in (batch.ids, batch.targets, batch.positions)
-    )
-    scores, kinds = torch.from_numpy(batch.scores).to(device), torch.from_numpy(batch.kinds).to(device)
-    with autocast(device, run.record["precision"]):
-        hidden = lm.hidden_states(model, ids, positions)
-        nll = lm.nll_of_hidden(model, hidden, targets)
-        values = value_head(hidden) if value_head is not None else None
-    share = 1.0
-    if objective.reward_scale is not None:
-        with torch.no_grad():
-            share = effective_sample_share(token_weights(objective, scores, kinds, values), kinds)
-    return token_loss(objective, nll, scores, kinds, values).sum(), share
-
-
-def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    """Some of a batch's blocks."""
-    return Batch(*(getattr(batch, name)[start:stop] for name in Batch.__slots__))
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast, or nothing for fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-@torch.no_grad()
-def validate(
-    model: PreTrainedModel, data: TrainingData, blocks: Blocks, precision: str
-) -> dict[str, float | None]:
-    """NLL per text token in nats on held-out blocks: all, and split into good and bad segments (None where there are
-    none). Control tokens stand in the context where the objective puts them; their own loss is left out.
-    """
-    model.eval()
-    limit = np.float32(data.good.value)
-    sums = {"nll_good": [0.0, 0], "nll_bad": [0.0, 0], "nll_all": [0.0, 0]}
-    for batch in blocks.iterate_in_order(data.config.validation_blocks, data.config.optim.batch_blocks):
-        ids, targets, positions = (
-            torch.from_numpy(a).to(model.device) for a in (batch.ids, batch.targets, batch.positions)
-        )
-        with autocast(model.device, precision):
-            nll = lm.token_nll(model, ids, targets, positions).cpu().numpy()
-        is_text, is_good = batch.kinds == TEXT, batch.scores <= limit
-        for name, mask in (
-            ("nll_good", is_text & is_good),
-            ("nll_bad", is_text & ~is_good),
-            ("nll_all", is_text),
-        ):
-            sums[name][0] += float(nll[mask].sum(dtype=np.float64))
-            sums[name][1] += int(mask.sum())
-    model.train()
-    losses = {name: total / count if count else None for name, (total, count) in sums.items()}
-    return {
-        name: None if value is None or not math.isfinite(value) else value for name, value in losses.items()
-    }
 
 
 def _cut_metrics(run: Run, step: int) -> None:
