@@ -20,7 +20,7 @@ from phf.errors import PHFError
 from phf.evaluate import sample_run
 from phf.objectives import token_loss
 from phf.records import PAD, TEXT
-from phf.train import loop
+from phf.train import loop, losses
 from phf.train.checkpoint import checkpoint_folder, list_checkpoints
 from phf.train.data import open_data
 from phf.train.losses import validate
@@ -126,7 +126,7 @@ def break_loss(monkeypatch, bad_calls):
         loss = token_loss(*arguments)
         return loss * float("nan") if len(calls) in bad_calls else loss
 
-    monkeypatch.setattr(loop, "token_loss", broken)
+    monkeypatch.setattr(losses, "token_loss", broken)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(small_config, tmp_path, monkeypatch):
@@ -222,19 +222,19 @@ def test_validation_losses_are_those_of_good_and_bad_text(small_config):
     data = open_data(small_config())
     model, _ = loop._create(data)
     found = validate(model, data, data.blocks("validation"), "fp32")
-    losses = {"nll_good": [], "nll_bad": [], "nll_all": []}
+    expected = {"nll_good": [], "nll_bad": [], "nll_all": []}
     with torch.no_grad():
         for batch in data.blocks("validation").iterate_in_order(8, 4):
             ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
             logs = model(input_ids=ids, position_ids=positions, use_cache=False).logits.log_softmax(-1)
             for row, column in zip(*np.nonzero(batch.kinds == TEXT), strict=True):
                 nll = -float(logs[row, column, batch.targets[row, column]])
-                losses["nll_all"].append(nll)
+                expected["nll_all"].append(nll)
                 good = batch.scores[row, column] <= np.float32(data.good.value)
-                losses["nll_good" if good else "nll_bad"].append(nll)
-    assert len(losses["nll_good"]) > 50
-    assert len(losses["nll_bad"]) > 50
-    for name, values in losses.items():
+                expected["nll_good" if good else "nll_bad"].append(nll)
+    assert len(expected["nll_good"]) > 50
+    assert len(expected["nll_bad"]) > 50
+    for name, values in expected.items():
         assert found[name] == pytest.approx(np.mean(values), rel=1e-5), name
     assert abs(found["nll_good"] - found["nll_bad"]) > 1e-3, "so that swapping them would be seen"
 
