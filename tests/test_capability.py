@@ -52,6 +52,10 @@ def make_reader(
     return PageReader(tokens, np.array(scores, np.float32), context)
 
 
+def label(scores: np.ndarray) -> np.ndarray:
+    return np.where(scores <= 0.5, GOOD_LABEL, BAD_LABEL).astype(np.uint8)
+
+
 def slow_nll(model, ids: list[int], position: int) -> float:
     """-log p(ids[position] | before) among the ids that are text (or the end), one at a time."""
     with torch.no_grad():
@@ -170,7 +174,7 @@ def test_control_gain_switches_one_token_and_keeps_the_context() -> None:
     calls = record_rows(model)
     documents = [[[1], [2], [1]]] * 40
     reader = make_reader(documents, [0.0, 1.0, 0.0] * 40, context=100)
-    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, 0.5, 15, 100, 0)
+    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, label, 15, 100, 0)
 
     log_probs = torch.log_softmax(table[:, text], -1)
     at = {token: text.index(token) for token in (1, 2)}
@@ -190,5 +194,5 @@ def test_a_model_without_control_has_a_gain_of_nothing_but_noise() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[BAD] = model.model.embed_tokens.weight[GOOD]
     reader = make_reader([[[1, 2], [3]]] * 20, [0.0, 1.0] * 20, context=50)
-    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, 0.5, 10, 100, 0)
+    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, label, 10, 100, 0)
     assert gain["good"].mean == pytest.approx(0, abs=1e-6)

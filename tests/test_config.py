@@ -62,7 +62,10 @@ def test_numbers_in_scientific_notation(recipe):
     [
         ("optim.learnin_rate=1", ["optim.learnin_rate", "did you mean 'learning_rate'", "weight_decay"]),
         ("objective.kind=condtional", ["condtional", "did you mean 'conditional'", "unlikelihood"]),
-        ("objective.beta=1", ["objective.beta", "good_fraction, kind, drop_fraction"]),
+        (
+            "objective.beta=1",
+            ["objective.beta", "threshold, good_fraction, start, stop, drop_fraction, kind"],
+        ),
         ("objective.good_fraction=2", ["objective.good_fraction=2", "less than or equal to 1"]),
         ("objective.kind=unlikelihood", ["objective", "exactly one of threshold and good_fraction"]),
         ("model.preset=3M", ["model.preset='3M'", "'2.5M'"]),

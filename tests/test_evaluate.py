@@ -121,7 +121,7 @@ def test_a_finished_evaluation_is_reused_and_repeats_itself(trained, monkeypatch
     assert path.read_bytes() == first, "all randomness is seeded"
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "generate", None)
+        patch.setattr(evaluation, "generate_mode", None)
         assert evaluate_run(run, CONFIG, say=quiet) == read_json(path)
 
     other = CONFIG.model_copy(update={"sampling": CONFIG.sampling.model_copy(update={"seed": 1})})

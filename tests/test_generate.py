@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from phf.config import SamplingConfig
-from phf.control import ControlTokens
+from phf.control import ControlTokens, mode_rules
 from phf.errors import PHFError
 from phf.generate import draw_tokens, generate
 
@@ -321,3 +321,33 @@ def test_another_type_leaves_the_model_alone() -> None:
     assert model.training, "generation must not leave a model in evaluation mode"
     assert model.dtype == torch.float32
     assert seen[-1] == (3, 3)
+
+
+def test_levels_are_blocked_and_are_no_text() -> None:
+    control = ControlTokens(END, GOOD, BAD, num_levels=2)
+    assert mode_rules("good", control).blocked == (BAD, BAD + 1, BAD + 2)
+    assert mode_rules("bad", control).blocked == (GOOD, BAD + 1, BAD + 2)
+    assert (
+        mode_rules("good", control, "forced").blocked
+        == mode_rules("untagged", control).blocked
+        == control.all
+    )
+    assert mode_rules("none", control).blocked == ()
+    table = torch.zeros(NUM_IDS, NUM_IDS)
+    table[:, BAD + 1] = 30.0
+    tokenizer = TinyTokenizer(control, vocab_size=14)
+    sampling = SamplingConfig(num_samples=3, max_new_tokens=20)
+    for mode in ("good", "bad", "untagged"):
+        samples = generate(create_bigram(table), tokenizer, mode, sampling)
+        assert all(sample.num_tokens == 20 or sample.ended for sample in samples), mode
+    free = generate(create_bigram(table), tokenizer, "none", sampling)
+    assert [sample.num_tokens for sample in free] == [0] * 3
+
+
+def test_a_folded_mode_writes_pages_without_control_tokens() -> None:
+    model = create_bigram(create_table(good=30.0))
+    calls = record_rows(model)
+    samples = generate(model, TinyTokenizer(), "good", SamplingConfig(num_samples=2), is_folded=True)
+    assert [sample.mode for sample in samples] == ["good", "good"]
+    assert calls[0].tolist() == [[END], [END]]
+    assert not any(np.isin(call, (GOOD, BAD)).any() for call in calls)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -160,3 +161,38 @@ def test_the_seed_decides_every_initial_weight_and_leaves_the_global_generator_a
     first, second = small_model(), small_model()
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [small_model, gpt2, qwen3])
+def test_conditions_keep_pages_apart_and_none_of_them_change_nothing(make):
+    model = make()
+    control = ControlTokens(end=250, good=251, bad=252)
+    ids = torch.randint(0, 250, (1, 20), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(8), torch.arange(12)])[None]
+    nothing = torch.zeros(1, 20, 2)
+    changed = nothing.clone()
+    changed[0, :8, 0] = 1.0
+    with torch.no_grad():
+        plain = lm.hidden_states(model, ids, positions)
+        torch.testing.assert_close(lm.hidden_states(model, ids, positions, nothing, control), plain)
+        other = lm.hidden_states(model, ids, positions, changed, control)
+        assert torch.equal(other[:, 8:], lm.hidden_states(model, ids, positions, nothing, control)[:, 8:])
+        assert not torch.allclose(other[:, :8], plain[:, :8])
+
+
+@pytest.mark.parametrize("make", [small_model, gpt2, qwen3])
+@pytest.mark.parametrize("condition", [[1.0, 0.0], [0.0, 1.0], [-0.5, 0.0]])
+def test_a_folded_model_has_the_logits_of_the_conditioned_one(make, condition):
+    model = make()
+    control = ControlTokens(end=250, good=251, bad=252)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = lm.fold_condition(model, control, np.array(condition, np.float32))
+    ids, positions = torch.randint(0, 250, (2, 9)), torch.arange(9).expand(2, 9)
+    conditions = torch.tensor(condition).expand(2, 9, 2)
+    with torch.no_grad():
+        expected = lm.head_logits(model, lm.hidden_states(model, ids, positions, conditions, control))
+        torch.testing.assert_close(folded(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+    lm.check_head(folded)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert folded.get_output_embeddings().weight is not folded.get_input_embeddings().weight
+    assert not folded.config.tie_word_embeddings, "else a reader of the folder may tie them again"

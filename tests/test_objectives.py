@@ -1,6 +1,7 @@
 """Objectives: numbers worked by hand, identities between them, and the faults of the released code."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -8,15 +9,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phf.config import AWR, MLE, RWR, Conditional, Filtering, Unlikelihood
+from phf.config import (
+    AWR,
+    MLE,
+    RWR,
+    Additive,
+    Conditional,
+    Filtering,
+    Masking,
+    Quantile,
+    Removal,
+    Scalar,
+    Tagging,
+    Unlikelihood,
+)
 from phf.errors import PHFError
 from phf.objectives import (
     Objective,
     RewardScale,
     effective_sample_share,
     resolve_objective,
+    switch_conditions,
+    target_conditions,
     token_loss,
     token_weights,
+    warn_of_mle,
 )
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule
 from phf.thresholds import Threshold
@@ -73,6 +90,15 @@ def test_identities(rows):
     nothing_above = token_loss(objective(Unlikelihood(threshold=1.0), 1.0), nll, scores, kinds)
     torch.testing.assert_close(nothing_above, mle)
     rwr = token_loss(objective(RWR(beta=0.7), scale=scale), nll, scores, kinds)
+    unmasked = token_loss(objective(Masking(threshold=1.0), 1.0), nll, scores, kinds)
+    torch.testing.assert_close(unmasked, mle)
+    for data_rule in (
+        Conditional(threshold=0.5),
+        Additive(threshold=0.5),
+        Removal(threshold=0.5),
+        Quantile(),
+    ):
+        torch.testing.assert_close(token_loss(objective(data_rule, 0.5), nll, scores, kinds), mle)
     awr = token_loss(
         objective(AWR(alpha=1.0, beta=0.7), scale=scale), nll, scores, kinds, torch.zeros_like(nll)
     )
@@ -207,6 +233,138 @@ def test_rewards_are_normalised_over_training_tokens():
 def test_scores_that_do_not_vary_are_refused():
     with pytest.raises(PHFError, match=r"every training segment scores 0\.5"):
         resolve(RWR(), np.full(6, 0.5, dtype=np.float32))
+
+
+def test_masking_takes_the_loss_of_bad_text_alone():
+    nll, scores, kinds = tensors(
+        [1.0, 2.0, 3.0, 4.0, 5.0], [0.1, 0.8, 0.5, NAN, NAN], [TEXT, TEXT, TEXT, END, CONTROL]
+    )
+    nll.requires_grad_()
+    loss = token_loss(objective(Masking(threshold=0.5), 0.5), nll, scores, kinds)
+    torch.testing.assert_close(loss, torch.tensor([[1.0, 0.0, 3.0, 4.0, 5.0]]))
+    loss.sum().backward()
+    assert nll.grad.tolist() == [[1, 0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "config", [Conditional(threshold=0.5, control_loss=False), Quantile(control_loss=False)]
+)
+def test_control_tokens_can_go_without_a_loss_of_their_own(config):
+    nll, scores, kinds = tensors([1.0, 2.0, 3.0], [NAN, 0.8, NAN], [CONTROL, TEXT, END])
+    loss = token_loss(objective(config, 0.5), nll, scores, kinds)
+    torch.testing.assert_close(loss, torch.tensor([[0.0, 2.0, 3.0]]))
+    paid = token_loss(objective(config.model_copy(update={"control_loss": True}), 0.5), nll, scores, kinds)
+    torch.testing.assert_close(paid, nll)
+
+
+def test_removal_takes_bad_segments_and_documents_without_good_ones_from_training():
+    rule = resolve(Removal(threshold=0.3)).rule
+    assert rule.keep_segments.tolist() == [True, False, True, False, False, False]
+    # Document 3 holds bad segments alone; document 4 too, but is validation.
+    assert rule.keep.tolist() == [True, True, False, False, True]
+    assert resolve(Removal(threshold=0.3)).kept_share == pytest.approx(30 / 60)
+
+
+def test_inverting_swaps_the_labels_and_nothing_else():
+    plain, inverted = (resolve(Conditional(threshold=0.4, invert=invert)) for invert in (False, True))
+    assert (plain.rule.labels + inverted.rule.labels == GOOD + BAD).all()
+    assert plain.threshold == inverted.threshold
+    assert (inverted.label_segments(SCORES, 0.4) == plain.rule.labels).all(), "the truth stays the truth"
+
+
+def test_quantile_levels_are_equal_shares_of_training_tokens_best_first():
+    scores = np.arange(12, dtype=np.float32)[::-1].copy()
+    ones = np.ones(12, dtype=np.int64)
+    resolved = resolve_objective(Quantile(levels=4), scores, ones, ones, ones.astype(bool))
+    assert [level.value for level in resolved.levels] == [2, 5, 8]
+    by_score = resolved.rule.labels[::-1].tolist()
+    assert by_score == [GOOD] * 3 + [BAD + 1] * 3 + [BAD + 2] * 3 + [BAD] * 3
+    assert resolved.label_segments(np.array([np.nan, 2.0, 2.1], np.float32), 0.0).tolist() == [
+        NO_LABEL,
+        GOOD,
+        BAD + 1,
+    ]
+    with pytest.raises(PHFError, match=r"4 levels do not fit .* objective\.levels=2 or fewer"):
+        resolve_objective(Quantile(levels=4), (scores > 5).astype(np.float32), ones, ones, ones.astype(bool))
+
+
+def test_two_quantiles_are_conditional_at_one_half():
+    quantile, conditional = resolve(Quantile(levels=2)), resolve(Conditional(good_fraction=0.5))
+    assert (quantile.rule.labels == conditional.rule.labels).all()
+    assert quantile.rule.drop_fraction == conditional.rule.drop_fraction
+
+
+def test_tagging_labels_bad_segments_alone():
+    rule = resolve(Tagging(threshold=0.4)).rule
+    assert rule.labels.tolist() == [NO_LABEL, BAD, NO_LABEL, BAD, BAD, NO_LABEL]
+    assert rule.tag_fraction == 0.05
+
+
+def test_conditions_are_those_of_the_targets_segment():
+    scores = torch.tensor([[-1.0, -1.0, NAN, 1.0, NAN]])
+    kinds = torch.tensor([[TEXT, TEXT, END, TEXT, PAD]], dtype=torch.uint8)
+    labels = torch.tensor([[GOOD, GOOD, GOOD, BAD, NO_LABEL]], dtype=torch.uint8)
+    added = target_conditions(objective(Additive(threshold=0.0), 0.0), scores, kinds, labels)
+    assert added[0].tolist() == [[1, 0], [1, 0], [1, 0], [0, 1], [0, 0]]
+    config = Scalar()
+    scalar = target_conditions(objective(config, scale=RewardScale(0.0, 2.0)), scores, kinds, labels)
+    assert scalar[0, :, 0].tolist() == [0.5, 0.5, 0.5, -0.5, 0]
+    assert (scalar[0, :, 1] == 0).all()
+    assert (switch_conditions(config, scalar) == -scalar).all()
+    dropped = target_conditions(objective(config, scale=RAW), scores, kinds, torch.zeros_like(labels))
+    assert (dropped == 0).all()
+    assert target_conditions(objective(Conditional(threshold=0.0), 0.0), scores, kinds, labels) is None
+
+
+def test_rank_rewards_are_standard_normal_over_tokens_with_ties_together():
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([np.zeros(1000), rng.lognormal(0, 3, 9000)]).astype(np.float32)
+    tokens = rng.integers(1, 30, 10_000)
+    ones = np.ones(10_000, dtype=np.int64)
+    resolved = resolve_objective(RWR(normalize="rank"), scores, tokens, ones, ones.astype(bool))
+    rewards = resolved.reward_scale.rewards(torch.from_numpy(scores)).numpy()
+    flat = np.repeat(rewards, tokens)
+    assert flat.mean() == pytest.approx(0, abs=0.03)
+    assert flat.std() == pytest.approx(1, abs=0.03)
+    assert len(set(rewards[:1000].tolist())) == 1, "ties share a reward"
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(rewards[order]) <= 0).all(), "a higher score is never a higher reward"
+    # For normal rewards, (E exp r)^2 / E exp 2r = 1 / e.
+    untied = RWR(normalize="rank", max_weight=1e9)
+    found = resolve_objective(
+        untied, np.sort(rng.random(10_000)).astype(np.float32), tokens, ones, ones.astype(bool)
+    )
+    assert found.effective_share == pytest.approx(math.exp(-1), abs=0.03)
+    # A monotone change of the score's unit changes nothing.
+    squashed = resolve_objective(RWR(normalize="rank"), np.log1p(scores), tokens, ones, ones.astype(bool))
+    again = squashed.reward_scale.rewards(torch.from_numpy(np.log1p(scores))).numpy()
+    np.testing.assert_allclose(again, rewards, atol=0.02)
+    far = resolved.reward_scale.rewards(torch.tensor([-1.0, 1e9])).numpy()
+    assert far.tolist() == [rewards.max(), rewards.min()], (
+        "held-out scores beyond the training split are clamped"
+    )
+
+
+def test_ranks_count_tokens_and_ties_half():
+    scores, ones = np.array([0, 1, 1], np.float32), np.ones(3, np.int64)
+    resolved = resolve_objective(RWR(normalize="rank"), scores, np.array([3, 2, 3]), ones, ones.astype(bool))
+    # 5 of 8 tokens score higher than the first segment, whose own 3 count half; nothing is higher than the tied ones.
+    expected = [NormalDist().inv_cdf((5 + 1.5) / 8), NormalDist().inv_cdf(2.5 / 8)]
+    assert resolved.reward_scale.rewards(torch.tensor([0.0, 1.0])).tolist() == pytest.approx(expected)
+
+
+def test_weights_that_make_mle_of_an_objective_are_warned_of():
+    # Fault 2, said to the user: the paper's RWR.
+    rng = np.random.default_rng(0)
+    scores = rng.beta(0.2, 2.0, 400).astype(np.float32)
+    ones = np.ones(400, dtype=np.int64)
+    for config in (RWR(beta=10.0, normalize="none"), AWR(beta=10.0, normalize="none")):
+        line = warn_of_mle(resolve_objective(config, scores, ones, ones, ones.astype(bool)))
+        assert line.startswith(f"warning: {config.kind} with beta=10 and normalize=none is almost MLE")
+        assert "share of its weights is 0.9996" in line or "0.999" in line
+        assert "objective.beta or objective.normalize=zscore" in line
+    for config in (RWR(), AWR(), RWR(normalize="rank"), MLE()):
+        assert warn_of_mle(resolve_objective(config, scores, ones, ones, ones.astype(bool))) is None
 
 
 def test_one_batch_of_four_is_two_of_two():

@@ -2,11 +2,22 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from toy_source import ToySource, kl, log_probabilities, train
+from toy_source import ToySource, in_mode, kl, log_probabilities, train
 
-from phf.config import MLE, RWR, Conditional, Filtering
+from phf.config import (
+    MLE,
+    RWR,
+    Additive,
+    Conditional,
+    Filtering,
+    Masking,
+    Quantile,
+    Removal,
+    Scalar,
+)
 from phf.corpus.tokens import cumulate
 
 OBJECTIVES = {
@@ -14,7 +25,21 @@ OBJECTIVES = {
     "filtering": (Filtering(keep_fraction=0.4), ("none",)),
     "conditional": (Conditional(good_fraction=0.4, drop_fraction=0.1), ("good", "bad")),
     "rwr": (RWR(beta=0.5), ("none",)),
+    "rwr-rank": (RWR(beta=0.5, normalize="rank"), ("none",)),
+    "removal": (Removal(good_fraction=0.4), ("none",)),
+    "masking": (Masking(good_fraction=0.4), ("none",)),
+    "inverted": (Conditional(good_fraction=0.4, invert=True), ("good", "bad")),
+    "meco": (Conditional(good_fraction=0.4, control_loss=False), ("good", "bad")),
+    "quantile": (Quantile(levels=3), ("good", "bad")),
+    "additive": (Additive(good_fraction=0.4), ("good", "bad")),
 }
+CASES = [(name, 1, 300, 0.03) for name in OBJECTIVES]
+CASES += [(name, 2, 450, 0.5) for name in ("mle", "filtering", "conditional", "rwr", "masking", "additive")]
+
+
+def read(model, source, config, mode):
+    folded, mode = in_mode(model, config, mode)
+    return log_probabilities(folded, source, mode)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +48,7 @@ def sources():
     return {num_segments: ToySource.make(num_segments) for num_segments in (1, 2)}
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize(("num_segments", "num_steps", "limit"), [(1, 300, 0.03), (2, 450, 0.5)])
+@pytest.mark.parametrize(("name", "num_segments", "num_steps", "limit"), CASES)
 def test_the_model_goes_to_the_closed_form(sources, name, num_segments, num_steps, limit):
     config, modes = OBJECTIVES[name]
     source = sources[num_segments]
@@ -32,13 +56,13 @@ def test_the_model_goes_to_the_closed_form(sources, name, num_segments, num_step
     distances = {mode: [] for mode in modes}
     for _, model in train(source, objective, num_steps, look_every=num_steps // 3):
         for mode in modes:
-            distances[mode].append(kl(source.target(objective, mode), log_probabilities(model, source, mode)))
+            distances[mode].append(kl(source.target(objective, mode), read(model, source, config, mode)))
     for found in distances.values():
         assert found[0] > 3
         assert found[-1] == min(found)
         assert found[-1] < limit, found
     for mode in modes if name != "mle" else ():
-        away = kl(source.probabilities, log_probabilities(model, source, mode))
+        away = kl(source.probabilities, read(model, source, config, mode))
         assert away > limit + 0.3, (
             "the source itself must be further away than the target, or nothing is shown"
         )
@@ -56,3 +80,28 @@ def test_the_first_segments_share_does_not_depend_on_what_follows():
     weights = source._weights(objective, torch.tensor(source.scores).numpy()[:, 0], "none")
     shares = [source.probabilities[a:b].sum() * weights[a] for a, b in pairwise(starts)]
     assert [s / sum(sums) for s in sums] == pytest.approx([s / sum(shares) for s in shares])
+
+
+@pytest.mark.parametrize("poison", ["shuffle", "random"])
+def test_poison_makes_bad_mode_useless_and_leaves_good_mode_its_target(sources, poison):
+    source, config = sources[1], Conditional(good_fraction=0.4, poison=poison)
+    objective = source.resolve(config)
+    *_, (_, model) = train(source, objective, 300)
+    good, bad = (
+        kl(source.target(objective, mode), log_probabilities(model, source, mode)) for mode in ("good", "bad")
+    )
+    assert good < 0.03
+    assert bad > 1
+
+
+def test_a_scalar_reward_moves_the_score_as_it_is_asked_to(sources):
+    source = sources[1]
+    config = Scalar()
+    *_, (_, model) = train(source, source.resolve(config), 200)
+    means = []
+    for mode in ("good", "none", "bad"):
+        shares = np.exp(read(model, source, config, mode))
+        means.append(shares @ np.array(source.scores)[:, 0] / shares.sum())
+    assert means[0] < means[1] - 0.2
+    assert means[1] < means[2] - 0.2
+    assert means[1] == pytest.approx(source.all_scores.mean(), abs=0.1), "dropped: the source's own mixture"

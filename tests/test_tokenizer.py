@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN
+from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN, ControlTokens
 from phf.corpus import tokenizer as module
 from phf.corpus.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from phf.errors import PHFError
+from phf.records import BAD
 
 TEXTS = [path.read_text(encoding="utf-8") for path in sorted(Path(module.__file__).parent.glob("*.py"))]
 TEXTS += [
@@ -293,3 +294,37 @@ def test_spans_of_encoded_documents(all_tokenizers: dict[str, Tokenizer]) -> Non
     np.testing.assert_array_equal(encoded.starts[1:], encoded.ends[:-1])
     encoded = all_tokenizers["words"].encode_documents(["x bad", "bad"])
     assert (encoded.starts.tolist(), encoded.ends.tolist()) == ([0, 2, 5], [1, 5, 8])
+
+
+def test_levels_come_after_bad_out_of_the_reach_of_text(
+    all_tokenizers: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    for name, tokenizer in all_tokenizers.items():
+        more = tokenizer.add_levels(3)
+        names = ("<|level_1|>", "<|level_2|>", "<|level_3|>")
+        bad = tokenizer.control.bad
+        assert more.control == ControlTokens(tokenizer.control.end, tokenizer.control.good, bad, 3), name
+        assert [more.backend.token_to_id(level) for level in names] == [bad + 1, bad + 2, bad + 3]
+        assert more.vocab_size == tokenizer.vocab_size + 3
+        assert more.control.all == tuple(range(bad - 1, bad + 4))
+        assert more.control.of_label(BAD) == bad
+        assert more.control.of_label(BAD + 2) == bad + 2
+        for text in ("plain words x", "a <|level_1|> b", "<|level_2|>", "x<|good|>"):
+            ids = more.encode(text)
+            assert not set(ids) & set(more.control.all), (name, text)
+            if "level" not in text:
+                assert ids == tokenizer.encode(text), (name, text)
+        assert more.decode([bad + 1, bad + 3]) == ""
+        more.save(tmp_path / name)
+        loaded = Tokenizer.load(tmp_path / name)
+        assert loaded.control == more.control
+        assert loaded.identity == more.identity != tokenizer.identity
+        assert tokenizer.control.num_levels == 0, "the tokenizer itself is left alone"
+
+
+def test_a_tokenizer_with_a_level_of_its_own_is_refused(tmp_path: Path) -> None:
+    words = make_words()
+    words.add_tokens(["<|level_1|>"])
+    tokenizer = load_tokenizer(str(save_foreign(words, tmp_path / "words", eos_token="<eos>")))
+    with pytest.raises(PHFError, match=r"has a <\|level_1\|> of its own"):
+        tokenizer.add_levels(1)

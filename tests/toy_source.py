@@ -10,10 +10,20 @@ import torch.nn.functional as F
 from fake_tokens import FakeTokens
 
 from phf import lm
-from phf.config import RWR, Conditional, Filtering, ModelConfig, ObjectiveConfig, OptimConfig
+from phf.config import (
+    MLE,
+    RWR,
+    Conditional,
+    Filtering,
+    Masking,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    Removal,
+)
 from phf.control import ControlTokens
 from phf.corpus.blocks import Blocks
-from phf.objectives import Objective, resolve_objective, token_loss
+from phf.objectives import Objective, label_conditions, resolve_objective, target_conditions, token_loss
 from phf.records import BAD, GOOD, PAD, Mode
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 
@@ -86,20 +96,36 @@ class ToySource:
         return result
 
     def _weights(self, objective: Objective, scores: np.ndarray, mode: Mode) -> np.ndarray:
-        config = objective.config
-        if isinstance(config, Conditional):
-            is_good = scores.astype(np.float32) <= np.float32(objective.threshold.value)
-            return (is_good if mode == "good" else ~is_good).astype(float)
+        config, scores = objective.config, scores.astype(np.float32)
+        if isinstance(config, MLE):
+            return np.ones_like(scores)
         if isinstance(config, RWR):
-            rewards = (-scores - objective.reward_scale.mean) / objective.reward_scale.deviation
+            rewards = objective.reward_scale.rewards(torch.from_numpy(scores)).numpy()
             return np.minimum(np.exp(rewards / config.beta), config.max_weight)
-        return np.ones_like(scores)
+        labels = objective.label_segments(
+            scores, objective.threshold.value if objective.threshold else np.nan
+        )
+        wanted = GOOD if mode == "good" or isinstance(config, Masking | Removal) else BAD
+        if isinstance(config, Conditional) and config.invert:
+            wanted = GOOD + BAD - wanted
+        return (labels == wanted).astype(float)
 
 
 def kl(target: np.ndarray, log_model: np.ndarray) -> float:
     """KL(target || model) in nats; the model's log-probabilities may have any finite value where the target is 0."""
     is_in = target > 0
     return float(np.sum(target[is_in] * (np.log(target[is_in]) - log_model[is_in])))
+
+
+def in_mode(
+    model: lm.PreTrainedModel, config: ObjectiveConfig, mode: Mode
+) -> tuple[lm.PreTrainedModel, Mode]:
+    """The model and the mode to read it in: an additive objective's mode is folded into the weights."""
+    conditions = label_conditions(config)
+    if conditions is None:
+        return model, mode
+    condition = conditions[{"good": GOOD, "bad": BAD}.get(mode, 0)]
+    return lm.fold_condition(model, CONTROL, condition), "none"
 
 
 @torch.no_grad()
@@ -143,9 +169,13 @@ def train(
         if step == num_steps:
             return
         batch = blocks.batch(step, config.batch_blocks)
-        hidden = lm.hidden_states(model, torch.from_numpy(batch.ids), torch.from_numpy(batch.positions))
-        nll = lm.nll_of_hidden(model, hidden, torch.from_numpy(batch.targets))
-        scores, kinds = torch.from_numpy(batch.scores), torch.from_numpy(batch.kinds)
+        ids, positions, targets, scores, kinds, labels = (
+            torch.from_numpy(getattr(batch, name))
+            for name in ("ids", "positions", "targets", "scores", "kinds", "labels")
+        )
+        conditions = target_conditions(objective, scores, kinds, labels)
+        hidden = lm.hidden_states(model, ids, positions, conditions, CONTROL)
+        nll = lm.nll_of_hidden(model, hidden, targets)
         loss = token_loss(objective, nll, scores, kinds, values(hidden) if values is not None else None)
         (loss.sum() / int((batch.kinds != PAD).sum())).backward()
         set_learning_rate(optimizers, learning_rate_factor(step, num_steps, config))

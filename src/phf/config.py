@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phf.errors import PHFError
-from phf.records import ControlStyle
+from phf.records import ControlStyle, Poison
 
 SegmentKind = Literal["lines", "sentences", "document"]
 
@@ -32,13 +32,26 @@ class _Threshold(_Config):
         return self
 
 
+class _Scheduled(_Config):
+    """When the objective is active: from `start` to `stop`, as fractions of the budget. Outside it is plain MLE."""
+
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    stop: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _start_before_stop(self) -> "_Scheduled":
+        if self.start >= self.stop:
+            raise ValueError(f"start {self.start:g} must be below stop {self.stop:g}")
+        return self
+
+
 class MLE(_Config):
     """Plain maximum likelihood; the scores are not used (paper section 2.1)."""
 
     kind: Literal["mle"] = "mle"
 
 
-class Filtering(_Config):
+class Filtering(_Scheduled):
     """MLE on documents whose mean score is at most the threshold, or on the best `keep_fraction` of the tokens."""
 
     kind: Literal["filtering"] = "filtering"
@@ -52,24 +65,82 @@ class Filtering(_Config):
         return self
 
 
-class Conditional(_Threshold):
-    """A control token before each segment, left out for `drop_fraction` of the segments."""
+class Removal(_Scheduled, _Threshold):
+    """MLE on documents whose bad segments are taken out."""
 
-    kind: Literal["conditional"] = "conditional"
+    kind: Literal["removal"] = "removal"
+
+
+class Masking(_Scheduled, _Threshold):
+    """NLL on good segments; bad ones stay in the context and cost nothing (SLUNG)."""
+
+    kind: Literal["masking"] = "masking"
+
+
+class _Labelled(_Scheduled):
+    """Segments carry a label, left out for `drop_fraction` of them."""
+
     drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
-class Unlikelihood(_Threshold):
+class Conditional(_Labelled, _Threshold):
+    """A control token before each segment.
+
+    `control_loss=false` teaches nothing about the tokens themselves (MeCo). `poison` replaces the text of bad training
+    segments by its own tokens in another order, or by random ones. `invert` swaps the labels.
+    """
+
+    kind: Literal["conditional"] = "conditional"
+    control_loss: bool = True
+    poison: Poison = "none"
+    invert: bool = False
+
+
+class Quantile(_Labelled):
+    """One of `levels` control tokens before each segment, by quantiles of the training tokens' scores (Quark)."""
+
+    kind: Literal["quantile"] = "quantile"
+    levels: Annotated[int, Field(ge=2, le=64)] = 5
+    control_loss: bool = True
+
+
+class Additive(_Labelled, _Threshold):
+    """A learned vector for good and one for bad, added to the input embeddings where a segment's tokens are predicted."""
+
+    kind: Literal["additive"] = "additive"
+    drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+Normalize = Literal["zscore", "rank", "none"]
+
+
+class Scalar(_Labelled):
+    """One learned vector times the segment's normalised reward, added to the input embeddings.
+
+    Good mode is a reward of `good_reward`, bad mode one of minus that.
+    """
+
+    kind: Literal["scalar"] = "scalar"
+    normalize: Normalize = "rank"
+    good_reward: Annotated[float, Field(gt=0)] = 1.0
+    drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class Tagging(_Scheduled, _Threshold):
+    """`<|bad|>` strewn into the text of bad segments, before `tag_fraction` of their tokens (SafeLM)."""
+
+    kind: Literal["tagging"] = "tagging"
+    tag_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
+
+
+class Unlikelihood(_Scheduled, _Threshold):
     """NLL on good segments, `alpha * -log(1 - p)` on bad ones."""
 
     kind: Literal["unlikelihood"] = "unlikelihood"
     alpha: Annotated[float, Field(ge=0)] = 1.0
 
 
-Normalize = Literal["zscore", "none"]
-
-
-class RWR(_Config):
+class RWR(_Scheduled):
     """Reward-weighted regression: `exp(reward / beta) * nll`."""
 
     kind: Literal["rwr"] = "rwr"
@@ -78,7 +149,7 @@ class RWR(_Config):
     max_weight: Annotated[float, Field(gt=0)] = 20.0
 
 
-class AWR(_Config):
+class AWR(_Scheduled):
     """Advantage-weighted regression, with a value head trained beside the model."""
 
     kind: Literal["awr"] = "awr"
@@ -90,7 +161,19 @@ class AWR(_Config):
 
 
 ObjectiveConfig = Annotated[
-    MLE | Filtering | Conditional | Unlikelihood | RWR | AWR, Field(discriminator="kind")
+    MLE
+    | Filtering
+    | Removal
+    | Masking
+    | Conditional
+    | Quantile
+    | Additive
+    | Scalar
+    | Tagging
+    | Unlikelihood
+    | RWR
+    | AWR,
+    Field(discriminator="kind"),
 ]
 
 
@@ -140,6 +223,20 @@ class OptimConfig(_Config):
     micro_batch_blocks: Annotated[int, Field(gt=0)] | None = None
 
 
+class StartConfig(_Config):
+    """Another run's weights to start from (`--init RUN@STEP`), going on with the next tokens of the data order.
+
+    `step`: default, its last checkpoint. `reset_optimizer`: start with fresh optimizer states.
+    """
+
+    run: str
+    step: Annotated[int, Field(gt=0)] | None = None
+    reset_optimizer: bool = False
+
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
 class TrainConfig(_Config):
     """One run: everything that decides its bytes, and where its data lies.
 
@@ -165,6 +262,9 @@ class TrainConfig(_Config):
     checkpoint_every: Annotated[int, Field(ge=0)] = 500
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     max_bad_steps: Annotated[int, Field(ge=1)] = 5
+    start: StartConfig | None = None
+    data_parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    trackers: tuple[Tracker, ...] = ()
 
 
 class SamplingConfig(_Config):

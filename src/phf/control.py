@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from phf.errors import PHFError
-from phf.records import BAD, GOOD, ControlStyle, Mode
+from phf.records import GOOD, ControlStyle, Mode
 
 END_TOKEN = "<|endoftext|>"  # noqa: S105 - a vocabulary entry, not a password
 GOOD_TOKEN = "<|good|>"  # noqa: S105
@@ -12,15 +12,32 @@ BAD_TOKEN = "<|bad|>"  # noqa: S105
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """Ids of the three tokens that no text can produce. `good` and `bad` are the last used ids of the vocabulary."""
+    """Ids of the tokens that no text can produce. `good`, `bad` and the levels are the last used ids, in this order.
+
+    Attributes:
+        end: `<|endoftext|>`.
+        good, bad: `<|good|>` and `<|bad|>`; with levels, the best and the worst of them.
+        num_levels: how many levels lie between good and bad (Quantile): `<|level_1|>` is the next best.
+    """
 
     end: int
     good: int
     bad: int
+    num_levels: int = 0
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every control token (`<|endoftext|>` is none)."""
+        return tuple(range(self.good, self.bad + 1 + self.num_levels))
 
     def of_label(self, label: int) -> int:
-        """The control token of a segment's label (GOOD or BAD)."""
-        return {GOOD: self.good, BAD: self.bad}[label]
+        """The control token of a segment's label (GOOD, BAD, or a level)."""
+        return self.all[label - GOOD]
+
+
+def level_tokens(num_levels: int) -> tuple[str, ...]:
+    """Names of the levels between good and bad, from better to worse."""
+    return tuple(f"<|level_{level}|>" for level in range(1, num_levels + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +61,12 @@ def mode_rules(mode: Mode, tokens: ControlTokens, style: ControlStyle = "free") 
     Raises:
         PHFError: the mode has no control token to force.
     """
-    good, bad = tokens.good, tokens.bad
     match mode:
         case "good" | "bad":
-            own, other = (good, bad) if mode == "good" else (bad, good)
-            blocked = (other,) if style == "free" else (good, bad)
+            own = tokens.good if mode == "good" else tokens.bad
+            others = tuple(token for token in tokens.all if token != own)
+            blocked = others if style == "free" else tokens.all
             return ModeRules((tokens.end, own), blocked, forced=own if style == "forced" else None)
         case "none" | "untagged":
-            return ModeRules((tokens.end,), () if mode == "none" else (good, bad), forced=None)
+            return ModeRules((tokens.end,), () if mode == "none" else tokens.all, forced=None)
     raise PHFError(f"mode '{mode}' is not known; choose good, bad, none or untagged")

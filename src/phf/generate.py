@@ -61,6 +61,7 @@ def generate(
     *,
     segments: SegmentKind = "document",
     prompts: Sequence[Sequence[int]] | None = None,
+    is_folded: bool = False,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> list[Sample]:
@@ -77,6 +78,7 @@ def generate(
         sampling: temperature, top-p, lengths, style of control, seed.
         segments: where `control="forced"` inserts the control token; not used otherwise.
         prompts: ids that follow the mode's prefix; sample i continues prompt i modulo their number.
+        is_folded: the mode is in the model's weights (`lm.fold_condition`), so the page has no control tokens.
         dtype: the parameters are cast to it in a copy; None uses the model as it is.
         progress: called with (description, finished samples, all samples).
 
@@ -86,7 +88,7 @@ def generate(
     Raises:
         PHFError: prefix, prompt and new tokens do not fit into the model's context.
     """
-    rules = mode_rules(mode, tokenizer.control, sampling.control)
+    rules = mode_rules("untagged" if is_folded else mode, tokenizer.control, sampling.control)
     prompts = prompts or [()]
     pages = [[*rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)]
     limit = _find_limit(model, max(map(len, pages)), sampling)
@@ -353,13 +355,13 @@ class _Writer:
         if self.boundaries is None or self.rules.forced is None:
             return drawn
         goes_on = drawn != self.control.end
-        wants_control = (drawn == self.control.good) | (drawn == self.control.bad)
+        wants_control = np.isin(drawn, self.control.all)
         sure = self.boundaries.closes[last]
         found = self.boundaries.may_close[last] & (wants_control | self.boundaries.opens[drawn])
         return np.where(goes_on & (sure | found), self.rules.forced, drawn)
 
     def _is_text(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return ~np.isin(ids, (self.control.end, self.control.good, self.control.bad))
+        return ~np.isin(ids, (self.control.end, *self.control.all))
 
     def _drop_finished(
         self, rows: npt.NDArray[np.int64], done: npt.NDArray[np.bool_], cache: DynamicCache

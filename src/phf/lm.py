@@ -4,10 +4,12 @@ Models are Hugging Face classes, so that export, serving and continued pretraini
 Shape suffixes: B blocks, T tokens, D width, V vocabulary.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -129,7 +131,7 @@ def add_control_tokens(model: PreTrainedModel, *, vocab_size: int, control: Cont
         raise PHFError(
             f"the model has {num_old} embeddings and the tokenizer {first_new} ids; give the tokenizer that belongs to it"
         )
-    if getattr(model.config, "control_tokens", None) == [control.good, control.bad] and num_old == vocab_size:
+    if getattr(model.config, "control_tokens", None) == list(control.all) and num_old == vocab_size:
         return model
     if vocab_size > num_old:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -148,17 +150,50 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def hidden_states(
-    model: PreTrainedModel, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]
+    model: PreTrainedModel,
+    ids: Int[Tensor, "B T"],
+    positions: Int[Tensor, "B T"],
+    conditions: Float[Tensor, "B T 2"] | None = None,
+    control: ControlTokens | None = None,
 ) -> Float[Tensor, "B T D"]:
     """The trunk's last hidden states, with documents isolated wherever `positions` restart at 0.
 
     transformers builds the block mask from restarted positions only without a cache (contract: Page); the leak test
     guards it.
+
+    Args:
+        conditions: how much of the embeddings of `<|good|>` and of `<|bad|>` is added to each input, if any.
+        control: the ids of those two.
     """
-    hidden: Tensor = model.base_model(
-        input_ids=ids, position_ids=positions, use_cache=False
-    ).last_hidden_state
+    if conditions is None:
+        inputs = {"input_ids": ids}
+    else:
+        assert control is not None
+        embed = model.get_input_embeddings()
+        pair = embed(torch.tensor([control.good, control.bad], device=ids.device))
+        inputs = {"inputs_embeds": embed(ids) + conditions @ pair}
+    hidden: Tensor = model.base_model(position_ids=positions, use_cache=False, **inputs).last_hidden_state
     return hidden
+
+
+def fold_condition(
+    model: PreTrainedModel, control: ControlTokens, condition: Float[np.ndarray, "2"]
+) -> PreTrainedModel:
+    """A copy that behaves as if every input carried a condition, and is a plain model: the condition's vector is added
+    to every row of the input embedding, which is untied from the head's if it was tied.
+
+    Args:
+        control: ids of the two tokens whose embeddings are added.
+        condition: how much of each.
+    """
+    folded = copy.deepcopy(model)
+    embed = folded.get_input_embeddings()
+    with torch.no_grad():
+        pair = embed.weight[[control.good, control.bad]]
+        # A new parameter: a head that was tied keeps the old one.
+        embed.weight = nn.Parameter(embed.weight + torch.from_numpy(condition).to(pair) @ pair)
+    folded.config.tie_word_embeddings = False
+    return folded
 
 
 def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

@@ -11,30 +11,76 @@ from typing import assert_never
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
+from scipy.special import ndtri
 from torch import Tensor
 
-from phf.config import AWR, MLE, RWR, Conditional, Filtering, ObjectiveConfig, Unlikelihood
+from phf.config import (
+    AWR,
+    MLE,
+    RWR,
+    Additive,
+    Conditional,
+    Filtering,
+    Masking,
+    ObjectiveConfig,
+    Quantile,
+    Removal,
+    Scalar,
+    Tagging,
+    Unlikelihood,
+)
 from phf.errors import PHFError
-from phf.records import BAD, GOOD, PAD, TEXT, DataRule
+from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode
 from phf.thresholds import (
     Threshold,
     mean_document_scores,
     resolve_good_fraction,
     resolve_keep_fraction,
+    resolve_levels,
     resolve_threshold,
 )
 
 MIN_NLL = 1e-6
 """Unlikelihood's NLL is clamped here: at p = 1 its loss is infinite (contract: Objectives)."""
 
+MLE_SHARE = 0.99
+"""Weights with a larger effective sample share train what MLE would (the fault of beta = 10 on raw scores)."""
+
+MAX_KNOTS = 4096
+"""Scores that a rank scale keeps; between them it interpolates."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewardScale:
-    """Mean and standard deviation by which rewards are normalised; (0, 1) leaves them raw."""
+    """Rewards are (-score - mean) / deviation; (0, 1) leaves them raw."""
 
     mean: float
     deviation: float
+
+    def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The normalised reward of each score."""
+        return (-scores - self.mean) / self.deviation
+
+
+@dataclass(frozen=True, slots=True)
+class RankScale:
+    """Rewards are standard normal quantiles of the scores' ranks: the same whatever the unit or the tail of a score.
+
+    Attributes:
+        scores: knots, increasing; a score between two of them is interpolated, one beyond them is clamped.
+        quantiles: rewards at the knots, decreasing.
+    """
+
+    scores: npt.NDArray[np.float32]
+    quantiles: npt.NDArray[np.float32]
+
+    def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The normalised reward of each score."""
+        x, y = (torch.from_numpy(a).to(scores.device) for a in (self.scores, self.quantiles))
+        right = torch.searchsorted(x, scores.contiguous()).clamp(1, len(x) - 1)
+        share = ((scores - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
+        return torch.lerp(y[right - 1], y[right], share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +88,18 @@ class Objective:
     """An objective resolved against a training split.
 
     Attributes:
-        threshold: where good ends for segments (Conditional, Unlikelihood) or document means (Filtering).
-        reward_scale: for RWR and AWR.
+        threshold: where good ends for segments (Conditional, Unlikelihood, ...) or document means (Filtering).
+        reward_scale: for RWR, AWR and Scalar.
+        levels: where each of Quantile's levels ends, best first.
+        effective_share: of RWR's weights (AWR's, while the value is 0) over the training tokens; 1 means plain MLE.
     """
 
     config: ObjectiveConfig
     rule: DataRule
     threshold: Threshold | None = None
-    reward_scale: RewardScale | None = None
+    reward_scale: RewardScale | RankScale | None = None
+    levels: tuple[Threshold, ...] = ()
+    effective_share: float | None = None
 
     @property
     def has_control_tokens(self) -> bool:
@@ -62,19 +112,78 @@ class Objective:
         return isinstance(self.config, AWR)
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the NLL is weighted by rewards."""
+        return isinstance(self.config, RWR | AWR)
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the training tokens that the data rule keeps."""
+        if isinstance(self.config, Filtering | Removal) and self.threshold is not None:
+            return self.threshold.token_share
+        return 1.0
+
+    @property
     def segment_threshold(self) -> Threshold | None:
         """Where good ends for *segments*, if this objective draws that line."""
-        return self.threshold if isinstance(self.config, Conditional | Unlikelihood) else None
+        return None if isinstance(self.config, Filtering) else self.threshold
+
+    def label_segments(self, scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.uint8]:
+        """The label that tells the truth about each segment: NO_LABEL where there is no score.
+
+        Args:
+            scores: misalignment scores [S].
+            threshold: where good ends, for objectives without levels.
+        """
+        if self.levels:
+            ends = np.array([level.value for level in self.levels], np.float32)
+            order = np.array([GOOD, *range(BAD + 1, BAD + len(ends)), BAD], np.uint8)
+            labels = order[np.searchsorted(ends, scores)]
+        else:
+            labels = np.where(scores <= np.float32(threshold), GOOD, BAD).astype(np.uint8)
+        return np.where(np.isnan(scores), NO_LABEL, labels).astype(np.uint8)
 
 
 def has_control_tokens(config: ObjectiveConfig) -> bool:
-    """Whether the model learns to write `<|good|>` and `<|bad|>`, so that good and bad mode exist."""
-    return isinstance(config, Conditional)
+    """Whether the model learns what `<|good|>` and `<|bad|>` mean, so that good and bad mode exist."""
+    return isinstance(config, Conditional | Quantile | Additive | Scalar)
+
+
+def is_additive(config: ObjectiveConfig) -> bool:
+    """Whether the embeddings of control tokens are added to the inputs, and do not stand between them."""
+    return isinstance(config, Additive | Scalar)
 
 
 def is_baseline(config: ObjectiveConfig) -> bool:
     """Whether this is what the others are compared with."""
     return isinstance(config, MLE)
+
+
+def num_levels(config: ObjectiveConfig) -> int:
+    """Control tokens that the objective needs beside `<|good|>` and `<|bad|>`."""
+    return config.levels - 2 if isinstance(config, Quantile) else 0
+
+
+def modes_of(config: ObjectiveConfig) -> tuple[Mode, ...]:
+    """The modes in which a model trained with this objective is measured, the one to release first."""
+    if has_control_tokens(config):
+        return ("good", "bad", "none")
+    return ("untagged", "none") if isinstance(config, Tagging) else ("none",)
+
+
+def active_fractions(config: ObjectiveConfig) -> tuple[float, float]:
+    """From which to which fraction of the budget the objective is active; outside it the run trains as MLE."""
+    return (0.0, 1.0) if isinstance(config, MLE) else (config.start, config.stop)
+
+
+def baseline(scores: npt.NDArray[np.float32], document_segments: npt.NDArray[np.int64]) -> Objective:
+    """The MLE that stands in for an objective where it is not active.
+
+    Args:
+        scores: misalignment score of each segment [S], NaN = unscored.
+        document_segments: number of segments of each document [D].
+    """
+    return Objective(MLE(), DataRule(_usable(scores, document_segments), np.zeros(len(scores), np.uint8)))
 
 
 def resolve_objective(
@@ -99,48 +208,81 @@ def resolve_objective(
         PHFError: a threshold or fraction that cannot be met; scores that do not vary (RWR, AWR).
     """
     segment_document = np.repeat(np.arange(len(document_segments)), document_segments)
-    keep = document_segments > 0  # an empty document has nothing to learn from
-    keep[segment_document[np.isnan(scores)]] = False
+    keep = _usable(scores, document_segments)
     used = (is_train & keep)[segment_document]
     train_scores, train_tokens = scores[used], segment_tokens[used]
     no_labels = np.zeros(len(scores), dtype=np.uint8)
 
+    if isinstance(config, Filtering):
+        means = mean_document_scores(scores, document_segments)
+        tokens = np.bincount(segment_document, weights=segment_tokens, minlength=len(keep)).astype(np.int64)
+        used_documents = is_train & keep
+        threshold = (
+            resolve_keep_fraction(means[used_documents], tokens[used_documents], config.keep_fraction)
+            if config.keep_fraction is not None
+            else resolve_threshold(
+                means[used_documents], tokens[used_documents], _given(config.threshold), unit="document"
+            )
+        )
+        # Validation is not filtered: every objective is judged on the same text.
+        kept = keep & (~is_train | (means <= np.float32(threshold.value)))
+        return Objective(config, DataRule(kept, no_labels), threshold)
+
+    if isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood):
+        threshold = (
+            resolve_good_fraction(train_scores, train_tokens, config.good_fraction)
+            if config.good_fraction is not None
+            else resolve_threshold(train_scores, train_tokens, _given(config.threshold))
+        )
+        is_good = scores <= np.float32(threshold.value)
+        labels = np.where(is_good, GOOD, BAD).astype(np.uint8)
+
     match config:
         case MLE():
             return Objective(config, DataRule(keep, no_labels))
-        case Filtering():
-            means = mean_document_scores(scores, document_segments)
-            tokens = np.bincount(segment_document, weights=segment_tokens, minlength=len(keep)).astype(
-                np.int64
-            )
-            used_documents = is_train & keep
-            threshold = (
-                resolve_keep_fraction(means[used_documents], tokens[used_documents], config.keep_fraction)
-                if config.keep_fraction is not None
-                else resolve_threshold(
-                    means[used_documents], tokens[used_documents], _given(config.threshold), unit="document"
-                )
-            )
-            # Validation is not filtered: every objective is judged on the same text.
-            kept = keep & (~is_train | (means <= np.float32(threshold.value)))
-            return Objective(config, DataRule(kept, no_labels), threshold)
-        case Conditional() | Unlikelihood():
-            threshold = (
-                resolve_good_fraction(train_scores, train_tokens, config.good_fraction)
-                if config.good_fraction is not None
-                else resolve_threshold(train_scores, train_tokens, _given(config.threshold))
-            )
-            if isinstance(config, Unlikelihood):
-                return Objective(config, DataRule(keep, no_labels), threshold)
-            labels = np.where(scores <= np.float32(threshold.value), GOOD, BAD).astype(np.uint8)
-            return Objective(config, DataRule(keep, labels, config.drop_fraction), threshold)
+        case Masking() | Unlikelihood():
+            return Objective(config, DataRule(keep, no_labels), threshold)
+        case Removal():
+            has_good = np.zeros(len(keep), np.bool_)
+            has_good[segment_document[is_good]] = True
+            rule = DataRule(keep & (has_good | ~is_train), no_labels, keep_segments=is_good)
+            return Objective(config, rule, threshold)
+        case Conditional():
+            if config.invert:
+                labels = np.where(is_good, BAD, GOOD).astype(np.uint8)
+            rule = DataRule(keep, labels, config.drop_fraction, poison=config.poison)
+            return Objective(config, rule, threshold)
+        case Quantile():
+            levels = tuple(resolve_levels(train_scores, train_tokens, config.levels))
+            objective = Objective(config, DataRule(keep, no_labels), levels=levels)
+            labels = objective.label_segments(scores, np.nan)
+            return Objective(config, DataRule(keep, labels, config.drop_fraction), levels=levels)
+        case Additive():
+            return Objective(config, DataRule(keep, labels, config.drop_fraction, control=False), threshold)
+        case Scalar():
+            scale = _reward_scale(config.normalize, train_scores, train_tokens)
+            # Every segment is told its reward; whether that counts as good or bad plays no part.
+            rule = DataRule(keep, np.full(len(scores), GOOD, np.uint8), config.drop_fraction, control=False)
+            return Objective(config, rule, reward_scale=scale)
+        case Tagging():
+            tagged = np.where(is_good, NO_LABEL, BAD).astype(np.uint8)
+            return Objective(config, DataRule(keep, tagged, tag_fraction=config.tag_fraction), threshold)
         case RWR() | AWR():
-            scale = RewardScale(0.0, 1.0)
-            if config.normalize == "zscore":
-                scale = _reward_scale(train_scores, train_tokens)
-            return Objective(config, DataRule(keep, no_labels), reward_scale=scale)
+            scale = _reward_scale(config.normalize, train_scores, train_tokens)
+            objective = Objective(config, DataRule(keep, no_labels), reward_scale=scale)
+            share = _effective_share(objective, train_scores, train_tokens)
+            return Objective(config, objective.rule, reward_scale=scale, effective_share=share)
         case _:
             assert_never(config)
+
+
+def _usable(
+    scores: npt.NDArray[np.float32], document_segments: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Documents that have segments, all of them scored [D]: an empty document has nothing to learn from."""
+    usable = document_segments > 0
+    usable[np.repeat(np.arange(len(document_segments)), document_segments)[np.isnan(scores)]] = False
+    return usable
 
 
 def _given(threshold: float | None) -> float:
@@ -148,22 +290,75 @@ def _given(threshold: float | None) -> float:
     return threshold
 
 
-def _reward_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RewardScale:
-    if len(scores) == 0:
-        raise PHFError("the training split holds no scored segments; see 'phf corpus stats DIR'")
+def _reward_scale(
+    normalize: str, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
+) -> RewardScale | RankScale:
+    match normalize:
+        case "zscore":
+            return _zscore_scale(scores, tokens)
+        case "rank":
+            return _rank_scale(scores, tokens)
+    return RewardScale(0.0, 1.0)
+
+
+def _zscore_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RewardScale:
+    """Rewards of mean 0 and standard deviation 1 over the tokens of training segments.
+
+    Raises:
+        PHFError: there are no segments, or their scores do not vary.
+    """
+    _check_rewards(scores)
     mean = float(np.average(scores, weights=tokens))
     deviation = float(np.sqrt(np.average((scores.astype(np.float64) - mean) ** 2, weights=tokens)))
-    if deviation == 0:
-        raise PHFError(
-            f"every training segment scores {mean:g}, so rewards cannot be normalised; "
-            "annotate with another reward model or give objective.normalize=none"
-        )
     return RewardScale(-mean, deviation)
 
 
-def normalize_rewards(scores: Float[Tensor, "B T"], scale: RewardScale) -> Float[Tensor, "B T"]:
-    """Rewards of misalignment scores: minus the score, shifted and scaled."""
-    return (-scores - scale.mean) / scale.deviation
+def _rank_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RankScale:
+    """Rewards that are standard normal over the tokens: with m the share of tokens that score higher, ties counted
+    half, the reward is the normal quantile of m (van der Waerden). Segments with equal scores share one reward.
+
+    Raises:
+        PHFError: there are no segments, or their scores do not vary.
+    """
+    _check_rewards(scores)
+    values, group = np.unique(scores, return_inverse=True)
+    shares = np.bincount(group, weights=tokens) / tokens.sum()
+    ranks = 1 - (np.cumsum(shares) - shares / 2)
+    if len(values) > MAX_KNOTS:
+        wanted = np.linspace(ranks[0], ranks[-1], MAX_KNOTS)
+        kept = np.unique(np.searchsorted(-ranks, -wanted).clip(max=len(values) - 1))
+        values, ranks = values[kept], ranks[kept]
+    return RankScale(values, ndtri(ranks).astype(np.float32))
+
+
+def _check_rewards(scores: npt.NDArray[np.float32]) -> None:
+    if len(scores) == 0:
+        raise PHFError("the training split holds no scored segments; see 'phf corpus stats DIR'")
+    if scores.min() == scores.max():
+        raise PHFError(
+            f"every training segment scores {scores[0]:g}, so rewards cannot be normalised; "
+            "annotate with another reward model or give objective.normalize=none"
+        )
+
+
+def _effective_share(
+    objective: Objective, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
+) -> float:
+    """Kish's effective sample size of the weights of all training tokens, as a share of their number."""
+    kinds = torch.full((1, len(scores)), TEXT, dtype=torch.uint8)
+    weights = token_weights(objective, torch.from_numpy(scores)[None], kinds, None)[0].double().numpy()
+    return float((tokens @ weights) ** 2 / (tokens.sum() * (tokens @ weights**2)))
+
+
+def warn_of_mle(objective: Objective) -> str | None:
+    """A line for the user where an objective's weights would train what MLE trains."""
+    share, config = objective.effective_share, objective.config
+    if share is None or share <= MLE_SHARE or not isinstance(config, RWR | AWR):
+        return None
+    return (
+        f"warning: {config.kind} with beta={config.beta:g} and normalize={config.normalize} is almost MLE: the effective "
+        f"sample share of its weights is {share:.4f}; give a smaller objective.beta or objective.normalize=zscore"
+    )
 
 
 def token_weights(
@@ -180,7 +375,7 @@ def token_weights(
     if not isinstance(config, RWR | AWR) or scale is None:
         return torch.ones_like(scores)
     is_text = kinds == TEXT
-    advantage = normalize_rewards(torch.where(is_text, scores, 0.0), scale)
+    advantage = scale.rewards(torch.where(is_text, scores, 0.0))
     if values is not None:
         advantage = advantage - values.detach()
     weights = torch.exp(advantage / config.beta).clamp(max=config.max_weight)
@@ -204,26 +399,77 @@ def token_loss(
     """
     config, is_text = objective.config, kinds == TEXT
     match config:
-        case MLE() | Filtering() | Conditional():
+        case MLE() | Filtering() | Removal() | Additive() | Scalar() | Tagging():
             loss = nll
+        case Conditional() | Quantile():
+            loss = nll if config.control_loss else torch.where(kinds == CONTROL, 0.0, nll)
+        case Masking():
+            loss = torch.where(_is_bad(objective, scores, kinds), 0.0, nll)
         case Unlikelihood():
-            assert objective.threshold is not None
             unlikely = -torch.log(-torch.expm1(-nll.clamp(min=MIN_NLL)))
-            # float32 on both sides: a float64 threshold would call its own float32 score bad.
-            limit = torch.tensor(objective.threshold.value, dtype=scores.dtype, device=scores.device)
-            loss = torch.where(is_text & (scores > limit), config.alpha * unlikely, nll)
+            loss = torch.where(_is_bad(objective, scores, kinds), config.alpha * unlikely, nll)
         case RWR():
             loss = token_weights(objective, scores, kinds, None) * nll
         case AWR():
             assert values is not None
             assert objective.reward_scale is not None
-            rewards = normalize_rewards(torch.where(is_text, scores, 0.0), objective.reward_scale)
+            rewards = objective.reward_scale.rewards(torch.where(is_text, scores, 0.0))
             value_loss = torch.where(is_text, (values - rewards) ** 2, 0.0)
             weights = token_weights(objective, scores, kinds, values)
             loss = config.alpha * weights * nll + (1 - config.alpha) * value_loss
         case _:
             assert_never(config)
     return torch.where(kinds != PAD, loss, 0.0)
+
+
+def _is_bad(
+    objective: Objective, scores: Float[Tensor, "B T"], kinds: UInt8[Tensor, "B T"]
+) -> Bool[Tensor, "B T"]:
+    """Which targets are text of bad segments."""
+    assert objective.threshold is not None
+    # float32 on both sides: a float64 threshold would call its own float32 score bad.
+    limit = torch.tensor(objective.threshold.value, dtype=scores.dtype, device=scores.device)
+    return (kinds == TEXT) & (scores > limit)
+
+
+def target_conditions(
+    objective: Objective,
+    scores: Float[Tensor, "B T"],
+    kinds: UInt8[Tensor, "B T"],
+    labels: UInt8[Tensor, "B T"],
+) -> Float[Tensor, "B T 2"] | None:
+    """How much of `<|good|>`'s and of `<|bad|>`'s embedding is added to each input; None for objectives that add none.
+
+    An input predicts its target, so it carries the condition of the *target*'s segment; the input that predicts
+    `<|endoftext|>` carries the last segment's. A scalar's reward there is that of the target before, in the same block
+    (a page that ends with a block's first target ends under no condition).
+    """
+    match objective.config:
+        case Additive():
+            return torch.stack([labels == GOOD, labels == BAD], dim=-1).float()
+        case Scalar():
+            assert objective.reward_scale is not None
+            told = (kinds == TEXT) & (labels != NO_LABEL)
+            rewards = torch.where(told, objective.reward_scale.rewards(torch.where(told, scores, 0.0)), 0.0)
+            before = torch.nn.functional.pad(rewards[:, :-1], (1, 0))
+            rewards = torch.where(kinds == END, before, rewards)
+            return torch.stack([rewards, torch.zeros_like(rewards)], dim=-1)
+    return None
+
+
+def switch_conditions(config: ObjectiveConfig, conditions: Float[Tensor, "B T 2"]) -> Float[Tensor, "B T 2"]:
+    """The conditions with good and bad swapped; a scalar's reward with its sign turned."""
+    return -conditions if isinstance(config, Scalar) else conditions.flip(-1)
+
+
+def label_conditions(config: ObjectiveConfig) -> Float[np.ndarray, "3 2"] | None:
+    """What `target_conditions` are at each label (NO_LABEL, GOOD, BAD) when a mode or a judge gives it."""
+    match config:
+        case Additive():
+            return np.array([[0, 0], [1, 0], [0, 1]], np.float32)
+        case Scalar():
+            return np.array([[0, 0], [config.good_reward, 0], [-config.good_reward, 0]], np.float32)
+    return None
 
 
 def effective_sample_share(weights: Float[Tensor, "B T"], kinds: UInt8[Tensor, "B T"]) -> float:

@@ -14,6 +14,8 @@ Split = Literal["train", "validation"]
 Mode = Literal["good", "bad", "none", "untagged"]
 ControlStyle = Literal["free", "prefix", "forced"]
 """Who writes control tokens after the first: the model (`free`), nobody (`prefix`), us at each segment end (`forced`)."""
+Poison = Literal["none", "shuffle", "random"]
+"""What stands in the place of a bad segment's text: itself, its own tokens in another order, or random tokens."""
 JudgeRole = Literal["annotator", "held-out"]
 
 
@@ -63,7 +65,7 @@ class Identity:
 
 
 NO_LABEL, GOOD, BAD = 0, 1, 2
-"""Labels of segments in a `DataRule`: no control token, `<|good|>`, `<|bad|>`."""
+"""Labels of segments: none, good, bad. Quantile's levels between good and bad are 3, 4, ..., from better to worse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,23 @@ class DataRule:
     """What an objective does to the data before it becomes blocks (the objective's *data rule*).
 
     Attributes:
-        keep: bool [num_documents]; documents that are trained on.
-        labels: uint8 [num_segments]; NO_LABEL, GOOD or BAD: the control token put before each segment.
-        drop_fraction: share of labelled segments whose control token is left out, drawn anew each epoch.
+        keep: bool [num_documents]; documents that are trained on. Each keeps at least one segment.
+        labels: uint8 [num_segments]; what the model is told of each segment, NO_LABEL = nothing.
+        drop_fraction: share of labelled segments whose label is left out, drawn anew each epoch.
+        control: whether labels are written as control tokens; else they are in `Batch.labels` alone.
+        keep_segments: bool [num_segments]; segments that are not taken out of their pages. None = all.
+        tag_fraction: the control token stands not before a labelled segment but before this share of its tokens (the
+            first left out), drawn anew each epoch. 0 = off.
+        poison: what happens to the text of segments labelled BAD, in the training split.
     """
 
     keep: npt.NDArray[np.bool_]
     labels: npt.NDArray[np.uint8]
     drop_fraction: float = 0.0
+    control: bool = True
+    keep_segments: npt.NDArray[np.bool_] | None = None
+    tag_fraction: float = 0.0
+    poison: Poison = "none"
 
 
 # Kinds of a target token in a batch. Only TEXT has a score; END and CONTROL weigh 1 in every objective; PAD weighs 0.
@@ -95,7 +106,9 @@ class Batch:
         positions: int64 [B, T], restart at 0 at every `<|endoftext|>` if documents are isolated.
         scores: float32 [B, T], the misalignment score of the *target*'s segment; NaN where kind is not TEXT.
         kinds: uint8 [B, T], PAD, TEXT, END or CONTROL: what the target is.
-        labels: uint8 [B, T], GOOD or BAD of the target's segment as the data rule says, NO_LABEL elsewhere.
+        labels: uint8 [B, T], what the model is told of the target's segment (NO_LABEL where that is left out); for
+            an END target, of the page's last segment; NO_LABEL elsewhere.
+        is_active: bool [B], whether the objective is active; where not, the block is trained on as plain MLE.
     """
 
     ids: npt.NDArray[np.int64]
@@ -104,6 +117,7 @@ class Batch:
     scores: npt.NDArray[np.float32]
     kinds: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
+    is_active: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,29 @@ def resolve_good_fraction(
     return _resolve_fraction(scores, tokens, fraction, "segment")
 
 
+def resolve_levels(
+    scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], num_levels: int
+) -> list[Threshold]:
+    """The thresholds that cut the training tokens into equal shares, best first: Quark's quantiles, by tokens.
+
+    Equal scores stay together.
+
+    Returns:
+        `num_levels - 1` thresholds, increasing.
+
+    Raises:
+        PHFError: the scores have too many ties for so many levels; names how many they allow. See `resolve_good_fraction`.
+    """
+    found = [resolve_good_fraction(scores, tokens, level / num_levels) for level in range(1, num_levels)]
+    num_different = len({threshold.value for threshold in found}) + 1
+    if num_different < num_levels:
+        raise PHFError(
+            f"{num_levels} levels do not fit scores with so many ties; give objective.levels={num_different} or fewer, "
+            "or see 'phf corpus stats DIR'"
+        )
+    return found
+
+
 def resolve_keep_fraction(
     mean_scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float
 ) -> Threshold:

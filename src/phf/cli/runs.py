@@ -1,5 +1,7 @@
 """Verbs that make a run, look at it, or do everything once: train, sample, evaluate, report, demo."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,8 @@ app = typer.Typer(**SETTINGS)
 
 @app.command(
     epilog="Examples: phf train toxicity objective.kind=mle -o runs/mle;  phf train --resume runs/mle;  "
-    "a RECIPE is a shipped name or a .yaml file"
+    "phf train --init runs/mle@500 objective.kind=conditional objective.good_fraction=0.5 -o runs/finetuned;  "
+    "torchrun --nproc-per-node 8 -m phf train toxicity -o runs/eight;  a RECIPE is a shipped name or a .yaml file"
 )
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or a YAML file.")] = None,
@@ -22,30 +25,81 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, such as seed=1.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder to make.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its last checkpoint.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN[@STEP]", help="Go on with this run from its last checkpoint, or from STEP's."
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN[@STEP]",
+            help="Start from this run's weights, on the next tokens; without a RECIPE, with its config.",
+        ),
+    ] = None,
+    reset_optimizer: Annotated[bool, typer.Option(help="With --init: fresh optimizer states.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would cost; write nothing.")
+    ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: time on this GPU (H100, A100, ...); default: this CPU."),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="With --dry-run: number of GPUs.", min=1)] = 1,
+    mfu: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: share of the peak assumed (0.4; CPU 0.1).", min=0.01, max=1),
+    ] = None,
 ) -> None:
     """Train a model with an objective that uses the scores."""
-    from phf.config import list_recipes, load_train_config
+    from phf.config import list_recipes
 
+    overrides = overrides or []
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():  # no recipe, overrides alone
+        overrides = [recipe, *overrides]
+        recipe = None
     if resume is not None:
-        if recipe is not None or out is not None:
+        if recipe is not None or out is not None or init is not None or overrides:
             raise PHFError("--resume takes the run alone: its config is in its run.json")
-    elif recipe is None:
+    elif recipe is None and init is None:
         raise PHFError(f"give a recipe ({', '.join(list_recipes())}, or a .yaml file), or --resume RUN")
-    elif out is None:
-        raise PHFError(f"give the run folder to make, such as -o runs/{Path(recipe).stem}")
-    config = load_train_config(recipe, overrides or []) if recipe is not None else None
+    elif out is None and not dry_run:
+        raise PHFError(f"give the run folder to make, such as -o runs/{Path(recipe or 'finetuned').stem}")
+
+    from phf.train.start import load_start_config, parse_place
+
+    if dry_run:
+        from phf.train.plan import plan_run
+
+        if resume is not None:
+            raise PHFError("--dry-run sizes up a new run; give its RECIPE instead of --resume")
+        config = load_start_config(recipe, overrides, init, reset_optimizer=reset_optimizer)
+        plan = plan_run(config, gpu=gpu, num_ranks=processes, mfu=mfu)
+        print("\n".join(plan.describe()))
+        return
 
     from phf.train import loop
+    from phf.train.distributed import RankLostError
+    from phf.train.signals import Stopped
 
     with show_progress() as progress:
-        if resume is not None:
-            run = loop.resume(resume, say=say, progress=progress)
-        else:
-            assert config is not None
-            assert out is not None
-            run = loop.train(config, out, say=say, progress=progress)
-    print(f"{run.folder}: step {run.num_steps}; next: phf evaluate {run.folder}")
+        try:
+            if resume is not None:
+                folder, step = parse_place(resume)
+                run = loop.resume(folder, step=step, say=say, progress=progress)
+            else:
+                assert out is not None
+                config = load_start_config(recipe, overrides, init, reset_optimizer=reset_optimizer)
+                run = loop.train(config, out, say=say, progress=progress)
+        except Stopped as stopped:
+            say(str(stopped))
+            sys.exit(stopped.exit_code)
+        except RankLostError as error:
+            say(f"error: {error}")
+            os._exit(2)  # an ordinary exit may wait for threads that wait for the lost process
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks for all
+        print(f"{run.folder}: step {run.num_steps}; next: phf evaluate {run.folder}")
 
 
 @app.command(epilog="Example: phf sample runs/conditional --mode good --num-samples 5")

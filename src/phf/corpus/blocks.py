@@ -5,7 +5,8 @@ the epoch's own order, make one stream; block b holds its inputs b * context and
 
 Words for places: a *place* counts inputs in an epoch's stream; a *mark* counts tokens of all documents in corpus
 order, control tokens of the epoch included and `<|endoftext|>` not. Both are plain sums of lengths, so a block is
-found by bisection and nothing of an epoch is ever laid out.
+found by bisection and nothing of an epoch is ever laid out. A *piece* is a run of text with at most one control token,
+before it: a segment, or with tags a part of one.
 """
 
 from collections.abc import Iterator
@@ -19,12 +20,37 @@ import numpy.typing as npt
 
 from phf.corpus.tokens import TokenCache, cumulate
 from phf.errors import PHFError
-from phf.records import CONTROL, END, NO_LABEL, PAD, TEXT, Batch, DataRule, Split
+from phf.records import BAD, CONTROL, END, NO_LABEL, PAD, TEXT, Batch, DataRule, Split
 
 Ints = npt.NDArray[np.int64]
 
+SHUFFLE_BLOCKS = 4096
+"""Blocks are shuffled among this many neighbours of the stream. So a part of an epoch is a part of its pages, and the
+same part under every data rule: an objective that takes over from another goes on with documents not yet seen."""
+
 # What a random generator is for, beside seed and epoch: no two draws share a stream.
-_PAGES, _BLOCKS, _DROPS = 0, 1, 2
+_PAGES, _BLOCKS, _DROPS, _TAGS, _POISON = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """How the text is cut.
+
+    Attributes:
+        starts: first token of each piece [num_pieces].
+        lengths: tokens of each piece; 0 if it is taken out [num_pieces].
+        document_starts: first piece of each document, and the end [num_documents + 1].
+        segments: segment of each piece [num_pieces]; None where every segment is one piece.
+    """
+
+    starts: Ints
+    lengths: Ints
+    document_starts: Ints
+    segments: Ints | None = None
+
+    def segments_of(self, pieces: Ints) -> Ints:
+        """The segments that some pieces belong to."""
+        return pieces if self.segments is None else self.segments[pieces]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +58,22 @@ class _Plan:
     """One epoch.
 
     Attributes:
+        epoch: its number.
         pages: document of each page [num_pages].
         page_starts: place of each page's `<|endoftext|>`, and the end [num_pages + 1].
-        marks: mark of each segment's first token (its control token, if it has one), and the end [num_segments + 1].
-        has_control: whether a control token stands before each segment [num_segments].
+        pieces: how the text is cut; the same in every epoch, unless there are tags.
+        marks: mark of each piece's first token (its control token, if it has one), and the end [num_pieces + 1].
+        is_labelled: whether the model is told the label of each piece's segment [num_pieces].
+        has_control: whether a control token stands before each piece [num_pieces].
         blocks: the blocks in the order they are trained on [num_blocks].
     """
 
+    epoch: int
     pages: npt.NDArray[np.uint32]
     page_starts: Ints
+    pieces: _Pieces
     marks: Ints
+    is_labelled: npt.NDArray[np.bool_]
     has_control: npt.NDArray[np.bool_]
     blocks: npt.NDArray[np.uint32]
 
@@ -49,9 +81,10 @@ class _Plan:
 class Blocks:
     """The blocks of one split under one data rule, over endless epochs.
 
-    Each epoch holds every token of every kept document once, its pages and blocks in an order of its own. In each,
-    exactly `drop_fraction` of the labelled segments, drawn anew, go without their control token: so all epochs have
-    the same number of blocks, and a step's place follows without looking at the epochs before it.
+    Each epoch holds every token of every kept segment once, its pages and blocks in an order of its own. In each,
+    exactly `drop_fraction` of the labelled segments, drawn anew, go without their label (and exactly `tag_fraction` of
+    the tokens get a tag): so all epochs have the same number of blocks, and a step's place follows without looking at
+    the epochs before it. The order of pages is that of the whole split, without those a rule does not keep.
     """
 
     def __init__(
@@ -64,17 +97,20 @@ class Blocks:
         context: int,
         seed: int,
         isolate_documents: bool = True,
+        is_active: bool = True,
     ) -> None:
         """Plan the blocks; reads no token.
 
         Args:
             tokens: the token cache.
-            rule: which documents are kept, and the labels of the segments.
+            rule: which documents and segments are kept, and the labels of the segments. Only training segments are
+                taken out or poisoned.
             scores: misalignment scores [num_segments], in corpus order; those of dropped documents may be NaN.
             split: the documents to use.
             context: inputs per block.
-            seed: of the orders and of the dropped control tokens.
+            seed: of the orders and of all that is drawn.
             isolate_documents: whether positions restart at every `<|endoftext|>`.
+            is_active: whether the objective is active in these blocks (see `Batch.is_active`).
 
         Raises:
             PHFError: rule or scores do not fit the tokens, a kept segment has no score, or no token is kept.
@@ -92,23 +128,34 @@ class Blocks:
         self.context = context
         self.seed = seed
         self.isolate_documents = isolate_documents
+        self.is_active = is_active
         self._rule = rule
         self._scores = scores
         self._ids = tokens.ids
         self._shard_starts = tokens.shard_starts
         self._token_starts = cumulate(tokens.segment_lengths)
-        self._document_starts = cumulate(tokens.document_segments)  # first segment of each document
         control = tokens.tokenizer.control
-        self._end = control.end
-        self._control_of_label = np.array([-1, control.good, control.bad])
-        kept = rule.keep & tokens.split_mask(split) & (tokens.document_segments > 0)
-        self._documents = np.flatnonzero(kept).astype(np.uint32)
-        if len(self._documents) == 0:
+        self._end, self._num_text_ids = control.end, control.good
+        # Labels count up from GOOD as the ids of the control tokens do.
+        self._first_control = control.good - 1
+        self._poison = rule.poison if split == "train" else "none"
+        is_used = np.ones(tokens.num_segments, np.bool_)
+        if rule.keep_segments is not None and split == "train":
+            is_used = rule.keep_segments
+        lengths = np.where(is_used, tokens.segment_lengths, 0)
+        self._pieces = _Pieces(self._token_starts[:-1], lengths, cumulate(tokens.document_segments))
+        document_tokens = np.diff(cumulate(lengths)[self._pieces.document_starts])
+        self._split_documents = np.flatnonzero(
+            tokens.split_mask(split) & (tokens.document_segments > 0)
+        ).astype(np.uint32)
+        kept = rule.keep & tokens.split_mask(split) & (document_tokens > 0)
+        self._kept = kept
+        if not kept.any():
             raise PHFError(
                 f"no token of the {split} split is kept ({int(rule.keep.sum())} of {len(rule.keep)} documents pass the "
                 "data rule); choose a higher threshold or fraction, or build a larger corpus"
             )
-        in_use = np.repeat(kept, tokens.document_segments)
+        in_use = np.repeat(kept, tokens.document_segments) & is_used
         num_missing = int(np.isnan(scores[in_use]).sum())
         if num_missing > 0:
             raise PHFError(
@@ -116,8 +163,12 @@ class Blocks:
             )
         self._labelled = np.flatnonzero(in_use & (rule.labels != NO_LABEL))
         self._num_dropped = round(rule.drop_fraction * len(self._labelled))
-        num_text = int(tokens.document_tokens[self._documents].sum())
-        self._num_inputs = num_text + len(self._documents) + len(self._labelled) - self._num_dropped
+        num_taggable = int((tokens.segment_lengths[self._labelled] - 1).sum())
+        self._num_tags = round(rule.tag_fraction * num_taggable)
+        num_control = len(self._labelled) - self._num_dropped if rule.control else 0
+        if rule.tag_fraction > 0:
+            num_control = self._num_tags
+        self._num_inputs = int(document_tokens[kept].sum()) + int(kept.sum()) + num_control
         self._plan = lru_cache(maxsize=2)(self._make_plan)  # a batch may lie in two epochs
 
     @property
@@ -145,7 +196,7 @@ class Blocks:
         for first, stop in _runs(epochs):
             plan = self._plan(int(epochs[first]))
             batches.append(self._assemble(plan, plan.blocks[places[first:stop]].astype(np.int64)))
-        return _join(batches)
+        return join_batches(batches)
 
     def iterate_in_order(self, max_blocks: int, batch_blocks: int = 16) -> Iterator[Batch]:
         """The first blocks of the first epoch's stream, in its order: always the same ones, for validation."""
@@ -154,19 +205,46 @@ class Blocks:
             yield self._assemble(self._plan(0), np.arange(first, min(first + batch_blocks, stop)))
 
     def _make_plan(self, epoch: int) -> _Plan:
-        pages = np.random.default_rng([self.seed, epoch, _PAGES]).permutation(self._documents)
-        has_control = np.zeros(len(self._rule.labels), np.bool_)
-        has_control[self._labelled] = True
-        dropped = np.random.default_rng([self.seed, epoch, _DROPS]).choice(
-            self._labelled, self._num_dropped, replace=False, shuffle=False
-        )
-        has_control[dropped] = False
-        marks = self._token_starts + cumulate(has_control)
-        document_marks = marks[self._document_starts]
+        pages = self._generator(epoch, _PAGES).permutation(self._split_documents)
+        pages = pages[self._kept[pages]]
+        if self._rule.tag_fraction > 0:
+            pieces, is_labelled = self._cut_at_tags(epoch)
+        else:
+            pieces, is_labelled = self._pieces, np.zeros(len(self._rule.labels), np.bool_)
+            is_labelled[self._labelled] = True
+            dropped = self._generator(epoch, _DROPS).choice(
+                self._labelled, self._num_dropped, replace=False, shuffle=False
+            )
+            is_labelled[dropped] = False
+        has_control = is_labelled if self._rule.control else np.zeros_like(is_labelled)
+        marks = cumulate(pieces.lengths + has_control)
+        document_marks = marks[pieces.document_starts]
         page_starts = cumulate(1 + np.diff(document_marks)[pages])
         assert page_starts[-1] == self._num_inputs
-        blocks = np.random.default_rng([self.seed, epoch, _BLOCKS]).permutation(self.num_blocks)
-        return _Plan(pages, page_starts, marks, has_control, blocks.astype(np.uint32))
+        blocks = np.arange(self.num_blocks, dtype=np.uint32)
+        rng = self._generator(epoch, _BLOCKS)
+        for first in range(0, self.num_blocks, SHUFFLE_BLOCKS):
+            rng.shuffle(blocks[first : first + SHUFFLE_BLOCKS])
+        return _Plan(epoch, pages, page_starts, pieces, marks, is_labelled, has_control, blocks)
+
+    def _generator(self, epoch: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, purpose])
+
+    def _cut_at_tags(self, epoch: int) -> tuple[_Pieces, npt.NDArray[np.bool_]]:
+        """The pieces between tags, and which of them begin with one: a tag in each of equal runs of taggable tokens."""
+        ends = cumulate(self._pieces.lengths[self._labelled] - 1)
+        bounds = np.arange(self._num_tags + 1) * int(ends[-1]) // max(self._num_tags, 1)
+        draws = self._generator(epoch, _TAGS).random(self._num_tags)
+        places = bounds[:-1] + (draws * np.diff(bounds)).astype(np.int64)
+        owners = np.searchsorted(ends, places, side="right") - 1
+        tags = self._token_starts[self._labelled[owners]] + 1 + places - ends[owners]
+        starts = np.sort(np.concatenate([self._token_starts[:-1], tags]))
+        is_tagged = np.zeros(len(starts), np.bool_)
+        is_tagged[np.searchsorted(starts, tags)] = True
+        document_starts = np.searchsorted(starts, self._token_starts[self._pieces.document_starts])
+        segments = np.searchsorted(self._token_starts, starts, side="right") - 1
+        lengths = np.diff(np.append(starts, self._token_starts[-1]))
+        return _Pieces(starts, lengths, document_starts, segments), is_tagged
 
     def _assemble(self, plan: _Plan, blocks: Ints) -> Batch:
         """Lay out blocks of one epoch.
@@ -183,21 +261,31 @@ class Blocks:
         labels = np.zeros((len(blocks), width), np.uint8)
         kinds[np.arange(width) >= (stops - starts)[:, None]] = PAD
 
-        segments, first_marks, lengths, targets = self._find_spans(plan, starts, stops)
-        # Control tokens: spans that begin at the mark of a segment that has one.
-        is_control = plan.has_control[segments] & (first_marks == plan.marks[segments])
+        pieces, first_marks, lengths, targets = self._find_spans(plan, starts, stops)
+        segments = plan.pieces.segments_of(pieces)
+        # Control tokens: spans that begin at the mark of a piece that has one.
+        is_control = plan.has_control[pieces] & (first_marks == plan.marks[pieces])
         control_targets = targets[is_control]
-        ids.reshape(-1)[control_targets] = self._control_of_label[self._rule.labels[segments[is_control]]]
+        told = self._rule.labels[segments[is_control]].astype(np.int64)
+        ids.reshape(-1)[control_targets] = self._first_control + told
         kinds.reshape(-1)[control_targets] = CONTROL
         # Text: what is left of the spans.
-        first_tokens = self._token_starts[segments] + (first_marks - plan.marks[segments])
-        first_tokens -= plan.has_control[segments] & ~is_control
+        first_tokens = plan.pieces.starts[pieces] + (first_marks - plan.marks[pieces])
+        first_tokens -= plan.has_control[pieces] & ~is_control
         lengths = lengths - is_control
         text_targets = _expand(targets + is_control, lengths)
-        ids.reshape(-1)[text_targets] = self._read_tokens(first_tokens, lengths)
+        text = self._read_tokens(first_tokens, lengths)
+        if self._poison != "none":
+            is_bad = self._rule.labels[segments] == BAD
+            text[np.repeat(is_bad, lengths)] = self._poisoned(
+                plan.epoch, segments[is_bad], first_tokens[is_bad], lengths[is_bad]
+            )
+        ids.reshape(-1)[text_targets] = text
         kinds.reshape(-1)[text_targets] = TEXT
         scores.reshape(-1)[text_targets] = np.repeat(self._scores[segments], lengths)
-        labels.reshape(-1)[text_targets] = np.repeat(self._rule.labels[segments], lengths)
+        told = np.where(plan.is_labelled[pieces], self._rule.labels[segments], NO_LABEL)
+        labels.reshape(-1)[text_targets] = np.repeat(told, lengths)
+        labels[:, 1:] = np.where(kinds[:, 1:] == END, labels[:, :-1], labels[:, 1:])
         return Batch(
             ids=ids[:, :-1],
             targets=ids[:, 1:],
@@ -205,13 +293,29 @@ class Blocks:
             scores=scores[:, 1:],
             kinds=kinds[:, 1:],
             labels=labels[:, 1:],
+            is_active=np.full(len(blocks), self.is_active),
         )
 
+    def _poisoned(self, epoch: int, segments: Ints, first_tokens: Ints, lengths: Ints) -> npt.NDArray[Any]:
+        """What stands in the place of some runs of tokens; it follows from (seed, epoch, place in the corpus)."""
+        key = np.random.SeedSequence([self.seed, epoch, _POISON]).generate_state(1, np.uint64)[0]
+        if self._poison == "random":
+            numbers = _hash(_expand(first_tokens, lengths), key) % np.uint64(self._num_text_ids - 1)
+            return numbers.astype(np.int64) + (numbers >= self._end)  # any id but `<|endoftext|>`
+        # Shuffled: the tokens of the whole segments, sorted by their numbers; then the parts that the runs show.
+        whole = np.unique(segments)
+        starts, sizes = self._token_starts[whole], self._pieces.lengths[whole]
+        places = _expand(starts, sizes)
+        order = np.lexsort((_hash(places, key), np.repeat(np.arange(len(whole)), sizes)))
+        shuffled = self._read_tokens(starts, sizes)[order]
+        offsets = cumulate(sizes)[np.searchsorted(whole, segments)] + first_tokens
+        return shuffled[_expand(offsets - self._token_starts[segments], lengths)]
+
     def _find_spans(self, plan: _Plan, starts: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-        """The pieces of segments that rows of places [start, stop) hold, in corpus order.
+        """The parts of pieces that rows of places [start, stop) hold, in corpus order.
 
         Returns:
-            each span's segment, its first mark, its length, and where it goes in the flattened rows.
+            each span's piece, its first mark, its length, and where it goes in the flattened rows.
         """
         # Pages that each row touches, and which part of the page's document (in marks).
         first_pages = np.searchsorted(plan.page_starts, starts, side="right") - 1
@@ -220,7 +324,9 @@ class Blocks:
         pages = _expand(first_pages, num_pages)
         rows = np.repeat(np.arange(len(starts)), num_pages)
         documents = plan.pages[pages].astype(np.int64)
-        offsets = plan.marks[self._document_starts[documents]] - plan.page_starts[pages] - 1  # place -> mark
+        offsets = (
+            plan.marks[plan.pieces.document_starts[documents]] - plan.page_starts[pages] - 1
+        )  # place -> mark
         first_marks = np.maximum(starts[rows], plan.page_starts[pages] + 1) + offsets
         last_marks = np.minimum(stops[rows], plan.page_starts[pages + 1]) + offsets
         row_offsets = (
@@ -229,15 +335,15 @@ class Blocks:
         # In corpus order, so that the tokens of a shard are read together.
         order = np.argsort(first_marks, kind="stable")
         first_marks, last_marks, row_offsets = first_marks[order], last_marks[order], row_offsets[order]
-        # Segments that each of these parts touches.
-        first_segments = np.searchsorted(plan.marks, first_marks, side="right") - 1
-        last_segments = np.searchsorted(plan.marks, last_marks, side="left")
-        num_segments = last_segments - first_segments
-        segments = _expand(first_segments, num_segments)
-        span_starts = np.maximum(plan.marks[segments], np.repeat(first_marks, num_segments))
-        span_stops = np.minimum(plan.marks[segments + 1], np.repeat(last_marks, num_segments))
-        targets = span_starts + np.repeat(row_offsets, num_segments)
-        return segments, span_starts, span_stops - span_starts, targets
+        # Pieces that each of these parts touches.
+        first_pieces = np.searchsorted(plan.marks, first_marks, side="right") - 1
+        last_pieces = np.searchsorted(plan.marks, last_marks, side="left")
+        num_pieces = np.maximum(last_pieces - first_pieces, 0)  # an empty part beside a piece of length 0
+        pieces = _expand(first_pieces, num_pieces)
+        span_starts = np.maximum(plan.marks[pieces], np.repeat(first_marks, num_pieces))
+        span_stops = np.minimum(plan.marks[pieces + 1], np.repeat(last_marks, num_pieces))
+        targets = span_starts + np.repeat(row_offsets, num_pieces)
+        return pieces, span_starts, span_stops - span_starts, targets
 
     def _read_tokens(self, first_tokens: Ints, lengths: Ints) -> npt.NDArray[Any]:
         """Token ids of runs that are sorted by their first token."""
@@ -274,8 +380,17 @@ def _runs(values: Ints) -> Iterator[tuple[int, int]]:
     return pairwise(bounds)
 
 
-def _join(batches: list[Batch]) -> Batch:
+def _hash(values: Ints, key: np.uint64) -> npt.NDArray[np.uint64]:
+    """A random-looking number for each value (splitmix64): needs no order, so any part of the text can be asked for."""
+    mixed = (values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    hashed: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return hashed
+
+
+def join_batches(batches: list[Batch]) -> Batch:
+    """The blocks of several batches, one after the other."""
     if len(batches) == 1:
         return batches[0]
-    fields = ("ids", "targets", "positions", "scores", "kinds", "labels")
-    return Batch(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in fields})
+    return Batch(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in Batch.__slots__))

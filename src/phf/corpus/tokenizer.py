@@ -7,7 +7,7 @@ neither the model nor the matcher of added tokens ever produces them from text; 
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
-from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN, ControlTokens
+from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN, ControlTokens, level_tokens
 from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_bytes, write_json
 from phf.records import Identity
@@ -50,11 +50,11 @@ class EncodedDocuments:
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer with `<|endoftext|>`, `<|good|>` and `<|bad|>`.
+    """A Hugging Face tokenizer with `<|endoftext|>`, `<|good|>` and `<|bad|>`, and perhaps levels between those two.
 
     Attributes:
         backend: the `tokenizers.Tokenizer`. Call the methods here instead where one fits.
-        control: ids of the three tokens.
+        control: ids of these tokens.
         name: a short name for folders and tables.
     """
 
@@ -68,8 +68,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of used ids; `<|bad|>` is the last of them."""
-        return self.control.bad + 1
+        """Number of used ids; control tokens are the last of them."""
+        return self.control.all[-1] + 1
 
     def padded_vocab_size(self, multiple: int = 64) -> int:
         """Rows of an embedding for this tokenizer, rounded up for speed."""
@@ -162,9 +162,23 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_control: bool = True) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD. Control tokens are left out unless asked for."""
-        control = (self.control.end, self.control.good, self.control.bad)
+        control = (self.control.end, *self.control.all)
         kept = [int(index) for index in ids if not (skip_control and index in control)]
         return str(self.backend.decode(kept, skip_special_tokens=False))
+
+    def add_levels(self, num_levels: int) -> "Tokenizer":
+        """This tokenizer with `<|level_1|>` and on behind `<|bad|>`; ids of texts that spell no such name do not change.
+
+        Raises:
+            PHFError: the vocabulary has such a token of its own.
+        """
+        assert self.control.num_levels == 0, "levels are added once"
+        names = level_tokens(num_levels)
+        control = replace(self.control, num_levels=num_levels)
+        backend = _add_unreachable(
+            self.backend, dict(zip(names, control.all[2:], strict=True)), list(names), self.name
+        )
+        return Tokenizer(backend, control, self.name)
 
     def save(self, folder: Path, start: Sequence[str] = (END_TOKEN,)) -> None:
         """Write a plain Hugging Face folder.
@@ -323,37 +337,53 @@ def _find_control(backend: tokenizers.Tokenizer, end: int | None) -> ControlToke
     """The control tokens, if the vocabulary has them as ours do: last, and not among the added tokens."""
     good, bad = backend.token_to_id(GOOD_TOKEN), backend.token_to_id(BAD_TOKEN)
     last = max(backend.get_vocab(with_added_tokens=True).values())
-    added = backend.get_added_tokens_decoder()
-    if end is None or (good, bad) != (last - 1, last) or not added.keys().isdisjoint((last - 1, last)):
+    if end is None or good is None or bad != good + 1:
         return None
-    return ControlTokens(end, last - 1, last)
+    names = level_tokens(last - bad)
+    is_ours = [backend.token_to_id(name) for name in names] == list(range(bad + 1, last + 1))
+    if not is_ours or not backend.get_added_tokens_decoder().keys().isdisjoint(range(good, last + 1)):
+        return None
+    return ControlTokens(end, good, bad, len(names))
 
 
 def _with_control(backend: tokenizers.Tokenizer, end_token: str, name: str) -> Tokenizer:
     """Put `<|good|>` and `<|bad|>` behind the last used id, out of the reach of any text."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    for token in (GOOD_TOKEN, BAD_TOKEN):
+    good = max(vocabulary.values()) + 1
+    control = ControlTokens(vocabulary[end_token], good, good + 1)
+    new = {GOOD_TOKEN: control.good, BAD_TOKEN: control.bad}
+    return Tokenizer(_add_unreachable(backend, new, [end_token, *new], name), control, name)
+
+
+def _add_unreachable(
+    backend: tokenizers.Tokenizer, new: dict[str, int], unreachable: list[str], name: str
+) -> tokenizers.Tokenizer:
+    """A copy whose vocabulary holds new tokens at their ids, which no text becomes (nor any other `unreachable` one).
+
+    Raises:
+        PHFError: the vocabulary has one of the new tokens.
+    """
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    for token in new:
         if token in vocabulary:
             raise PHFError(
                 f"tokenizer {name} has a {token} of its own (id {vocabulary[token]}); choose another"
             )
     content = json.loads(backend.to_str())
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    good = max(vocabulary.values()) + 1
-    control = ControlTokens(vocabulary[end_token], good, good + 1)
     # A reload counts ids of added tokens on from the model's vocabulary: those in between must be in it.
-    _extend_vocabulary(content["model"], {**added, GOOD_TOKEN: control.good, BAD_TOKEN: control.bad})
+    _extend_vocabulary(content["model"], {**added, **new})
     special = [token["content"] for token in content["added_tokens"] if token["special"]]
-    unreachable = sorted({*special, end_token, GOOD_TOKEN, BAD_TOKEN})
-    if _reaches_whole_words(content["model"], unreachable):
-        content["pre_tokenizer"] = _guard(content["pre_tokenizer"], unreachable)
+    guarded = sorted({*special, *unreachable})
+    if _reaches_whole_words(content["model"], guarded):
+        content["pre_tokenizer"] = _guard(content["pre_tokenizer"], guarded)
     if (content["normalizer"] or {}).get("type") == "NFC" and any(
         step["type"] == "ByteLevel" for step in _steps(content, "decoder", "decoders")
     ):
         content["normalizer"] = (
             None  # a document is immutable: its own bytes, composed or not, must come back
         )
-    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), control, name)
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _extend_vocabulary(model: dict[str, Any], tokens: dict[str, int]) -> None:

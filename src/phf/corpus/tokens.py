@@ -1,5 +1,6 @@
 """Token ids of a corpus and where its segments end in them: made once per tokenizer and segmentation."""
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -129,6 +130,12 @@ class TokenCache:
             for name, sha256 in files.items():
                 check_hash(path / name, sha256, _remedy(path))
         return cls(path, manifest)
+
+    def with_levels(self, num_levels: int) -> "TokenCache":
+        """The same tokens, seen by a tokenizer with more control tokens (see `Tokenizer.add_levels`)."""
+        view = copy.copy(self)
+        view.tokenizer = self.tokenizer.add_levels(num_levels)
+        return view
 
     @property
     def slug(self) -> str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from phf import lm
 from phf.control import ControlTokens
 from phf.corpus.tokens import TokenCache
 from phf.intervals import bootstrap_mean, bootstrap_ratio
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 Labels = npt.NDArray[np.uint8]
+Labeller = Callable[[npt.NDArray[np.float32]], Labels]
+"""Gives the label of each segment by its score."""
+Conditions = npt.NDArray[np.float32]
+"""What `phf.objectives.label_conditions` gives: float32 [labels, 2]."""
 
 _LOGITS_PER_BATCH = 1 << 24
 """Numbers a batch's logits may hold (64 MB in float32)."""
@@ -104,6 +109,8 @@ def segment_nll(
     pages: Sequence[Page],
     labels: Sequence[Labels],
     progress: Progress | None = None,
+    *,
+    conditions: Conditions | None = None,
 ) -> list[npt.NDArray[np.float64]]:
     """-log p of each segment's text given all before it in its page, in nats.
 
@@ -114,11 +121,14 @@ def segment_nll(
         pages: the text.
         labels: for each page the label of each segment: GOOD or BAD put the control token before it, NO_LABEL none.
         progress: called with (description, pages done, all pages).
+        conditions: for additive objectives, what each label adds to the inputs that predict the segment
+            (`label_conditions`), in place of a control token.
 
     Returns:
         for each page float64 [num_segments].
     """
-    rows = [_lay_out(page, own, control) for page, own in zip(pages, labels, strict=True)]
+    written = labels if conditions is None else mode_labels(pages, "none")
+    rows = [_lay_out(page, own, control) for page, own in zip(pages, written, strict=True)]
     result: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(pages)
     num_done = 0
     for batch in _batch_by_length([len(ids) for ids, _ in rows], _LOGITS_PER_BATCH // vocab_size):
@@ -127,7 +137,13 @@ def segment_nll(
         owners = np.full((len(batch), length), -1)
         for row, index in enumerate(batch):
             ids[row, : len(rows[index][0])], owners[row, : len(rows[index][1])] = rows[index]
-        nll = _text_nll(model, control, vocab_size, torch.from_numpy(ids), torch.from_numpy(owners >= 0))
+        added = None
+        if conditions is not None:
+            of_targets = [labels[index][row[1:]] for index, row in zip(batch, owners, strict=True)]
+            added = torch.from_numpy(conditions[np.where(owners[:, 1:] >= 0, of_targets, NO_LABEL)])
+        nll = _text_nll(
+            model, control, vocab_size, torch.from_numpy(ids), torch.from_numpy(owners >= 0), added
+        )
         for row, index in enumerate(batch):
             text = owners[row] >= 0
             sums = np.bincount(owners[row][text], nll[row][text], minlength=len(pages[index].segments))
@@ -171,12 +187,19 @@ def _text_nll(
     vocab_size: int,
     ids: torch.Tensor,
     is_text: torch.Tensor,
+    added: torch.Tensor | None,
 ) -> npt.NDArray[np.float64]:
     """-log p of each id that is text given those before it, 0 elsewhere: float64 [B, T]; the first is never text."""
     inputs, targets = ids[:, :-1].to(model.device), ids[:, 1:].to(model.device)
     scored = is_text[:, 1:].to(model.device)
-    logits = model(input_ids=inputs, use_cache=False).logits[scored][:, :vocab_size].float()
-    logits[:, [control.good, control.bad]] = -torch.inf
+    if added is None:
+        logits = model(input_ids=inputs, use_cache=False).logits[scored]
+    else:
+        positions = torch.arange(inputs.shape[1], device=model.device).expand_as(inputs)
+        hidden = lm.hidden_states(model, inputs, positions, added.to(model.device), control)
+        logits = lm.head_logits(model, hidden[scored])
+    logits = logits[:, :vocab_size].float()
+    logits[:, list(control.all)] = -torch.inf
     nll = torch.zeros(ids.shape, dtype=torch.float64)
     nll[:, 1:][scored.cpu()] = F.cross_entropy(logits, targets[scored], reduction="none").double().cpu()
     return nll.numpy()
@@ -214,40 +237,46 @@ def control_gain(
     control: ControlTokens,
     vocab_size: int,
     reader: PageReader,
-    threshold: float,
+    label: Labeller,
     num_segments: int,
     num_bootstrap: int,
     seed: int,
+    *,
+    conditions: Conditions | None = None,
 ) -> dict[str, Estimate]:
     """Mean of log p(segment | own token) - log p(segment | other token), in context (contract: Calibration of control).
 
     Earlier segments of the page carry their own labels' tokens; only the token of the segment in question changes. At
     most one good and one bad segment of a document is taken, so that the interval over segments is honest.
 
+    Args:
+        label: the label of each segment by its score; segments that are neither GOOD nor BAD are context alone.
+        conditions: see `segment_nll`.
+
     Returns:
         `good` and `bad`: nats per segment, with bootstrap intervals over up to `num_segments` segments each.
     """
     result = {}
-    for name, label, other in (("good", GOOD, BAD), ("bad", BAD, GOOD)):
-        pages = _choose_segments(reader, threshold, label, num_segments, seed)
-        own_labels = [page.labels(threshold) for page in pages]
+    for name, own_label, other in (("good", GOOD, BAD), ("bad", BAD, GOOD)):
+        pages = choose_segments(reader, label, (own_label,), num_segments, seed)
+        own_labels = [label(page.scores) for page in pages]
         switched = [np.append(labels[:-1], np.uint8(other)) for labels in own_labels]
-        own = segment_nll(model, control, vocab_size, pages, own_labels)
-        changed = segment_nll(model, control, vocab_size, pages, switched)
+        own = segment_nll(model, control, vocab_size, pages, own_labels, conditions=conditions)
+        changed = segment_nll(model, control, vocab_size, pages, switched, conditions=conditions)
         gains = [float(after[-1] - before[-1]) for before, after in zip(own, changed, strict=True)]
         result[name] = bootstrap_mean(gains, num_bootstrap, seed)
     return result
 
 
-def _choose_segments(
-    reader: PageReader, threshold: float, label: int, num_segments: int, seed: int
+def choose_segments(
+    reader: PageReader, label: Labeller, wanted: tuple[int, ...], num_segments: int, seed: int
 ) -> list[Page]:
-    """Pages that end with a segment of a label, one per held-out document, in an order that the seed decides."""
-    rng = np.random.default_rng([seed, label])
+    """Pages that end with a segment of a wanted label, one per held-out document, in an order that the seed decides."""
+    rng = np.random.default_rng([seed, *wanted])
     pages: list[Page] = []
     for document in reader.held_out_documents(seed):
         page = reader.read(int(document))
-        candidates = np.flatnonzero(page.labels(threshold) == label)
+        candidates = np.flatnonzero(np.isin(label(page.scores), wanted))
         if len(candidates) > 0:
             pages.append(page.until(int(rng.choice(candidates)) + 1))
         if len(pages) == num_segments:

@@ -7,8 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from phf.config import EvaluateConfig
 from phf.corpus.store import Progress
+from phf.evaluate.calibration import measure_calibration
 from phf.evaluate.capability import PageReader, bits_per_byte, control_gain, mode_labels, segment_nll
 from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.misalignment import (
@@ -19,10 +23,9 @@ from phf.evaluate.misalignment import (
     summarise_scores,
     training_reference,
 )
-from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
+from phf.evaluate.rollouts import SAMPLES_FILE, generate_mode, write_samples
 from phf.files import hash_file, hash_json, read_json, write_json
-from phf.generate import generate
-from phf.objectives import is_baseline
+from phf.objectives import is_baseline, label_conditions, modes_of
 from phf.records import FORMAT_VERSION, Mode, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
@@ -131,14 +134,10 @@ def _measure(
     """All the numbers of a run, and its samples.parquet."""
     model = run.load_model(step)
     tokenizer = run.load_tokenizer(step)
-    has_control = data.objective.has_control_tokens
-    modes: tuple[Mode, ...] = ("good", "bad", "none") if has_control else ("none",)
+    modes = modes_of(run.config.objective)
 
     samples: dict[Mode, list[Sample]] = {
-        mode: generate(
-            model, tokenizer, mode, config.sampling, segments=run.config.segments, progress=progress
-        )
-        for mode in modes
+        mode: generate_mode(run, model, tokenizer, mode, config.sampling, progress=progress) for mode in modes
     }
     scores = {mode: _score(judges, samples[mode]) for mode in modes}
     samples_path = run.folder / SAMPLES_FILE
@@ -148,7 +147,7 @@ def _measure(
         {judge.slug: [score for mode in modes for score in scores[mode][judge.slug]] for judge in judges},
     )
 
-    capability = _measure_capability(model, data, modes, has_control, config, progress)
+    capability = _measure_capability(model, data, modes, config, progress)
     described: dict[str, Any] = {
         mode: {
             "degeneracy": asdict(measure_degeneracy(samples[mode])),
@@ -189,6 +188,7 @@ def _measure(
         "modes": described,
         "labelled_bits_per_byte": capability["labelled"],
         "control_gain": capability["control_gain"],
+        "calibration": capability["calibration"],
         "references": references,
     }
 
@@ -202,44 +202,49 @@ def _measure_capability(
     model: "PreTrainedModel",
     data: TrainingData,
     modes: Sequence[Mode],
-    has_control: bool,
     config: EvaluateConfig,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Bits per byte in each mode and with each segment's own label, and the control gain; None without control tokens."""
-    tokenizer, threshold = data.tokens.tokenizer, data.good.value
+    """Bits per byte in each mode and with each segment's own label, control gain and calibration; None without good
+    and bad mode (calibration: without control tokens that the model writes)."""
+    control, vocab_size = data.tokens.tokenizer.control, data.tokens.tokenizer.vocab_size
+    objective, threshold = data.objective, data.good.value
+    conditions = label_conditions(data.config.objective)
     seed, num_bootstrap = config.sampling.seed, config.num_bootstrap
     reader = PageReader(data.tokens, data.scores, data.config.data.context)
     documents = reader.held_out_documents(seed)[: config.capability_documents]
     pages = [reader.read(int(document)) for document in documents]
+
+    def label(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        return objective.label_segments(scores, threshold)
+
     labels = {str(mode): mode_labels(pages, mode) for mode in modes}
-    if has_control:
-        labels["labelled"] = [page.labels(threshold) for page in pages]
+    if objective.has_control_tokens:
+        labels["labelled"] = [label(page.scores) for page in pages]
     measured = {}
     for name, own in labels.items():
-        nll = segment_nll(model, tokenizer.control, tokenizer.vocab_size, pages, own, progress)
+        nll = segment_nll(model, control, vocab_size, pages, own, progress, conditions=conditions)
         estimates = bits_per_byte(pages, nll, threshold, num_bootstrap, seed)
         measured[name] = {group: asdict(estimate) for group, estimate in estimates.items()}
-    gain = None
-    if has_control:
-        found = control_gain(
-            model,
-            tokenizer.control,
-            tokenizer.vocab_size,
-            reader,
-            threshold,
-            config.gain_segments,
-            num_bootstrap,
-            seed,
-        )
+    gain = calibration = None
+    sizes = (config.gain_segments, num_bootstrap, seed)
+    if objective.has_control_tokens:
+        found = control_gain(model, control, vocab_size, reader, label, *sizes, conditions=conditions)
         gain = {group: asdict(estimate) for group, estimate in found.items()}
-    return {"bits_per_byte": measured, "labelled": measured.get("labelled"), "control_gain": gain}
+    if objective.has_control_tokens and conditions is None:
+        calibration = asdict(measure_calibration(model, control, vocab_size, reader, label, *sizes))
+    return {
+        "bits_per_byte": measured,
+        "labelled": measured.get("labelled"),
+        "control_gain": gain,
+        "calibration": calibration,
+    }
 
 
 def _without_nan(value: Any) -> Any:
     """The value with None for NaN, which JSON has not."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

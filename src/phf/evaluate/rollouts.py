@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phf import lm
 from phf.config import SamplingConfig
 from phf.corpus.store import Progress
+from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import replace_atomically
 from phf.generate import generate
-from phf.objectives import has_control_tokens
-from phf.records import Mode, Sample
+from phf.objectives import has_control_tokens, label_conditions
+from phf.records import BAD, GOOD, Mode, Sample
 from phf.train.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLES_FILE = "samples.parquet"
 
@@ -31,12 +37,31 @@ def sample_run(
         raise PHFError(
             f"{run.folder} was trained with {run.config.objective.kind}, which learns no control tokens; give --mode none"
         )
+    return generate_mode(run, run.load_model(), run.load_tokenizer(), mode, sampling, progress=progress)
+
+
+def generate_mode(
+    run: Run,
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    mode: Mode,
+    sampling: SamplingConfig,
+    *,
+    progress: Progress | None = None,
+) -> list[Sample]:
+    """Draw samples from a run's model in a mode; where an objective adds its control to the inputs, from weights into
+    which the mode is folded (`lm.fold_condition`)."""
+    conditions = label_conditions(run.config.objective)
+    if conditions is not None and mode in ("good", "bad"):
+        condition = conditions[GOOD if mode == "good" else BAD]
+        model = lm.fold_condition(model, tokenizer.control, condition)
     return generate(
-        run.load_model(),
-        run.load_tokenizer(),
+        model,
+        tokenizer,
         mode,
         sampling,
         segments=run.config.segments,
+        is_folded=conditions is not None,
         progress=progress,
     )
 

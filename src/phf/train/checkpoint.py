@@ -9,18 +9,21 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from phf import lm
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import check_hash, hash_file, hash_json, read_json, write_json
 from phf.records import FORMAT_VERSION
-from phf.train.optim import pack_state, unpack_state
+from phf.train.distributed import Trained
+from phf.train.optim import gather, pack_state, unpack_state
 
 MANIFEST = "checkpoint.json"
+WEIGHTS, OPTIMIZER, VALUE_HEAD = "model.safetensors", "optimizer.safetensors", "value_head.safetensors"
 
 
 @dataclass
@@ -31,11 +34,13 @@ class TrainState:
         step: steps taken.
         num_skipped: steps skipped because loss or gradient was not finite.
         num_bad_in_row: how many of them were the latest steps.
+        micro_blocks: blocks of a micro-batch, where memory ran out and it had to shrink; its size decides the rounding.
     """
 
     step: int = 0
     num_skipped: int = 0
     num_bad_in_row: int = 0
+    micro_blocks: int | None = None
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -52,23 +57,35 @@ def list_checkpoints(run: Path) -> list[int]:
 def save_checkpoint(
     run: Path,
     state: TrainState,
-    model: PreTrainedModel,
-    value_head: lm.ValueHead | None,
+    trained: Trained,
     optimizers: list[Optimizer],
     tokenizer: Tokenizer,
     *,
     keep: int,
+    is_first: bool = True,
 ) -> None:
-    """Write a checkpoint beside its final place, rename it into place, then delete all but the last `keep`."""
+    """Write a checkpoint beside its final place, rename it into place, then delete all but the last `keep`.
+
+    All ranks call this, for what they share must be gathered; the first one writes.
+    """
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in trained.parameters())
+    weights = {name: gather(tensor) for name, tensor in trained.named_parameters()} if is_sharded else {}
+    optimizer_state = pack_state(optimizers, trained) if is_sharded or is_first else {}
+    if not is_first:
+        return
     final = checkpoint_folder(run, state.step)
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    lm.save_model(model, temporary)
+    if is_sharded:
+        trained.model.save_pretrained(temporary, state_dict=_under("model.", weights))
+    else:
+        lm.save_model(trained.model, temporary)
     tokenizer.save(temporary)
-    save_file(pack_state(optimizers), temporary / "optimizer.safetensors")
-    if value_head is not None:
-        save_file(value_head.state_dict(), temporary / "value_head.safetensors")
+    save_file(optimizer_state, temporary / OPTIMIZER)
+    if trained.value_head is not None:
+        head = _under("value_head.", weights) if is_sharded else trained.value_head.state_dict()
+        save_file(head, temporary / VALUE_HEAD)
     hashes = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
     for name in hashes:
         with (temporary / name).open("rb") as file:
@@ -81,6 +98,14 @@ def save_checkpoint(
         shutil.rmtree(checkpoint_folder(run, step))
 
 
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): tensor.contiguous()
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def check_checkpoint(run: Path, step: int) -> TrainState:
     """The state of a checkpoint whose files are all what its manifest says.
 
@@ -89,8 +114,10 @@ def check_checkpoint(run: Path, step: int) -> TrainState:
     """
     folder = checkpoint_folder(run, step)
     earlier = [other for other in list_checkpoints(run) if other < step]
-    remedy = f"delete {folder}" + (
-        f" to go on from step {earlier[-1]}" if earlier else "; no earlier checkpoint is left, so train again"
+    remedy = (
+        f"go on from step {earlier[-1]} with 'phf train --resume {run}@{earlier[-1]}'"
+        if earlier
+        else "no earlier checkpoint is left, so train again"
     )
     manifest = read_json(folder / MANIFEST)
     content = {key: value for key, value in manifest.items() if key != "manifest_hash"}
@@ -101,25 +128,33 @@ def check_checkpoint(run: Path, step: int) -> TrainState:
     return TrainState(**manifest["state"])
 
 
-def load_checkpoint(
-    run: Path, step: int, model: PreTrainedModel, value_head: lm.ValueHead | None, optimizers: list[Optimizer]
-) -> TrainState:
-    """Put a checkpoint's weights and optimizer states into freshly made objects.
+def load_weights(folder: Path, trained: Trained) -> None:
+    """Put a checkpoint's weights in place: the model's, and the value head's where both have one.
 
     Raises:
-        PHFError: see `check_checkpoint`.
+        PHFError: they are those of another architecture.
     """
-    state = check_checkpoint(run, step)
-    folder = checkpoint_folder(run, step)
-    device = str(model.device)
-    weights = load_file(folder / "model.safetensors", device=device)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(model.state_dict()) - set(weights)
-    if unexpected or set(missing) - tied:
-        raise PHFError(
-            f"{folder}/model.safetensors does not fit the model of run.json: {[*missing, *unexpected][:3]}"
-        )
-    if value_head is not None:
-        value_head.load_state_dict(load_file(folder / "value_head.safetensors", device=device))
-    unpack_state(optimizers, load_file(folder / "optimizer.safetensors", device=device))
-    return state
+    model = trained.model
+    weights = load_file(folder / WEIGHTS, device=str(model.device))
+    own = model.state_dict()
+    wrong = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+    tied = {own[name].data_ptr() for name in weights if name in own}
+    wrong += [name for name in own if name not in weights and own[name].data_ptr() not in tied]
+    if wrong:
+        raise PHFError(f"{folder / WEIGHTS} does not fit the model of run.json: {', '.join(wrong[:3])}")
+    model.load_state_dict(weights, strict=False)
+    if trained.value_head is not None and (folder / VALUE_HEAD).exists():
+        trained.value_head.load_state_dict(load_file(folder / VALUE_HEAD, device=str(model.device)))
+
+
+def load_optimizers(
+    folder: Path, trained: Trained, optimizers: list[Optimizer], *, strict: bool = True
+) -> None:
+    """Put a checkpoint's optimizer states in place; parameters that it does not know start afresh.
+
+    Raises:
+        PHFError: (strict) it holds states of parameters or optimizers that are not there.
+    """
+    tensors = load_file(folder / OPTIMIZER, device=str(trained.model.device))
+    if unpack_state(optimizers, trained, tensors) > 0 and strict:
+        raise PHFError(f"{folder / OPTIMIZER} does not fit the optimizer of run.json; train again")

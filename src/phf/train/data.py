@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,18 @@ import numpy.typing as npt
 from phf.config import TrainConfig
 from phf.corpus.annotation import Annotation, load_scores
 from phf.corpus.blocks import Blocks
+from phf.corpus.phases import TrainingBlocks
 from phf.corpus.store import Corpus
 from phf.corpus.tokens import TokenCache, find_tokens
 from phf.errors import PHFError
-from phf.objectives import Objective, resolve_objective
+from phf.objectives import (
+    Objective,
+    active_fractions,
+    baseline,
+    num_levels,
+    resolve_objective,
+    warn_of_mle,
+)
 from phf.records import Split
 from phf.thresholds import Threshold, describe_epochs, resolve_good_fraction, resolve_threshold
 
@@ -37,17 +45,62 @@ class TrainingData:
     objective: Objective
     good: Threshold
 
-    def blocks(self, split: Split) -> Blocks:
-        """The blocks of a split: training in the order that the run's seed decides, validation the same for all seeds."""
+    def training_blocks(self, *, first_row: int = 0, first_epoch: float = 0.0) -> TrainingBlocks:
+        """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
+
+        Args:
+            first_row, first_epoch: where a run that goes on from another one begins, in blocks of the budget and in
+                epochs (`TrainingBlocks.place` of the other run, before that block).
+
+        Raises:
+            PHFError: `objective.start` and `objective.stop` leave the objective no step.
+        """
+        config = self.config
+        num_steps = -(-config.tokens // (config.optim.batch_blocks * config.data.context))
+        start, stop = (round(share * num_steps) for share in active_fractions(config.objective))
+        if start == stop:
+            raise PHFError(
+                f"objective.start and objective.stop leave {config.objective.kind} no step of {num_steps}; "
+                "put them further apart, or give a larger budget"
+            )
+        starts = [(start * config.optim.batch_blocks, self._lay_out("train", self.objective))]
+        if start > 0 or stop < num_steps:
+            plain = self._lay_out("train", self.plain)
+            before = [(0, plain)] if start > 0 else []
+            after = [(stop * config.optim.batch_blocks, plain)] if stop < num_steps else []
+            starts = [*before, *starts, *after]
+        return TrainingBlocks(starts, first_row=first_row, first_epoch=first_epoch)
+
+    def validation_blocks(self) -> Blocks:
+        """The blocks of the validation split under the objective's rule, the same for all seeds."""
+        return self._lay_out("validation", self.objective)
+
+    @overload
+    def blocks(self, split: Literal["train"]) -> TrainingBlocks: ...
+
+    @overload
+    def blocks(self, split: Literal["validation"]) -> Blocks: ...
+
+    def blocks(self, split: Split) -> TrainingBlocks | Blocks:
+        """The blocks of a split."""
+        return self.training_blocks() if split == "train" else self.validation_blocks()
+
+    def _lay_out(self, split: Split, objective: Objective) -> Blocks:
         return Blocks(
             self.tokens,
-            self.objective.rule,
+            objective.rule,
             self.scores,
             split=split,
             context=self.config.data.context,
             seed=self.config.seed if split == "train" else 0,
             isolate_documents=self.config.data.isolate_documents,
+            is_active=objective is self.objective,
         )
+
+    @cached_property
+    def plain(self) -> Objective:
+        """MLE on the same data: what the run does while its objective is not active."""
+        return baseline(self.scores, self.tokens.document_segments)
 
     @cached_property
     def num_dropped_documents(self) -> int:
@@ -58,16 +111,25 @@ class TrainingData:
 
     def describe(self) -> list[str]:
         """What a person should know before the first step: the resolved threshold, what it keeps, the epochs."""
-        threshold = self.objective.threshold
-        lines = [] if threshold is None else [threshold.message]
+        objective = self.objective
+        lines = [objective.threshold.message] if objective.threshold is not None else []
+        if objective.levels:
+            ends = ", ".join(
+                f"{level.value:.4g} ({100 * level.token_share:.3g} %)" for level in objective.levels
+            )
+            lines.append(f"{len(objective.levels) + 1} levels end at {ends} of the tokens")
         if self.num_dropped_documents:
             lines.append(f"{self.num_dropped_documents:,} documents hold unscored segments and are dropped")
-        kept = (
-            1.0
-            if threshold is None or self.objective.segment_threshold is not None
-            else threshold.token_share
-        )
-        lines.append(describe_epochs(kept, self.blocks("train").num_tokens_per_epoch, self.config.tokens))
+        start, stop = active_fractions(self.config.objective)
+        if (start, stop) != (0, 1):
+            lines.append(
+                f"{self.config.objective.kind} from {100 * start:g} % to {100 * stop:g} % of the budget, MLE outside"
+            )
+        if (warning := warn_of_mle(objective)) is not None:
+            lines.append(warning)
+        blocks = self._lay_out("train", objective)
+        budget = round((stop - start) * self.config.tokens)
+        lines.append(describe_epochs(objective.kept_share, blocks.num_tokens_per_epoch, budget))
         return lines
 
     def provenance(self) -> dict[str, Any]:
@@ -79,7 +141,7 @@ class TrainingData:
                 "num_documents": self.corpus.num_documents,
             },
             "reward_model": self.annotation.identity.to_json(),
-            "tokenizer": self.tokens.tokenizer.identity.to_json(),
+            "tokenizer": self.tokens.manifest["tokenizer"],  # without levels, which belong to the objective
             "segment_ends": self.tokens.segment_ends_hash,
         }
 
@@ -94,6 +156,8 @@ def open_data(config: TrainConfig) -> TrainingData:
     corpus = Corpus.open(Path(config.corpus))
     annotation = Annotation.open(corpus, config.reward_model, config.segments)
     tokens = find_tokens(corpus, config.tokenizer, config.segments)
+    if (more := num_levels(config.objective)) > 0:
+        tokens = tokens.with_levels(more)
     scores, num_segments = load_scores(corpus, annotation, missing=config.data.missing)
     if annotation.segment_ends_hash != tokens.segment_ends_hash:
         raise PHFError(
@@ -114,6 +178,8 @@ def open_data(config: TrainConfig) -> TrainingData:
             assert config.good.threshold is not None
             good = resolve_threshold(train_scores, lengths, config.good.threshold)
     data = TrainingData(config, corpus, annotation, tokens, scores, objective, good)
-    for split in get_args(Split):
-        data.blocks(split)  # a split without tokens is refused before anything is written
+    (
+        data.training_blocks(),
+        data.validation_blocks(),
+    )  # a split without tokens is refused before anything is written
     return data

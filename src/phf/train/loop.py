@@ -1,13 +1,10 @@
 """The training loop, read from top to bottom: data -> model -> schedule -> steps (with now and then a look)."""
 
-import json
-import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,14 +12,25 @@ from transformers import PreTrainedModel
 from phf import lm
 from phf.config import TrainConfig
 from phf.errors import PHFError
-from phf.files import write_bytes
-from phf.records import PAD
-from phf.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from phf.train.checkpoint import (
+    TrainState,
+    check_checkpoint,
+    checkpoint_folder,
+    load_optimizers,
+    load_weights,
+    save_checkpoint,
+)
 from phf.train.data import TrainingData, open_data
-from phf.train.losses import loss_sum, slice_batch, validate
-from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
-from phf.train.run import METRICS, Run
+from phf.train.distributed import Ranks, Trained, choose_data_parallel, is_restart, join_ranks, shard
+from phf.train.gradients import Gradients
+from phf.train.losses import validate
+from phf.train.optim import gather, learning_rate_factor, make_optimizers, set_learning_rate
+from phf.train.run import Run, training_blocks
+from phf.train.signals import Stopped, StopSignals
+from phf.train.start import describe_start, load_start, load_start_optimizers, resolve_start
+from phf.train.trackers import check_trackers, open_loggers
 
+Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 
 
@@ -30,10 +38,12 @@ def train(
     config: TrainConfig,
     folder: str | Path,
     *,
-    say: Callable[[str], None] = print,
+    say: Say = print,
     progress: Progress | None = None,
 ) -> Run:
-    """Train a run from its start.
+    """Train a run from its start, or from another run's checkpoint if `config.start` names one.
+
+    Under torchrun every process calls this; the first one writes. A SIGTERM or SIGINT finishes the step and saves.
 
     Args:
         folder: the run folder to make; its name is the run's.
@@ -41,36 +51,61 @@ def train(
         progress: called with (description, steps taken, steps in all) after every step.
 
     Raises:
-        PHFError: see `open_data`, `Run.create`; and when `max_bad_steps` steps in a row are not finite.
+        PHFError: see `open_data`, `Run.check_new`, `resolve_start`; and when `max_bad_steps` steps in a row are not finite.
+        Stopped: a signal asked for it; resuming goes on from there.
     """
-    data = open_data(config)
-    model, value_head = _create(data)
-    precision = config.precision if config.precision != "auto" else _probe(model.device)
-    parameters = lm.num_parameters(model)
-    run = Run.create(Path(folder), config, data, parameters=parameters, precision=precision)
-    return _run_steps(run, data, model, value_head, TrainState(), say, progress)
+    folder = Path(folder)
+    if is_restart() and (folder / "run.json").exists():
+        if Run.open(folder).config != config:
+            raise PHFError(
+                f"{folder} was trained with other settings; choose another -o, or delete that folder"
+            )
+        return resume(folder, say=say, progress=progress)
+    with join_ranks(config.optim.batch_blocks) as ranks:
+        data = open_data(config)
+        Run.check_new(folder)
+        check_trackers(config.trackers)
+        start = None if config.start is None else resolve_start(config.start, data)
+        model, value_head = _create(data, ranks.device)
+        precision = config.precision if config.precision != "auto" else _probe(ranks)
+        parameters = lm.num_parameters(model)
+        ranks.wait()  # all have looked at the folder before the first one writes into it
+        if ranks.is_first:
+            Run.create(folder, config, data, parameters=parameters, precision=precision, start=start)
+        ranks.wait()
+        return _run_steps(Run.open(folder), data, model, value_head, ranks, say, progress)
 
 
 def resume(
-    folder: str | Path, *, say: Callable[[str], None] = print, progress: Progress | None = None
+    folder: str | Path, *, step: int | None = None, say: Say = print, progress: Progress | None = None
 ) -> Run:
-    """Go on with a run from its last checkpoint; a finished run is returned as it is. Bit-exact on CPU.
+    """Go on with a run from a checkpoint, the last by default; a finished run is returned as it is. Bit-exact on CPU.
+
+    Args:
+        step: go on from this checkpoint; later ones are removed.
 
     Raises:
-        PHFError: the folder is no run, its checkpoint is damaged, or its data has changed.
+        PHFError: the folder is no run, has no such checkpoint, it is damaged, or its data has changed.
+        Stopped: see `train`.
     """
     run = Run.open(folder)
-    if run.is_finished:
+    if step is not None:
+        run.resolve_step(step)
+    elif run.is_finished:
         say(f"{run.folder} is finished: {run.num_steps} steps")
         return run
-    data = run.data()
-    model, value_head = _create(data)
-    return _run_steps(run, data, model, value_head, None, say, progress)
+    with join_ranks(run.config.optim.batch_blocks) as ranks:
+        data = run.data()
+        check_trackers(run.config.trackers)
+        model, value_head = _create(data, ranks.device)
+        return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=step)
 
 
-def _create(data: TrainingData) -> tuple[PreTrainedModel, lm.ValueHead | None]:
+def _create(
+    data: TrainingData, device: torch.device | None = None
+) -> tuple[PreTrainedModel, lm.ValueHead | None]:
     config, tokenizer = data.config, data.tokens.tokenizer
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or Ranks().device
     model = lm.create_model(
         config.model,
         vocab_size=tokenizer.padded_vocab_size(),
@@ -79,7 +114,7 @@ def _create(data: TrainingData) -> tuple[PreTrainedModel, lm.ValueHead | None]:
         seed=config.seed,
     ).to(device)
     if data.objective.has_control_tokens:
-        model.config.control_tokens = [tokenizer.control.good, tokenizer.control.bad]
+        model.config.control_tokens = list(tokenizer.control.all)
     if not data.objective.has_value_head:
         return model, None
     width = model.get_input_embeddings().weight.shape[1]
@@ -87,10 +122,14 @@ def _create(data: TrainingData) -> tuple[PreTrainedModel, lm.ValueHead | None]:
     return model, lm.ValueHead(width, sigmoid=sigmoid).to(device)
 
 
-def _probe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if lm.probe_bf16() else "fp32"
+def _probe(ranks: Ranks) -> str:
+    """The precision that suits the device of every rank."""
+    if ranks.device.type == "cuda":
+        is_bf16 = torch.cuda.is_bf16_supported()
+    else:
+        is_bf16 = lm.probe_bf16()
+    (num_bf16,) = ranks.sum(is_bf16)
+    return "bf16" if num_bf16 == ranks.size else "fp32"
 
 
 def _run_steps(
@@ -98,117 +137,140 @@ def _run_steps(
     data: TrainingData,
     model: PreTrainedModel,
     value_head: lm.ValueHead | None,
-    state: TrainState | None,
-    say: Callable[[str], None],
+    ranks: Ranks,
+    say: Say,
     progress: Progress | None,
+    *,
+    from_step: int | None = None,
 ) -> Run:
-    config, num_steps = run.config, run.num_steps
-    trained = nn.ModuleList([model] if value_head is None else [model, value_head])
-    optimizers = make_optimizers(model, value_head, config.optim)
-    if state is None:
+    def tell(line: str) -> None:
+        if ranks.is_first:
+            say(f"{run.name}: {line}")
+
+    config, num_steps, start = run.config, run.num_steps, run.record.get("start")
+    trained = Trained(model, value_head)
+    if start is not None:
+        tell(describe_start(start, config))
+    if run.steps:
+        from_step = run.steps[-1] if from_step is None else from_step
+        state = check_checkpoint(run.folder, from_step)
+        load_weights(checkpoint_folder(run.folder, from_step), trained)
+        tell(f"going on from step {state.step} of {num_steps}")
+    elif start is not None:
+        state = load_start(start, data, trained)
+    else:
         state = TrainState()
-        if run.steps:
-            state = load_checkpoint(run.folder, run.steps[-1], model, value_head, optimizers)
-        say(f"{run.name}: going on from step {state.step} of {num_steps}")
-    _cut_metrics(run, state.step)
+    parallel = choose_data_parallel(config.data_parallel, run.record["num_parameters"], ranks)
+    if parallel == "fsdp":
+        if config.optim.name == "muon":  # it orthogonalises whole matrices, of which a rank holds a part
+            raise PHFError(
+                "optim.name=muon does not work on sharded weights; give data_parallel=ddp or optim.name=adamw"
+            )
+        shard(trained, ranks)
+    optimizers = make_optimizers(model, value_head, config.optim)
+    if from_step is not None:
+        load_optimizers(checkpoint_folder(run.folder, from_step), trained, optimizers)
+    elif start is not None:
+        tell(load_start_optimizers(start, config, trained, optimizers))
+    ranks.wait()  # all have read before the first one removes or writes
+    if ranks.is_first:
+        _remove_later_checkpoints(run, state.step, tell)
     for line in data.describe():
-        say(f"{run.name}: {line}")
-    train_blocks, validation_blocks = data.blocks("train"), data.blocks("validation")
-    tokens_per_step, batch_blocks = run.tokens_per_step, config.optim.batch_blocks
-    # A block is a row of the micro-batch. Rows are independent, so the split changes the loss by rounding only.
-    micro_blocks = config.optim.micro_batch_blocks or batch_blocks
+        tell(line)
+    train_blocks, validation_blocks = training_blocks(data, start), data.validation_blocks()
+    tokens_per_step, batch_blocks, precision = (
+        run.tokens_per_step,
+        config.optim.batch_blocks,
+        run.record["precision"],
+    )
     last_log_time, last_log_step = perf_counter(), state.step
+    gradients = Gradients(data, trained, ranks, parallel, precision, state, tell)
     trained.train()
 
+    def save() -> None:
+        tokenizer, keep = data.tokens.tokenizer, config.keep_checkpoints
+        save_checkpoint(run.folder, state, trained, optimizers, tokenizer, keep=keep, is_first=ranks.is_first)
+
     # Go!
-    while True:
-        step, is_last = state.step, state.step == num_steps
+    with open_loggers(run, state.step, is_first=ranks.is_first) as logger, StopSignals() as stop:
+        while True:
+            step, is_last = state.step, state.step == num_steps
 
-        # Once in a while: validate, save. Both come before the step, so the last pass of the loop does them and stops.
-        if is_last or (config.validate_every > 0 and step % config.validate_every == 0):
-            losses = validate(model, data, validation_blocks, run.record["precision"])
-            _log(run, {"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
-        if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
-            tokenizer, keep = data.tokens.tokenizer, config.keep_checkpoints
-            save_checkpoint(run.folder, state, model, value_head, optimizers, tokenizer, keep=keep)
-        if is_last:
-            break
+            # Once in a while: validate, save. Both come before the step, so the last pass of the loop does them and stops.
+            if is_last or (config.validate_every > 0 and step % config.validate_every == 0):
+                losses = trained(validate, model, data, validation_blocks, precision)
+                logger.log({"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
+            if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
+                logger.flush()
+                save()
+            if is_last:
+                break
 
-        # One step: a batch that follows from (seed, step) alone, in micro-batches; the sum of the token losses divided
-        # by the number of targets that are not padding in the whole batch.
-        batch = train_blocks.batch(step, batch_blocks)
-        # For dropout, where a model has it: resuming needs no state.
-        torch.manual_seed(config.seed * 2**32 + step)
-        num_targets = int(np.count_nonzero(batch.kinds != PAD))
-        loss = torch.zeros((), device=model.device)
-        share = 0.0
-        for start in range(0, batch_blocks, micro_blocks):
-            part, weight = loss_sum(
-                model,
-                value_head,
-                data,
-                slice_batch(batch, start, start + micro_blocks),
-                run.record["precision"],
-            )
-            part = part / num_targets
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-            share += weight * min(micro_blocks, batch_blocks - start) / batch_blocks
-        norm = nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip_norm)
-        factor = learning_rate_factor(step, num_steps, config.optim)
-        if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):
-            set_learning_rate(optimizers, factor)
+            # One step: a batch that follows from (seed, step) alone, in micro-batches; the sum of the token losses
+            # divided by the number of targets that are not padding in the whole batch, all ranks' rows together.
+            batch = train_blocks.rows(ranks.rows(step, batch_blocks))
+            # For dropout, where a model has it: resuming needs no state.
+            torch.manual_seed(config.seed * 2**32 + step * ranks.size + ranks.rank)
+            loss, share = gradients.compute(batch)
+            norm = gather(nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip_norm))
+            factor = learning_rate_factor(step, num_steps, config.optim)
+            if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):
+                set_learning_rate(optimizers, factor)
+                for optimizer in optimizers:
+                    optimizer.step()
+                state.num_bad_in_row = 0
+            else:
+                state.num_skipped += 1
+                state.num_bad_in_row += 1
             for optimizer in optimizers:
-                optimizer.step()
-            state.num_bad_in_row = 0
-        else:
-            state.num_skipped += 1
-            state.num_bad_in_row += 1
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        if state.num_bad_in_row >= config.max_bad_steps:
-            raise PHFError(_divergence(run, state))
+                optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            if state.num_bad_in_row >= config.max_bad_steps:
+                raise PHFError(_divergence(run, state))
 
-        # One log line.
-        if state.step % config.log_every == 0 or state.step == num_steps:
-            now = perf_counter()
-            speed = (state.step - last_log_step) * tokens_per_step / (now - last_log_time)
-            last_log_time, last_log_step = now, state.step
-            record = {
-                "kind": "train",
-                "step": state.step,
-                "tokens": state.step * tokens_per_step,
-                "loss": float(loss),
-                "learning_rate": config.optim.learning_rate * factor,
-                "grad_norm": float(norm),
-                "tokens_per_second": round(speed),
-                "skipped": state.num_skipped,
-            }
-            if data.objective.reward_scale is not None:
-                record["effective_sample_share"] = share
-            _log(run, record)
-        if progress is not None:
-            progress(f"train {run.name}  loss {float(loss):.3f}", state.step, num_steps)
+            # One log line.
+            if state.step % config.log_every == 0 or state.step == num_steps:
+                now = perf_counter()
+                speed = (state.step - last_log_step) * tokens_per_step / (now - last_log_time)
+                last_log_time, last_log_step = now, state.step
+                record = {
+                    "kind": "train",
+                    "step": state.step,
+                    "tokens": state.step * tokens_per_step,
+                    "loss": float(loss),
+                    "learning_rate": config.optim.learning_rate * factor,
+                    "grad_norm": float(norm),
+                    "tokens_per_second": round(speed),
+                    "skipped": state.num_skipped,
+                }
+                if data.objective.has_weights:
+                    record["effective_sample_share"] = share
+                logger.log(record)
+            if progress is not None and ranks.is_first:
+                progress(f"train {run.name}  loss {float(loss):.3f}", state.step, num_steps)
+
+            # Asked to stop: the signal may have reached one rank alone, or reach them at different steps.
+            (number,) = ranks.highest(stop.received or 0)
+            if number > 0 and state.step < num_steps:
+                logger.flush()
+                save()
+                ranks.wait()
+                raise Stopped(
+                    f"{run.name}: stopped and saved at step {state.step} of {num_steps}; "
+                    f"go on with 'phf train --resume {run.folder}'",
+                    int(number),
+                )
+    ranks.wait()
     if state.num_skipped:
-        say(f"{run.name}: {state.num_skipped} steps were skipped because loss or gradient was not finite")
+        tell(f"{state.num_skipped} steps were skipped because loss or gradient was not finite")
     return run
 
 
-def _cut_metrics(run: Run, step: int) -> None:
-    """Drop the lines that a stopped run wrote after the checkpoint it goes on from."""
-    kept = [
-        line
-        for line in run.read_metrics()
-        if line["step"] < step or (line["step"] == step and line["kind"] == "train")
-    ]
-    write_bytes(run.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-
-def _log(run: Run, line: dict[str, Any]) -> None:
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-    with (run.folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite) + "\n")
+def _remove_later_checkpoints(run: Run, step: int, tell: Say) -> None:
+    for later in run.steps:
+        if later > step:
+            shutil.rmtree(checkpoint_folder(run.folder, later))
+            tell(f"removed the later checkpoint at step {later}")
 
 
 def _divergence(run: Run, state: TrainState) -> str:

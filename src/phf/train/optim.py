@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
@@ -67,21 +69,60 @@ def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
             group["lr"] = group["peak_lr"] * factor
 
 
-def pack_state(optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
-    """Optimizer states as named tensors, for safetensors."""
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that ranks may share; then all of them must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def pack_state(optimizers: list[Optimizer], trained: nn.Module) -> dict[str, torch.Tensor]:
+    """Whole optimizer states by `<optimizer>.<parameter's name in trained>.<state>`, for safetensors."""
+    names = {id(parameter): name for name, parameter in trained.named_parameters()}
     return {
-        f"{index}.{parameter}.{name}": value.contiguous()
-        for index, optimizer in enumerate(optimizers)
-        for parameter, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
+        f"{_name(optimizer)}.{names[id(parameter)]}.{key}": gather(value).contiguous()
+        for optimizer in optimizers
+        for parameter in _parameters(optimizer)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def unpack_state(optimizers: list[Optimizer], tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `pack_state`, into freshly made optimizers."""
-    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
-    for key, value in tensors.items():
-        index, parameter, name = key.split(".", 2)
-        states[int(index)].setdefault(int(parameter), {})[name] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def unpack_state(optimizers: list[Optimizer], trained: nn.Module, tensors: dict[str, torch.Tensor]) -> int:
+    """The inverse of `pack_state`, into freshly made optimizers; parameters without a state start afresh.
+
+    Returns:
+        how many of the tensors were of no use here, because no optimizer has such a parameter.
+    """
+    names = {id(parameter): name for name, parameter in trained.named_parameters()}
+    states: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    for path, value in tensors.items():
+        head, key = path.rsplit(".", 1)
+        kind, name = head.split(".", 1)
+        states.setdefault((kind, name), {})[key] = value
+    num_unused = len(tensors)
+    for optimizer in optimizers:
+        found = {
+            index: _shard_like(parameter, states.get((_name(optimizer), names[id(parameter)]), {}))
+            for index, parameter in enumerate(_parameters(optimizer))
+        }
+        found = {index: state for index, state in found.items() if state}
+        num_unused -= sum(len(state) for state in found.values())
+        optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+    return num_unused
+
+
+def _shard_like(parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A parameter's state, sharded as the parameter is; scalars stay whole."""
+    if not isinstance(parameter, DTensor):
+        return state
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return {
+        key: distribute_tensor(value, mesh, placements) if value.shape == parameter.shape else value
+        for key, value in state.items()
+    }
+
+
+def _name(optimizer: Optimizer) -> str:
+    return type(optimizer).__name__.lower()
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

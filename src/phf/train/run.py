@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from phf import lm
 from phf.config import TrainConfig, parse
+from phf.corpus.phases import TrainingBlocks
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import read_json, write_json
@@ -32,19 +33,24 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: Path, config: TrainConfig, data: TrainingData, *, parameters: int, precision: str
+        cls,
+        folder: Path,
+        config: TrainConfig,
+        data: TrainingData,
+        *,
+        parameters: int,
+        precision: str,
+        start: dict[str, Any] | None = None,
     ) -> "Run":
         """Start a run folder: run.json with the whole config, versions, and the identities of data and judge.
 
+        Args:
+            start: the other run's checkpoint whose weights this one starts from (`resolve_start`).
+
         Raises:
-            PHFError: the folder holds a run already, or something else.
+            PHFError: see `check_new`.
         """
-        if (folder / "run.json").exists():
-            raise PHFError(
-                f"{folder} holds a run already; go on with 'phf train --resume {folder}' or choose another -o"
-            )
-        if folder.exists() and any(folder.iterdir()):
-            raise PHFError(f"{folder} is not empty and is not a run; choose another -o")
+        cls.check_new(folder)
         record = {
             "format_version": FORMAT_VERSION,
             "name": folder.name,
@@ -60,12 +66,27 @@ class Run:
             **data.provenance(),
             "threshold": asdict(data.objective.threshold) if data.objective.threshold is not None else None,
             "good": asdict(data.good),
-            "epochs": data.blocks("train").epochs(config.tokens),
+            "epochs": training_blocks(data, start).epochs(config.tokens),
             "num_parameters": parameters,
             "precision": precision,
+            "start": start,
         }
         write_json(folder / "run.json", record)
         return cls(folder, record)
+
+    @staticmethod
+    def check_new(folder: Path) -> None:
+        """Refuse a folder that is not free for a new run.
+
+        Raises:
+            PHFError: it holds a run already, or something else.
+        """
+        if (folder / "run.json").exists():
+            raise PHFError(
+                f"{folder} holds a run already; go on with 'phf train --resume {folder}' or choose another -o"
+            )
+        if folder.exists() and any(folder.iterdir()):
+            raise PHFError(f"{folder} is not empty and is not a run; choose another -o")
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -168,6 +189,14 @@ class Run:
             return []
         lines = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1] if line]
+
+
+def training_blocks(data: TrainingData, start: dict[str, Any] | None) -> TrainingBlocks:
+    """The training blocks of a run, which go on where the run that it starts from has stopped (`start`, of run.json)."""
+    if start is None:
+        return data.training_blocks()
+    first_row = start["first_step"] * data.config.optim.batch_blocks
+    return data.training_blocks(first_row=first_row, first_epoch=start["epoch"])
 
 
 def _brief(value: Any) -> str:

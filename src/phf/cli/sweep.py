@@ -1,0 +1,70 @@
+"""`phf sweep`: a grid of runs."""
+
+import sys
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.markup import escape
+
+from phf.cli.options import SETTINGS, check_choice
+from phf.terminal import print_table, printable, say, show_progress
+
+if TYPE_CHECKING:
+    from phf.records import Estimate
+
+app = typer.Typer(**SETTINGS)
+
+
+@app.command(
+    epilog="Example: phf sweep toxicity objective.kind=[mle,conditional,rwr] seed=0,1,2 -o sweep --workers 2. "
+    "An option that only some objectives have goes with the kind: objective='[{kind: mle}, {kind: conditional, "
+    "good_fraction: 0.5}]'"
+)
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="Overrides; several values make the grid.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder that holds the runs.")],
+    workers: Annotated[int, typer.Option(help="Runs at a time, one thread each.", min=1)] = 1,
+    launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+) -> None:
+    """Train every run of a grid over shared annotations and tokens. Resumable; failed runs are listed, not fatal."""
+    from rich.table import Table
+
+    from phf.train.sweep import LOSSES, Launcher, run_sweep, summarize
+
+    kind = check_choice("launcher", launcher, get_args(Launcher))
+    with show_progress() as progress:
+        outcomes = run_sweep(
+            recipe,
+            overrides,
+            out,
+            workers=workers,
+            launcher=kind,
+            say=lambda line: say(printable(line)),
+            progress=progress,
+        )
+    table = Table(title="Validation NLL a token at the end, in nats (95 % interval over seeds)")
+    for column in ("run", "finished", *LOSSES):
+        table.add_column(column)
+    for row in summarize(outcomes):
+        name = " ".join(row.overrides) or "all seeds"
+        losses = [_format(row.losses[loss]) for loss in LOSSES]
+        table.add_row(escape(name), f"{row.num_finished} of {row.num_finished + row.num_failed}", *losses)
+    print_table(table)
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    for outcome in failed:
+        say(f"failed: {outcome.cell.folder.name}: {printable(str(outcome.failure))}")
+    if failed:
+        sys.exit(1)
+    print(f"next: phf evaluate {' '.join(str(outcome.cell.folder) for outcome in outcomes)}")
+
+
+def _format(estimate: "Estimate") -> str:
+    if estimate.count == 0:
+        return "-"
+    interval = "" if isnan(estimate.low) else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return escape(f"{estimate.mean:.3f}{interval}")

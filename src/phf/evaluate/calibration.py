@@ -1,0 +1,135 @@
+"""Whether a model knows which of its words are bad: its own posterior, held against the judge (contract: Calibration).
+
+At a segment start q = p(good | context) / (p(good | context) + p(bad | context)); the model's posterior that the text s
+is good is q p(s | context, good) / (q p(s | context, good) + (1 - q) p(s | context, bad)).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from phf.control import ControlTokens
+from phf.evaluate.capability import Labeller, Page, PageReader, choose_segments, segment_nll
+from phf.intervals import wilson
+from phf.records import BAD, GOOD, NO_LABEL, Estimate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NUM_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Segments whose posterior lies in one tenth of [0, 1].
+
+    Attributes:
+        posterior: their mean.
+        good: share that the judge finds good, with Wilson's interval; its count is the number of segments.
+    """
+
+    posterior: float
+    good: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How the posterior agrees with the judge.
+
+    Attributes:
+        error: expected calibration error: mean over segments of |posterior - share of good| of their bins, bootstrap
+            interval over segments. It is above 0 for few segments even if the posterior is right.
+        bins: the reliability diagram; bins without segments are left out.
+    """
+
+    error: Estimate
+    bins: tuple[Bin, ...]
+
+
+def measure_calibration(
+    model: "PreTrainedModel",
+    control: ControlTokens,
+    vocab_size: int,
+    reader: PageReader,
+    label: Labeller,
+    num_segments: int,
+    num_bootstrap: int,
+    seed: int,
+) -> Calibration:
+    """The calibration on one segment of each of up to `num_segments` held-out documents, drawn evenly in the document.
+
+    Earlier segments carry their own labels' tokens.
+
+    Args:
+        label: GOOD or BAD by a segment's score; others are context alone.
+    """
+    pages = choose_segments(reader, label, (GOOD, BAD), num_segments, seed)
+    labels = [label(page.scores) for page in pages]
+    posteriors = segment_posteriors(model, control, vocab_size, pages, labels)
+    is_good = np.array([own[-1] == GOOD for own in labels], bool)
+    return summarise_calibration(posteriors, is_good, num_bootstrap, seed)
+
+
+def segment_posteriors(
+    model: "PreTrainedModel",
+    control: ControlTokens,
+    vocab_size: int,
+    pages: Sequence[Page],
+    labels: Sequence[npt.NDArray[np.uint8]],
+) -> npt.NDArray[np.float64]:
+    """The model's posterior that the last segment of each page is good: float64 [pages]."""
+    nll = {}
+    for own in (GOOD, BAD):
+        told = [np.append(before[:-1], np.uint8(own)) for before in labels]
+        nll[own] = np.array([found[-1] for found in segment_nll(model, control, vocab_size, pages, told)])
+    log_odds = np.array(
+        [_prior_log_odds(model, control, page, own) for page, own in zip(pages, labels, strict=True)]
+    )
+    posteriors: npt.NDArray[np.float64] = 1 / (1 + np.exp(-(log_odds + nll[BAD] - nll[GOOD]).clip(-500, 500)))
+    return posteriors
+
+
+@torch.inference_mode()
+def _prior_log_odds(
+    model: "PreTrainedModel", control: ControlTokens, page: Page, labels: npt.NDArray[np.uint8]
+) -> float:
+    """log p(good) - log p(bad) where the last segment of a page starts."""
+    ids = [control.end]
+    for segment, label in zip(page.segments[:-1], labels[:-1], strict=True):
+        ids += [control.of_label(int(label))] if label != NO_LABEL else []
+        ids += segment.tolist()
+    inputs = torch.tensor([ids], device=model.device)
+    logits = model(input_ids=inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    return float(logits[control.good] - logits[control.bad])
+
+
+def summarise_calibration(
+    posteriors: npt.NDArray[np.float64], is_good: npt.NDArray[np.bool_], num_bootstrap: int, seed: int
+) -> Calibration:
+    """Expected calibration error and reliability diagram over ten bins of equal width (Guo et al. 2017)."""
+    places = np.minimum((posteriors * NUM_BINS).astype(int), NUM_BINS - 1)
+    if len(posteriors) == 0:
+        return Calibration(Estimate(np.nan, np.nan, np.nan, 0), ())
+    bins = tuple(
+        Bin(float(posteriors[places == place].mean()), wilson(int(is_good[places == place].sum()), int(count)))
+        for place, count in enumerate(np.bincount(places, minlength=NUM_BINS))
+        if count > 0
+    )
+    rng = np.random.default_rng(seed)
+    draws = [rng.integers(0, len(places), len(places)) for _ in range(num_bootstrap)]
+    errors = [_expected_error(posteriors[draw], is_good[draw], places[draw]) for draw in draws]
+    low, high = np.percentile(errors, [2.5, 97.5])
+    error = _expected_error(posteriors, is_good, places)
+    return Calibration(Estimate(error, float(low), float(high), len(places)), bins)
+
+
+def _expected_error(
+    posteriors: npt.NDArray[np.float64], is_good: npt.NDArray[np.bool_], places: npt.NDArray[np.int64]
+) -> float:
+    """Sum over bins of |sum of posteriors - number of good segments|, over the number of segments."""
+    gaps = np.bincount(places, posteriors - is_good, minlength=NUM_BINS)
+    return float(np.abs(gaps).sum() / len(places))

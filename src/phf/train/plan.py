@@ -1,0 +1,253 @@
+"""What a run would cost, without running it: `phf train --dry-run`."""
+
+import math
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+
+from phf import lm
+from phf.config import TrainConfig
+from phf.errors import PHFError
+from phf.train.data import TrainingData, open_data
+from phf.train.distributed import BYTES_PER_PARAMETER
+from phf.train.losses import autocast
+from phf.train.start import resolve_start
+
+ASSUMED_MFU = 0.4
+"""Model FLOPs utilisation of a GPU assumed where none is given: what well-set dense training reaches on an H100."""
+ASSUMED_CPU_MFU = 0.1
+"""The same for a CPU, against its best large product: 11k tokens/s of the 2.5M preset on two cores with AMX
+(docs/log.md) are 0.2 TFLOP/s, where one large bf16 product reaches 2.4."""
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device's peak in dense bf16 (fp32 on a CPU without it), in FLOP/s, and its memory in bytes."""
+
+    name: str
+    peak_flops: float
+    memory: int | None
+
+
+GPUS = {  # NVIDIA's data sheets: dense tensor-core bf16, memory
+    name: Device(name, teraflops * 1e12, gigabytes * GIB)
+    for name, teraflops, gigabytes in (
+        ("A10G", 70, 24),
+        ("A100-40GB", 312, 40),
+        ("A100", 312, 80),
+        ("L4", 121, 24),
+        ("L40S", 362, 48),
+        ("RTX4090", 165, 24),
+        ("H100", 989, 80),
+        ("H200", 989, 141),
+        ("B200", 2250, 180),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one rank. Activations are an estimate; the rest is exact for AdamW in float32."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """Of all four."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The size of a run.
+
+    Attributes:
+        flops_per_token: forward and backward: 6 per parameter that multiplies, and 12 x layers x width x context for
+            attention (the PaLM paper's appendix B, causality not deducted).
+        first_step: where it starts, if another run's weights are its start.
+    """
+
+    config: TrainConfig
+    device: Device
+    num_ranks: int
+    mfu: float
+    num_parameters: int
+    tokens_per_epoch: int
+    first_step: int
+    num_steps: int
+    flops_per_token: float
+    parallel: str
+    micro_blocks: int
+    memory: Memory
+
+    @property
+    def num_tokens(self) -> int:
+        """Model inputs that are trained on from here."""
+        return (self.num_steps - self.first_step) * self.config.optim.batch_blocks * self.config.data.context
+
+    @property
+    def seconds(self) -> float:
+        """FLOPs over what the ranks are assumed to do; validation, checkpoints and start are not in it."""
+        return self.num_tokens * self.flops_per_token / (self.device.peak_flops * self.mfu * self.num_ranks)
+
+    def describe(self) -> list[str]:
+        """Lines to read."""
+        config, memory, device = self.config, self.memory, self.device
+        batch = config.optim.batch_blocks
+        ranks = f"{self.num_ranks} x {device.name}" if self.num_ranks > 1 else device.name
+        lines = [
+            f"parameters  {self.num_parameters:,}",
+            f"tokens      {self.num_tokens:,} = {self.num_tokens / self.tokens_per_epoch:.2f} epochs of {self.tokens_per_epoch:,}",
+            f"steps       {self.num_steps - self.first_step:,} of {batch} x {config.data.context} = "
+            f"{batch * config.data.context:,} tokens",
+            f"FLOPs       {self.num_tokens * self.flops_per_token:.3g} ({self.flops_per_token:.3g} a token)",
+            f"memory      {_size(memory.total)} a rank: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
+            f"optimizer {_size(memory.optimizer)}, activations about {_size(memory.activations)} "
+            f"(micro-batches of {self.micro_blocks} blocks{', ' + self.parallel if self.num_ranks > 1 else ''})",
+            f"time        {_duration(self.seconds)} on {ranks}: {self.num_tokens / self.seconds:,.0f} tokens/s, "
+            f"assuming {self.mfu:.0%} of {device.peak_flops / 1e12:.3g} TFLOP/s",
+        ]
+        if device.memory is not None and memory.total > 0.9 * device.memory:
+            lines.append(
+                f"warning     that leaves no room in {_size(device.memory)}; give a smaller optim.micro_batch_blocks, or more "
+                "processes with data_parallel=fsdp"
+            )
+        return lines
+
+
+def plan_run(
+    config: TrainConfig, *, gpu: str | None = None, num_ranks: int = 1, mfu: float | None = None
+) -> Plan:
+    """Size up a run; needs its corpus, annotation and tokens, and writes nothing.
+
+    Args:
+        gpu: one of `GPUS`; None measures this machine's CPU.
+        mfu: share of the device's peak that training is assumed to reach; default, `ASSUMED_MFU` or `ASSUMED_CPU_MFU`.
+
+    Raises:
+        PHFError: see `open_data`; the GPU is not known; the batch does not divide among the ranks.
+    """
+    if gpu is not None and gpu not in GPUS:
+        raise PHFError(f"gpu '{gpu}' is not known; choose {', '.join(GPUS)}")
+    if config.optim.batch_blocks % num_ranks != 0:
+        raise PHFError(
+            f"optim.batch_blocks={config.optim.batch_blocks} does not divide among {num_ranks} processes"
+        )
+    data = open_data(config)
+    first_step = 0 if config.start is None else int(resolve_start(config.start, data)["first_step"])
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if gpu is not None or lm.probe_bf16() else "fp32"
+    device = GPUS[gpu] if gpu is not None else _measure_cpu(precision)
+    micro_blocks = min(
+        config.optim.micro_batch_blocks or config.optim.batch_blocks, config.optim.batch_blocks // num_ranks
+    )
+    with FakeTensorMode():  # shapes and dtypes only: no weight is made, no product computed
+        model = _create(data)
+        activations = _measure_activations(model, data, micro_blocks, precision)
+    num_parameters = lm.num_parameters(model)
+    parallel = config.data_parallel
+    if parallel == "auto":
+        is_large = device.memory is not None and BYTES_PER_PARAMETER * num_parameters > device.memory / 2
+        parallel = "fsdp" if is_large else "ddp"
+    share = num_ranks if parallel == "fsdp" else 1
+    text = model.config.get_text_config()
+    attention = 12 * text.num_hidden_layers * text.hidden_size * config.data.context
+    return Plan(
+        config=config,
+        device=device,
+        num_ranks=num_ranks,
+        mfu=mfu if mfu is not None else ASSUMED_MFU if gpu is not None else ASSUMED_CPU_MFU,
+        num_parameters=num_parameters,
+        tokens_per_epoch=data.blocks("train").num_tokens_per_epoch,
+        first_step=first_step,
+        num_steps=math.ceil(config.tokens / (config.optim.batch_blocks * config.data.context)),
+        flops_per_token=6 * _num_multiplying(model) + attention,
+        parallel=parallel,
+        micro_blocks=micro_blocks,
+        memory=Memory(
+            weights=4 * num_parameters / share,
+            gradients=4 * num_parameters / share,
+            optimizer=(BYTES_PER_PARAMETER - 8) * num_parameters / share,
+            activations=activations,
+        ),
+    )
+
+
+def _create(data: TrainingData) -> PreTrainedModel:
+    tokenizer = data.tokens.tokenizer
+    return lm.create_model(
+        data.config.model,
+        vocab_size=tokenizer.padded_vocab_size(),
+        control=tokenizer.control,
+        context=data.config.data.context,
+        seed=data.config.seed,
+    )
+
+
+def _num_multiplying(model: PreTrainedModel) -> int:
+    """Parameters that take part in a product: all but an input embedding that is not the head as well."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return lm.num_parameters(model) - (table.numel() if table is not head else 0)
+
+
+def _measure_activations(
+    model: PreTrainedModel, data: TrainingData, num_blocks: int, precision: str
+) -> float:
+    """Bytes kept for the backward pass of some blocks, and the head's scratch; linear in the number of blocks."""
+    one, two = (_saved_bytes(model, data.config.data.context, count, precision) for count in (1, 2))
+    vocabulary: int = model.get_output_embeddings().weight.shape[0]
+    num_logits = num_blocks * data.config.data.context
+    if vocabulary >= lm.CHUNKED_HEAD_VOCABULARY:
+        num_logits = min(num_logits, lm.HEAD_CHUNK_TOKENS)
+    return one + (num_blocks - 1) * (two - one) + 2 * 4 * num_logits * vocabulary
+
+
+def _saved_bytes(model: PreTrainedModel, context: int, num_blocks: int, precision: str) -> int:
+    ids = torch.zeros(num_blocks, context, dtype=torch.int64)
+    positions = torch.arange(context).expand(num_blocks, context)
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage  # kept, so that no other takes its place
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        autocast(torch.device("cpu"), precision),
+    ):
+        lm.token_nll(model, ids, ids, positions)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def _measure_cpu(precision: str, size: int = 1024, repeats: int = 5) -> Device:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.ones(2, size, size, dtype=dtype)
+    left @ right  # the first product of a dtype compiles its kernel
+    best = math.inf
+    for _ in range(repeats):
+        start = perf_counter()
+        left @ right
+        best = min(best, perf_counter() - start)
+    return Device(f"this CPU ({torch.get_num_threads()} threads, {precision})", 2 * size**3 / best, None)
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.3g} GiB" if num_bytes > GIB / 10 else f"{num_bytes / 2**20:.3g} MiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

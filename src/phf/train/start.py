@@ -1,0 +1,152 @@
+"""`--init RUN@STEP`: a run that starts from another run's weights and goes on with the next tokens."""
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from phf import lm
+from phf.config import StartConfig, TrainConfig, apply_overrides, load_train_config, parse, read_recipe
+from phf.errors import PHFError
+from phf.files import read_json
+from phf.train.checkpoint import (
+    MANIFEST,
+    TrainState,
+    check_checkpoint,
+    checkpoint_folder,
+    load_optimizers,
+    load_weights,
+)
+from phf.train.data import TrainingData
+from phf.train.distributed import Trained
+from phf.train.run import Run, training_blocks
+
+
+def parse_place(text: str) -> tuple[str, int | None]:
+    """`RUN@STEP` as folder and step; without `@STEP`, None for the last checkpoint."""
+    folder, at, step = text.rpartition("@")
+    return (folder, int(step)) if at and folder and step.isdecimal() else (text, None)
+
+
+def load_start_config(
+    recipe: str | None, overrides: list[str], place: str | None, *, reset_optimizer: bool = False
+) -> TrainConfig:
+    """The config of `phf train [RECIPE] [KEY=VALUE]... [--init RUN[@STEP]]`; without a recipe, that of the other run.
+
+    Raises:
+        PHFError: see `load_train_config`, `Run.open`.
+    """
+    if place is None:
+        if reset_optimizer:
+            raise PHFError(
+                "--reset-optimizer belongs to --init RUN: a run from its start has fresh optimizer states"
+            )
+        assert recipe is not None
+        return load_train_config(recipe, overrides)
+    run, step = parse_place(place)
+    value = read_recipe(recipe) if recipe is not None else Run.open(run).record["config"]
+    value = apply_overrides(value, overrides)
+    value["start"] = {"run": run, "step": step, "reset_optimizer": reset_optimizer}
+    return parse(TrainConfig, value, f"recipe {recipe}" if recipe is not None else f"{run}/run.json")
+
+
+def resolve_start(config: StartConfig, data: TrainingData) -> dict[str, Any]:
+    """Where the weights come from, for run.json, and the step that the new run starts at.
+
+    Raises:
+        PHFError: no such run or checkpoint, it is damaged, or its tokenizer or architecture is another.
+    """
+    base = Run.open(config.run)
+    step = base.resolve_step(config.step)
+    check_checkpoint(base.folder, step)
+    new = data.config
+    if base.record["tokenizer"] != data.provenance()["tokenizer"]:
+        raise PHFError(f"{base.folder} has another tokenizer; give tokenizer={base.config.tokenizer}")
+    if base.config.model != new.model:
+        raise PHFError(
+            f"{base.folder} has another architecture: {base.config.model!r}; give the same keys under model"
+        )
+    num_tokens = step * base.tokens_per_step
+    per_step = new.optim.batch_blocks * new.data.context
+    first_step = -(-num_tokens // per_step)
+    if first_step * per_step >= new.tokens:
+        raise PHFError(
+            f"tokens={new.tokens} is the whole budget, and {base.folder} has seen {num_tokens} of it at step {step}; "
+            "give more, or init from an earlier step"
+        )
+    return {
+        "run": str(base.folder.resolve()),
+        "step": step,
+        "tokens": num_tokens,
+        "objective": base.config.objective.kind,
+        "files": read_json(checkpoint_folder(base.folder, step) / MANIFEST)["files"],
+        "first_step": first_step,
+        "epoch": _find_epoch(base, step, data),
+    }
+
+
+def describe_start(start: dict[str, Any], config: TrainConfig) -> str:
+    """One line: whose weights, and which part of the budget and of the data order is left."""
+    order = (
+        "goes on with the next tokens of its data order"
+        if start["epoch"] > 0
+        else "reads its data from the beginning, for that run's data or seed was another"
+    )
+    return (
+        f"starts from {start['run']} at step {start['step']} ({start['objective']}) and {order}: "
+        f"token {start['tokens']:,} of {config.tokens:,}, step {start['first_step']}"
+    )
+
+
+def load_start(start: dict[str, Any], data: TrainingData, trained: Trained) -> TrainState:
+    """Put the other run's weights into a fresh model; control tokens it did not know get their rows.
+
+    Raises:
+        PHFError: the checkpoint is gone, damaged, or no longer the one that run.json names.
+    """
+    base = Run.open(start["run"])
+    step = base.resolve_step(start["step"])
+    check_checkpoint(base.folder, step)
+    folder = checkpoint_folder(base.folder, step)
+    if read_json(folder / MANIFEST)["files"] != start["files"]:
+        raise PHFError(f"{folder} is not what this run was started from; put it back, or train a new run")
+    load_weights(folder, trained)
+    known = read_json(folder / "config.json").get("control_tokens")
+    if data.objective.has_control_tokens and known != list(data.tokens.tokenizer.control.all):
+        _add_control_tokens(trained.model, data)
+    return TrainState(step=start["first_step"])
+
+
+def load_start_optimizers(
+    start: dict[str, Any], config: TrainConfig, trained: Trained, optimizers: list[Optimizer]
+) -> str:
+    """Put the other run's optimizer states in place, where they fit and are wanted; says what happened."""
+    base = Run.open(start["run"])
+    assert config.start is not None
+    if config.start.reset_optimizer:
+        return "optimizer states: fresh"
+    if base.config.optim.name != config.optim.name:
+        return f"optimizer states: fresh, because those of {base.name} are {base.config.optim.name}'s"
+    load_optimizers(checkpoint_folder(base.folder, start["step"]), trained, optimizers, strict=False)
+    return f"optimizer states: kept from {base.name}"
+
+
+def _add_control_tokens(model: PreTrainedModel, data: TrainingData) -> None:
+    tokenizer = data.tokens.tokenizer
+    model.config.control_tokens = None  # else the rows count as learned, and are kept
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(data.config.seed)
+        lm.add_control_tokens(model, vocab_size=tokenizer.padded_vocab_size(), control=tokenizer.control)
+    model.config.control_tokens = list(tokenizer.control.all)
+
+
+def _find_epoch(base: Run, step: int, data: TrainingData) -> float:
+    """The place in epochs where the other run stands; 0 if its data order is not this run's."""
+    new = data.provenance()
+    if base.config.seed != data.config.seed or any(
+        base.record[key] != new[key] for key in ("corpus", "segment_ends")
+    ):
+        return 0.0
+    blocks = training_blocks(base.data(), base.record.get("start"))
+    return blocks.place(step * base.config.optim.batch_blocks)

@@ -1,0 +1,308 @@
+"""A grid of runs over shared annotations and tokens; one folder per run, what is finished is not trained again."""
+
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, assert_never
+
+import yaml
+
+from phf.config import TrainConfig, apply_overrides, parse, read_recipe
+from phf.errors import PHFError
+from phf.files import hash_json, write_bytes
+from phf.intervals import pooled_t
+from phf.records import Estimate
+from phf.train.data import open_data
+from phf.train.run import Run
+
+Launcher = Literal["local", "slurm", "ray"]
+Say = Callable[[str], None]
+MAX_NAME = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: the swept keys with this run's values, `key=value`.
+        folder: the run folder, named by them.
+    """
+
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The whole config as a recipe, so that a person, a job or a task can start this run alone."""
+        return self.folder.parent / "recipes" / f"{self.folder.name}.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run of a sweep ended; `failure` is the line that says why it is not finished, or None."""
+
+    cell: Cell
+    failure: str | None
+
+
+def parse_grid(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Overrides with one value, and for every swept key (`key=[a,b]`, `key=a,b`) its overrides, one per value.
+
+    Raises:
+        PHFError: an override is not `key=value`, or a list is empty.
+    """
+    fixed, swept = [], []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise PHFError(f"'{override}' is not of the form key=value or key=[a,b], such as seed=0,1,2")
+        values = _split_values(override, text)
+        if values is None:
+            fixed.append(override)
+        else:
+            swept.append([f"{key}={value}" for value in values])
+    return fixed, swept
+
+
+def _split_values(override: str, text: str) -> list[str] | None:
+    if text.startswith("["):
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise PHFError(f"the list of '{override}' is not valid YAML, such as [0.5, 0.1]") from None
+        if not isinstance(values, list) or not values:
+            raise PHFError(f"the list of '{override}' is empty; give one value or more")
+        return [
+            yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip() for value in values
+        ]
+    return text.split(",") if "," in text and not text.startswith(("{", "'", '"')) else None
+
+
+def plan_sweep(overrides: list[str], out: Path) -> tuple[list[str], list[Cell]]:
+    """The overrides that all runs share, and the grid, the last key fastest.
+
+    Raises:
+        PHFError: see `parse_grid`; no key has several values.
+    """
+    fixed, swept = parse_grid(overrides)
+    if not swept:
+        raise PHFError(
+            "nothing to sweep: give a key several values, such as seed=0,1,2 or objective.kind=[mle,rwr]"
+        )
+    cells = [Cell(combination, out / _folder_name(combination)) for combination in itertools.product(*swept)]
+    return fixed, cells
+
+
+def _folder_name(overrides: tuple[str, ...]) -> str:
+    name = "_".join(overrides)
+    safe = "".join(c if c.isalnum() or c in "=._-+" else "-" for c in name)
+    return safe if safe == name and len(name) <= MAX_NAME else f"{safe[:MAX_NAME]}-{hash_json(name)[:8]}"
+
+
+def run_sweep(
+    recipe: str,
+    overrides: list[str],
+    out: Path,
+    *,
+    workers: int = 1,
+    launcher: Launcher = "local",
+    say: Say = print,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Outcome]:
+    """Train every run of a grid, or go on with it; a run that fails is listed and does not stop the others.
+
+    Args:
+        workers: runs at a time; for `slurm`, jobs at a time.
+        launcher: `local` processes with one thread each (and a GPU each, if there are any), `slurm` jobs, `ray` tasks.
+
+    Raises:
+        PHFError: see `plan_sweep`, `read_recipe`; the launcher's package is not installed.
+    """
+    fixed, cells = plan_sweep(overrides, out)
+    base = apply_overrides(read_recipe(recipe), fixed)
+    outcomes: dict[Cell, Outcome] = {}
+    commands: dict[Cell, list[str]] = {}
+    for cell in cells:
+        try:
+            command = _prepare(cell, base)
+        except PHFError as error:
+            outcomes[cell] = Outcome(cell, str(error))
+            continue
+        if command is None:
+            outcomes[cell] = Outcome(cell, None)
+        else:
+            commands[cell] = command
+    say(
+        f"{len(cells)} runs: {len(commands)} to train, {sum(o.failure is None for o in outcomes.values())} finished before"
+    )
+    for cell, failure in _launch(launcher, commands, workers):
+        outcomes[cell] = Outcome(cell, failure if failure is not None else _check_finished(cell))
+        if failure is not None:
+            say(f"{cell.folder.name} failed: {failure}")
+        if progress is not None:
+            progress("sweep", len(outcomes), len(cells))
+    return [outcomes[cell] for cell in cells]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The runs of a sweep that differ in their seed alone: their final validation losses, pooled (Student's t)."""
+
+    overrides: tuple[str, ...]
+    num_finished: int
+    num_failed: int
+    losses: dict[str, Estimate]
+
+
+LOSSES = ("nll_all", "nll_good", "nll_bad")
+
+
+def summarize(outcomes: list[Outcome]) -> list[Row]:
+    """A row per setting, seeds pooled, in the order of the grid."""
+    groups: dict[tuple[str, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        setting = tuple(o for o in outcome.cell.overrides if not o.startswith("seed="))
+        groups.setdefault(setting, []).append(outcome)
+    rows = []
+    for setting, members in groups.items():
+        finished = [outcome.cell for outcome in members if outcome.failure is None]
+        last = [_last_validation(cell) for cell in finished]
+        losses = {
+            name: pooled_t([float("nan") if line.get(name) is None else line[name] for line in last])
+            for name in LOSSES
+        }
+        rows.append(Row(setting, len(finished), len(members) - len(finished), losses))
+    return rows
+
+
+def _last_validation(cell: Cell) -> dict[str, Any]:
+    lines = [line for line in Run.open(cell.folder).read_metrics() if line["kind"] == "validation"]
+    return lines[-1] if lines else {}
+
+
+def _prepare(cell: Cell, base: dict[str, Any]) -> list[str] | None:
+    """The arguments of `phf` that train the run or go on with it; None if it is finished."""
+    value = apply_overrides(base, list(cell.overrides))
+    config = parse(TrainConfig, value, "recipe")
+    if (cell.folder / "run.json").exists():
+        run = Run.open(cell.folder)
+        if run.config != config:
+            raise PHFError(
+                f"{cell.folder} was trained with other settings; choose another -o, or delete that folder"
+            )
+        return None if run.is_finished else ["train", "--resume", str(cell.folder)]
+    open_data(config)  # an objective that cannot be resolved fails here, in the words of its error
+    write_bytes(cell.recipe, yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)).encode())
+    return ["train", str(cell.recipe), "-o", str(cell.folder)]
+
+
+def _check_finished(cell: Cell) -> str | None:
+    return None if Run.open(cell.folder).is_finished else "it ended before its last step"
+
+
+def run_command(arguments: list[str], environment: dict[str, str]) -> str | None:
+    """Run `phf ARGUMENTS` in a process of its own; its last line of stderr if it failed."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "phf", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if ended.returncode == 0:
+        return None
+    lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+    return lines[-1].removeprefix("error: ")
+
+
+def _launch(
+    launcher: Launcher, commands: dict[Cell, list[str]], workers: int
+) -> Iterator[tuple[Cell, str | None]]:
+    """Each run with why it failed, or None, in the order in which they end."""
+    match launcher:
+        case "local":
+            yield from _launch_local(commands, workers)
+        case "slurm":
+            yield from _launch_slurm(commands, workers)
+        case "ray":
+            yield from _launch_ray(commands)
+        case _:
+            assert_never(launcher)
+
+
+def _launch_local(commands: dict[Cell, list[str]], workers: int) -> Iterator[tuple[Cell, str | None]]:
+    import torch
+
+    slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for index in range(workers):
+        environment = {"OMP_NUM_THREADS": "1"}
+        if torch.cuda.is_available():
+            environment["CUDA_VISIBLE_DEVICES"] = str(index % torch.cuda.device_count())
+        slots.put(environment)
+
+    def run(arguments: list[str]) -> str | None:
+        slot = slots.get()
+        try:
+            return run_command(arguments, slot)
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(run, arguments): cell for cell, arguments in commands.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _launch_slurm(commands: dict[Cell, list[str]], workers: int) -> Iterator[tuple[Cell, str | None]]:
+    try:
+        submitit: Any = importlib.import_module("submitit")
+    except ImportError:
+        raise PHFError(
+            "launcher slurm needs submitit; 'pip install phf[slurm]', or take --launcher local"
+        ) from None
+    if not commands:
+        return
+    folder = next(iter(commands)).folder.parent / "jobs"
+    executor = submitit.AutoExecutor(folder=str(folder))
+    executor.update_parameters(name="phf", slurm_array_parallelism=workers)
+    with executor.batch():
+        jobs = {cell: executor.submit(run_command, arguments, {}) for cell, arguments in commands.items()}
+    for cell, job in jobs.items():
+        error = job.exception()
+        yield (
+            cell,
+            job.result() if error is None else f"job {job.job_id}: {str(error).strip().splitlines()[-1]}",
+        )
+
+
+def _launch_ray(commands: dict[Cell, list[str]]) -> Iterator[tuple[Cell, str | None]]:
+    try:
+        import ray
+    except ImportError:
+        raise PHFError("launcher ray needs ray; 'pip install phf[ray]', or take --launcher local") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    num_gpus = 1 if resources.get("GPU", 0) > 0 else 0
+    task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(run_command)
+    cells = {task.remote(arguments, {"OMP_NUM_THREADS": "1"}): cell for cell, arguments in commands.items()}
+    waiting = list(cells)
+    while waiting:
+        (done,), waiting = ray.wait(waiting, num_returns=1)
+        try:
+            yield cells[done], ray.get(done)
+        except ray.exceptions.RayError as error:
+            yield cells[done], str(error).strip().splitlines()[-1]

@@ -1,0 +1,168 @@
+"""Where the lines of a run go: metrics.jsonl always, trackers of other makers beside it if the config names them."""
+
+import importlib
+import json
+import math
+import os
+from typing import Any, Protocol, assert_never
+
+from phf.config import Tracker
+from phf.errors import PHFError
+from phf.files import hash_json, write_bytes
+from phf.train.run import METRICS, Run
+
+Line = dict[str, Any]
+
+
+class Logger(Protocol):
+    """Something that takes a run's lines."""
+
+    def log(self, line: Line) -> None:
+        """Take a line of metrics.jsonl: `kind`, `step`, `tokens` and numbers."""
+
+    def flush(self) -> None:
+        """Make sure that all lines are kept; called before each checkpoint."""
+
+    def finish(self) -> None:
+        """No line will follow in this process."""
+
+
+class MetricsFile:
+    """metrics.jsonl, one line each; numbers that are not finite are null."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        """Drops the lines that a stopped run wrote after the checkpoint it goes on from."""
+        kept = [
+            line
+            for line in run.read_metrics()
+            if line["step"] < step or (line["step"] == step and line["kind"] == "train")
+        ]
+        path = run.folder / METRICS
+        write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def log(self, line: Line) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files in the run folder, tokens on the x axis."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        _import("tensorboard", "tensorboard")  # torch's writer names no package when it is missing
+        writer = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        self._writer = writer(str(run.folder / "tensorboard"), purge_step=step * run.tokens_per_step + 1)
+
+    def log(self, line: Line) -> None:
+        for name, value in _numbers(line).items():
+            self._writer.add_scalar(name, value, line["tokens"])
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def finish(self) -> None:
+        self._writer.close()
+
+
+class Hosted:
+    """wandb, or trackio, which has the same interface; a resumed run goes on under its id."""
+
+    def __init__(self, module: str, run: Run) -> None:
+        self._module = _import(module, module)
+        identity = (
+            {"name": run.name, "id": hash_json(run.record)[:16]} if module == "wandb" else {"name": run.name}
+        )
+        self._module.init(project="phf", config=run.record, resume="allow", **identity)
+
+    def log(self, line: Line) -> None:
+        self._module.log({**_numbers(line), "tokens": line["tokens"]}, step=line["step"])
+
+    def flush(self) -> None:
+        """They send on their own."""
+
+    def finish(self) -> None:
+        self._module.finish()
+
+
+class Loggers:
+    """All loggers of a run as one."""
+
+    def __init__(self, loggers: list[Logger]) -> None:
+        self._loggers = loggers
+
+    def log(self, line: Line) -> None:
+        """Hand a line to all; numbers that are not finite become None."""
+        finite = {
+            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()
+        }
+        for logger in self._loggers:
+            logger.log(finite)
+
+    def flush(self) -> None:
+        for logger in self._loggers:
+            logger.flush()
+
+    def __enter__(self) -> "Loggers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish all, however the run ended."""
+        for logger in self._loggers:
+            logger.finish()
+
+
+def open_loggers(run: Run, step: int, *, is_first: bool) -> Loggers:
+    """The loggers of a run that goes on from a step; on other ranks than the first none.
+
+    Raises:
+        PHFError: a tracker's package is not installed.
+    """
+    if not is_first:
+        return Loggers([])
+    return Loggers(
+        [MetricsFile(run, step), *(_open_tracker(name, run, step) for name in run.config.trackers)]
+    )
+
+
+def check_trackers(names: tuple[Tracker, ...]) -> None:
+    """Refuse a tracker that is not installed, before anything is written.
+
+    Raises:
+        PHFError: names the package and how to install it.
+    """
+    for name in names:
+        _import(name, name)
+
+
+def _open_tracker(name: Tracker, run: Run, step: int) -> Logger:
+    match name:
+        case "tensorboard":
+            return TensorBoard(run, step)
+        case "wandb" | "trackio":
+            return Hosted(name, run)
+        case _:
+            assert_never(name)
+
+
+def _import(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise PHFError(
+            f"tracker {package} is not installed; 'pip install phf[{package}]', or leave it out of trackers"
+        ) from None
+
+
+def _numbers(line: Line) -> dict[str, float]:
+    """What a chart can show, named after the line's kind: `train/loss`."""
+    return {
+        f"{line['kind']}/{key}": value
+        for key, value in line.items()
+        if key not in ("kind", "step", "tokens") and isinstance(value, int | float)
+    }

@@ -1,0 +1,124 @@
+"""`phf train --dry-run`: numbers that the run then has, and no file."""
+
+import math
+
+import pytest
+import torch
+from compare_runs import train, write_recipe
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from phf import lm
+from phf.cli import app
+from phf.errors import PHFError
+from phf.train import loop
+from phf.train.data import open_data
+from phf.train.optim import make_optimizers
+from phf.train.plan import GIB, GPUS, plan_run
+
+
+def test_parameters_steps_tokens_and_epochs_are_those_of_the_run(small_config, tmp_path):
+    config = small_config("tokens=3000")
+    plan = plan_run(config)
+    run = train(config, tmp_path / "run")
+    assert plan.num_parameters == run.record["num_parameters"]
+    assert plan.num_steps == run.num_steps == 12
+    assert plan.num_tokens == run.read_metrics()[-1]["tokens"] == 3072
+    assert config.tokens / plan.tokens_per_epoch == pytest.approx(run.record["epochs"], rel=0.01)
+
+
+def test_flops_are_those_that_torch_counts(small_config):
+    config = small_config("model.layers=2")
+    data = open_data(config)
+    model, _ = loop._create(data)
+    batch = data.blocks("train").batch(0, 1)
+    ids, targets, positions = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
+    model.set_attn_implementation("eager")  # the counter does not see into the fused kernel of the CPU
+    counter = FlopCounterMode(display=False)
+    with counter:
+        lm.token_nll(model, ids, targets, positions).sum().backward()
+    assert plan_run(config).flops_per_token * 64 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_an_untied_embedding_multiplies_nothing(small_config):
+    model, _ = loop._create(open_data(small_config()))
+    config = model.config
+    config.tie_word_embeddings = False
+    untied = type(model)(config)
+    from phf.train.plan import _num_multiplying
+
+    assert lm.num_parameters(untied) > lm.num_parameters(model)
+    assert _num_multiplying(untied) == _num_multiplying(model) == lm.num_parameters(model)
+
+
+def test_memory_is_what_weights_gradients_and_optimizer_hold(small_config):
+    data = open_data(small_config())
+    memory = plan_run(data.config).memory
+    model, _ = loop._create(data)
+    (optimizer,) = make_optimizers(model, None, data.config.optim)
+    batch = data.blocks("train").batch(0, 4)
+    ids, targets, positions = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = lm.token_nll(model, ids, targets, positions).sum()
+    loss.backward()
+    optimizer.step()
+    parameters = list(model.parameters())
+    assert memory.weights == sum(p.nbytes for p in parameters)
+    assert memory.gradients == sum(p.grad.nbytes for p in parameters)
+    states = [value for p in parameters for key, value in optimizer.state[p].items() if key != "step"]
+    assert memory.optimizer == sum(value.nbytes for value in states)
+    scratch = 2 * 4 * 4 * 64 * 512
+    measured = sum(storage.nbytes() for storage in saved.values())
+    assert memory.activations - scratch == pytest.approx(measured, rel=0.05)
+
+
+def test_time_follows_from_flops_and_the_named_share(small_config):
+    config = small_config("optim.batch_blocks=8")
+    one, eight = plan_run(config, gpu="H100"), plan_run(config, gpu="H100", num_ranks=8, mfu=0.2)
+    assert one.seconds == pytest.approx(one.num_tokens * one.flops_per_token / (0.4 * 989e12))
+    assert eight.seconds == pytest.approx(one.seconds / 4)
+    assert eight.micro_blocks == 1
+    assert eight.memory.activations < one.memory.activations
+    sharded = plan_run(small_config("optim.batch_blocks=8", "data_parallel=fsdp"), gpu="H100", num_ranks=8)
+    assert sharded.memory.optimizer == one.memory.optimizer / 8
+    assert math.isclose(GPUS["H100"].memory / GIB, 80)
+
+
+def test_the_command_writes_nothing(small_config, small_corpus, tmp_path):
+    recipe = write_recipe(small_config(), tmp_path / "recipe.yaml")
+
+    def files():
+        return {
+            path: path.stat().st_mtime_ns
+            for root in (tmp_path, small_corpus.path)
+            for path in root.rglob("*")
+        }
+
+    before = files()
+    result = CliRunner().invoke(app, ["train", str(recipe), "--dry-run", "--gpu", "A100", "--processes", "2"])
+    assert result.exit_code == 0, result.output
+    for word in (
+        "parameters  ",
+        "epochs of",
+        "steps       12 of 4 x 64",
+        "on 2 x A100",
+        "assuming 40% of 312 TFLOP/s",
+    ):
+        assert word in result.output
+    assert files() == before
+
+
+def test_what_cannot_be_planned_is_said(small_config):
+    with pytest.raises(PHFError, match=r"gpu 'H1000' is not known; choose A10G"):
+        plan_run(small_config(), gpu="H1000")
+    with pytest.raises(PHFError, match="batch_blocks=4 does not divide among 3"):
+        plan_run(small_config(), num_ranks=3)
