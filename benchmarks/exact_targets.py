@@ -63,7 +63,9 @@ def main() -> None:
             )
             axis.plot(steps[1:], np.mean(to_target, axis=0)[1:], color=f"C{color}", label=name)
             axis.plot(steps[1:], np.mean(to_corpus, axis=0)[1:], color=f"C{color}", linestyle=":", alpha=0.5)
-        axis.set(yscale="log", xlabel="step", title=f"pages of {num_segments} segment{'s' * (num_segments > 1)}")
+        axis.set(
+            yscale="log", xlabel="step", title=f"pages of {num_segments} segment{'s' * (num_segments > 1)}"
+        )
     axes[0].set_ylabel("KL(target || model), nats a page")
     axes[0].legend(fontsize=8, frameon=False)
     figure.savefig(options.out, metadata={"Date": None})

@@ -5,7 +5,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from phf.cli import annotate, corpus, reward, runs
+from phf.cli import annotate, corpus, label, reward, runs
 from phf.cli.options import SETTINGS
 from phf.errors import PHFError
 from phf.terminal import printable
@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
-for verbs in (annotate, runs):
+for verbs in (annotate, label, runs):
     app.add_typer(verbs.app)
 
 
