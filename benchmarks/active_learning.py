@@ -1,15 +1,15 @@
 """Does asking the most uncertain segment first help? A simulated labeler with the verdicts of toxicity-lstm.
 
-    python benchmarks/active_learning.py                     fortunes and tweets; AUROC after 50, 100, 200 judgements
+    python benchmarks/active_learning.py                     fortunes and tweets; AUROC after 50 to 400 judgements
 
 The labeler answers "bad" where toxicity-lstm scores above 0.5. After so many judgements a linear reward model is trained
 on them, as `phf reward train` does it, and measured against the same verdicts on segments of the validation split that
 near-repeat nothing in the pool. Means with 95 % intervals (Student's t) over seeds; a seed draws pool and questions.
-Exit code 1 unless uncertain beats random at every size, by an interval of the paired difference above 0.
+toxicity-svm agrees with the labeler (AUC .96 to .985), so what begins from it is measured at its best: a person whose
+notion of bad is another gains less from it.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from time import perf_counter
 
@@ -34,7 +34,8 @@ from phf.terminal import show_progress
 STRATEGIES = {
     "random": ("random", False),
     "uncertain": ("uncertain", False),
-    "uncertain, begun from toxicity-svm": ("uncertain", True),
+    "uncertain, with toxicity-svm": ("uncertain", True),
+    "balanced by toxicity-svm": ("balanced", True),
 }
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         "--dir", type=Path, default=Path("/tmp/active-learning"), help="where the corpus goes"
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[50, 100, 200])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[50, 100, 200, 400])
     options = parser.parse_args()
     corpus = open_corpus(options.dir / "corpus")
     annotation = annotate(corpus, "toxicity-svm", "sentences", workers=1)
@@ -81,9 +82,6 @@ def main() -> None:
     result |= {"held_out": len(test), "held_out_bad": float(truth.mean()), "longest_wait": max(waits)}
     print_result(result, options.seeds)
     write_json(options.dir / "active_learning.json", result)
-    sys.exit(
-        0 if all(row["difference"]["low"] > 0 for row in result["rows"] if row["strategy"] != "random") else 1
-    )
 
 
 def open_corpus(path: Path) -> Corpus:

@@ -126,6 +126,11 @@ def test_what_the_engines_refuse(folder, monkeypatch):
     corpus = Corpus.open("corpus")
     with pytest.raises(PHFError, match="engine 'spark' is not known; choose local, ray"):
         annotate(corpus, "noted:Model", "lines", engine="spark")
+    pytest.importorskip("ray")
+    with pytest.raises(
+        PHFError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: .*refused.* leave --ray-address out"
+    ):
+        annotate(corpus, "noted:Model", "lines", engine="ray", ray_address="127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PHFError, match=r"engine 'ray' needs Ray; run: pip install 'phf\[ray\]'"):
         annotate(corpus, "noted:Model", "lines", engine="ray")

@@ -19,6 +19,7 @@ from phf.feedback.judgements import open_judgements
 from phf.feedback.pool import Segment
 from phf.feedback.queue import Queue
 from phf.feedback.session import KEYS, LabelSession
+from phf.reward_models.labels import read_labels
 
 SUBJECTS = ["A red fox", "One old king", "My neighbour", "The third engineer", "Nobody at home", "Every poet"]
 VERBS = ["forgot the keys of", "painted a picture of", "wrote long letters to", "laughed about"]
@@ -85,11 +86,24 @@ def test_ratings_and_pairs(monkeypatch, capsys, tmp_path, corpus, task, keys, wa
 
 
 @pytest.mark.parametrize(
+    ("task", "keys", "targets"), [("label", "bg", [1, 0]), ("rate", "15", [1, 0]), ("pair", "12", [0, 0])]
+)
+def test_reward_train_reads_what_label_writes(monkeypatch, capsys, tmp_path, corpus, task, keys, targets):
+    out = tmp_path / "l.jsonl"
+    label(monkeypatch, capsys, keys, corpus, "-o", out, "-t", task)
+    labels = read_labels(out)
+    assert labels.targets.tolist() == targets
+    assert labels.texts == [row["chosen" if task == "pair" else "text"] for row in read(out)]
+    assert labels.rejected == [row["rejected"] for row in read(out) if task == "pair"]
+    assert labels.bad_rows == []
+
+
+@pytest.mark.parametrize(
     ("arguments", "part"),
     [
         ([], "phf label DIR -o labels.jsonl"),
         (["CORPUS", "-t", "rank"], "task 'rank' is not known; choose label, rate, pair"),
-        (["CORPUS", "--order", "best"], "choose uncertain, random, worst"),
+        (["CORPUS", "--order", "best"], "choose uncertain, balanced, random, worst"),
         (["CORPUS", "-r", "nosuch"], "has no annotation by nosuch"),
         (["CORPUS", "--order", "worst"], "needs scores"),
         (["CORPUS", "--import", "x.json"], "reads no corpus"),

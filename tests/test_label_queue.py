@@ -88,6 +88,8 @@ POOL = [
     Segment(f"d#{n}@lines", f"text {n}", score=n / 100) for n in np.random.default_rng(0).permutation(100)
 ]
 
+UNSCORED = [Segment(segment.id, segment.text) for segment in POOL]
+
 
 def take_all(queue):
     return list(iter(queue.take, None))
@@ -98,19 +100,22 @@ def test_every_question_comes_once_and_orders_differ():
         order: [
             question[0].score for question in take_all(Queue(POOL, [], task="label", order=order, seed=0))
         ]
-        for order in ("uncertain", "random", "worst")
+        for order in ("uncertain", "balanced", "random", "worst")
     }
     assert all(sorted(scores) == [n / 100 for n in range(100)] for scores in orders.values())
     assert orders["worst"] == sorted(orders["worst"], reverse=True)
     assert orders["random"] == [segment.score for segment in POOL]
-    assert all(abs(score - 0.5) <= 0.05 for score in orders["uncertain"][:10:2]), "near the threshold"
-    assert np.std(orders["uncertain"][1:20:2]) > 0.15, "and random ones between"
-    shifted = Queue(POOL, [], task="label", seed=0, hit_threshold=0.1)
-    assert shifted.take()[0].score == 0.1
-    unscored = [Segment(s.id, s.text) for s in POOL]
-    assert take_all(Queue(unscored, [], task="label", seed=0)) == [(segment,) for segment in unscored]
-    with pytest.raises(PHFError, match="needs scores"):
-        Queue(unscored, [], task="label", order="worst", seed=0)
+    assert orders["balanced"] == orders["uncertain"], "until there is a model"
+    assert [score > 0.5 for score in orders["balanced"]][:98] == [True, False] * 49
+    assert orders["balanced"][:98:2] == [score for score in orders["random"] if score > 0.5][:49], "at random"
+    high = take_all(Queue(POOL, [], task="label", order="balanced", seed=0, hit_threshold=0.9))
+    assert [segment.score > 0.9 for (segment,) in high][:20] == [True, False] * 9 + [False] * 2
+    pairs = take_all(Queue(POOL, [], task="pair", order="balanced", seed=0))[:100]
+    assert [(a.score > 0.5) != (b.score > 0.5) for a, b in pairs] == [True, False] * 50
+    assert take_all(Queue(UNSCORED, [], task="label", seed=0)) == [(segment,) for segment in UNSCORED]
+    for order in ("worst", "balanced"):
+        with pytest.raises(PHFError, match="needs scores"):
+            Queue(UNSCORED, [], task="label", order=order, seed=0)
 
 
 def test_a_question_put_back_is_asked_again():
@@ -136,11 +141,11 @@ def model(monkeypatch):
 
 def test_the_model_asks_what_it_is_least_sure_of_and_learns_every_ten(model):
     rows = []
-    queue = Queue(POOL, rows, task="label", seed=0)
+    queue = Queue(UNSCORED, rows, task="label", seed=0)
     for number in range(MIN_JUDGEMENTS):
         assert queue.num_fitted == 0
         rows.append({"text": queue.take()[0].text, "label": number % 2})
-    after = [queue.take()[0].score for _ in range(10)]
+    after = [int(queue.take()[0].text.split()[1]) / 100 for _ in range(10)]
     assert queue.num_fitted == len(rows) == MIN_JUDGEMENTS
     assert sorted(zip(*model[0], strict=True)) == sorted((row["text"], row["label"]) for row in rows)
     assert [abs(score - 0.5) for score in after] == sorted(abs(score - 0.5) for score in after)
@@ -151,6 +156,14 @@ def test_the_model_asks_what_it_is_least_sure_of_and_learns_every_ten(model):
     rows.append({"text": "text 9", "label": 0})
     queue.take()
     assert len(model) == 2
+
+
+def test_with_scores_every_other_question_is_balanced(model):
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(20)]
+    queue = Queue(POOL, rows, task="label", seed=0)
+    scores = [queue.take()[0].score for _ in range(20)]
+    assert max(abs(score - 0.5) for score in scores[0::2]) <= 0.1, "the model's"
+    assert min(scores[1::2]) < 0.3 < 0.7 < max(scores[1::2]), "and random ones of either kind"
 
 
 @pytest.mark.parametrize(("num_bad", "fits"), [(0, 0), (2, 0), (3, 1), (17, 1), (18, 0)])

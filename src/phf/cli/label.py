@@ -36,7 +36,7 @@ def label(
     ] = "label",
     segments: Segments = "sentences",
     order: Annotated[
-        str, typer.Option(help="uncertain (what teaches most), random, or worst (by an annotation).")
+        str, typer.Option(help="uncertain (what teaches most), random; by an annotation: balanced, worst.")
     ] = "uncertain",
     reward_model: Annotated[
         str | None,
@@ -117,7 +117,7 @@ def label(
 def _find_annotation(
     corpus: "Corpus", kind: "SegmentKind", reward_model: str | None, order: "Order"
 ) -> "Annotation | None":
-    """The annotation to begin from: the one named, else the first there is; none is needed for random order."""
+    """The annotation to begin from: the one named, else the first there is; random order needs none."""
     from phf.corpus.annotation import Annotation
 
     if reward_model is not None:

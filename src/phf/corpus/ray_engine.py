@@ -7,6 +7,8 @@ sends back the manifest entry alone. So nothing large passes through the driver,
 import json
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,11 +148,14 @@ def _connect(address: str | None, workers: int | None) -> Iterator[Any]:
     is_ours = not ray.is_initialized()
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
+        if is_ours and address is not None and (place := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
+            # Ray itself tries for minutes.
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()
         if is_ours and address is None:
             ray.init(num_cpus=workers or count_cores(), include_dashboard=False, **quiet)
         elif is_ours:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise PHFError(
             f"no Ray cluster answers at {address}: {reason}; see 'ray status' there, or leave --ray-address out"

@@ -44,7 +44,7 @@ def write_reward_page(folder: Path) -> Path:
     evaluation = read_evaluation(folder)
     held_out = evaluation["held_out"]
     drawings = [
-        _draw_reliability(as_list(held_out["reliability"]), _label_outcome(evaluation)),
+        _draw_reliability(as_list(held_out["reliability"]), *_label_reliability(evaluation)),
         _draw_histogram(as_dict(held_out["histogram"]), _label_classes(evaluation)),
     ]
     page = (
@@ -238,15 +238,25 @@ def _list_notices(evaluation: dict[str, Any]) -> list[str]:
     return notices
 
 
-def _label_outcome(evaluation: dict[str, Any]) -> str:
+def _label_reliability(evaluation: dict[str, Any]) -> tuple[str, str, str]:
+    """What the two axes are, and what a point on the diagonal means."""
     if evaluation["kind"] == "distilled reward model":
-        return f"teacher's {evaluation['target']}, mean"
-    kind = evaluation["labels"]["kind"]
-    return {
-        "labels": "share of bad texts",
-        "ratings": "rating, 0 = best, 1 = worst",
-        "pairs": "share that was chosen",
-    }[kind]
+        return (
+            "score",
+            f"teacher's {evaluation['target']}, mean",
+            "a score of 0.3 is 0.3 to the teacher, on average",
+        )
+    match evaluation["labels"]["kind"]:
+        case "labels":
+            return "score", "share of bad texts", "of the texts with score 0.3, three in ten are bad"
+        case "ratings":
+            return "score", "rating, 0 = best, 1 = worst", "a score is the rating to expect, turned round"
+        case _:
+            return (
+                "probability that one text is chosen before the other",
+                "share that was chosen",
+                "of the judgements given a probability of 0.3, three in ten were made (each pair is read both ways)",
+            )
 
 
 def _label_classes(evaluation: dict[str, Any]) -> tuple[str, str]:
@@ -255,7 +265,7 @@ def _label_classes(evaluation: dict[str, Any]) -> tuple[str, str]:
     return ("chosen", "rejected") if evaluation["labels"]["kind"] == "pairs" else ("good", "bad")
 
 
-def _draw_reliability(rows: list[Any], outcome: str) -> Drawing:
+def _draw_reliability(rows: list[Any], predicted: str, outcome: str, meaning: str) -> Drawing:
     """Mean outcome against mean score in bins, with intervals, and the diagonal of perfect calibration."""
 
     def draw(axes: Axes) -> None:
@@ -265,15 +275,15 @@ def _draw_reliability(rows: list[Any], outcome: str) -> Drawing:
             score = as_float(row["mean_score"])
             axes.plot([score] * 2, [share.low, share.high], color=INK, linewidth=2.2, solid_capstyle="round")
             (marker,) = axes.plot(score, share.mean, color=INK, marker="o", markersize=6, linestyle="none")
-            marker.set_gid(f"hover:score {score:.3f}, {outcome} {share.mean:.3f}, {row['count']:,} texts")
-        axes.set_xlabel("score")
+            marker.set_gid(f"hover:{predicted} {score:.3f}, {outcome} {share.mean:.3f}, {row['count']:,}")
+        axes.set_xlabel(predicted)
         axes.set_ylabel(outcome)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
 
     caption = (
-        "Held-out texts in ten bins of score, with 95 % intervals. On the dashed line a score means what it says: of the texts "
-        "with score 0.3, three in ten are bad. Below it, scores are too high."
+        f"Held out, in ten bins, with 95 % intervals. On the dashed line the number means what it says: {meaning}. Below it, "
+        "it is too high."
     )
     return _draw(draw, "Reliability", caption, height=3.6)
 

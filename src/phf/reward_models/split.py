@@ -98,13 +98,21 @@ def _merge_pairs(labels: Labels, keys: list[str]) -> Examples:
 
 
 def split_examples(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Those to train on, and those held out: about a fifth of the clusters, decided by a hash of seed and texts."""
+    """Those to train on, and those held out: about a fifth of the clusters, decided by a hash of seed and texts.
+
+    A cluster with more than a fifth of the examples is trained on.
+    """
     keys: dict[int, str] = {}
     for row, cluster in enumerate(examples.clusters.tolist()):
         for text in (examples.texts[row], *examples.rejected[row : row + 1]):
             key = hash_text(text)
             keys[cluster] = min(keys.get(cluster, key), key)
-    held_out = {cluster for cluster, key in keys.items() if hash_fraction(key, seed) < HELD_OUT}
+    sizes = np.bincount(examples.clusters)
+    held_out = {
+        cluster
+        for cluster, key in keys.items()
+        if hash_fraction(key, seed) < HELD_OUT and sizes[cluster] <= HELD_OUT * len(examples)
+    }
     chosen = np.array([cluster in held_out for cluster in examples.clusters.tolist()], np.bool_)
     return examples.select(~chosen), examples.select(chosen)
 
