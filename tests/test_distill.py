@@ -16,11 +16,17 @@ from phf.report.reward_page import write_reward_page
 from phf.reward_models import SegmentRewardModel, load_reward_model
 from phf.reward_models.distill import ScoredDocument, distill_reward_model
 
+
+@pytest.fixture(autouse=True)
+def time_briefly(monkeypatch):
+    monkeypatch.setattr("phf.reward_models.distill._SECONDS", 0.01)
+
+
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
 
 
 class WordTeacher(SegmentRewardModel):
-    """Probability 0.9 where a text says golf, else 0.1; unscored where it says india."""
+    """Probability 0.8 where a text says golf, else 0.1; unscored where it says india."""
 
     identity = Identity("word-teacher", "1")
     unit = "probability"
@@ -30,7 +36,7 @@ class WordTeacher(SegmentRewardModel):
 
     def score_texts(self, texts):
         self.num_scored += len(texts)
-        return [float("nan") if "india" in text else 0.9 if "golf" in text else 0.1 for text in texts]
+        return [float("nan") if "india" in text else 0.8 if "golf" in text else 0.1 for text in texts]
 
 
 class CountTeacher(WordTeacher):
@@ -68,8 +74,8 @@ def test_the_student_learns_the_teachers_probability(tmp_path):
     assert 0 < sample["num_unscored"] < 1000
     assert held_out["num_new_segments"] == sample["num_held_out"]
     student = load_reward_model(str(tmp_path / "student"))
-    assert student.score_texts(["golf golf alpha delta", "echo alpha delta"]) == pytest.approx(
-        [0.9, 0.1], abs=0.06
+    assert student.score_texts(["golf alpha delta echo", "echo alpha delta bravo"]) == pytest.approx(
+        [0.8, 0.1], abs=0.06
     )
     assert student.identity.parameters["trained_on"]["teacher"] == teacher.identity.to_json()
     assert write_reward_page(tmp_path / "student").is_file()
@@ -105,7 +111,7 @@ def test_another_threshold_moves_both_sides(tmp_path):
     assert load_reward_model(str(tmp_path / "other")).hit_threshold == 0.3
 
 
-def test_documents_that_are_held_out_are_not_trained_on(tmp_path, monkeypatch):
+def test_documents_that_are_held_out_are_not_trained_on(tmp_path):
     """Scores of held-out documents are turned round: the student must not have seen them."""
     from phf.reward_models.split import HELD_OUT, hash_fraction
 
@@ -122,19 +128,10 @@ def test_documents_that_are_held_out_are_not_trained_on(tmp_path, monkeypatch):
 
 
 def test_segments_that_are_known_from_training_are_left_out(tmp_path):
-    documents = [
-        ScoredDocument(
-            d.key,
-            d.text.rsplit(" ", 1)[0] + " golf.\nGOLF  alpha",
-            [*d.ends[:2], d.ends[2] + 3, d.ends[2] + 15],
-            None,
-        )
-        for d in make_documents()
-    ]
-    documents = [
-        ScoredDocument(d.key, d.text, [*d.ends[:2], d.text.index("GOLF"), len(d.text)], None)
-        for d in documents
-    ]
+    documents = []
+    for document in make_documents():
+        text = document.text + "GOLF  alpha"
+        documents.append(ScoredDocument(document.key, text, [*document.ends, len(text)], None))
     evaluation = distill_reward_model(
         documents, WordTeacher(), tmp_path / "student", seed=0, segments="lines"
     )

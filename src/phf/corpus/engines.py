@@ -14,6 +14,8 @@ from multiprocessing.connection import wait
 from multiprocessing.queues import SimpleQueue
 from types import FrameType
 
+from threadpoolctl import threadpool_limits
+
 from phf.corpus.annotation_writer import ScoredDocuments
 from phf.corpus.scorer import Recipe, Scorer, Turn, load_scorer
 from phf.errors import PHFError
@@ -48,7 +50,7 @@ def score_within(scorer: Scorer, turn: Turn, timeout: float) -> ScoredDocuments:
         PHFError: the model fails on a document, or takes longer than `timeout` seconds.
     """
     try:
-        with _limit_time(timeout):
+        with _limit_time(timeout), threadpool_limits(1):  # a worker is one core here too
             return scorer.score(turn)
     except _TimeUp:
         raise _explain_hang(scorer, turn, timeout) from None
@@ -118,6 +120,9 @@ def _score_turn(recipe: Recipe, turn: Turn) -> ScoredDocuments:
 def _begin_worker(processes: "SimpleQueue[int]") -> None:
     """In a worker: leave Ctrl-C to the parent, and end when the parent is killed, instead of waiting for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Each worker is a core. Torch reads this when the reward model imports it; with a thread per core in each worker
+    # a recurrent model ran several times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     processes.put(os.getpid())
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -12,6 +12,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
+from threadpoolctl import threadpool_limits
+
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, read_json, write_json
 from phf.reward_models.catalogue import CARDS, RewardModelCard, load_card
@@ -28,7 +30,7 @@ Documents = list[tuple[str, list[int]]]
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast one process scored real text, and what scored it (the identity's slug)."""
+    """How fast one thread scored real text, and what scored it (the identity's slug)."""
 
     identity: str
     segments_per_second: float
@@ -71,20 +73,23 @@ def describe_reward_models(
 
 
 def measure_speed(model: RewardModel, documents: Documents) -> Speed:
-    """Wall-clock speed of this process on as many of the documents as take about `SECONDS`, after a first one.
+    """Wall-clock speed of one thread on as many of the documents as take about `SECONDS`, after a first one.
 
     Grows the batch until its time grows with it: a model may fill up small batches, which then cost as much as full ones.
     """
     score_documents(model, documents[:1])
     num_documents, before = 1, math.inf
-    while True:
-        batch = documents[:num_documents]
-        start = time.perf_counter()
-        score_documents(model, batch)
-        seconds = time.perf_counter() - start
-        if num_documents >= len(documents) or seconds > max(SECONDS / 4, 2 * before):
-            break
-        num_documents, before = 4 * num_documents, seconds
+    with threadpool_limits(
+        1
+    ):  # as each worker of annotate has; more of them starve each other on a busy machine
+        while True:
+            batch = documents[:num_documents]
+            start = time.perf_counter()
+            score_documents(model, batch)
+            seconds = time.perf_counter() - start
+            if num_documents >= len(documents) or seconds > max(SECONDS / 4, 2 * before):
+                break
+            num_documents, before = 4 * num_documents, seconds
     num_segments = sum(len(ends) for _, ends in batch)
     num_bytes = sum(len(text.encode()) for text, _ in batch)
     return Speed(model.identity.slug, num_segments / seconds, num_bytes / seconds)
