@@ -151,6 +151,9 @@ def test_of_a_pair_the_chosen_text_gets_the_lower_score():
 
 def test_of_features_within_one_error_the_cheapest_are_taken():
     texts, labels = write_texts(300)
+    equal = Features((1,), (), 18), Features((1,), (), 19)
+    for features in (equal, equal[::-1]):
+        assert fit_linear(texts, labels, seed=0, features=features).features == features[0]
     cheap, dear = Features((1,), ()), Features((1, 2), (3, 4, 5))
     assert fit_linear(texts, labels, seed=0, features=(cheap, dear)).features == cheap
     spelt = [

@@ -147,13 +147,14 @@ def test_a_held_out_file_must_be_new_and_of_the_same_kind(tmp_path):
         (["--backend", "forest"], "backend 'forest' is not known; choose linear, encoder"),
         (["--base", "x"], "--base x is for --backend encoder"),
         (["--backend", "encoder"], "give --base with a Hugging Face folder or id"),
+        (["--backend", "encoder", "--base", "/nowhere"], "no folder '/nowhere'"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, monkeypatch, capsys, options, message):
     labels = write(tmp_path / "labels.jsonl", make_rows(100))
     assert run(monkeypatch, "reward", "train", labels, "-o", tmp_path / "mine", *options) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "mine").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.jsonl"]
 
 
 def test_a_folder_that_is_not_empty_is_kept(tmp_path):
@@ -174,6 +175,7 @@ def test_the_page_is_escaped_repeatable_and_fetches_nothing(tmp_path):
     train_reward_model(read_labels(write(tmp_path / "labels.jsonl", rows)), out, seed=0)
     page = write_reward_page(out).read_text()
     assert "<script" not in page
+    assert "<b>" not in page
     assert "&lt;b&gt;mine" in page
     assert "\u202e" not in page
     assert not re.search(r"(src|href)=\"?https?:", page)
@@ -191,9 +193,11 @@ def test_measures_are_those_of_the_libraries():
     assert measure_auroc(scores, bad, seed=0).mean == pytest.approx(roc_auc_score(bad, scores))
     other = (scores + rng.random(500)).round(1)
     assert measure_spearman(scores, other, seed=0).mean == pytest.approx(spearmanr(scores, other).statistic)
-    assert measure_calibration_error(
-        [0.05] * 10 + [0.95] * 10, [0] * 10 + [1] * 5 + [0] * 5, seed=0
-    ).mean == pytest.approx((0.05 + 0.45) / 2)
+    halves = [0, 1] * 5
+    error = measure_calibration_error(
+        [0.05] * 10 + [0.95] * 10, halves * 2, seed=0
+    )  # too low here, too high there
+    assert error.mean == pytest.approx(0.45)
     assert np.isnan(measure_auroc(scores, np.zeros(500), seed=0).mean)
     assert measure_auroc([], [], seed=0).count == 0
     rows = list_reliability([0.0, 0.04, 1.0], [0, 1, 1])

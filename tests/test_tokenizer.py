@@ -18,7 +18,9 @@ from phf.corpus import tokenizer as module
 from phf.corpus.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from phf.errors import PHFError
 
-TEXTS = [path.read_text(encoding="utf-8") for path in sorted(Path(module.__file__).parent.glob("*.py"))]
+TEXTS = [
+    path.read_text(encoding="utf-8") for path in sorted(Path(json.__file__).parent.parent.glob("email/*.py"))
+]
 TEXTS += [
     "<|good|> and <|bad|> and <|endoftext|>, <|bad|><|bad|> <|good|>\n" * 50
 ]  # so that merges would be learnt

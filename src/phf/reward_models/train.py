@@ -56,6 +56,10 @@ def train_reward_model(
     Raises:
         PHFError: too few examples, one class alone, a held-out text that is trained on, or `out` is not empty.
     """
+    if backend == "encoder" and base is None:
+        raise PHFError(
+            "the backend encoder starts from a model; give --base with a Hugging Face folder or id"
+        )
     examples = merge_duplicates(labels)
     _check_enough(examples, labels)
     if held_out is None:
@@ -82,10 +86,7 @@ def train_reward_model(
         else:
             from phf.reward_models.encoder import finetune_encoder
 
-            if base is None:
-                raise PHFError(
-                    "the backend encoder starts from a model; give --base with a Hugging Face folder or id"
-                )
+            assert base is not None
             description = finetune_encoder(
                 train, folder, base=base, seed=seed, name=name, trained_on=trained_on
             )
