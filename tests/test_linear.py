@@ -170,6 +170,13 @@ def test_of_features_within_one_error_the_cheapest_are_taken():
     assert fit_linear(good, labels, seed=0, features=(cheap, dear)).features == dear
 
 
+def test_settings_are_chosen_on_a_random_part_of_labels_that_come_sorted(monkeypatch):
+    monkeypatch.setattr("phf.reward_models.linear.NUM_SELECTION", 100)
+    texts = [f"text {place}" for place in range(300)]  # nothing to learn
+    model = fit_linear(texts, [0.0] * 150 + [1.0] * 150, seed=0)
+    assert min(trial.loss for trial in model.trials) > 0.6  # ln 2 but for chance; 0 if all were of one class
+
+
 def test_it_comes_back_from_disk_and_damage_is_refused(model, tmp_path):
     folder = tmp_path / "mine"
     model.save(folder)

@@ -8,7 +8,7 @@ Shapes: N texts, F = 2^bits features.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, vstack
 from scipy.special import expit
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from phf.errors import PHFError
 from phf.files import check_hash, hash_bytes, write_bytes, write_json
@@ -39,6 +39,7 @@ L2 = (1.0, 0.1, 0.01)
 
 _Values = npt.NDArray[np.float64]
 _Weights = npt.NDArray[np.float32]
+_Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +173,14 @@ def fit_linear(
         raise PHFError(
             f"{len(texts)} texts have {len(targets)} labels; there must be one in [0, 1] for each, 1 = bad"
         )
-    folds = _draw_folds(len(texts), seed)
-    chosen, trials = _choose_settings(
-        features, lambda of: _count_ngrams(texts, of), targets, folds, intercept=True
-    )
-    matrix = _count_ngrams(texts, chosen.features)
-    logits, rows = _predict_folds(matrix, targets, chosen.l2, folds, intercept=True)
+    order = np.random.default_rng(seed).permutation(len(texts))
+
+    def count(of: Features, rows: _Rows) -> csr_matrix:
+        return _count_ngrams([texts[row] for row in rows], of)
+
+    chosen, trials = _choose_settings(features, count, targets, order, intercept=True)
+    matrix = count(chosen.features, np.arange(len(texts)))
+    logits, rows = _predict_folds(matrix, targets, chosen.l2, order, intercept=True)
     slope, shift = _calibrate(logits, targets[rows], intercept=True)
     weights, bias = _minimise(matrix, targets, chosen.l2, intercept=True)
     return LinearRewardModel(
@@ -208,14 +211,15 @@ def fit_linear_pairs(
     if len(chosen) != len(rejected) or not len(chosen):
         raise PHFError(f"{len(chosen)} chosen texts stand beside {len(rejected)} rejected ones; give pairs")
     targets = np.ones(len(chosen))
-    folds = _draw_folds(len(chosen), seed)
+    order = np.random.default_rng(seed).permutation(len(chosen))
 
-    def subtract(of: Features) -> csr_matrix:
-        return csr_matrix(_count_ngrams(rejected, of) - _count_ngrams(chosen, of))
+    def subtract(of: Features, rows: _Rows) -> csr_matrix:
+        worse, better = (_count_ngrams([texts[row] for row in rows], of) for texts in (rejected, chosen))
+        return csr_matrix(worse - better)
 
-    settings, trials = _choose_settings(features, subtract, targets, folds, intercept=False)
-    matrix = subtract(settings.features)
-    logits, rows = _predict_folds(matrix, targets, settings.l2, folds, intercept=False)
+    settings, trials = _choose_settings(features, subtract, targets, order, intercept=False)
+    matrix = subtract(settings.features, np.arange(len(chosen)))
+    logits, rows = _predict_folds(matrix, targets, settings.l2, order, intercept=False)
     slope, _ = _calibrate(logits, targets[rows], intercept=False)
     weights, _ = _minimise(matrix, targets, settings.l2, intercept=False)
     median = float(np.median(_count_ngrams([*chosen, *rejected], settings.features) @ weights))
@@ -288,28 +292,28 @@ def _count_ngrams(texts: Sequence[str], features: Features) -> csr_matrix:
     return counts
 
 
-def _draw_folds(num: int, seed: int) -> npt.NDArray[np.int64]:
-    """A fold for each text, int64 [N], all of one size but for one."""
-    return np.random.default_rng(seed).permutation(num) % NUM_FOLDS
-
-
 def _choose_settings(
     features: Sequence[Features],
-    count: Any,
+    count: Callable[[Features, _Rows], csr_matrix],
     targets: _Values,
-    folds: npt.NDArray[np.int64],
+    order: _Rows,
     *,
     intercept: bool,
 ) -> tuple[Trial, list[Trial]]:
-    """The settings with the least loss on texts not fitted to; a cheaper set of features within one standard error wins."""
+    """The settings with the least loss on texts not fitted to; a cheaper set of features within one standard error wins.
+
+    Args:
+        order: all rows in random order; the first `NUM_SELECTION` of them decide.
+    """
+    sample = order[:NUM_SELECTION]
     trials: list[Trial] = []
     for tried in features:
-        matrix = count(tried)[:NUM_SELECTION]
+        matrix = count(tried, sample)
         for l2 in L2:
             logits, rows = _predict_folds(
-                matrix, targets[:NUM_SELECTION], l2, folds[:NUM_SELECTION], intercept=intercept
+                matrix, targets[sample], l2, np.arange(len(sample)), intercept=intercept
             )
-            losses = np.logaddexp(0, logits) - targets[rows] * logits
+            losses = np.logaddexp(0, logits) - targets[sample][rows] * logits
             error = float(losses.std() / np.sqrt(len(losses)))
             trials.append(Trial(tried, l2, float(losses.mean()), error))
     best = min(trials, key=lambda trial: trial.loss)
@@ -319,14 +323,18 @@ def _choose_settings(
 
 
 def _predict_folds(
-    matrix: csr_matrix, targets: _Values, l2: float, folds: npt.NDArray[np.int64], *, intercept: bool
-) -> tuple[_Values, npt.NDArray[np.int64]]:
-    """Logits of texts by models that were not fitted to them, and which texts: float64 [n], int64 [n]."""
+    matrix: csr_matrix, targets: _Values, l2: float, order: _Rows, *, intercept: bool
+) -> tuple[_Values, _Rows]:
+    """Logits of texts by models that were not fitted to them, and which texts: float64 [n], int64 [n].
+
+    Args:
+        order: all rows in random order, which deals them to the folds.
+    """
     logits: list[_Values] = []
-    rows: list[npt.NDArray[np.int64]] = []
+    rows: list[_Rows] = []
     for fold in range(NUM_FOLDS):
-        inside = np.flatnonzero(folds == fold)
-        outside = np.flatnonzero(folds != fold)
+        inside = np.sort(order[fold::NUM_FOLDS])
+        outside = np.setdiff1d(order, inside)
         if len(inside) == 0 or len(outside) == 0:
             continue
         weights, bias = _minimise(matrix[outside], targets[outside], l2, intercept=intercept)
