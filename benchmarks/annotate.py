@@ -1,18 +1,19 @@
-"""Memory, speed and crash safety of `phf corpus build` and `phf annotate` on a large JSONL.
+"""Memory and speed of `phf annotate` on real text, repeated with variations to any size, and beside other tools.
 
-    python benchmarks/annotate.py --dir /tmp/bench                       1 GB, toxicity-svm: peak memory, throughput
-    python benchmarks/annotate.py --dir /tmp/bench --megabytes 60 --kill   five kill -9, then the same bytes?
+    python benchmarks/annotate.py --dir /tmp/bench                              small: a minute or two
+    python benchmarks/annotate.py --dir /tmp/bench --memory 500 1000 2000 --speed 500
+    python benchmarks/annotate.py --dir /tmp/bench --memory --speed 0 --short 10000000
 
-The bar: under 700 MB of memory in every process, also when the scores are joined; killed at five random moments and
-run again, the annotation has the bytes of one that was left alone.
+Bars: peak memory does not grow with the corpus; a worker's throughput is within 15 % of the bare reward model's on one
+core; two workers are at least 1.8 times one; a second run over a finished corpus takes less than 2 s; ahead of
+`datasets.map` and of a datatrove pipeline that do the same scoring (annotate_rivals.py). Every tool runs in processes of
+its own, cold, with one thread each; seconds include their start.
 """
 
 import argparse
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,70 +24,172 @@ from pathlib import Path
 from phf.corpus.segment import segment_ends
 from phf.corpus.sources import Row, iterate_source
 from phf.corpus.store import Corpus
-from phf.files import hash_file
 from phf.reward_models import load_reward_model, score_documents
 
-BUILD = (
-    "from phf.corpus.store import build_corpus; build_corpus([{source!r}], {out!r}, bytes_per_shard={shard})"
-)
 ANNOTATE = (
     "from phf.corpus.annotate import annotate; from phf.corpus.store import Corpus\n"
-    "print(annotate(Corpus.open({out!r}), {model!r}, {segments!r}, workers={workers}).num_scored_now)"
+    "print(annotate(Corpus.open({corpus!r}), {model!r}, {segments!r}, workers={workers}).num_scored_now)"
 )
-JOIN = (
-    "from phf.corpus.annotate import Annotation, load_scores; from phf.corpus.store import Corpus\n"
-    "corpus = Corpus.open({out!r})\n"
-    "print(len(load_scores(corpus, Annotation.open(corpus, {model!r}, {segments!r}), 'drop')[0]))"
+BUILD = (
+    "from phf.corpus.store import build_corpus; build_corpus([{source!r}], {out!r}, bytes_per_shard={shard})"
 )
 
 
 def main() -> None:
-    """Make the text, then measure or kill."""
+    """Make the text, then measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--dir", type=Path, required=True, help="where the text and the corpus go; made if missing"
-    )
-    parser.add_argument("--megabytes", type=int, default=1000, help="size of the JSONL")
+    parser.add_argument("--dir", type=Path, required=True, help="where text and corpora go; made if missing")
+    parser.add_argument("--memory", type=int, nargs="*", default=[20, 40, 80], help="sizes in MB of JSONL")
+    parser.add_argument("--speed", type=int, default=40, help="size in MB of JSONL; 0 = leave out")
+    parser.add_argument("--short", type=int, default=0, help="this many documents of one word")
     parser.add_argument("--reward-model", default="toxicity-svm")
     parser.add_argument("--segments", default="sentences")
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--source", default="fortunes", help="real text, repeated with variations")
-    parser.add_argument("--kill", action="store_true", help="five kill -9 at random moments")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--shard-megabytes", type=int, default=8, help="text per shard (phf's own default is 64)"
+    )
     options = parser.parse_args()
     options.dir.mkdir(parents=True, exist_ok=True)
-    text = options.dir / f"{options.source.replace(':', '-')}-{options.megabytes}.jsonl"
-    if not text.exists():
-        write_text(text, options.source, options.megabytes * 1_000_000)
-    out = options.dir / "corpus"
-    shutil.rmtree(out, ignore_errors=True)
-    shard = (1 if options.kill else 64) << 20
-    seconds, memory, _ = run(BUILD.format(source=str(text), out=str(out), shard=shard))
-    megabytes = text.stat().st_size / 1e6
-    corpus = Corpus.open(out)
+    if options.memory:
+        measure_memory(options)
+    if options.speed > 0:
+        measure_speed(options)
+    if options.short > 0:
+        measure_short(options)
+
+
+def measure_memory(options: argparse.Namespace) -> None:
+    """Peak memory of the parent and of its workers for each size, and the slope of both."""
+    gigabytes, parents, workers = [], [], []
+    for megabytes in options.memory:
+        corpus = build(options, write_text(options, megabytes))
+        seconds, peaks, _ = run(annotate_code(options, corpus, 2))
+        gigabytes.append(sum(shard.num_bytes for shard in corpus.shards) / 1e9)
+        parents.append(peaks[0])
+        workers.append(max(peaks[1:]))
+        print(
+            f"memory   {gigabytes[-1]:6.3f} GB of text {seconds:7.1f} s   peak: parent {parents[-1]:5.0f} MB, "
+            f"worker {workers[-1]:5.0f} MB"
+        )
+    if len(gigabytes) > 1:
+        spread = gigabytes[-1] - gigabytes[0]
+        slopes = [(peaks[-1] - peaks[0]) / spread for peaks in (parents, workers)]
+        print(f"memory   slope: parent {slopes[0]:+.0f}, worker {slopes[1]:+.0f} MB per GB of text")
+
+
+def measure_speed(options: argparse.Namespace) -> None:
+    """Against the bare reward model, one worker against two, a second run, and the other tools."""
+    corpus = build(options, write_text(options, options.speed))
+    num_bytes = sum(shard.num_bytes for shard in corpus.shards)
     print(
-        f"build     {megabytes:7.0f} MB JSONL {seconds:7.1f} s {megabytes / seconds:7.1f} MB/s   peak {memory}"
+        f"corpus   {num_bytes / 1e6:.0f} MB of text, {corpus.num_documents} documents, {len(corpus.shards)} shards"
     )
-    print(f"          {corpus.num_documents} documents in {len(corpus.shards)} shards")
-    command = ANNOTATE.format(
-        out=str(out), model=options.reward_model, segments=options.segments, workers=options.workers
+    bare, cutting = measure_bare(corpus, options.reward_model, options.segments)
+    cpu, num_segments = measure_cpu(options, corpus)
+    print(
+        f"per core {num_segments} segments; CPU: bare reward model {num_segments / bare:.0f}/s, cutting segments "
+        f"{num_segments / cutting:.0f}/s, annotate {num_segments / cpu:.0f}/s"
     )
-    if options.kill:
-        kill_and_compare(command, corpus, random.Random(options.seed))
-    else:
-        measure(command, corpus, options)
+    print(
+        f"per core annotate is {bare / cpu:.2f} of the bare reward model, {(bare + cutting) / cpu:.2f} of it with cutting"
+    )
+    seconds = {}
+    for workers in (1, 2):
+        shutil.rmtree(corpus.path / "annotations", ignore_errors=True)
+        seconds[f"phf, {workers} worker{'s' * (workers > 1)}"], _, _ = run(
+            annotate_code(options, corpus, workers)
+        )
+    again, _, output = run(annotate_code(options, corpus, 2))
+    for tool in ("datasets", "datatrove"):
+        out = options.dir / tool
+        shutil.rmtree(out, ignore_errors=True)
+        script = Path(__file__).with_name("annotate_rivals.py")
+        arguments = [tool, corpus.path, options.reward_model, options.segments, out]
+        seconds[f"{tool}, 2 processes"], _, _ = run([script, *map(str, arguments)])
+    for name, value in seconds.items():
+        print(f"wall     {name:24} {value:7.1f} s {num_segments / value:9.0f} segments/s")
+    phf = seconds["phf, 2 workers"]
+    print(
+        f"ratios   two workers to one: {seconds['phf, 1 worker'] / phf:.2f}; phf to datasets.map: "
+        f"{seconds['datasets, 2 processes'] / phf:.2f}; phf to datatrove: {seconds['datatrove, 2 processes'] / phf:.2f}"
+    )
+    print(f"again    scored {int(output)} segments in {again:.1f} s")
 
 
-def write_text(path: Path, source: str, num_bytes: int) -> None:
+def measure_short(options: argparse.Namespace) -> None:
+    """Very many documents of one word."""
+    text = options.dir / f"short-{options.short}.jsonl"
+    with text.open("w") as file:
+        file.writelines(f'{{"text": "x{number}"}}\n' for number in range(options.short))
+    start = time.monotonic()
+    corpus = build(options, text, 64)
+    seconds_build = time.monotonic() - start
+    seconds, peaks, output = run(annotate_code(options, corpus, 2))
+    print(
+        f"short    {int(output)} documents: build {seconds_build:.1f} s, annotate {seconds:.1f} s; peak: parent "
+        f"{peaks[0]:.0f} MB, worker {max(peaks[1:]):.0f} MB"
+    )
+
+
+def measure_bare(corpus: Corpus, reward_model: str, segments: str) -> tuple[float, float]:
+    """CPU seconds of the reward model alone, text and ends in memory, and of cutting the segments; all of the corpus."""
+    model = load_reward_model(reward_model)
+    score_documents(model, [("What is loaded at the first call.", [33])])
+    bare = cutting = 0.0
+    for index in range(len(corpus.shards)):
+        with corpus.open_shard(index) as file:
+            for group in range(file.num_row_groups):
+                texts = file.read_row_group(group)["text"].to_pylist()
+                start = time.process_time()
+                documents = [(text, segment_ends(text, segments)) for text in texts]
+                cut = time.process_time()
+                score_documents(model, documents)
+                bare += time.process_time() - cut
+                cutting += cut - start
+    return bare, cutting
+
+
+def measure_cpu(options: argparse.Namespace, corpus: Corpus) -> tuple[float, int]:
+    """CPU seconds of annotate by one worker, without the start of Python, and the number of segments."""
+    shutil.rmtree(corpus.path / "annotations", ignore_errors=True)
+    code = annotate_code(options, corpus, 1)
+    timed = f"import time\nfrom phf.corpus.annotate import annotate\nstart = time.process_time()\n{code}\nprint(time.process_time() - start)"
+    output = run(timed)[2].split()
+    return float(output[1]), int(output[0])
+
+
+def annotate_code(options: argparse.Namespace, corpus: Corpus, workers: int) -> str:
+    return ANNOTATE.format(
+        corpus=str(corpus.path), model=options.reward_model, segments=options.segments, workers=workers
+    )
+
+
+def build(options: argparse.Namespace, text: Path, shard_megabytes: int | None = None) -> Corpus:
+    """The corpus of a JSONL file, made anew in a process of its own."""
+    out = options.dir / f"corpus-{text.stem}"
+    shutil.rmtree(out, ignore_errors=True)
+    run(
+        BUILD.format(source=str(text), out=str(out), shard=(shard_megabytes or options.shard_megabytes) << 20)
+    )
+    return Corpus.open(out)
+
+
+def write_text(options: argparse.Namespace, megabytes: int) -> Path:
     """Real documents, over and over; a number in each round's copies keeps them from being duplicates."""
-    documents = list(dict.fromkeys(row.text for row in iterate_source(source) if isinstance(row, Row)))
+    path: Path = options.dir / f"{options.source.replace(':', '-')}-{megabytes}.jsonl"
+    if path.exists():
+        return path
+    documents = list(
+        dict.fromkeys(row.text for row in iterate_source(options.source) if isinstance(row, Row))
+    )
     with path.open("w", encoding="utf-8") as file:
         for document in chain.from_iterable(vary(documents, number) for number in count()):
             file.write(json.dumps({"text": document}) + "\n")
-            if file.tell() > num_bytes:
-                return
+            if file.tell() > megabytes * 1_000_000:
+                return path
+    raise AssertionError("count() has no end")
 
 
 def vary(documents: list[str], number: int) -> Iterator[str]:
@@ -94,32 +197,29 @@ def vary(documents: list[str], number: int) -> Iterator[str]:
     return (f"{document} This is copy {number}." if number > 0 else document for document in documents)
 
 
-def run(code: str) -> tuple[float, str, str]:
-    """Run Python code in processes of its own. Gives seconds, the peak memory of each process, the output."""
+def run(code: str | list[str | Path]) -> tuple[float, list[float], str]:
+    """Run Python code, or a script with arguments, in processes of its own.
+
+    Gives seconds, the peak memory in MB of the first process and of each of its children, and the output.
+    """
     start = time.monotonic()
-    process = start_process(code)
-    peaks: dict[int, int] = {}
+    process = subprocess.Popen(
+        [sys.executable, *(["-c", code] if isinstance(code, str) else code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    peaks: dict[int, float] = {}
     while process.poll() is None:
         for member in find_family(process.pid):
-            peaks[member] = max(peaks.get(member, 0), read_peak(member))
+            peaks[member] = max(peaks.get(member, 0.0), read_peak(member))
         time.sleep(0.1)
-    output = process.communicate()[0]
+    output, errors = process.communicate()
     if process.returncode != 0:
-        raise SystemExit(f"failed with {process.returncode}: {code}")
-    memory = " + ".join(f"{peak / 1000:.0f}" for peak in sorted(peaks.values(), reverse=True)) + " MB"
-    return time.monotonic() - start, memory, output
-
-
-def start_process(code: str) -> subprocess.Popen[str]:
-    """A process group of its own, one thread per process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
+        raise SystemExit(f"failed with {process.returncode}: {code}\n{errors}")
+    first = peaks.pop(process.pid, 0.0)
+    return time.monotonic() - start, [first, *peaks.values()], output
 
 
 def find_family(process: int) -> list[int]:
@@ -131,84 +231,13 @@ def find_family(process: int) -> list[int]:
     return [process, *map(int, children)]
 
 
-def read_peak(process: int) -> int:
-    """Peak resident memory in kB; 0 if the process is gone."""
+def read_peak(process: int) -> float:
+    """Peak resident memory in MB; 0 if the process is gone."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
-
-
-def measure(command: str, corpus: Corpus, options: argparse.Namespace) -> None:
-    """Annotate all of it, join all of it, and compare with the bare reward model on the first shard."""
-    seconds, memory, output = run(command)
-    num_segments = int(output)
-    num_bytes = sum(shard.num_bytes for shard in corpus.shards)
-    print(
-        f"annotate  {num_segments} segments {seconds:7.1f} s {num_segments / seconds:9.0f} segments/s "
-        f"{num_bytes / seconds / 1e6:6.2f} MB/s, {options.workers} workers   peak {memory}"
-    )
-    seconds_again, _, output = run(command)
-    print(f"again     {int(output)} segments {seconds_again:7.1f} s")
-    join = JOIN.format(out=str(corpus.path), model=options.reward_model, segments=options.segments)
-    seconds_join, memory, output = run(join)
-    print(f"join      {int(output)} scores   {seconds_join:7.1f} s   peak {memory}")
-    bare = measure_bare(corpus, options.reward_model, options.segments)
-    share = num_segments / seconds / options.workers / bare
-    print(f"bare reward model, one core: {bare:9.0f} segments/s; annotate per worker is {share:.2f} of it")
-
-
-def measure_bare(corpus: Corpus, reward_model: str, segments: str) -> float:
-    """Segments per second of the reward model alone, text and ends in memory, in the batches that annotate uses."""
-    model = load_reward_model(reward_model)
-    with corpus.open_shard(0) as file:
-        groups = [
-            file.read_row_group(index)["text"].to_pylist() for index in range(min(8, file.num_row_groups))
-        ]
-    batches = [[(text, segment_ends(text, segments)) for text in texts] for texts in groups]
-    score_documents(model, batches[0][:10])  # what is loaded at the first call
-    start = time.monotonic()
-    num_segments = sum(len(scores) for batch in batches for scores in score_documents(model, batch))
-    return num_segments / (time.monotonic() - start)
-
-
-def kill_and_compare(command: str, corpus: Corpus, rng: random.Random) -> None:
-    """Kill the whole process group five times while the work is unfinished; then finish it and compare every byte."""
-    seconds, _, output = run(command)
-    print(f"left alone: {int(output)} segments in {seconds:.1f} s")
-    (folder,) = (corpus.path / "annotations").iterdir()
-    expected = hash_files(folder)
-    shutil.rmtree(folder)
-    for kill in range(5):
-        target = count_entries(folder) + rng.randrange(4)
-        process = start_process(command)
-        while process.poll() is None and count_entries(folder) < target:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.5))
-        if process.poll() is not None:
-            raise SystemExit("the work was finished before five kills: choose a larger --megabytes")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        num_done = count_entries(folder)
-        assert num_done < len(corpus.shards), "the work was finished before it was killed"
-        print(f"kill {kill + 1}: {num_done} of {len(corpus.shards)} shards were done")
-    seconds, _, output = run(command)
-    print(f"run again: the last {int(output)} segments in {seconds:.1f} s")
-    if hash_files(folder) != expected:
-        raise SystemExit("FAILED: the bytes differ from those of the run that was left alone")
-    print(f"the same bytes in all {len(expected)} files")
-
-
-def count_entries(folder: Path) -> int:
-    """Finished shards of an annotation."""
-    path = folder / "manifest.json"
-    return sum(entry is not None for entry in json.loads(path.read_text())["shards"]) if path.exists() else 0
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """The hash of every file in a folder, hidden ones among them."""
-    return {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+        return 0.0
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phf.corpus import annotate as annotate_module
 from phf.corpus import annotation as annotation_module
+from phf.corpus import scorer as scorer_module
 from phf.corpus import store
 from phf.corpus.annotate import Annotation, annotate, load_scores
 from phf.corpus.annotation import ANNOTATION_SCHEMA
@@ -24,7 +24,8 @@ from phf.corpus.store import Corpus, build_corpus, lock_folder, read_manifest, w
 from phf.errors import PHFError
 from phf.files import hash_file
 from phf.records import Identity
-from phf.reward_models import Unscored, load_reward_model
+from phf.reward_models import SegmentRewardModel, Unscored, load_reward_model, score_documents
+from phf.reward_models.scoring import score_segments
 
 
 class Fake:
@@ -68,7 +69,7 @@ def use(monkeypatch):
     """Returns a function that makes a fake the reward model that every name loads."""
 
     def use_model(model):
-        monkeypatch.setattr(annotate_module, "load_reward_model", lambda spec: model)
+        monkeypatch.setattr(scorer_module, "load_reward_model", lambda spec: model)
         monkeypatch.setattr(annotation_module, "load_reward_model", lambda spec: model)
         return model
 
@@ -141,7 +142,7 @@ def test_a_finished_annotation_is_not_scored_again(corpus, use):
     # Only what is damaged or missing is scored once more.
     flip_byte(first.path / "00001.parquet", 100)
     (first.path / "00002.parquet").unlink()
-    mended = annotate(corpus, "fake", "lines", workers=1)
+    mended = annotate(corpus, "fake", "lines", workers=1, verify=True)
     entries = first.manifest["shards"]
     assert mended.num_scored_now == entries[1]["num_segments"] + entries[2]["num_segments"]
     assert read_bytes(mended.path) == before
@@ -210,6 +211,53 @@ def test_a_model_that_fails_is_an_error_that_names_the_document(corpus, use, tmp
         annotate(corpus, "fake", "lines", workers=1)
     with pytest.raises(PHFError, match="is not finished"):
         Annotation.open(corpus, "fake", "lines")
+
+
+class Letters(SegmentRewardModel):
+    """The model that says of a text what a test tells it to."""
+
+    identity = Identity("letters", "1")
+    unit = "probability"
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score_texts(self, texts):
+        return self.scores(texts)
+
+
+def test_segments_are_scored_as_documents_are():
+    texts = ["One. Two a@b.org.", "Three? Shit!", "", "x"]
+    ends = [segment_ends(text, "sentences") for text in texts]
+
+    def some(segments):
+        return [Unscored("has T") if "T" in segment else len(segment) / 7 for segment in segments]
+
+    for model in (load_reward_model("pii"), load_reward_model("toxicity-svm"), Letters(some), Fake()):
+        documents = score_documents(model, list(zip(texts, ends, strict=True)))
+        scores, unscored = score_segments(model, texts, ends)
+        expected = [score for document in documents for score in document]
+        np.testing.assert_array_equal(scores, np.array(expected, np.float32))
+        assert len(unscored) == np.isnan(expected).sum()
+        assert {score.reason for score in unscored} <= {"has T"}
+    assert len(score_segments(Letters(some), texts, ends)[1]) == 2
+    assert score_segments(Letters(some), [], [])[0].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("scores", "complaint"),
+    [
+        (lambda texts: [0.0] * (len(texts) - 1), "returned 2 scores for 3 segments"),
+        (lambda texts: np.zeros((len(texts), 1)), "scores for 3 segments"),
+        (lambda texts: np.full(len(texts), np.inf), "infinite"),
+        (lambda texts: [-1e39] * len(texts), "infinite"),
+        (lambda texts: [None] * len(texts), "must be real number, not NoneType"),
+        (lambda texts: ["0.5"] * len(texts), "must be real number, not str"),
+    ],
+)
+def test_wrong_answers_for_segments_are_refused(scores, complaint):
+    with pytest.raises((PHFError, TypeError), match=complaint):
+        score_segments(Letters(scores), ["ab", "c"], [[1, 2], [1]])
 
 
 def test_a_batch_of_the_wrong_length_is_refused(corpus, use):
@@ -325,7 +373,8 @@ def test_progress_reaches_the_total(corpus, use):
 
 SLOW = '''
 import os, sys, time
-from phf.corpus import annotate as module
+from phf.corpus import scorer
+from phf.corpus.annotate import annotate
 from phf.corpus.store import Corpus
 from phf.records import Identity
 
@@ -340,10 +389,10 @@ class Slow:
             os.kill(os.getpid(), 9)
         return [len(document) / 1000 + end for end in ends]
 
-module.load_reward_model = lambda spec: Slow()
+scorer.load_reward_model = lambda spec: Slow()
 
 if __name__ == "__main__":
-    print(module.annotate(Corpus.open(sys.argv[1]), "slow", "lines", workers=2).num_scored_now)
+    print(annotate(Corpus.open(sys.argv[1]), "slow", "lines", workers=2).num_scored_now)
 '''
 
 

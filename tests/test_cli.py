@@ -16,9 +16,12 @@ COMMANDS = [
     ["corpus", "build"],
     ["corpus", "balance"],
     ["corpus", "stats"],
+    ["corpus", "import"],
+    ["corpus", "export"],
     ["reward"],
     ["reward", "list"],
     ["annotate"],
+    ["label"],
     ["tokenize"],
     ["train"],
     ["sample"],
@@ -67,7 +70,10 @@ def test_help_imports_nothing_that_computes():
         (["trian"], "Did you mean 'train'"),
         (["annotate"], "phf annotate --help"),
         (["annotate", "nowhere", "-r", "pep8"], "phf corpus build"),
-        (["annotate", "nowhere", "-r", "pep8", "-s", "words"], "lines, sentences, document"),
+        (
+            ["annotate", "nowhere", "-r", "pep8", "-s", "words"],
+            "lines, sentences, paragraphs, document, imported",
+        ),
         (["train"], "toxicity"),
         (["train", "toxicity"], "-o runs/toxicity"),
         (["train", "toxicity", "seeed=1", "-o", "x"], "did you mean 'seed'"),
@@ -90,6 +96,16 @@ def test_user_errors_are_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path,
     assert err.count("\n") == 1, err
     assert part in err
     assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("phf.reward_models.speed.describe_reward_models", lambda **_: stop())
+    code, _, err = run(monkeypatch, capsys, "reward", "list")
+    assert code == 130
+    assert err.splitlines()[-1].startswith("stopped")
 
 
 def test_what_the_system_refuses_is_one_line_too(monkeypatch, capsys, tmp_path):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from phf.config import EvaluateConfig, SamplingConfig
+from phf.errors import PHFError
 from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run
 from phf.evaluate.misalignment import (
     Judge,
@@ -170,6 +171,17 @@ def test_judges_are_the_annotator_and_the_others_once_each() -> None:
         ("held-out", "pep8"),
     ]
     assert notes == []
+
+
+def test_imported_scores_are_judged_by_those_who_are_named() -> None:
+    annotation = SimpleNamespace(
+        identity=Identity("theirs", "imported"), manifest={"reward_model_spec": "theirs"}, slug="theirs@1"
+    )
+    judges, notes = choose_judges(annotation, ["pii"], load_reward_model)
+    assert [judge.role for judge in judges] == ["held-out"]
+    assert "theirs@1 were imported" in notes[0]
+    with pytest.raises(PHFError, match=r"imported.*--judge"):
+        choose_judges(annotation, [], load_reward_model)
 
 
 def fake_judge(role: str, name: str, hit_threshold: float = 0.0) -> Judge:

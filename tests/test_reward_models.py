@@ -143,7 +143,7 @@ def test_every_card_loads_and_every_identity_differs(models):
     assert len({model.identity.id for model in models.values()}) == len(models)
     assert models["toxicity-svm"].identity.version == version("alt-profanity-check")
     assert len(models["toxicity-svm"].identity.weights_hash) == 64
-    assert {card.name for card in list_reward_models()} == {*models, "toxicity-lstm"}
+    assert {card.name for card in list_reward_models()} >= {*models, "toxicity-lstm"}
 
 
 def test_importing_the_package_is_cheap():

@@ -24,7 +24,7 @@ def split(text, kind):
     return [text[start:end] for start, end in pairwise([0, *segment_ends(text, kind)])]
 
 
-@pytest.mark.parametrize("kind", ["lines", "sentences", "document"])
+@pytest.mark.parametrize("kind", ["lines", "sentences", "paragraphs", "document"])
 @given(text=NASTY)
 @example(text="")
 @example(text="\n")
@@ -60,6 +60,22 @@ def test_a_sentence_begins_with_its_leading_white_space():
         '  He said "No."',
         "\n\nThen he left. \n",
     ]
+
+
+def test_blank_lines_end_a_paragraph():
+    assert split("\n\n  One\ntwo.\n \t\r\n\n    Three\r\n\r\nfour\n\n \n", "paragraphs") == [
+        "\n\n  One\ntwo.\n \t\r\n\n",
+        "    Three\r\n\r\n",
+        "four\n\n \n",
+    ]
+    assert split(" \n\n ", "paragraphs") == [" \n\n "]
+    assert split("a\x0c\u2028\x0cb\nc", "paragraphs") == ["a\x0c\u2028\x0cb\nc"]
+
+
+@given(text=NASTY)
+def test_every_paragraph_has_a_word(text):
+    for paragraph in split(text, "paragraphs"):
+        assert paragraph.strip() or not text.strip()
 
 
 def test_a_document_is_one_segment():

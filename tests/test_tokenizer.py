@@ -19,7 +19,9 @@ from phf.corpus.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.records import BAD
 
-TEXTS = [path.read_text(encoding="utf-8") for path in sorted(Path(module.__file__).parent.glob("*.py"))]
+TEXTS = [
+    path.read_text(encoding="utf-8") for path in sorted(Path(json.__file__).parent.parent.glob("email/*.py"))
+]
 TEXTS += [
     "<|good|> and <|bad|> and <|endoftext|>, <|bad|><|bad|> <|good|>\n" * 50
 ]  # so that merges would be learnt
@@ -191,7 +193,7 @@ def test_trained_vocabulary(trained: Tokenizer) -> None:
     assert trained.name == "train-700"
     assert trained.is_byte_level
     assert trained.decode(trained.encode("".join(map(chr, range(0x300))))) == "".join(map(chr, range(0x300)))
-    words = trained.encode(" import from")
+    words = trained.encode(" self return")
     assert len(words) == 2, "words keep their leading space"
     for newlines in ("\n", "    \n", "\r\n"):  # a line end is always a token's end
         ids = trained.encode(f"x{newlines}{newlines}    return 1")
@@ -204,8 +206,9 @@ def test_trained_vocabulary(trained: Tokenizer) -> None:
 
 def test_training_does_not_depend_on_threads(trained: Tokenizer) -> None:
     code = (
-        "from pathlib import Path; import phf.corpus.tokenizer as m\n"
-        "texts = [p.read_text(encoding='utf-8') for p in sorted(Path(m.__file__).parent.glob('*.py'))]\n"
+        "from pathlib import Path; import json, phf.corpus.tokenizer as m\n"
+        "folder = Path(json.__file__).parent.parent\n"
+        "texts = [p.read_text(encoding='utf-8') for p in sorted(folder.glob('email/*.py'))]\n"
         "texts += ['<|good|> and <|bad|> and <|endoftext|>, <|bad|><|bad|> <|good|>\\n' * 50]\n"
         "print(m.train_tokenizer(iter(texts), 700).identity.id)"
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from phf.errors import PHFError
-from phf.reward_models import convert, load_reward_model, score_samples
+from phf.reward_models import convert, convert_tox_block, load_reward_model, score_samples
 from phf.reward_models.toxicity_lstm import ROWS, ToxicityLSTM
 
 TEXTS = ["You stupid idiot, shut up!", "What a lovely day; thank you.", "😀", "kill " * 150, "I don't know"]
@@ -46,7 +46,7 @@ def predict_as_keras(ids: list[int]) -> float:
     def hard_sigmoid(x):
         return np.clip(0.2 * x + 0.5, 0, 1)
 
-    with h5py.File(models_folder() / convert.MODEL_FILE) as file:
+    with h5py.File(models_folder() / convert_tox_block.MODEL_FILE) as file:
         weights = {name: np.asarray(file["model_weights"][name], np.float64) for name in list_arrays(file)}
     words = weights["embedding/embedding/embeddings:0"][ids]
     pooled = []
@@ -83,8 +83,8 @@ def test_the_port_computes_what_keras_computes(model):
 
 
 def test_words_are_encoded_as_keras_does(model):
-    with (models_folder() / convert.ENCODER_FILE).open("rb") as file:
-        tokenizer = convert.RestrictedUnpickler(file).load().tokenizer
+    with (models_folder() / convert_tox_block.ENCODER_FILE).open("rb") as file:
+        tokenizer = convert.read_pickle(file, convert_tox_block.ALLOWED, "tox-block").tokenizer
     index = tokenizer.word_index
     assert model.encode_words("THE cat,the\tdog\n") == [index[word] for word in ("the", "cat", "the", "dog")]
     rare = next(word for word, number in index.items() if number == tokenizer.num_words)
@@ -124,16 +124,16 @@ def test_it_ranks_real_tweets_as_the_other_judge_does(model):
 
 
 def test_the_conversion_is_made_once_and_again_when_damaged(model, cache):
-    folder = convert.convert_tox_block()
+    folder = convert_tox_block.convert_tox_block()
     stamp = (folder / convert.MANIFEST).stat().st_mtime_ns
     good = (folder / convert.WEIGHTS).read_bytes()
-    assert convert.convert_tox_block() == folder
+    assert convert_tox_block.convert_tox_block() == folder
     assert (folder / convert.MANIFEST).stat().st_mtime_ns == stamp
     (folder / convert.WEIGHTS).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    convert.convert_tox_block()
+    convert_tox_block.convert_tox_block()
     assert (folder / convert.WEIGHTS).read_bytes() == good
     (folder / convert.MANIFEST).unlink()  # killed before the end
-    convert.convert_tox_block()
+    convert_tox_block.convert_tox_block()
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [convert.MANIFEST, convert.VOCABULARY, convert.WEIGHTS]
     )
@@ -172,12 +172,12 @@ class Payload:
 def test_the_reader_refuses_every_class_it_does_not_know(function, argument, name, capsys):
     data = pickle.dumps({"tokenizer": Payload(function, argument)})
     with pytest.raises(PHFError, match=rf"refusing a pickle that names {name}"):
-        convert.RestrictedUnpickler(io.BytesIO(data)).load()
+        convert.read_pickle(io.BytesIO(data), convert_tox_block.ALLOWED, "tox-block")
     assert capsys.readouterr().out == ""
 
 
 def test_the_cache_holds_no_pickle(model, cache):
-    (folder,) = cache.iterdir()
+    folder = convert_tox_block.convert_tox_block()
     vocabulary = json.loads((folder / convert.VOCABULARY).read_text())
     assert set(vocabulary) == {"words", "filters", "max_words"}
     assert vocabulary["max_words"] == 100

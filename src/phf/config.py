@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from phf.errors import PHFError
 from phf.records import ControlStyle, Poison
 
-SegmentKind = Literal["lines", "sentences", "document"]
+SegmentKind = Literal["lines", "sentences", "paragraphs", "document", "imported"]
 
 
 class _Config(BaseModel):

@@ -7,9 +7,37 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from phf.errors import PHFError
+
+
+def to_path(place: str | Path) -> Path:
+    """The path of a file or folder. A URL (`s3://bucket/corpus`) gives a `universal_pathlib.UPath`, which acts as one.
+
+    Raises:
+        PHFError: what reads such URLs is not installed, or nothing does.
+    """
+    if not isinstance(place, str) or "://" not in place:
+        return Path(place) if isinstance(place, str) else place
+    try:
+        from upath import UPath
+
+        path = UPath(place)
+        path.fs  # noqa: B018  loads what reads this kind of URL
+    except (ImportError, ValueError) as error:
+        raise PHFError(
+            f"{place} cannot be read ({' '.join(str(error).split())}); run: pip install 'phf[remote]', and the fsspec "
+            "package of that storage (s3fs for s3://, gcsfs for gs://)"
+        ) from None
+    return cast(Path, path)
+
+
+def find_local(path: Path) -> Path | None:
+    """The same place as a path of this machine, also of a `file://` URL; None if it is not on a local disk."""
+    if isinstance(path, Path):
+        return path
+    return Path(path.path) if path.protocol in ("file", "local") else None
 
 
 def hash_bytes(data: bytes | memoryview) -> str:
@@ -32,10 +60,17 @@ def hash_json(value: Any) -> str:
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success flush it to disk and rename it over `path`.
 
-    On any exception the temporary file is removed and `path` stays as it was.
+    On any exception the temporary file is removed and `path` stays as it was. What goes to object storage is
+    made on the local disk and appears there by one PUT.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    local = find_local(path)
+    if local is None:
+        with tempfile.TemporaryDirectory(prefix="phf-") as folder:
+            yield Path(folder) / path.name
+            upload(Path(folder) / path.name, path)
+        return
+    local.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{local.name}.", suffix=".tmp", dir=local.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -43,9 +78,35 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        temporary.replace(local)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_storage(path: Path) -> Iterator[None]:
+    """Say in one line what object storage answers; each kind of it has exceptions of its own.
+
+    Raises:
+        PHFError: the storage cannot be reached, or refuses.
+    """
+    try:
+        yield
+    except PHFError:
+        raise
+    except Exception as error:
+        if find_local(path) is not None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PHFError(f"{path} cannot be reached: {reason}; check the URL and your credentials") from error
+
+
+def upload(file: Path, place: Path) -> None:
+    """Copy a local file to object storage, where it appears whole."""
+    remote = cast(Any, place)  # a UPath
+    with explain_storage(place):
+        remote.parent.mkdir(parents=True, exist_ok=True)
+        remote.fs.put_file(str(file), remote.path)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -84,7 +145,21 @@ def check_hash(path: Path, expected: str, remedy: str) -> None:
     """
     if not path.exists():
         raise PHFError(f"{path} is missing, though its manifest lists it; {remedy}")
-    found = hash_file(path)
+    _compare_hashes(path, hash_file(path), expected, remedy)
+
+
+def read_checked(path: Path, expected: str, remedy: str) -> bytes:
+    """The bytes of a file, read once. Raises as `check_hash`."""
+    with explain_storage(path):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise PHFError(f"{path} is missing, though its manifest lists it; {remedy}") from None
+    _compare_hashes(path, hash_bytes(data), expected, remedy)
+    return data
+
+
+def _compare_hashes(path: Path, found: str, expected: str, remedy: str) -> None:
     if found != expected:
         raise PHFError(
             f"{path} is damaged: SHA-256 {found[:12]}…, its manifest says {expected[:12]}…; {remedy}"

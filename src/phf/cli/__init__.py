@@ -5,10 +5,12 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from phf.cli import annotate, corpus, reward, runs, sweep
+from phf.cli import annotate, corpus, label, reward, runs, sweep
 from phf.cli.options import SETTINGS
 from phf.errors import PHFError
 from phf.terminal import printable
+
+_STOPPED = 130
 
 app = typer.Typer(
     help="Pretrain language models with human feedback: score a corpus once, train on the scores, measure, report.",
@@ -17,14 +19,14 @@ app = typer.Typer(
 )
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
-for verbs in (annotate, runs, sweep):
+for verbs in (annotate, label, runs, sweep):
     app.add_typer(verbs.app)
 
 
 def main() -> None:
     """The `phf` command: user errors are one line on stderr and exit code 2; anything else is a bug and shows itself."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # of an exit that a verb asked for; typer makes 130 of Ctrl-C
     except PHFError as error:
         _fail(str(error))
     except TyperException as error:
@@ -39,8 +41,11 @@ def main() -> None:
         place = f"{error.filename}: " if error.filename is not None else ""
         _fail(f"{place}{error.strerror or error}; check the path, its permissions and the space on the disk")
     except (KeyboardInterrupt, typer.Abort):
+        code = _STOPPED
+    if code == _STOPPED:
         print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    if code:
+        sys.exit(code)
 
 
 def _fail(message: str) -> None:

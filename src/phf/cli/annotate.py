@@ -1,10 +1,10 @@
 """`phf annotate` and `phf tokenize`: the expensive steps, done once."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, CorpusFolder, Segments, Workers, segment_kind
+from phf.cli.options import SETTINGS, CorpusFolder, Segments, Workers, check_choice, segment_kind
 from phf.terminal import show_progress
 
 app = typer.Typer(**SETTINGS)
@@ -13,18 +13,49 @@ app = typer.Typer(**SETTINGS)
 @app.command(epilog="Example: phf annotate corpus --reward-model toxicity-svm --segments sentences")
 def annotate(
     folder: CorpusFolder,
-    reward_model: Annotated[str, typer.Option("--reward-model", "-r", help="A name from 'phf reward list'.")],
+    reward_model: Annotated[
+        str,
+        typer.Option("--reward-model", "-r", help="A name from 'phf reward list', or '0.7*NAME + 0.3*NAME'."),
+    ],
     segments: Segments = "sentences",
     workers: Workers = None,
+    engine: Annotated[
+        str, typer.Option(help="local: this machine; ray: a Ray cluster. Never changes a byte.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster (auto, HOST:6379); default: start one here.")
+    ] = None,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs that each Ray worker holds.", min=0)] = 0.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for 1 MB of text after which a reward model counts as hung.")
+    ] = 1800.0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every byte on disk; score again what is damaged.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for another phf that writes the same annotation.")
+    ] = False,
 ) -> None:
     """Score every segment once. Resumable; a finished annotation is never scored again."""
+    from phf.corpus.annotate import Engine
     from phf.corpus.annotate import annotate as annotate_corpus
     from phf.corpus.store import Corpus
 
     kind = segment_kind(segments)
+    chosen: Engine = check_choice("engine", engine, get_args(Engine))
     with show_progress() as progress:
         annotation = annotate_corpus(
-            Corpus.open(folder), reward_model, kind, workers=workers, progress=progress
+            Corpus.open(folder),
+            reward_model,
+            kind,
+            workers=workers,
+            engine=chosen,
+            ray_address=ray_address,
+            gpus_per_worker=gpus_per_worker,
+            timeout=timeout,
+            verify=verify,
+            wait=wait,
+            progress=progress,
         )
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
     print(f"next: phf tokenize {folder} --segments {kind}")

@@ -1,11 +1,13 @@
 """`phf corpus`: build a corpus and look at it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, CorpusFolder, Segments, segment_kind
+from phf.cli.options import SETTINGS, CorpusFolder, Segments, check_choice, segment_kind
+from phf.errors import PHFError
+from phf.files import to_path
 from phf.terminal import printable, show_progress
 
 app = typer.Typer(
@@ -24,7 +26,12 @@ def corpus_build(
             help="JSONL(.gz, .zst), Parquet, a folder, hf:ID, or python-source, fortunes, tweets (with :options).",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", parser=to_path, help="The corpus folder to make, or its URL."
+        ),
+    ],
     text_field: Annotated[
         str | None, typer.Option(help="Field that holds the text; default: text, then content.")
     ] = None,
@@ -92,41 +99,152 @@ def corpus_balance(
     print(f"{balanced.path}: {balanced.num_documents:,} of {corpus.num_documents:,} documents")
 
 
-@app.command("stats", epilog="Example: phf corpus stats corpus")
-def corpus_stats(folder: CorpusFolder) -> None:
-    """Counts, score quantiles, what candidate fractions would keep, the worst and best segments."""
+@app.command(
+    "export", epilog="Example: phf corpus export corpus -o dolma --format dolma -r toxicity-svm -s sentences"
+)
+def corpus_export(
+    folder: CorpusFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
+    kind: Annotated[
+        str,
+        typer.Option("--format", "-f", help="dolma, phf, parquet, datasets or jsonl: see docs/exchange.md."),
+    ],
+    reward_model: Annotated[
+        list[str] | None,
+        typer.Option("--reward-model", "-r", help="Whose scores go along: a name or a slug; repeatable."),
+    ] = None,
+    segments: Annotated[
+        list[str] | None,
+        typer.Option("--segments", "-s", help="On which segments; once, or once for each reward model."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only one split: train or validation.")] = None,
+) -> None:
+    """Write documents and scores as Dolma, the PHF data sets, datasets, Parquet or JSONL have them."""
+    from phf.corpus.annotation import Annotation
+    from phf.corpus.exchange import ExchangeFormat
+    from phf.corpus.exchange_export import export_corpus
+    from phf.corpus.store import Corpus
+    from phf.records import Split
+
+    models, kinds = reward_model or [], segments or ["sentences"]
+    if len(kinds) not in (1, len(models)):
+        raise PHFError(
+            f"{len(models)} reward models and {len(kinds)} kinds of segments are given; give --segments once, or once "
+            "for each --reward-model"
+        )
+    pairs = zip(models, kinds * len(models) if len(kinds) == 1 else kinds, strict=False)
+    corpus = Corpus.open(folder)
+    annotations = [Annotation.open(corpus, model, segment_kind(name)) for model, name in pairs]
+    with show_progress() as progress:
+        path = export_corpus(
+            corpus,
+            out,
+            check_choice("format", kind, get_args(ExchangeFormat)),
+            annotations,
+            split=None if split is None else check_choice("split", split, get_args(Split)),
+            progress=progress,
+        )
+    print(f"{path}: see {path / 'README.md'} for what it holds")
+
+
+@app.command(
+    "import",
+    epilog="Example: phf corpus import hf:tomekkorbak/pile-detoxify --format phf --reward-model-name detoxify -o corpus",
+)
+def corpus_import(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder of Dolma's, JSONL or Parquet files, a data set's folder or hf:ID.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],
+    kind: Annotated[
+        str,
+        typer.Option("--format", "-f", help="dolma, phf, parquet, datasets or jsonl: see docs/exchange.md."),
+    ],
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="Which scores: a Dolma attribute or a column; repeatable. Default: all."),
+    ] = None,
+    reward_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="What gave the scores, once for each attribute. Default: the attribute's name."),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="What a score counts, for example: probability.")] = "score",
+    negate: Annotated[
+        bool, typer.Option("--negate", help="The source's scores are higher = better.")
+    ] = False,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of documents held out, decided by text hash.")
+    ] = 0.05,
+) -> None:
+    """Make a corpus with ready annotations from text that comes with scores."""
+    from phf.corpus.exchange import ExchangeFormat
+    from phf.corpus.exchange_import import import_corpus
+
+    format_name: ExchangeFormat = check_choice("format", kind, get_args(ExchangeFormat))
+    with show_progress() as progress:
+        corpus, annotations = import_corpus(
+            source,
+            out,
+            format_name,
+            attributes=attribute or [],
+            names=reward_model_name or [],
+            unit=unit,
+            negate=negate,
+            validation_fraction=validation_fraction,
+            progress=progress,
+        )
+    (counts,) = corpus.manifest["sources"]
+    print(
+        f"{corpus.path}: "
+        + ", ".join(f"{key} {value:,}" for key, value in counts.items() if type(value) is int)
+    )
+    for reason, count in counts["bad_row_reasons"].items():
+        print(f"  bad rows: {count:,} x {printable(reason)}")
+    for annotation in annotations:
+        entries = annotation.manifest["shards"]
+        num_segments, num_unscored = (
+            sum(entry[key] for entry in entries) for key in ("num_segments", "num_unscored")
+        )
+        print(f"{annotation.path}: {num_segments:,} segments, {num_unscored:,} unscored")
+    print(f"next: phf corpus stats {out}; phf tokenize {out} --segments imported")
+
+
+@app.command("stats", epilog="Example: phf corpus stats corpus -r toxicity-svm --budget 30e6")
+def corpus_stats(
+    folder: CorpusFolder,
+    reward_model: Annotated[
+        str | None,
+        typer.Option("--reward-model", "-r", help="Only the annotations by this model: a name or a slug."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", "-t", help="Whose tokens to count. Default: the first that fits."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Tokens of a run: how many epochs they make of what a rule keeps.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Counts, scores, what candidate thresholds and fractions would keep, the worst and best segments."""
+    import json
+
+    from phf.cli.stats import print_stats
     from phf.corpus.stats import corpus_stats as measure
     from phf.corpus.store import Corpus
 
-    stats = measure(Corpus.open(folder))
-    for split, counts in stats["counts"].items():
-        print(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    for source in stats["sources"]:
-        print(
-            f"source {printable(source['spec'])}: {source['num_documents']:,} documents, {source['num_bad_rows']:,} bad rows"
+    with show_progress() as progress:
+        stats = measure(
+            Corpus.open(folder),
+            reward_model=reward_model,
+            tokenizer=tokenizer,
+            budget=None if budget is None else round(budget),
+            progress=progress,
         )
-    if not stats["annotations"]:
-        print(f"no annotation yet; next: phf annotate {folder} --reward-model NAME")
-    for annotation in stats["annotations"]:
-        _print_annotation(annotation)
-
-
-def _print_annotation(stats: dict[str, Any]) -> None:
-    """Quantiles, a histogram, what fractions keep, and the extremes of one annotation."""
-    print(f"\n{stats['slug']} on {stats['segments']}: {stats['num_segments']:,} segments, {stats['unit']}")
-    reasons = ", ".join(f"{count:,} x {reason}" for reason, count in stats["unscored_reasons"].items())
-    print(f"  unscored: {stats['num_unscored']:,} {reasons}")
-    print("  quantiles: " + ", ".join(f"{q['quantile']:.0%} {q['score']:.4g}" for q in stats["quantiles"]))
-    counts, edges = stats["histogram"]["counts"], stats["histogram"]["edges"]
-    for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        print(f"  {low:9.4g} to {high:9.4g} {count:10,} {'#' * round(40 * count / max(counts))}")
-    for name in ("good_fraction", "keep_fraction"):
-        for kept in stats[name]:
-            share = kept["characters"]
-            print(
-                f"  {name}={kept['fraction']:g}: threshold {kept['threshold']:.4g} keeps {share:.1%} of the characters"
-            )
-    for name in ("best", "worst"):
-        for example in stats[name]:
-            text = " ".join(printable(example["text"]).split())
-            print(f"  {name} {example['score']:.4g} {printable(example['document'])}: {text[:100]}")
+    if json_output:
+        print(json.dumps(stats, indent=1, allow_nan=False))
+    else:
+        print_stats(stats)

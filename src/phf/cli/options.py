@@ -6,18 +6,27 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from phf.errors import PHFError
+from phf.files import to_path
 
 if TYPE_CHECKING:
     from phf.config import SegmentKind
 
 Segments = Annotated[
-    str, typer.Option("--segments", "-s", help="What gets one score: lines, sentences or document.")
+    str,
+    typer.Option(
+        "--segments",
+        "-s",
+        help="What gets one score: lines, sentences, paragraphs, document, or imported (as the corpus came).",
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option(help="Processes; default: one per core. Never changes a byte.", min=1)
 ]
 CorpusFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A corpus folder made by 'phf corpus build'.")
+    Path,
+    typer.Argument(
+        metavar="DIR", parser=to_path, help="A corpus folder made by 'phf corpus build', or its URL."
+    ),
 ]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders made by 'phf train'.")]
 

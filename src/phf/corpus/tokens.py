@@ -17,11 +17,11 @@ import numpy.typing as npt
 import tokenizers
 
 from phf.config import SegmentKind
-from phf.corpus.segment import hash_segment_ends, segment_ends, segmentation_identity
+from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, Progress, lock_folder, read_manifest, write_manifest
 from phf.corpus.tokenizer import WORD_PATTERN, Tokenizer, load_tokenizer, train_tokenizer
 from phf.errors import PHFError
-from phf.files import check_hash, hash_bytes, hash_file, hash_json, write_bytes
+from phf.files import check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
 from phf.records import Identity, Split
 
 TRAINING_BYTES = 20_000_000
@@ -56,6 +56,11 @@ def tokenize(
     """
     if workers is not None and workers < 1:
         raise PHFError(f"workers {workers} must be at least 1")
+    if find_local(corpus.path) is None:
+        raise PHFError(
+            f"{corpus.path} is not on a local disk, and training maps tokens into memory; copy the corpus to one first, "
+            "with the storage's own tool (aws s3 sync, gcloud storage rsync, hf download)"
+        )
     tokenizer, trained_on = _obtain_tokenizer(corpus, spec)
     folder = token_folder(corpus, tokenizer.identity, segments)
     folder.mkdir(parents=True, exist_ok=True)
@@ -358,10 +363,8 @@ def _map_in_order(
 def _tokenize_group(
     corpus: Corpus, shard: int, group: int, splitter: "_Splitter", segments: SegmentKind, dtype: str
 ) -> _Group:
-    with corpus.open_shard(shard) as file:
-        table = file.read_row_group(group, columns=["id", "text", "split"])
+    table, ends = corpus.read_segments(shard, group, ["id", "text", "split"], segments)
     texts: list[str] = table["text"].to_pylist()
-    ends = [segment_ends(text, segments) for text in texts]
     num_segments = np.array([len(document) for document in ends], np.int64)
     flat_ends = np.fromiter((end for document in ends for end in document), np.int64, int(num_segments.sum()))
     ids, lengths, num_bytes = splitter.tokenize(texts, num_segments, flat_ends)

@@ -13,6 +13,7 @@ import numpy as np
 
 from phf.corpus.annotation import Annotation
 from phf.corpus.store import Corpus
+from phf.errors import PHFError
 from phf.intervals import bootstrap_mean, expected_max, wilson
 from phf.records import Estimate, JudgeRole
 from phf.reward_models import RewardModel, score_samples
@@ -55,15 +56,26 @@ def choose_judges(
 
     Returns:
         the judges, and what a reader must be told: that today's version of the annotator is not the one that
-        annotated, so that no judge has that role.
+        annotated, or that the scores were imported, so that no judge has that role.
+
+    Raises:
+        PHFError: the scores were imported and no judge is given.
     """
     annotator_spec = str(annotation.manifest["reward_model_spec"])
+    is_imported = annotation.identity.version == "imported"
+    if is_imported and not specs:
+        raise PHFError(
+            f"the scores of {annotation.slug} were imported, and what made them cannot be run here; "
+            "name a reward model to judge by with --judge (see 'phf reward list')"
+        )
     judges: dict[str, Judge] = {}
-    for model in map(load, (annotator_spec, *specs)):
+    for model in map(load, specs if is_imported else (annotator_spec, *specs)):
         role: JudgeRole = "annotator" if model.identity == annotation.identity else "held-out"
         judges.setdefault(model.identity.slug, Judge(role, model))
     notes = []
-    if not any(judge.role == "annotator" for judge in judges.values()):
+    if is_imported:
+        notes.append(f"no judge is the annotator: the scores of {annotation.slug} were imported")
+    elif not any(judge.role == "annotator" for judge in judges.values()):
         notes.append(
             f"no judge is the annotator: the corpus was scored by {annotation.identity.slug}, and {annotator_spec} "
             f"is now {next(iter(judges))}; run 'phf annotate' and train again, or install the earlier version"

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, Protocol
 
+from phf.errors import PHFError
 from phf.records import Identity
 
-Unit = Literal["probability", "violations per character", "items per character"]
+Unit = Literal[
+    "probability", "violations per character", "items per character", "weighted sum", "arbitrary units"
+]
 
 
 class Unscored(float):
@@ -76,7 +79,13 @@ class SegmentRewardModel(RewardModel, Protocol):
         """Score the segments of many documents at once."""
         segments = [segment for document, ends in documents for segment in split_segments(document, ends)]
         texts = [segment for segment in segments if segment]
-        scores = iter(self.score_texts(texts) if texts else ())
+        given = self.score_texts(texts) if texts else []
+        if len(given) != len(texts):
+            raise PHFError(
+                f"reward model {self.identity.name} returned {len(given)} scores for {len(texts)} texts; "
+                "it must return one per text (NaN where it has none)"
+            )
+        scores = iter(given)
         flat = [next(scores) if segment else Unscored("empty text") for segment in segments]
         stops = iter(flat)
         return [[next(stops) for _ in ends] for _, ends in documents]

@@ -1,10 +1,15 @@
 """Scoring documents and samples with any reward model, its answers checked."""
 
-import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
 
 from phf.errors import PHFError
-from phf.reward_models.protocol import RewardModel, Unscored
+from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unscored
 
 
 def score_documents(model: RewardModel, documents: Sequence[tuple[str, Sequence[int]]]) -> list[list[float]]:
@@ -20,11 +25,79 @@ def score_documents(model: RewardModel, documents: Sequence[tuple[str, Sequence[
     Raises:
         PHFError: the model returned a wrong number of scores, or an infinite one.
     """
-    score_batch = getattr(model, "score_batch", None)
-    if score_batch is not None:
-        scored = [list(scores) for scores in score_batch(documents)]
+    scored = [list(scores) for scores in _score_each(model, documents)]
+    if np.isinf(_to_array(chain.from_iterable(scored))).any():
+        index = next(index for index, scores in enumerate(scored) if np.isinf(scores).any())
+        raise PHFError(
+            f"reward model {model.identity.name} returned an infinite score for document {index} of the batch"
+        )
+    return scored
+
+
+def score_segments(
+    model: RewardModel, texts: Sequence[str], ends: Sequence[Sequence[int]]
+) -> tuple[npt.NDArray[np.float32], list[float]]:
+    """The scores of `score_documents` as one array, for documents without empty segments: what annotating stores.
+
+    Args:
+        model: the reward model.
+        texts: the documents.
+        ends: segment ends of each (code points).
+
+    Returns:
+        scores [num_segments], NaN = unscored; the model's own answers for those, in order, which carry the reasons.
+
+    Raises:
+        PHFError: the model returned a wrong number of scores, or one that is infinite as float32.
+    """
+    flat: Sequence[float]
+    if _looks_at_segments_alone(model):
+        segments = [
+            text[start:end]
+            for text, stops in zip(texts, ends, strict=True)
+            for start, end in pairwise((0, *stops))
+        ]
+        flat = model.score_texts(segments) if segments else []
+        num_segments = len(segments)
     else:
-        scored = [list(model.score(text, ends)) for text, ends in documents]
+        flat = list(chain.from_iterable(_score_each(model, list(zip(texts, ends, strict=True)))))
+        num_segments = len(flat)
+    values = _to_array(flat)
+    name = model.identity.name
+    if values.shape != (num_segments,):
+        raise PHFError(f"reward model {name} returned {len(values)} scores for {num_segments} segments")
+    with np.errstate(over="ignore"):  # a score too large for float32 becomes infinite
+        scores = values.astype(np.float32)
+    if np.isinf(scores).any():
+        raise PHFError(f"reward model {name} returned an infinite score")
+    return scores, [flat[index] for index in np.flatnonzero(np.isnan(scores)).tolist()]
+
+
+def _looks_at_segments_alone(model: RewardModel) -> TypeGuard[SegmentRewardModel]:
+    """Whether the model is a `SegmentRewardModel` that has not replaced how documents are scored."""
+    return all(
+        getattr(type(model), name, None) is getattr(SegmentRewardModel, name)
+        for name in ("score", "score_batch")
+    )
+
+
+def _to_array(scores: Iterable[float]) -> npt.NDArray[np.floating[Any]]:
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
+        return scores
+    # NumPy would make NaN of None and a number of a string; `array` refuses both.
+    return np.asarray(array("d", scores))
+
+
+def _score_each(
+    model: RewardModel, documents: Sequence[tuple[str, Sequence[int]]]
+) -> Sequence[Sequence[float]]:
+    """What the model returns for each document, the numbers of scores checked."""
+    score_batch = getattr(model, "score_batch", None)
+    scored: Sequence[Sequence[float]]
+    if score_batch is not None:
+        scored = score_batch(documents)
+    else:
+        scored = [model.score(text, ends) for text, ends in documents]
     name = model.identity.name
     if len(scored) != len(documents):
         raise PHFError(f"reward model {name} returned scores of {len(scored)} documents for {len(documents)}")
@@ -33,10 +106,6 @@ def score_documents(model: RewardModel, documents: Sequence[tuple[str, Sequence[
             raise PHFError(
                 f"reward model {name} returned {len(scores)} scores for the {len(ends)} segments of document "
                 f"{index} of the batch; it must return one per segment (NaN where it has none)"
-            )
-        if any(map(math.isinf, scores)):
-            raise PHFError(
-                f"reward model {name} returned an infinite score for document {index} of the batch"
             )
     return scored
 

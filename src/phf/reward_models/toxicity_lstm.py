@@ -12,7 +12,8 @@ from torch import Tensor
 
 from phf.files import hash_json, read_json
 from phf.records import Identity
-from phf.reward_models.convert import LABELS, MANIFEST, VOCABULARY, WEIGHTS, convert_tox_block
+from phf.reward_models.convert import MANIFEST, VOCABULARY, WEIGHTS
+from phf.reward_models.convert_tox_block import LABELS, convert_tox_block
 from phf.reward_models.protocol import SegmentRewardModel, Unit
 
 ROWS = 256

@@ -1,0 +1,170 @@
+"""`phf label`: human feedback, collected."""
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from phf.cli.options import SETTINGS, Segments, check_choice, segment_kind
+from phf.errors import PHFError
+from phf.terminal import printable, say
+
+if TYPE_CHECKING:
+    from phf.config import SegmentKind
+    from phf.corpus.annotation import Annotation
+    from phf.corpus.store import Corpus
+    from phf.feedback.queue import Order
+
+app = typer.Typer(**SETTINGS)
+
+
+@app.command(
+    epilog="Example: phf label corpus -o labels.jsonl   then: phf reward train labels.jsonl -o my-reward"
+)
+def label(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="A corpus folder made by 'phf corpus build'.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file of judgements (JSON Lines); goes on if it exists.")
+    ] = Path("labels.jsonl"),
+    task: Annotated[
+        str,
+        typer.Option("--task", "-t", help="label (good or bad), rate (1 to 5) or pair (choose the better)."),
+    ] = "label",
+    segments: Segments = "sentences",
+    order: Annotated[
+        str, typer.Option(help="uncertain (what teaches most), random; by an annotation: balanced, worst.")
+    ] = "uncertain",
+    reward_model: Annotated[
+        str | None,
+        typer.Option("--reward-model", "-r", help="Whose annotation to begin from; default: any there is."),
+    ] = None,
+    labeler: Annotated[
+        str | None, typer.Option(help="Written beside each judgement; default: your user name.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the pool of segments.")] = 0,
+    num: Annotated[
+        int | None, typer.Option("--num", "-n", help="End after so many judgements.", min=1)
+    ] = None,
+    in_browser: Annotated[
+        bool, typer.Option("--app", help="In the browser instead of the terminal (extra 'app').")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of the browser's page, on this machine alone.")] = 7860,
+    import_file: Annotated[
+        Path | None,
+        typer.Option("--import", help="Instead: turn an export of Argilla or Label Studio into -o."),
+    ] = None,
+    bad: Annotated[
+        list[str] | None, typer.Option(help="Import: a choice that means bad (repeat for more).")
+    ] = None,
+    good: Annotated[list[str] | None, typer.Option(help="Import: a choice that means good.")] = None,
+    question: Annotated[str | None, typer.Option(help="Import: the question to take.")] = None,
+    field: Annotated[
+        list[str] | None, typer.Option(help="Import: the field of the text; of a pair both, the first first.")
+    ] = None,
+    higher_is_worse: Annotated[
+        bool, typer.Option("--higher-is-worse", help="Import: a high rating means bad.")
+    ] = False,
+) -> None:
+    """Judge segments of a corpus: the labels a reward model is trained on.
+
+    Keys: g b (or 1 to 5, or 1 2 for a pair), s skip, u undo, q quit. Every judgement is on the disk at once; the same
+    command goes on where it ended.
+    """
+    if import_file is not None:
+        _import(import_file, out, folder, bad or [], good or [], question, field or [], higher_is_worse)
+        return
+    if folder is None:
+        raise PHFError("no corpus is given; run: phf label DIR -o labels.jsonl (or --import FILE)")
+    from phf.corpus.store import Corpus
+    from phf.feedback.judgements import Task, open_judgements
+    from phf.feedback.pool import read_pool
+    from phf.feedback.queue import Order, Queue
+    from phf.feedback.session import LabelSession
+
+    chosen_task: Task = check_choice("task", task, get_args(Task))
+    chosen_order: Order = check_choice("order", order, get_args(Order))
+    kind = segment_kind(segments)
+    corpus = Corpus.open(folder)
+    annotation = _find_annotation(corpus, kind, reward_model, chosen_order)
+    with open_judgements(out, chosen_task) as file:
+        if file.repair is not None:
+            say(printable(file.repair))
+        judged = [] if chosen_task == "pair" else [row["text"] for row in file.rows]
+        pool = read_pool(
+            corpus, kind, seed=seed, annotation=annotation, worst=order == "worst", judged=judged
+        )
+        threshold = 0.5 if annotation is None or annotation.unit == "probability" else 0.0
+        queue = Queue(
+            pool, file.rows, task=chosen_task, order=chosen_order, seed=seed, hit_threshold=threshold
+        )
+        session = LabelSession(file, queue, task=chosen_task, labeler=labeler or _user_name(), num=num)
+        if in_browser:
+            from phf.feedback.label_app import serve
+
+            serve(session, port=port, say=say)
+        else:
+            from phf.cli.label_terminal import label_in_terminal
+
+            label_in_terminal(session)
+    print(f"{out}: {session.describe()}")
+    print(f"next: phf reward train {out} -o REWARD_MODEL")
+
+
+def _find_annotation(
+    corpus: "Corpus", kind: "SegmentKind", reward_model: str | None, order: "Order"
+) -> "Annotation | None":
+    """The annotation to begin from: the one named, else the first there is; random order needs none."""
+    from phf.corpus.annotation import Annotation
+
+    if reward_model is not None:
+        return Annotation.open(corpus, reward_model, kind)
+    if order == "random":
+        return None
+    found = [annotation for annotation in Annotation.list(corpus) if annotation.segments == kind]
+    if found:
+        say(f"beginning from the annotation {found[0].slug}; --reward-model chooses another")
+    return found[0] if found else None
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without users
+        return "unknown"
+
+
+def _import(
+    path: Path,
+    out: Path,
+    folder: Path | None,
+    bad: list[str],
+    good: list[str],
+    question: str | None,
+    fields: list[str],
+    higher_is_worse: bool,
+) -> None:
+    from phf.feedback.label_import import import_labels
+
+    if folder is not None:
+        raise PHFError(f"--import {path} reads no corpus; leave {folder} out")
+    imported = import_labels(
+        path, out, bad=bad, good=good, question=question, fields=fields, higher_is_worse=higher_is_worse
+    )
+    for reason, count in imported.count_reasons().items():
+        print(f"left out {count:,} x {printable(reason)}")
+    for record, reason in imported.unmapped[:10]:
+        print(f"  {printable(record)}: {printable(reason)}")
+    if len(imported.unmapped) > 10:
+        print(f"  and {len(imported.unmapped) - 10:,} more")
+    if "rating" in imported.rows[0]:
+        print(
+            f"ratings: a higher one is taken as {'worse' if higher_is_worse else 'better'} (--higher-is-worse turns that)"
+        )
+    print(
+        f"{out}: {len(imported.rows):,} judgements from {imported.format}, question {printable(imported.question)}"
+    )
+    print(f"next: phf reward train {out} -o REWARD_MODEL")

@@ -1,0 +1,172 @@
+"""Human feedback as people have it: a JSON Lines file of labels, ratings or pairs (docs/trained_reward_models.md)."""
+
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from phf.errors import PHFError
+from phf.files import hash_file
+
+LabelKind = Literal["labels", "ratings", "pairs"]
+FIELDS: dict[LabelKind, tuple[str, str]] = {
+    "labels": ("text", "label"),
+    "ratings": ("text", "rating"),
+    "pairs": ("chosen", "rejected"),
+}
+_NUM_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A line that is no feedback, and why not."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Feedback of one kind.
+
+    Attributes:
+        kind: of every row.
+        texts: what was judged; of pairs, the chosen text.
+        rejected: the other text of each pair; empty for labels and ratings.
+        targets: how bad each text is, float64 in [0, 1]; 0.0 for pairs. A label is its own target (1 = bad). Ratings are
+            put linearly between the best one in the file (0) and the worst (1).
+        bad_rows: lines that were left out.
+        sha256: of the file.
+    """
+
+    path: Path
+    kind: LabelKind
+    texts: list[str]
+    rejected: list[str]
+    targets: npt.NDArray[np.float64]
+    bad_rows: list[BadRow]
+    sha256: str
+
+    def describe_bad_rows(self) -> str:
+        """One line about the lines left out: how many, and the first of them with the reason."""
+        return _describe_bad_rows(self.path, self.bad_rows)
+
+
+def read_labels(path: Path) -> Labels:
+    """Read a file of feedback, one JSON object per line (.jsonl, or with .gz or .zst); further fields are ignored.
+
+    `{"text", "label"}`: 1 = bad, 0 = good, or a probability. `{"text", "rating"}`: any number, higher = better.
+    `{"chosen", "rejected"}`: texts, the chosen one is the better.
+
+    Raises:
+        PHFError: the file is missing, empty or damaged, holds two kinds of feedback, or no line of it is feedback.
+    """
+    texts: list[str] = []
+    rejected: list[str] = []
+    values: list[float] = []
+    bad_rows: list[BadRow] = []
+    kind: LabelKind | None = None
+    first_line = 0
+    for number, line in _read_lines(path):
+        try:
+            found, text, value = _parse_row(line)
+        except ValueError as error:
+            bad_rows.append(BadRow(number, str(error)))
+            continue
+        if kind is None:
+            kind, first_line = found, number
+        elif found != kind:
+            raise PHFError(
+                f"{path}: line {first_line} holds {kind}, line {number} {found}; put each kind in a file of its own"
+            )
+        texts.append(text)
+        if isinstance(value, str):
+            rejected.append(value)
+            value = 0.0
+        values.append(value)
+    if kind is None:
+        why = _describe_bad_rows(path, bad_rows) if bad_rows else f"{path} is empty"
+        raise PHFError(
+            f'{why}; each line must be {{"text", "label"}} (1 = bad), {{"text", "rating"}} (higher = better) or '
+            '{"chosen", "rejected"}'
+        )
+    targets = np.asarray(values, np.float64)
+    if kind == "ratings":
+        worst, best = targets.min(), targets.max()
+        targets = (best - targets) / (best - worst) if best > worst else np.full(len(targets), 0.5)
+    return Labels(path, kind, texts, rejected, targets, bad_rows, hash_file(path))
+
+
+def _parse_row(line: bytes) -> tuple[LabelKind, str, float | str]:
+    """The kind of a row, its text, and its label, rating or rejected text; ValueError says what is wrong."""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("broken JSON") from None
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  a fault of the input, as the others
+    found = [kind for kind, fields in FIELDS.items() if all(field in row for field in fields)]
+    if not found:
+        raise ValueError("no text and label, text and rating, or chosen and rejected")
+    if len(found) > 1:
+        raise ValueError(f"both {' and '.join(found)}")
+    kind = found[0]
+    text, value = (row[field] for field in FIELDS[kind])
+    for given, field in ((text, FIELDS[kind][0]), *([(value, "rejected")] if kind == "pairs" else ())):
+        if not isinstance(given, str) or not given.strip():
+            raise ValueError(f"{field} is no text, or an empty one")
+    if kind == "pairs":
+        if text == value:
+            raise ValueError("chosen and rejected are the same text")
+        return kind, text, str(value)
+    return kind, text, _parse_number(kind, value)
+
+
+def _parse_number(kind: LabelKind, value: Any) -> float:
+    name = FIELDS[kind][1]
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is no finite number")
+    if kind == "labels" and not 0 <= number <= 1:
+        raise ValueError("label is outside 0 to 1 (1 = bad); is it a rating?")
+    return number
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers from 1."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise PHFError(f"{path} {what}; give JSON Lines, such as 'phf label CORPUS -o {path.name}' writes")
+    try:
+        with path.open("rb") as file:
+            lines: Iterable[bytes] = file
+            if path.suffix == ".gz":
+                lines = gzip.GzipFile(fileobj=file)
+            elif path.suffix == ".zst":
+                reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+                lines = io.BufferedReader(reader)
+            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise PHFError(f"{path} is damaged or cut short ({error}); make it again") from None
+
+
+def _describe_bad_rows(path: Path, bad_rows: list[BadRow]) -> str:
+    shown = ", ".join(f"line {row.line} ({row.reason})" for row in bad_rows[:_NUM_SHOWN])
+    more = f" and {len(bad_rows) - _NUM_SHOWN:,} more" if len(bad_rows) > _NUM_SHOWN else ""
+    return (
+        f"{path}: {len(bad_rows):,} line{'' if len(bad_rows) == 1 else 's'} hold no feedback: {shown}{more}"
+    )

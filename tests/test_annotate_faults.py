@@ -1,0 +1,330 @@
+"""Annotating while things go wrong: killed at any moment, a full disk, reward models that fail or hang, odd documents."""
+
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from phf.corpus import store
+from phf.corpus.annotate import Annotation, annotate, load_scores
+from phf.corpus.store import Corpus, build_corpus, lock_folder
+from phf.errors import PHFError
+
+MODEL = '''
+"""A reward model that is told by the environment how to fail, and in which document."""
+import math, os, re, time
+from phf.records import Identity
+
+class Model:
+    identity = Identity("faulty", "1")
+    unit = "items per character"
+    display_scale = 1.0
+    hit_threshold = 0.0
+
+    def score(self, document, ends):
+        if "SECONDS_PER_DOCUMENT" in os.environ:
+            time.sleep(float(os.environ["SECONDS_PER_DOCUMENT"]))
+        if f"<{os.environ.get('FAIL_IN', '-')}>" in document:
+            fail(os.environ["FAIL_BY"])
+        return [document.count("x", 0, end) / end for end in ends]
+
+    def trim_sample(self, text):
+        return text
+
+def share_of_x(texts):
+    return [text.count("x") / len(text) for text in texts]
+
+def fail(how):
+    if how == "sleep":
+        time.sleep(600)
+    if how == "regex":  # holds the interpreter for hours
+        re.match(r"(a+)+b", "a" * 60)
+    if how == "die":
+        os.kill(os.getpid(), 9)
+'''
+
+RUN = """
+import resource, sys
+from phf.corpus.annotate import annotate
+from phf.corpus.store import Corpus
+from phf.errors import PHFError
+
+if __name__ == "__main__":
+    limit = int(sys.argv[3])
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        print(annotate(Corpus.open(sys.argv[1]), "faulty:Model", "lines", workers=int(sys.argv[2])).num_scored_now)
+    except PHFError as error:
+        sys.exit(f"error: {error}")
+"""
+
+NUM_DOCUMENTS = 240
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the reward model, a script that annotates, and a corpus of twelve shards of several groups."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 500)
+    (tmp_path / "faulty.py").write_text(MODEL)
+    (tmp_path / "run.py").write_text(RUN)
+    rows = [f"<{number}> x\n{'y' * (number % 90)}\nü😀" for number in range(NUM_DOCUMENTS)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    corpus = build_corpus(["a.jsonl"], "corpus", bytes_per_shard=1300)
+    assert len(corpus.shards) >= 10
+    yield tmp_path
+    sys.modules.pop("faulty", None)
+
+
+def start(folder, workers=1, limit=0, **environment):
+    return subprocess.Popen(
+        [sys.executable, "run.py", "corpus", str(workers), str(limit)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def finish(folder, **options):
+    """Run to the end; gives the number of segments scored."""
+    process = start(folder, **options)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return int(output)
+
+
+def read_bytes(annotation):
+    return {path.name: path.read_bytes() for path in sorted(annotation.iterdir())}
+
+
+def score_undisturbed(folder):
+    """The bytes of an annotation that was left alone, which is then out of the way."""
+    annotation = annotate(Corpus.open("corpus"), "faulty:Model", "lines", workers=1)
+    expected = read_bytes(annotation.path)
+    annotation.path.rename(folder / "undisturbed")
+    return expected, annotation.path
+
+
+def count_entries(path):
+    manifest = path / "manifest.json"
+    if not manifest.exists():
+        return 0
+    return sum(entry is not None for entry in json.loads(manifest.read_text())["shards"])
+
+
+def test_killed_at_ten_random_moments_and_rerun_gives_the_same_bytes(folder):
+    expected, path = score_undisturbed(folder)
+    num_shards = len(expected) - 1
+    rng = random.Random(0)
+    counts = []
+    for kill in range(10):
+        before = count_entries(path)
+        process = start(folder, workers=1 + kill % 2, SECONDS_PER_DOCUMENT="0.02")
+        deadline = time.monotonic() + 60
+        while count_entries(path) == before and rng.random() > 0.002 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        counts.append(count_entries(path))
+        assert counts[-1] < num_shards, "the work was finished before it was killed"
+    assert counts[-1] > 0
+    assert 0 < finish(folder) < NUM_DOCUMENTS * 3
+    assert read_bytes(path) == expected
+
+
+def test_a_limit_on_file_size_is_one_line_and_nothing_half_written(folder):
+    expected, path = score_undisturbed(folder)
+    sizes = sorted(len(data) for data in expected.values())
+    process = start(folder, limit=sizes[0] - 100)  # smaller than any file
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.count("\n") == 1
+    assert "File too large; what is done is kept: check the space" in errors
+    assert count_entries(path) == 0
+    assert set(read_bytes(path)) <= {"manifest.json"}
+    finish(folder)
+    assert read_bytes(path) == expected
+
+
+def test_a_full_disk_is_one_line_and_the_rerun_goes_on(folder):
+    expected, path = score_undisturbed(folder)
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        process = start(folder)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert errors.count("\n") == 1
+        assert "No space left on device; what is done is kept: check the space" in errors
+        half = read_bytes(path)
+        assert "manifest.json" in half
+        assert 0 < count_entries(path) < len(expected) - 1
+        assert all(expected[name] == data for name, data in half.items() if name != "manifest.json")
+        subprocess.run(["mount", "-o", "remount,size=10m", path], check=True)
+        assert 0 < finish(folder) < NUM_DOCUMENTS * 3
+        assert read_bytes(path) == expected
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_damage_is_refused_by_name_and_mended_by_verify(folder):
+    corpus = Corpus.open("corpus")
+    annotation = annotate(corpus, "faulty:Model", "lines", workers=1)
+    expected = read_bytes(annotation.path)
+    first, second = (annotation.path / f"0000{index}.parquet" for index in (1, 2))
+
+    def truncate():
+        first.write_bytes(first.read_bytes()[:-20])
+
+    def flip_bit():
+        data = bytearray(first.read_bytes())
+        data[len(data) // 2] ^= 0x10
+        first.write_bytes(data)
+
+    def swap():
+        first.rename("other")
+        second.rename(first)
+        (folder / "other").rename(second)
+
+    for damage in (truncate, flip_bit, swap):
+        damage()
+        # A finished annotation is not read again to say so ...
+        assert annotate(corpus, "faulty:Model", "lines", workers=1).num_scored_now == 0
+        # ... but no score of it is used unchecked.
+        with pytest.raises(PHFError, match=r"00001\.parquet is damaged.*phf annotate .* --verify"):
+            load_scores(corpus, Annotation(corpus, annotation.path))
+        mended = annotate(corpus, "faulty:Model", "lines", workers=1, verify=True)
+        assert 0 < mended.num_scored_now < NUM_DOCUMENTS
+        assert read_bytes(annotation.path) == expected
+    before = (annotation.path / "manifest.json").stat().st_mtime_ns
+    annotate(corpus, "faulty:Model", "lines", workers=1)
+    assert (
+        annotation.path / "manifest.json"
+    ).stat().st_mtime_ns == before  # not written where nothing changed
+
+
+def test_a_text_edited_under_the_same_id_makes_its_scores_stale(folder):
+    corpus = Corpus.open("corpus")
+    annotation = annotate(corpus, "faulty:Model", "lines", workers=1)
+    text = (folder / "a.jsonl").read_text()
+    (folder / "a.jsonl").write_text(text.replace("<3> x", "<3> X"))
+    edited = build_corpus(["a.jsonl"], "edited", bytes_per_shard=1300)
+    (folder / "edited" / "annotations").mkdir()
+    moved = edited.path / "annotations" / annotation.slug
+    annotation.path.rename(moved)
+    with pytest.raises(PHFError, match=r"00000\.parquet is stale: it was made from another documents/00000"):
+        load_scores(edited, Annotation(edited, moved))
+    entries = annotation.manifest["shards"]
+    again = annotate(edited, "faulty:Model", "lines", workers=1)
+    assert again.num_scored_now == entries[0]["num_segments"]
+    load_scores(edited, again)
+
+
+def test_verify_reads_the_documents_too(folder):
+    corpus = Corpus.open("corpus")
+    annotate(corpus, "faulty:Model", "lines", workers=1)
+    shard = corpus.path / corpus.shards[4].file
+    data = bytearray(shard.read_bytes())
+    data[60] ^= 1
+    shard.write_bytes(data)
+    corpus = Corpus.open("corpus")
+    annotate(corpus, "faulty:Model", "lines", workers=1)
+    with pytest.raises(PHFError, match=r"documents/00004\.parquet is damaged"):
+        annotate(corpus, "faulty:Model", "lines", workers=1, verify=True)
+
+
+@pytest.mark.parametrize("how", ["sleep", "regex"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_model_that_hangs_is_stopped_and_its_documents_named(folder, monkeypatch, workers, how):
+    monkeypatch.setenv("FAIL_IN", "77")
+    monkeypatch.setenv("FAIL_BY", how)
+    corpus = Corpus.open("corpus")
+    begin = time.monotonic()
+    with pytest.raises(PHFError, match=r"faulty gave no scores in (0\.5|6) s for documents") as error:
+        annotate(corpus, "faulty:Model", "lines", workers=workers, timeout=0.5 if workers == 1 else 6)
+    assert time.monotonic() - begin < 40
+    assert "--timeout" in str(error.value)
+    first, last = map(int, re.findall(r"a\.jsonl:(\d+)", str(error.value)))
+    assert first <= 78 <= last
+    monkeypatch.delenv("FAIL_IN")
+    assert annotate(corpus, "faulty:Model", "lines", workers=1).num_scored_now > 0
+
+
+def test_a_worker_that_dies_is_one_line_that_says_where(folder, monkeypatch):
+    monkeypatch.setenv("FAIL_IN", "77")
+    monkeypatch.setenv("FAIL_BY", "die")
+    with pytest.raises(PHFError, match=r"a worker process was killed .* at documents? a\.jsonl:\d+"):
+        annotate(Corpus.open("corpus"), "faulty:Model", "lines", workers=2)
+
+
+def test_a_timeout_must_be_a_time(folder):
+    for timeout in (0, -1, math.nan):
+        with pytest.raises(PHFError, match=r"timeout .* must be above 0"):
+            annotate(Corpus.open("corpus"), "faulty:Model", "lines", timeout=timeout)
+
+
+def test_wait_takes_its_turn(folder):
+    corpus = Corpus.open("corpus")
+    annotation = annotate(corpus, "faulty:Model", "lines", workers=1)
+    lock = lock_folder(annotation.path, "writing")
+    lock.__enter__()
+    with pytest.raises(PHFError, match="another process is writing"):
+        annotate(corpus, "faulty:Model", "lines", workers=1)
+    release = threading.Timer(0.3, lock.__exit__, (None, None, None))
+    release.start()
+    begin = time.monotonic()
+    annotate(corpus, "faulty:Model", "lines", workers=1, wait=True)
+    assert time.monotonic() - begin > 0.2
+    release.join()
+
+
+def test_odd_documents(folder):
+    odd = ["\0", "a\0b\n\0\n", "😀🏳️‍🌈👩‍👩‍👧", "\ufeff\u2028\x85\x1c", " ", "\r\r\n\x0c"]
+    rows = [json.dumps({"text": text}) for text in [*odd, "", "\ud800", "x\udfff"]]
+    (folder / "odd.jsonl").write_text("\n".join(rows) + "\n")
+    corpus = build_corpus(["odd.jsonl"], "odd")
+    assert corpus.manifest["sources"][0]["bad_row_reasons"] == {"text is empty": 1, "lone surrogate": 2}
+    assert [document.text for document in corpus.iterate_documents()] == odd
+    for kind in ("lines", "sentences", "paragraphs", "document"):
+        scores, num_segments = load_scores(corpus, annotate(corpus, "pii", kind, workers=1))
+        assert len(num_segments) == len(odd)
+        assert scores.tolist() == [0.0] * int(num_segments.sum())
+
+
+def test_one_document_of_50_megabytes(folder):
+    sentence = "The quick (brown) fox jumps over x; the lazy dog sleeps. Then, ü, it wakes up again!\n\n"
+    (folder / "big.jsonl").write_text(json.dumps({"text": sentence * (50_000_000 // len(sentence))}) + "\n")
+    corpus = build_corpus(["big.jsonl"], "big")
+    assert corpus.shards[0].num_bytes > 50_000_000
+    scores, num_segments = load_scores(corpus, annotate(corpus, "faulty:Model", "document", workers=1))
+    assert num_segments.tolist() == [1]
+    assert scores.tolist() == [np.float32(sentence.count("x") / len(sentence))]
+
+
+def test_very_many_short_documents(folder, monkeypatch):
+    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 1 << 20)
+    num_documents = 200_000
+    (folder / "short.jsonl").write_text("".join(f'{{"text": "x{n}"}}\n' for n in range(num_documents)))
+    corpus = build_corpus(["short.jsonl"], "short")
+    annotation = annotate(corpus, "faulty:share_of_x", "sentences", workers=1)
+    assert annotation.num_scored_now == num_documents
+    scores, _ = load_scores(corpus, annotation)
+    assert np.isclose(scores[::50_000], [1 / len(f"x{n}") for n in range(0, num_documents, 50_000)]).all()

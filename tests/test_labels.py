@@ -1,0 +1,143 @@
+"""Reading human feedback: polarity, one kind per file, bad rows counted with their lines; and what is held out."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import zstandard
+
+from phf.errors import PHFError
+from phf.reward_models.labels import BadRow, read_labels
+from phf.reward_models.split import check_apart, hash_text, merge_duplicates, split_examples
+
+
+def write(path, *rows, end=b""):
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows) + end
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    elif path.suffix == ".zst":
+        data = zstandard.ZstdCompressor().compress(data)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_labels_say_how_bad(tmp_path, name):
+    rows = [
+        {"text": "rude", "label": 1, "labeler": "x"},
+        {"text": "kind", "label": 0},
+        {"text": "so-so", "label": 0.5},
+    ]
+    labels = read_labels(write(tmp_path / name, *rows))
+    assert (labels.kind, labels.texts, labels.targets.tolist()) == (
+        "labels",
+        ["rude", "kind", "so-so"],
+        [1, 0, 0.5],
+    )
+
+
+def test_the_best_rating_is_the_lowest_target(tmp_path):
+    rows = [{"text": str(rating), "rating": rating} for rating in (5, 1, 3, 4)]
+    assert read_labels(write(tmp_path / "a.jsonl", *rows)).targets.tolist() == [0, 1, 0.5, 0.25]
+
+
+def test_pairs_keep_which_text_was_chosen(tmp_path):
+    labels = read_labels(write(tmp_path / "a.jsonl", {"chosen": "kind", "rejected": "rude"}))
+    assert (labels.kind, labels.texts, labels.rejected) == ("pairs", ["kind"], ["rude"])
+
+
+def test_bad_rows_are_listed_with_line_and_reason(tmp_path):
+    rows = [
+        {"text": "fine", "label": 0},
+        {"text": "x"},
+        {"text": " ", "label": 1},
+        {"text": "x", "label": 7},
+        {"text": "x", "label": None},
+        {"text": 3, "label": 1},
+        {"text": "x", "label": 1, "rating": 2},
+        ["x"],
+    ]
+    end = (
+        b'{"text": "\xff", "label": 1}\n\nno JSON\n{"text": "x", "label": 1e999}\n'
+        + b'{"text": "x", "label": '
+        + b"9" * 400
+        + b"}"
+    )
+    labels = read_labels(write(tmp_path / "a.jsonl", *rows, end=end))
+    assert labels.texts == ["fine"]
+    assert labels.bad_rows == [
+        BadRow(2, "no text and label, text and rating, or chosen and rejected"),
+        BadRow(3, "text is no text, or an empty one"),
+        BadRow(4, "label is outside 0 to 1 (1 = bad); is it a rating?"),
+        BadRow(5, "label is no finite number"),
+        BadRow(6, "text is no text, or an empty one"),
+        BadRow(7, "both labels and ratings"),
+        BadRow(8, "not a JSON object"),
+        BadRow(9, "not UTF-8"),
+        BadRow(11, "broken JSON"),
+        BadRow(12, "label is no finite number"),
+        BadRow(13, "label is no finite number"),
+    ]
+    assert "11 lines hold no feedback: line 2 (no text" in labels.describe_bad_rows()
+    assert labels.describe_bad_rows().endswith("and 8 more")
+
+
+def test_files_that_cannot_be_used_are_said(tmp_path):
+    with pytest.raises(PHFError, match="does not exist; give JSON Lines"):
+        read_labels(tmp_path / "none.jsonl")
+    with pytest.raises(PHFError, match="is no file"):
+        read_labels(tmp_path)
+    with pytest.raises(PHFError, match=r'is empty; each line must be {"text", "label"}'):
+        read_labels(write(tmp_path / "empty.jsonl"))
+    with pytest.raises(PHFError, match=r"1 line hold no feedback: line 1 \(not a JSON object\); each line"):
+        read_labels(write(tmp_path / "bad.jsonl", 3))
+    with pytest.raises(PHFError, match="line 1 holds labels, line 2 pairs"):
+        read_labels(
+            write(tmp_path / "two.jsonl", {"text": "a", "label": 1}, {"chosen": "a", "rejected": "b"})
+        )
+    short = write(tmp_path / "short.jsonl.gz", {"text": "a", "label": 1})
+    short.write_bytes(short.read_bytes()[:-9])
+    with pytest.raises(PHFError, match="damaged or cut short"):
+        read_labels(short)
+
+
+def test_duplicates_are_merged_and_conflicts_counted(tmp_path):
+    rows = [
+        {"text": text, "label": label}
+        for text, label in (("A  b", 1), ("a b\n", 0), ("ａ b", 1), ("c", 0), ("c", 0))
+    ]
+    examples = merge_duplicates(read_labels(write(tmp_path / "a.jsonl", *rows)))
+    assert examples.texts == ["A  b", "c"]
+    assert examples.targets == pytest.approx([2 / 3, 0])
+    assert (examples.num_duplicates, examples.conflicts) == (3, ("A  b",))
+
+
+def test_no_text_is_on_both_sides(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"chosen": f"text {a}", "rejected": f"TEXT  {b}"}
+        for a, b in rng.integers(3000, size=(1000, 2))
+        if a != b
+    ]
+    examples = merge_duplicates(read_labels(write(tmp_path / "a.jsonl", *rows)))
+    train, held_out = split_examples(examples, seed=0)
+    assert len(train) + len(held_out) == len(examples)
+    assert 0.1 < len(held_out) / len(examples) < 0.3
+    sides = [{hash_text(text) for text in (*side.texts, *side.rejected)} for side in (train, held_out)]
+    assert not sides[0] & sides[1]
+    check_apart(train, held_out, "b.jsonl")
+    with pytest.raises(
+        PHFError, match=r"texts of b.jsonl are also among the training labels .*, such as 'text"
+    ):
+        check_apart(train, train, "b.jsonl")
+
+
+def test_a_text_keeps_its_side_when_labels_are_added(tmp_path):
+    rows = [{"text": f"text {place}", "label": place % 2} for place in range(200)]
+    few, many = (
+        merge_duplicates(read_labels(write(tmp_path / "a.jsonl", *rows[:num]))) for num in (100, 200)
+    )
+    held_out = split_examples(few, seed=3)[1].texts
+    assert held_out == [text for text in split_examples(many, seed=3)[1].texts if int(text.split()[1]) < 100]
+    assert held_out != split_examples(few, seed=4)[1].texts
