@@ -5,7 +5,7 @@ import json
 import pytest
 
 from phf import demo
-from phf.config import load_train_config
+from phf.config import load_train_config, objective_kinds
 from phf.errors import PHFError
 
 SUMMARY_KEYS = {
@@ -30,7 +30,7 @@ def small_demo(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(demo, "SOURCES", ("fortunes:offensive",))
     out = tmp_path_factory.mktemp("demo")
-    yield out, demo.run_demo(out, objectives="all", **SMALL)
+    yield out, demo.run_demo(out, objectives="paper", **SMALL)
     patch.undo()
 
 
@@ -68,7 +68,7 @@ def test_leaves_a_summary_with_one_row_per_run_mode_and_judge(small_demo):
 def test_a_second_run_repeats_nothing(small_demo):
     out, _ = small_demo
     before = stamps(out)
-    demo.run_demo(out, objectives="all", **SMALL)
+    demo.run_demo(out, objectives="paper", **SMALL)
     assert stamps(out) == before
 
 
@@ -81,10 +81,11 @@ def test_other_settings_in_the_same_folder_are_refused(small_demo):
 
 def test_objectives_are_named_default_all_or_by_kind():
     assert demo.choose_objectives("default") == ("mle", "conditional")
-    assert len(demo.choose_objectives("all")) == 6
+    assert len(demo.choose_objectives("paper")) == 6
+    assert demo.choose_objectives("all") == tuple(objective_kinds())
     assert demo.choose_objectives("rwr,mle") == ("rwr", "mle")
     with pytest.raises(
-        PHFError, match=r"objective 'foo' is not known; choose default, all, or some of mle,filtering"
+        PHFError, match=r"objective 'foo' is not known; choose default, paper, all, or some of mle,filtering"
     ):
         demo.choose_objectives("mle,foo")
 

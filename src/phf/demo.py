@@ -27,7 +27,11 @@ RECIPE = "demo"
 SOURCES = ("tweets", "fortunes")
 MAX_CHARACTERS = 500
 HELD_OUT_JUDGE = "toxicity-lstm"
-DEFAULT_OBJECTIVES = ("mle", "conditional")
+OBJECTIVE_SETS = {
+    "default": ("mle", "conditional"),
+    "paper": ("mle", "filtering", "conditional", "unlikelihood", "rwr", "awr"),
+    "all": tuple(objective_kinds()),
+}
 OPTIONS: dict[str, dict[str, Any]] = {"filtering": {"keep_fraction": 0.5}}
 """Options of objectives beside the recipe's; what draws a line between segments uses the recipe's `good`."""
 
@@ -57,7 +61,7 @@ def run_demo(
     """Build, annotate, tokenize, train one run per objective, evaluate, report; steps that are done are not repeated.
 
     Args:
-        objectives: `default`, `all`, or kinds joined by commas.
+        objectives: one of `OBJECTIVE_SETS`, or kinds joined by commas.
         tokens: the training budget, instead of the recipe's.
 
     Raises:
@@ -89,15 +93,13 @@ def choose_objectives(text: str) -> tuple[str, ...]:
         PHFError: a kind is not known.
     """
     known = tuple(objective_kinds())
-    if text == "default":
-        return DEFAULT_OBJECTIVES
-    if text == "all":
-        return known
+    if text in OBJECTIVE_SETS:
+        return OBJECTIVE_SETS[text]
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in known:
             raise PHFError(
-                f"objective '{kind}' is not known; choose default, all, or some of {','.join(known)}"
+                f"objective '{kind}' is not known; choose {', '.join(OBJECTIVE_SETS)}, or some of {','.join(known)}"
             )
     return kinds
 

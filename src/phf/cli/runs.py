@@ -190,7 +190,8 @@ def report(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.")] = Path("demo"),
     objectives: Annotated[
-        str, typer.Option(help="'default' (mle and conditional), 'all', or kinds: mle,rwr.")
+        str,
+        typer.Option(help="'default' (mle and conditional), 'paper' (its six), 'all', or kinds: mle,rwr."),
     ] = "default",
     seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0)] = 0,
     tokens: Annotated[

@@ -115,7 +115,9 @@ def summarise_calibration(
     if len(posteriors) == 0:
         return Calibration(Estimate(np.nan, np.nan, np.nan, 0), ())
     bins = tuple(
-        Bin(float(posteriors[places == place].mean()), wilson(int(is_good[places == place].sum()), int(count)))
+        Bin(
+            float(posteriors[places == place].mean()), wilson(int(is_good[places == place].sum()), int(count))
+        )
         for place, count in enumerate(np.bincount(places, minlength=NUM_BINS))
         if count > 0
     )
