@@ -1,4 +1,4 @@
-"""The student of a slow reward model: agreement on held-out documents, and speed against the teacher. Ten minutes.
+"""The student of a slow reward model: agreement on held-out documents, and speed against the teacher. Two minutes.
 
     OMP_NUM_THREADS=1 python benchmarks/distill.py [--teacher toxicity-lstm] [--segments N] [--seed S]
 

@@ -22,8 +22,9 @@ def commands(scratch: str) -> dict[str, tuple[list[str], dict[str, str]]]:
     return {
         "loader": ([], ONE_CORE),
         "reward_models": ([], ONE_CORE),
-        "annotate": (["--dir", scratch, "--megabytes", "100"], {}),
-        "annotate --kill": (["--dir", scratch, "--megabytes", "60", "--kill"], {}),
+        "annotate": (["--dir", scratch, "--memory", "30", "100", "--speed", "60"], {}),
+        "distill": ([], ONE_CORE),
+        "active_learning": (["--seeds", "3"], ONE_CORE),
         "train": (["--rounds", "2"], {}),
         "generate": (["--rounds", "2", "--samples", "256"], ONE_CORE),
         "first_step": ([], {}),

@@ -172,7 +172,8 @@ def test_of_features_within_one_error_the_cheapest_are_taken():
 
 def test_settings_are_chosen_on_a_random_part_of_labels_that_come_sorted(monkeypatch):
     monkeypatch.setattr("phf.reward_models.linear.NUM_SELECTION", 100)
-    texts = [f"text {place}" for place in range(300)]  # nothing to learn
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(FILLER, k=5)) for _ in range(300)]  # nothing to learn
     model = fit_linear(texts, [0.0] * 150 + [1.0] * 150, seed=0)
     assert min(trial.loss for trial in model.trials) > 0.6  # ln 2 but for chance; 0 if all were of one class
 

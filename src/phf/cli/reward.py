@@ -79,9 +79,10 @@ def reward_train(
     for read in filter(None, (given, others)):
         if read.bad_rows:
             say(printable(read.describe_bad_rows()))
-    evaluation = train_reward_model(
-        given, out, backend=kind, base=base, held_out=others, seed=seed, name=name
-    )
+    with show_progress() as progress:
+        evaluation = train_reward_model(
+            given, out, backend=kind, base=base, held_out=others, seed=seed, name=name, progress=progress
+        )
     print("\n".join(map(printable, summarise_reward_model(evaluation))))
     print(f"{write_reward_page(out)}; next: phf annotate CORPUS --reward-model {out}")
 

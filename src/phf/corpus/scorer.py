@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Scorer:
         except Exception as error:
             raise self._find_culprit(texts, ends, rows["id"].to_pylist(), error) from error
         num_segments = np.fromiter(map(len, ends), np.int64, len(ends))
-        flat_ends = np.fromiter((end for stops in ends for end in stops), np.int32, len(scores))
+        flat_ends = np.fromiter(chain.from_iterable(ends), np.int32, len(scores))
         table = make_annotation_table(rows["id"], rows["text_hash"], num_segments, flat_ends, scores)
         return ScoredDocuments(table, count_reasons(unscored))
 

@@ -116,11 +116,16 @@ def _split_window(text: str) -> list[int]:
             f"sentencex {version('sentencex')} fails on the text that begins {text[:40]!r}; "
             "use --segments lines, or leave the document out"
         ) from None
-    # Each piece is looked up, since the pieces need not join to the text: some leave out a blank line.
     ends: list[int] = []
     end = 0
-    for piece in pieces:
-        if content := piece.strip():
-            end = text.index(content, end) + len(content)
-            ends.append(end)
+    if "".join(pieces) == text:
+        for piece in pieces:
+            if content := piece.rstrip():
+                ends.append(end + len(content))
+            end += len(piece)
+    else:  # some leave out a blank line, so each is looked up
+        for piece in pieces:
+            if content := piece.strip():
+                end = text.index(content, end) + len(content)
+                ends.append(end)
     return ends

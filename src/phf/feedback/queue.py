@@ -124,9 +124,10 @@ def _make_questions(pool: Sequence[Segment], rows: list[Row], task: Task, seed: 
         return [(segment,) for segment in pool]
     rng = np.random.default_rng(seed)
     judged = {frozenset((row["chosen"], row["rejected"])) for row in rows}
-    drawn = rng.integers(len(pool), size=(_NUM_PAIRS, 2)).tolist()
-    pairs = {frozenset(pair): (pool[pair[0]], pool[pair[1]]) for pair in drawn if pair[0] != pair[1]}
-    return [pair for pair in pairs.values() if frozenset(segment.text for segment in pair) not in judged]
+    # Each text stands in one pair: pairs that share texts must be held out together, and would hang together in one lump.
+    drawn = rng.permutation(len(pool))[: min(2 * _NUM_PAIRS, len(pool) // 2 * 2)].reshape(-1, 2).tolist()
+    pairs = [(pool[first], pool[second]) for first, second in drawn]
+    return [pair for pair in pairs if frozenset(segment.text for segment in pair) not in judged]
 
 
 def _find_first_order(scores: _Values, order: Order, hit_threshold: float) -> npt.NDArray[np.int64]:

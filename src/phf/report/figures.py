@@ -125,7 +125,7 @@ def draw_scores(
     caption = f"Mean of the samples of each run and mode, with its 95 % interval, in {judge.shown_unit}."
     if mle is not None:
         caption += " Dashed line and band: MLE."
-    return _draw(draw, title, caption, height=0.75 + 0.27 * len(rows))
+    return draw_figure(draw, title, caption, height=0.75 + 0.27 * len(rows))
 
 
 def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
@@ -156,7 +156,7 @@ def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
         "Down and left is better: fewer bad samples, better prediction of held-out text. "
         "Each mode reads the held-out text with its own control token before every segment."
     )
-    return _draw(draw, f"Score by {judge.name} against bits per byte", caption, height=3.7)
+    return draw_figure(draw, f"Score by {judge.name} against bits per byte", caption, height=3.7)
 
 
 def _label_points(axes: Axes, points: list[tuple[str, float, float]]) -> None:
@@ -224,7 +224,7 @@ def _draw_lines(
         axes.set_xlabel("million tokens seen")
         axes.set_ylabel(unit)
 
-    return _draw(draw, title, caption, height=2.7)
+    return draw_figure(draw, title, caption, height=2.7)
 
 
 def _read_curve(run: RunFolder, kind: str, name: str) -> tuple[list[float], list[float]]:
@@ -274,7 +274,7 @@ def _short(text: str, length: int = 26) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _draw(draw: Callable[[Axes], None], title: str, caption: str, height: float) -> Drawing:
+def draw_figure(draw: Callable[[Axes], None], title: str, caption: str, height: float) -> Drawing:
     """Run one drawing function on fresh axes and return the page's kind of SVG."""
     buffer = io.StringIO()
     salt = hashlib.sha256(f"{title}{caption}".encode("utf-8", "replace")).hexdigest()[:8]

@@ -61,7 +61,7 @@ def write_report(runs: list[Path], out: Path) -> Path:
         PHFError: a folder is no run, or has no evaluation (the message names the command that makes it).
     """
     folders = read_runs(runs)
-    text = _environment().get_template("page.html").render(_describe(folders, out))
+    text = make_environment().get_template("page.html").render(_describe(folders, out))
     # A lone surrogate cannot be encoded; visible_text has already shown those that stand in samples.
     write_bytes(out, text.encode("utf-8", "replace"))
     return out
@@ -131,7 +131,8 @@ def _plain(text: str) -> str:
     return visible_text(text).replace("[", r"\[")
 
 
-def _environment() -> jinja2.Environment:
+def make_environment() -> jinja2.Environment:
+    """Templates of this folder, everything in them escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (resources.files("phf.report") / name).read_text("utf-8")),
         autoescape=True,

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from phf.files import write_bytes
 from phf.records import Estimate
-from phf.report.figures import FAINT, INK, MODE_COLOURS, Drawing, _draw
-from phf.report.page import _environment
+from phf.report.figures import FAINT, INK, MODE_COLOURS, Drawing, draw_figure
+from phf.report.page import make_environment
 from phf.report.reading import as_dict, as_estimate, as_float, as_list
 from phf.report.verdict import flatten, format_number
 from phf.reward_models.trained import read_evaluation
@@ -48,7 +48,7 @@ def write_reward_page(folder: Path) -> Path:
         _draw_histogram(as_dict(held_out["histogram"]), _label_classes(evaluation)),
     ]
     page = (
-        _environment()
+        make_environment()
         .get_template("reward_page.html")
         .render(
             css=Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704  our own file
@@ -285,7 +285,7 @@ def _draw_reliability(rows: list[Any], predicted: str, outcome: str, meaning: st
         f"Held out, in ten bins, with 95 % intervals. On the dashed line the number means what it says: {meaning}. Below it, "
         "it is too high."
     )
-    return _draw(draw, "Reliability", caption, height=3.6)
+    return draw_figure(draw, "Reliability", caption, height=3.6)
 
 
 def _draw_histogram(histogram: dict[str, Any], classes: tuple[str, str]) -> Drawing:
@@ -307,4 +307,4 @@ def _draw_histogram(histogram: dict[str, Any], classes: tuple[str, str]) -> Draw
     caption = (
         "The less the two overlap, the better they can be told apart. The axis of counts is logarithmic."
     )
-    return _draw(draw, "Scores", caption, height=3.6)
+    return draw_figure(draw, "Scores", caption, height=3.6)

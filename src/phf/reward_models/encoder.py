@@ -7,7 +7,7 @@ an end-of-text token behind each text that the scorer would not.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ from phf.records import FORMAT_VERSION, Identity
 from phf.reward_models.hugging_face import HuggingFaceClassifier, find_snapshot
 from phf.reward_models.linear import MODEL_FILE
 from phf.reward_models.split import Examples
+
+# Its report of weights that a new head lacks, and of those that an old one leaves behind, is no news here.
+transformers.utils.logging.set_verbosity_error()
+
+Progress = Callable[[str, int, int], None]
+"""Called with (description, done, total)."""
 
 MAX_TOKENS = 512
 """A training text is cut after so many tokens (fewer where the model's window is shorter); scoring reads all of it."""
@@ -38,6 +44,7 @@ def finetune_encoder(
     epochs: float = 3,
     learning_rate: float = 5e-5,
     batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Finetune on labels or pairs and write a Hugging Face folder.
 
@@ -101,6 +108,9 @@ def finetune_encoder(
                 train_dataset=_list_rows(examples),
                 data_collator=_Collator(tokenizer, window),
             )
+            trainer.remove_callback(transformers.PrinterCallback)  # prints a dictionary among the results
+            if progress is not None:
+                trainer.add_callback(_ShowProgress(progress))
             trainer.train()
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -152,6 +162,14 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             return F.binary_cross_entropy_with_logits(logits, targets)
         chosen, rejected = logits.chunk(2)
         return (CENTRE * (chosen + rejected) ** 2 - F.logsigmoid(rejected - chosen)).mean()
+
+
+class _ShowProgress(transformers.TrainerCallback):  # type: ignore[misc]
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress("finetuning steps", state.global_step, state.max_steps)
 
 
 class _Collator:

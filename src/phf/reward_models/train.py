@@ -1,6 +1,6 @@
 """A reward model from human feedback: refuse what cannot work, hold a fifth out, fit, measure (docs/trained_reward_models.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ def train_reward_model(
     base: str | None = None,
     held_out: Labels | None = None,
     name: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Train a reward model, measure it on held-out feedback, and write its folder, which appears whole.
 
@@ -49,6 +50,7 @@ def train_reward_model(
         base: for the backend `encoder`, the Hugging Face folder or id to start from.
         held_out: feedback of the same kind to measure on; by default a fifth of the labels is held out.
         name: of the reward model; by default the folder's.
+        progress: of the finetuning; called with (description, done, total).
 
     Returns:
         The content of `evaluation.json`.
@@ -88,7 +90,13 @@ def train_reward_model(
 
             assert base is not None
             description = finetune_encoder(
-                train, folder, base=base, seed=seed, name=name, trained_on=trained_on
+                train,
+                folder,
+                base=base,
+                seed=seed,
+                name=name,
+                trained_on=trained_on,
+                progress=progress,
             )
             write_json(folder / "reward_model.json", description)
             model = load_trained(folder)
