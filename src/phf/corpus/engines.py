@@ -22,6 +22,10 @@ from phf.errors import PHFError
 
 _Scored = Generator[ScoredDocuments, None, None]
 
+# Enough that the workers have work while this process writes and flushes a shard: with 4, two workers did 1.73 times the
+# work of one, with 16 1.83 times (docs/log.md).
+_TURNS_AHEAD = 16
+
 
 def score_in_order(turns: Sequence[Turn], scorer: Scorer, workers: int, timeout: float) -> _Scored:
     """Score turns by a number of processes (1 is this one), and give the results in the order of the turns.
@@ -82,7 +86,7 @@ def _explain_hang(scorer: Scorer, turn: Turn, timeout: float) -> PHFError:
 
 
 def _score_in_pool(turns: Sequence[Turn], scorer: Scorer, workers: int, timeout: float) -> _Scored:
-    """Never more than a few turns ahead of what is consumed, which bounds memory."""
+    """Never more than `_TURNS_AHEAD` turns per worker ahead of what is consumed, which bounds memory."""
     # spawn: fork would copy the threads' locks of pyarrow and the BLAS libraries in whatever state they are.
     context = multiprocessing.get_context("spawn")
     processes = context.SimpleQueue()
@@ -91,7 +95,7 @@ def _score_in_pool(turns: Sequence[Turn], scorer: Scorer, workers: int, timeout:
     waiting: deque[tuple[Turn, Future[ScoredDocuments]]] = deque()
     try:
         while True:
-            for turn in islice(remaining, 4 * workers - len(waiting)):
+            for turn in islice(remaining, _TURNS_AHEAD * workers - len(waiting)):
                 waiting.append((turn, pool.submit(_score_turn, scorer.recipe, turn)))
             if not waiting:
                 return
