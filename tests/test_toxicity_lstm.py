@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_pickles import Payload
 
 from phf.errors import PHFError
 from phf.reward_models import convert, convert_tox_block, load_reward_model, score_samples
@@ -147,16 +148,6 @@ def test_without_the_package_the_remedy_is_said(monkeypatch):
     )
     with pytest.raises(PHFError, match=r"run 'pip install h5py .* --no-deps tox-block==0\.1\.2'"):
         load_reward_model("toxicity-lstm")
-
-
-class Payload:
-    """What an attacker would pickle."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize(

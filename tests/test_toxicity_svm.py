@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_pickles import Payload
 
 from phf.corpus.sources import Row, iterate_source
 from phf.errors import PHFError
@@ -141,16 +142,6 @@ def test_the_reader_reads_what_joblib_writes():
     found = read_joblib(file.getvalue())
     assert all(np.array_equal(a.values, b) for a, b in zip(found["arrays"], arrays, strict=True))
     assert found["scalar"].value == 0.1
-
-
-class Payload:
-    """What an attacker would put in."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize(

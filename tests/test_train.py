@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from compare_runs import quiet, train, weights, without_speed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from phf import lm
@@ -35,23 +35,6 @@ KINDS = {
     "rwr": [],
     "awr": [],
 }
-
-
-def quiet(line):
-    pass
-
-
-def train(config, folder):
-    return loop.train(config, folder, say=quiet)
-
-
-def weights(run, step):
-    return load_file(checkpoint_folder(run.folder, step) / "model.safetensors")
-
-
-def without_speed(run):
-    lines = run.read_metrics()
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
 
 
 @pytest.mark.parametrize("kind", KINDS)
