@@ -256,6 +256,7 @@ class TrainConfig(_Config):
     tokens: Annotated[int, Field(gt=0)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
     validate_every: Annotated[int, Field(ge=0)] = 500
     validation_blocks: Annotated[int, Field(gt=0)] = 64
     log_every: Annotated[int, Field(gt=0)] = 20

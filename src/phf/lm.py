@@ -5,9 +5,14 @@ Shape suffixes: B blocks, T tokens, D width, V vocabulary.
 """
 
 import copy
+import importlib.util
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from phf.attention import page_ends, uses_pages
 from phf.config import ModelConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
@@ -155,23 +161,27 @@ def hidden_states(
     positions: Int[Tensor, "B T"],
     conditions: Float[Tensor, "B T 2"] | None = None,
     control: ControlTokens | None = None,
+    ends: Int[Tensor, "E"] | None = None,
 ) -> Float[Tensor, "B T D"]:
     """The trunk's last hidden states, with documents isolated wherever `positions` restart at 0.
 
-    transformers builds the block mask from restarted positions only without a cache (contract: Page); the leak test
-    guards it.
+    transformers builds the block mask from restarted positions only without a cache (contract: Page), and attention
+    inside pages builds none; the leak test guards both.
 
     Args:
         conditions: how much of the embeddings of `<|good|>` and of `<|bad|>` is added to each input, if any.
         control: the ids of those two.
+        ends: `page_ends(positions)`, for a caller that has the positions on the host.
     """
     if conditions is None:
         inputs = {"input_ids": ids}
     else:
         assert control is not None
         embed = model.get_input_embeddings()
-        pair = embed(torch.tensor([control.good, control.bad], device=ids.device))
+        pair = embed(torch.cat([ids.new_full((1,), token) for token in (control.good, control.bad)]))
         inputs = {"inputs_embeds": embed(ids) + conditions @ pair}
+    if uses_pages(model):
+        inputs["cu_seq_lens_q"] = page_ends(positions) if ends is None else ends
     hidden: Tensor = model.base_model(position_ids=positions, use_cache=False, **inputs).last_hidden_state
     return hidden
 
@@ -228,10 +238,11 @@ def nll_of_hidden(
 ) -> Float[Tensor, "B T"]:
     """-log p(target) in nats, float32. Large vocabularies go through the head in checkpointed chunks of tokens."""
     head = model.get_output_embeddings()
+    chunk_nll = getattr(model, "compiled_nll", _chunk_nll)
     if head.weight.shape[0] < CHUNKED_HEAD_VOCABULARY:
-        return _chunk_nll(head, hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
+        return chunk_nll(head, hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
     chunks = [
-        checkpoint(_chunk_nll, head, hidden_chunk, target_chunk, use_reentrant=False)
+        checkpoint(chunk_nll, head, hidden_chunk, target_chunk, use_reentrant=False)
         for hidden_chunk, target_chunk in zip(
             torch.split(hidden.flatten(0, 1), HEAD_CHUNK_TOKENS),
             torch.split(targets.flatten(), HEAD_CHUNK_TOKENS),
@@ -241,10 +252,36 @@ def nll_of_hidden(
     return torch.cat(chunks).view(targets.shape)
 
 
-def _chunk_nll(
-    head: nn.Module, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]
-) -> Float[Tensor, "N"]:
+def _chunk_nll(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """[N D], [N] -> [N]; plain types, for what is compiled cannot be checked while it runs."""
     return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def compile_model(model: PreTrainedModel) -> None:
+    """Let layers and NLL be compiled when they are first called: once for all layers, and again for another shape.
+
+    Layer by layer, because a whole model takes its depth times as long to compile, and DDP and FSDP act between layers.
+    """
+    for layers in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for layer in layers:
+            layer.compile(dynamic=False)
+    model.compiled_nll = torch.compile(_chunk_nll, dynamic=False)
+
+
+def is_compiled(model: PreTrainedModel) -> bool:
+    """Whether `compile_model` was called."""
+    return hasattr(model, "compiled_nll")
+
+
+def run_eagerly(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Runs as if the model were not compiled."""
+    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether what `torch.compile` needs is here: a C++ compiler, on CUDA Triton too."""
+    has_compiler = any(shutil.which(os.environ.get("CXX") or name) for name in ("g++", "clang++"))
+    return has_compiler and (device.type == "cpu" or importlib.util.find_spec("triton") is not None)
 
 
 def token_nll(

@@ -5,7 +5,7 @@
 Shape suffixes: B blocks, T tokens of context, D documents, S segments.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import numpy as np
@@ -74,13 +74,23 @@ class RankScale:
 
     scores: npt.NDArray[np.float32]
     quantiles: npt.NDArray[np.float32]
+    _on_device: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The normalised reward of each score."""
-        x, y = (torch.from_numpy(a).to(scores.device) for a in (self.scores, self.quantiles))
+        x, y = self._knots(scores.device)
         right = torch.searchsorted(x, scores.contiguous()).clamp(1, len(x) - 1)
         share = ((scores - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
         return torch.lerp(y[right - 1], y[right], share)
+
+    def _knots(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Copied once: a copy in every step would make the host wait for the GPU."""
+        if device not in self._on_device:
+            x, y = (torch.from_numpy(a).to(device) for a in (self.scores, self.quantiles))
+            self._on_device[device] = x, y
+        return self._on_device[device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,8 +438,7 @@ def _is_bad(
     """Which targets are text of bad segments."""
     assert objective.threshold is not None
     # float32 on both sides: a float64 threshold would call its own float32 score bad.
-    limit = torch.tensor(objective.threshold.value, dtype=scores.dtype, device=scores.device)
-    return (kinds == TEXT) & (scores > limit)
+    return (kinds == TEXT) & (scores > float(np.float32(objective.threshold.value)))
 
 
 def target_conditions(
@@ -472,9 +481,9 @@ def label_conditions(config: ObjectiveConfig) -> Float[np.ndarray, "3 2"] | None
     return None
 
 
-def effective_sample_share(weights: Float[Tensor, "B T"], kinds: UInt8[Tensor, "B T"]) -> float:
+def effective_sample_share(weights: Float[Tensor, "B T"], kinds: UInt8[Tensor, "B T"]) -> Float[Tensor, ""]:
     """Kish's effective sample size of the text tokens' weights as a share of their number: 1 means plain MLE."""
-    weight = weights[kinds == TEXT].double()
-    return (
-        float(weight.sum() ** 2 / (weight.square().sum() * max(weight.numel(), 1))) if weight.numel() else 1.0
-    )
+    is_text = kinds == TEXT
+    weight = torch.where(is_text, weights.double(), 0.0)
+    share = weight.sum() ** 2 / (weight.square().sum() * is_text.sum())
+    return torch.where(is_text.any(), share, 1.0)

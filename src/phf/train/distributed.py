@@ -61,6 +61,12 @@ class Ranks:
         """The sum of each number over all ranks."""
         return self._reduce(numbers, dist.ReduceOp.SUM)
 
+    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all ranks, in place, on its device."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def highest(self, *numbers: float) -> list[float]:
         """The highest of each number over all ranks."""
         return self._reduce(numbers, dist.ReduceOp.MAX)

@@ -48,14 +48,14 @@ class Gradients:
         # first step, which makes the optimizer states, and in its second, which has them.
         self._num_rehearsals = 2 if parallel == "ddp" else 0
 
-    def compute(self, batch: Batch) -> tuple[Tensor, float]:
+    def compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Put the gradients of the whole batch into `.grad`.
 
         Args:
             batch: this rank's rows of it.
 
         Returns:
-            the loss of the whole batch, and the effective sample share of its weights (mean over ranks).
+            the loss of the whole batch, and the effective sample share of its weights (mean over ranks), on the device.
 
         Raises:
             PHFError: memory does not suffice.
@@ -72,7 +72,7 @@ class Gradients:
                 return result
             self._halve(batch)
 
-    def _try(self, batch: Batch, num_targets: float, *, exchange: bool) -> tuple[Tensor, float] | None:
+    def _try(self, batch: Batch, num_targets: float, *, exchange: bool) -> tuple[Tensor, Tensor] | None:
         """Loss and share, or None where memory ran out on any rank."""
         result = None
         try:
@@ -94,11 +94,11 @@ class Gradients:
                 torch.cuda.empty_cache()
         return result
 
-    def _accumulate(self, batch: Batch, num_targets: float, *, exchange: bool) -> tuple[Tensor, float]:
+    def _accumulate(self, batch: Batch, num_targets: float, *, exchange: bool) -> tuple[Tensor, Tensor]:
         trained, ranks, num_blocks = self._trained, self._ranks, len(batch.ids)
         run = self._replicas or trained
         micro_blocks = self._micro_blocks(batch)
-        loss, share = torch.zeros((), device=trained.model.device), 0.0
+        loss, share = torch.zeros((2,), dtype=torch.float64, device=trained.model.device)
         # A block is a row of the micro-batch. Rows are independent, so the split changes the loss by rounding only.
         for start in range(0, num_blocks, micro_blocks):
             is_last = start + micro_blocks >= num_blocks
@@ -121,8 +121,8 @@ class Gradients:
             share += weight * min(micro_blocks, num_blocks - start) / num_blocks
         if ranks.size == 1 or not exchange:
             return loss, share
-        whole, shares = ranks.sum(float(loss), share)
-        return torch.tensor(whole), shares / ranks.size
+        loss, share = ranks.sum_tensor(torch.stack([loss, share]))
+        return loss, share / ranks.size
 
     def _micro_blocks(self, batch: Batch) -> int:
         wanted = self._state.micro_blocks or self._data.config.optim.micro_batch_blocks or len(batch.ids)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from phf import lm
+from phf.attention import use_page_attention
 from phf.config import TrainConfig
 from phf.errors import PHFError
 from phf.train.checkpoint import (
@@ -25,10 +27,16 @@ from phf.train.distributed import Ranks, Trained, choose_data_parallel, is_resta
 from phf.train.gradients import Gradients
 from phf.train.losses import validate
 from phf.train.optim import gather, learning_rate_factor, make_optimizers, set_learning_rate
+from phf.train.outcomes import Outcomes, step_if_finite
 from phf.train.run import Run, training_blocks
 from phf.train.signals import Stopped, StopSignals
 from phf.train.start import describe_start, load_start, load_start_optimizers, resolve_start
 from phf.train.trackers import check_trackers, open_loggers
+
+COMPILE_FROM_STEP = 10
+"""The first steps run eagerly: a person sees at once that it works, and a run that fails does so before it compiles."""
+COMPILE_FLOPS = 1e13
+"""Runs of fewer FLOPs (about a minute on two CPU cores) end sooner without."""
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -69,9 +77,18 @@ def train(
         model, value_head = _create(data, ranks.device)
         precision = config.precision if config.precision != "auto" else _probe(ranks)
         parameters = lm.num_parameters(model)
+        is_compiled = _choose_compile(config, parameters, ranks)
         ranks.wait()  # all have looked at the folder before the first one writes into it
         if ranks.is_first:
-            Run.create(folder, config, data, parameters=parameters, precision=precision, start=start)
+            Run.create(
+                folder,
+                config,
+                data,
+                parameters=parameters,
+                precision=precision,
+                is_compiled=is_compiled,
+                start=start,
+            )
         ranks.wait()
         return _run_steps(Run.open(folder), data, model, value_head, ranks, say, progress)
 
@@ -132,6 +149,21 @@ def _probe(ranks: Ranks) -> str:
     return "bf16" if num_bf16 == ranks.size else "fp32"
 
 
+def _choose_compile(config: TrainConfig, num_parameters: int, ranks: Ranks) -> bool:
+    """Whether layers are compiled.
+
+    Raises:
+        PHFError: they should be, and cannot.
+    """
+    (num_able,) = ranks.sum(lm.can_compile(ranks.device))
+    if config.compile is True and num_able < ranks.size:
+        raise PHFError(
+            "compile=on needs a C++ compiler (g++), on a GPU also triton; install it, or give compile=off"
+        )
+    is_long = ranks.device.type == "cuda" or 6 * num_parameters * config.tokens >= COMPILE_FLOPS
+    return config.compile is True or (config.compile == "auto" and is_long and num_able == ranks.size)
+
+
 def _run_steps(
     run: Run,
     data: TrainingData,
@@ -148,6 +180,13 @@ def _run_steps(
             say(f"{run.name}: {line}")
 
     config, num_steps, start = run.config, run.num_steps, run.record.get("start")
+    if ranks.device.type == "cpu" or run.record["precision"] == "bf16":
+        use_page_attention(model)
+    if run.record["compiled"]:
+        lm.compile_model(model)
+        tell(
+            f"layers are compiled at step {COMPILE_FROM_STEP}, which takes up to a minute; compile=off does without"
+        )
     trained = Trained(model, value_head)
     if start is not None:
         tell(describe_start(start, config))
@@ -185,6 +224,7 @@ def _run_steps(
     )
     last_log_time, last_log_step = perf_counter(), state.step
     gradients = Gradients(data, trained, ranks, parallel, precision, state, tell)
+    outcomes = Outcomes(state, ranks.device)
     trained.train()
 
     def save() -> None:
@@ -198,7 +238,8 @@ def _run_steps(
 
             # Once in a while: validate, save. Both come before the step, so the last pass of the loop does them and stops.
             if is_last or (config.validate_every > 0 and step % config.validate_every == 0):
-                losses = trained(validate, model, data, validation_blocks, precision)
+                with lm.run_eagerly(model):  # other shapes, each of which would be compiled
+                    losses = trained(validate, model, data, validation_blocks, precision)
                 logger.log({"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
             if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
                 logger.flush()
@@ -211,17 +252,13 @@ def _run_steps(
             batch = train_blocks.rows(ranks.rows(step, batch_blocks))
             # For dropout, where a model has it: resuming needs no state.
             torch.manual_seed(config.seed * 2**32 + step * ranks.size + ranks.rank)
-            loss, share = gradients.compute(batch)
+            with nullcontext() if step >= COMPILE_FROM_STEP else lm.run_eagerly(model):
+                loss, share = gradients.compute(batch)
             norm = gather(nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip_norm))
             factor = learning_rate_factor(step, num_steps, config.optim)
-            if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):
-                set_learning_rate(optimizers, factor)
-                for optimizer in optimizers:
-                    optimizer.step()
-                state.num_bad_in_row = 0
-            else:
-                state.num_skipped += 1
-                state.num_bad_in_row += 1
+            set_learning_rate(optimizers, factor)
+            step_if_finite(optimizers, loss, norm)
+            outcomes.put(loss, norm, share)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -230,24 +267,24 @@ def _run_steps(
 
             # One log line.
             if state.step % config.log_every == 0 or state.step == num_steps:
-                now = perf_counter()
+                outcome, now = outcomes.read(), perf_counter()
                 speed = (state.step - last_log_step) * tokens_per_step / (now - last_log_time)
                 last_log_time, last_log_step = now, state.step
                 record = {
                     "kind": "train",
                     "step": state.step,
                     "tokens": state.step * tokens_per_step,
-                    "loss": float(loss),
+                    "loss": outcome.loss,
                     "learning_rate": config.optim.learning_rate * factor,
-                    "grad_norm": float(norm),
+                    "grad_norm": outcome.norm,
                     "tokens_per_second": round(speed),
                     "skipped": state.num_skipped,
                 }
                 if data.objective.has_weights:
-                    record["effective_sample_share"] = share
+                    record["effective_sample_share"] = outcome.share
                 logger.log(record)
-            if progress is not None and ranks.is_first:
-                progress(f"train {run.name}  loss {float(loss):.3f}", state.step, num_steps)
+            if progress is not None and ranks.is_first and outcomes.last is not None:
+                progress(f"train {run.name}  loss {outcomes.last.loss:.3f}", state.step, num_steps)
 
             # Asked to stop: the signal may have reached one rank alone, or reach them at different steps.
             (number,) = ranks.highest(stop.received or 0)

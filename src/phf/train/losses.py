@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from phf import lm
+from phf.attention import page_ends, uses_pages
 from phf.corpus.blocks import Blocks
 from phf.objectives import (
     effective_sample_share,
@@ -27,19 +28,17 @@ from phf.train.data import TrainingData
 
 def loss_sum(
     model: PreTrainedModel, value_head: lm.ValueHead | None, data: TrainingData, batch: Batch, precision: str
-) -> tuple[Tensor, float]:
-    """Sum of the token losses of some blocks, and the effective sample share of their weights."""
+) -> tuple[Tensor, Tensor]:
+    """Sum of the token losses of some blocks, and the effective sample share of their weights; no step waits for a GPU."""
     assert batch.is_active.all() or not batch.is_active.any(), "a step is of one phase"
     objective = data.objective if batch.is_active.all() else data.plain
     device = model.device
-    targets, scores, kinds = (
-        torch.from_numpy(a).to(device) for a in (batch.targets, batch.scores, batch.kinds)
-    )
+    targets, scores, kinds = (_to_device(a, device) for a in (batch.targets, batch.scores, batch.kinds))
     with autocast(device, precision):
         hidden = read_batch(model, data, batch)
         nll = lm.nll_of_hidden(model, hidden, targets)
         values = value_head(hidden) if value_head is not None and objective.has_value_head else None
-    share = 1.0
+    share = torch.ones((), device=device)
     if objective.has_weights:
         with torch.no_grad():
             share = effective_sample_share(token_weights(objective, scores, kinds, values), kinds)
@@ -56,15 +55,25 @@ def read_batch(
     """
     device = model.device
     ids, positions, scores, kinds, labels = (
-        torch.from_numpy(a).to(device)
-        for a in (batch.ids, batch.positions, batch.scores, batch.kinds, batch.labels)
+        _to_device(a, device) for a in (batch.ids, batch.positions, batch.scores, batch.kinds, batch.labels)
     )
     # Where the objective is not active there are no labels, so nothing is added.
     conditions = target_conditions(data.objective, scores, kinds, labels)
     if conditions is not None and switched is not None:
         other = switch_conditions(data.objective.config, conditions)
-        conditions = torch.where(torch.from_numpy(switched).to(device)[..., None], other, conditions)
-    return lm.hidden_states(model, ids, positions, conditions, data.tokens.tokenizer.control)
+        conditions = torch.where(_to_device(switched, device)[..., None], other, conditions)
+    ends = _to_device(page_ends(batch.positions), device) if uses_pages(model) else None
+    if ends is not None and lm.is_compiled(model):
+        torch._dynamo.mark_dynamic(
+            ends, 0
+        )  # a compiled layer is not compiled again for another number of pages
+    return lm.hidden_states(model, ids, positions, conditions, data.tokens.tokenizer.control, ends)
+
+
+def _to_device(array: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def slice_batch(batch: Batch, start: int, stop: int) -> Batch:

@@ -40,6 +40,7 @@ class Run:
         *,
         parameters: int,
         precision: str,
+        is_compiled: bool,
         start: dict[str, Any] | None = None,
     ) -> "Run":
         """Start a run folder: run.json with the whole config, versions, and the identities of data and judge.
@@ -69,6 +70,7 @@ class Run:
             "epochs": training_blocks(data, start).epochs(config.tokens),
             "num_parameters": parameters,
             "precision": precision,
+            "compiled": is_compiled,
             "start": start,
         }
         write_json(folder / "run.json", record)
