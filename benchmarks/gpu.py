@@ -1,4 +1,4 @@
-"""One GPU: parity with the CPU reference, the pipeline end to end, tokens/s and MFU of the 124M preset.
+"""One GPU: parity with the CPU reference, the pipeline end to end, tokens/s and MFU of the 124M preset through phf's loop.
 
 benchmarks/gpu.sh
 """
@@ -12,13 +12,18 @@ import numpy as np
 import torch
 
 from phf import lm
+from phf.attention import use_page_attention
 from phf.config import ModelConfig, TrainConfig, parse
 from phf.control import ControlTokens
 from phf.corpus.annotate import annotate
-from phf.corpus.store import build_corpus
+from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import tokenize
+from phf.records import Batch
 from phf.train import loop
+from phf.train.gradients import Gradients
 
+LARGE = 50_000
+"""Vocabulary of the 124M model."""
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
@@ -26,15 +31,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=12)
-    arguments = parser.parse_args()
+    parser.parse_args()
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     check_parity()
     with tempfile.TemporaryDirectory() as folder:
-        run_pipeline(Path(folder))
-    for isolated in (False, True):
-        for micro_batch in (16, 32):
-            measure(arguments.steps, micro_batch, isolated)
+        corpus = run_pipeline(Path(folder))
+        check_waits(Path(folder), corpus)
+        for micro_batch, compiled in ((16, False), (16, True), (32, True)):
+            measure(Path(folder), corpus, micro_batch, compiled)
 
 
 def make_model(preset: str, vocabulary: int, context: int) -> lm.PreTrainedModel:
@@ -49,7 +53,7 @@ def make_positions(rows: int, context: int, page: int) -> torch.Tensor:
 
 
 def check_parity() -> None:
-    """NLL in float32 on both devices, on pages that do not see each other; and the leak test on the GPU."""
+    """NLL on both devices, on pages that do not see each other: float32, and attention inside pages in bf16; the leak test."""
     torch.backends.cuda.matmul.allow_tf32 = False
     model = make_model("2.5M", 4096, 256)
     ids, targets = torch.randint(0, 4000, (2, 4, 256), generator=torch.Generator().manual_seed(0))
@@ -69,14 +73,34 @@ def check_parity() -> None:
     print(f"leak between pages: {float((before - after).abs().max()):.2e}")
     assert torch.allclose(here, there, atol=1e-3)
     assert torch.equal(before, after)
+    with torch.autocast("cuda", torch.bfloat16):
+        own = lm.token_nll(model, ids.cuda(), targets.cuda(), positions.cuda())
+        own.mean().backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        model.zero_grad()
+        assert use_page_attention(model), "varlen_attn does not give the model's own attention"
+        pages = lm.token_nll(model, ids.cuda(), targets.cuda(), positions.cuda())
+        pages.mean().backward()
+    error, own_error = (float((x.cpu() - here).abs().mean()) for x in (pages.detach(), own.detach()))
+    print(
+        f"mean distance of bf16's NLL from the CPU's float32: inside pages {error:.2e}, own attention {own_error:.2e}"
+    )
+    distances = [
+        float((parameter.grad - gradient).norm() / gradient.norm())
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True)
+    ]
+    print(f"largest relative distance of a gradient inside pages from own attention's: {max(distances):.2e}")
+    assert error < 1.5 * own_error
+    assert max(distances) < 0.1
 
 
-def run_pipeline(folder: Path) -> None:
+def run_pipeline(folder: Path) -> Corpus:
     """Text to trained models on this machine: Conditional and MLE on the standard library's source, scored by pii."""
     start = time.perf_counter()
-    corpus = build_corpus(["python-source:stdlib"], folder / "corpus", max_documents=300)
+    corpus = build_corpus(["python-source:stdlib"], folder / "corpus")
     annotate(corpus, "pii", "lines")
-    tokenize(corpus, "train:4096", "lines")
+    for size in (4096, LARGE):
+        tokenize(corpus, f"train:{size}", "lines")
     print(f"corpus, annotation, tokens: {time.perf_counter() - start:.1f} s")
     for objective in ({"kind": "mle"}, {"kind": "conditional", "threshold": 0.0}):
         config = {
@@ -99,44 +123,78 @@ def run_pipeline(folder: Path) -> None:
             f"{np.median(speeds):,.0f} tokens/s"
         )
         assert losses[-1] < losses[0] - 3
+    return corpus
 
 
-def measure(
-    steps: int, micro_batch: int, isolated: bool, context: int = 1024, vocabulary: int = 50_304
-) -> None:
-    """Forward, backward and AdamW of the 124M preset in bf16 autocast."""
-    model = make_model("124M", vocabulary, context).cuda()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=True)
-    ids, targets = torch.randint(0, 50_000, (2, micro_batch, context), device="cuda")
-    positions = make_positions(micro_batch, context, 300 if isolated else context).cuda()
+def measure(folder: Path, corpus: Corpus, micro_batch: int, compiled: bool) -> None:
+    """`phf train` on the 124M preset: 64 blocks of 1,024 tokens a step, bf16; the steps after the first third."""
+    steps, context, batch_blocks = 30, 1024, 64
+    config = {
+        "corpus": str(corpus.path),
+        "reward_model": "pii",
+        "segments": "lines",
+        "tokenizer": f"train:{LARGE}",
+        "good": {"threshold": 0.0},
+        "objective": {"kind": "conditional", "threshold": 0.0},
+        "model": {"preset": "124M"},
+        "data": {"context": context},
+        "optim": {"batch_blocks": batch_blocks, "micro_batch_blocks": micro_batch},
+        "tokens": steps * batch_blocks * context,
+        "precision": "bf16",
+        "compile": compiled,
+        "checkpoint_every": 0,
+        "validate_every": 0,
+        "validation_blocks": 16,
+        "log_every": steps // 3,
+    }
     torch.cuda.reset_peak_memory_stats()
-
-    def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = lm.token_nll(model, ids, targets, positions).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    torch.cuda.synchronize()
-    speed = steps * micro_batch * context / (time.perf_counter() - start)
-    preset = lm.PRESETS["124M"]
-    flops = (
-        6 * lm.num_parameters(model) + 6 * preset.layers * preset.width * context
-    )  # causal attention counts half
+    name = f"124M-{micro_batch}-{compiled}"
+    run = loop.train(parse(TrainConfig, config, "gpu"), folder / name, say=lambda line: None)
+    lines = [line for line in run.read_metrics() if line["kind"] == "train"]
+    speed = float(np.mean([line["tokens_per_second"] for line in lines[1:]]))
+    preset, parameters = lm.PRESETS["124M"], run.record["num_parameters"]
+    flops = 6 * parameters + 6 * preset.layers * preset.width * context  # causal attention counts half
     peak = next(
         (peak for name, peak in PEAK_BF16.items() if name in torch.cuda.get_device_name()), float("nan")
     )
     print(
-        f"124M, {micro_batch} x {context}, isolated={isolated}: {speed:,.0f} tokens/s, MFU {speed * flops / peak:.1%}, "
+        f"124M ({parameters / 1e6:.0f}M parameters), micro-batch {micro_batch} x {context}, compiled={compiled}: "
+        f"{speed:,.0f} tokens/s, MFU {speed * flops / peak:.1%}, "
         f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     )
+
+
+def check_waits(folder: Path, corpus: Corpus) -> None:
+    """A step with micro-batches under CUDA's own watch: whatever waits for the GPU raises."""
+    config = {
+        "corpus": str(corpus.path),
+        "reward_model": "pii",
+        "segments": "lines",
+        "good": {"threshold": 0.0},
+        "objective": {"kind": "awr"},
+        "model": {"preset": "1M"},
+        "optim": {"batch_blocks": 32, "micro_batch_blocks": 16},
+        "tokens": 32 * 256 * 6,
+        "compile": False,
+        "checkpoint_every": 0,
+        "validate_every": 0,
+        "log_every": 6,
+    }
+    compute = Gradients.compute
+
+    def watched(self: Gradients, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return compute(self, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    Gradients.compute = watched  # type: ignore[method-assign]
+    try:
+        loop.train(parse(TrainConfig, config, "gpu"), folder / "waits", say=lambda line: None)
+    finally:
+        Gradients.compute = compute  # type: ignore[method-assign]
+    print("no wait for the GPU in forward and backward")
 
 
 if __name__ == "__main__":

@@ -64,9 +64,7 @@ def read_batch(
         conditions = torch.where(_to_device(switched, device)[..., None], other, conditions)
     ends = _to_device(page_ends(batch.positions), device) if uses_pages(model) else None
     if ends is not None and lm.is_compiled(model):
-        torch._dynamo.mark_dynamic(
-            ends, 0
-        )  # a compiled layer is not compiled again for another number of pages
+        torch._dynamo.mark_dynamic(ends, 0)  # another number of pages is no reason to compile again
     return lm.hidden_states(model, ids, positions, conditions, data.tokens.tokenizer.control, ends)
 
 
