@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -27,7 +28,7 @@ from phf.errors import PHFError
 BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments, in float32."""
 TIMEOUT = timedelta(minutes=30)
-"""How long ranks wait for one another: rank 0 may be writing a checkpoint."""
+"""How long ranks wait for one another: the slowest disk may be writing a checkpoint."""
 
 DataParallel = Literal["none", "ddp", "fsdp"]
 
@@ -68,6 +69,25 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here."""
         self.sum(0)
+
+    def share(self, work: Callable[[], _T], group: dist.ProcessGroup | None = None) -> list[_T]:
+        """Do this rank's part of some work; every rank gets the results of all, in the order of ranks.
+
+        Raises:
+            PHFError: the work of some rank raised it; then all raise it.
+        """
+        if self.size == 1:
+            return [work()]
+        try:
+            own: _T | PHFError = work()
+        except PHFError as error:
+            own = error
+        results: list[Any] = [None] * self.size
+        dist.all_gather_object(results, own, group)
+        for result in results:
+            if isinstance(result, PHFError):
+                raise result
+        return results
 
     def rows(self, step: int, batch_blocks: int) -> npt.NDArray[np.int64]:
         """This rank's blocks of a step's batch; the ranks' rows, joined, are the batch of one process."""
@@ -124,6 +144,11 @@ def is_restart() -> bool:
     """Whether torchrun or Slurm started this same command before: then it goes on with the run instead of refusing it."""
     counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return any(count not in ("", "0") for count in counts)
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that ranks may share; then all of them must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Trained(nn.Module):

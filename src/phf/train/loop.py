@@ -1,6 +1,5 @@
 """The training loop, read from top to bottom: data -> model -> schedule -> steps (with now and then a look)."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -13,18 +12,20 @@ from phf import lm
 from phf.config import TrainConfig
 from phf.errors import PHFError
 from phf.train.checkpoint import (
+    Checkpointer,
     TrainState,
     check_checkpoint,
     checkpoint_folder,
     load_optimizers,
     load_weights,
-    save_checkpoint,
+    remove_checkpoint,
+    remove_leftovers,
 )
 from phf.train.data import TrainingData, open_data
-from phf.train.distributed import Ranks, Trained, choose_data_parallel, is_restart, join_ranks, shard
+from phf.train.distributed import Ranks, Trained, choose_data_parallel, gather, is_restart, join_ranks, shard
 from phf.train.gradients import Gradients
 from phf.train.losses import validate
-from phf.train.optim import gather, learning_rate_factor, make_optimizers, set_learning_rate
+from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 from phf.train.run import Run, training_blocks
 from phf.train.signals import Stopped, StopSignals
 from phf.train.start import describe_start, load_start, load_start_optimizers, resolve_start
@@ -153,8 +154,7 @@ def _run_steps(
         tell(describe_start(start, config))
     if run.steps:
         from_step = run.steps[-1] if from_step is None else from_step
-        state = check_checkpoint(run.folder, from_step)
-        load_weights(checkpoint_folder(run.folder, from_step), trained)
+        state = check_checkpoint(run.folder, from_step, ranks)
         tell(f"going on from step {state.step} of {num_steps}")
     elif start is not None:
         state = load_start(start, data, trained)
@@ -169,11 +169,13 @@ def _run_steps(
         shard(trained, ranks)
     optimizers = make_optimizers(model, value_head, config.optim)
     if from_step is not None:
+        load_weights(checkpoint_folder(run.folder, from_step), trained)
         load_optimizers(checkpoint_folder(run.folder, from_step), trained, optimizers)
     elif start is not None:
         tell(load_start_optimizers(start, config, trained, optimizers))
     ranks.wait()  # all have read before the first one removes or writes
     if ranks.is_first:
+        remove_leftovers(run.folder)
         _remove_later_checkpoints(run, state.step, tell)
     for line in data.describe():
         tell(line)
@@ -187,12 +189,14 @@ def _run_steps(
     gradients = Gradients(data, trained, ranks, parallel, precision, state, tell)
     trained.train()
 
-    def save() -> None:
-        tokenizer, keep = data.tokens.tokenizer, config.keep_checkpoints
-        save_checkpoint(run.folder, state, trained, optimizers, tokenizer, keep=keep, is_first=ranks.is_first)
-
     # Go!
-    with open_loggers(run, state.step, is_first=ranks.is_first) as logger, StopSignals() as stop:
+    with (
+        open_loggers(run, state.step, is_first=ranks.is_first) as logger,
+        StopSignals() as stop,
+        Checkpointer(
+            run.folder, trained, optimizers, data.tokens.tokenizer, ranks, keep=config.keep_checkpoints
+        ) as checkpointer,
+    ):
         while True:
             step, is_last = state.step, state.step == num_steps
 
@@ -200,10 +204,12 @@ def _run_steps(
             if is_last or (config.validate_every > 0 and step % config.validate_every == 0):
                 losses = trained(validate, model, data, validation_blocks, precision)
                 logger.log({"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
-            if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
+            is_due = config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0
+            if (is_last or is_due) and step != from_step:
                 logger.flush()
-                save()
+                checkpointer.save(state)
             if is_last:
+                checkpointer.wait()
                 break
 
             # One step: a batch that follows from (seed, step) alone, in micro-batches; the sum of the token losses
@@ -226,6 +232,7 @@ def _run_steps(
                 optimizer.zero_grad(set_to_none=True)
             state.step += 1
             if state.num_bad_in_row >= config.max_bad_steps:
+                checkpointer.wait()
                 raise PHFError(_divergence(run, state))
 
             # One log line.
@@ -250,10 +257,13 @@ def _run_steps(
                 progress(f"train {run.name}  loss {float(loss):.3f}", state.step, num_steps)
 
             # Asked to stop: the signal may have reached one rank alone, or reach them at different steps.
-            (number,) = ranks.highest(stop.received or 0)
+            number, has_failed = ranks.highest(stop.received or 0, checkpointer.has_failed)
+            if has_failed:
+                checkpointer.wait()
             if number > 0 and state.step < num_steps:
                 logger.flush()
-                save()
+                checkpointer.save(state)
+                checkpointer.wait()
                 ranks.wait()
                 raise Stopped(
                     f"{run.name}: stopped and saved at step {state.step} of {num_steps}; "
@@ -269,7 +279,7 @@ def _run_steps(
 def _remove_later_checkpoints(run: Run, step: int, tell: Say) -> None:
     for later in run.steps:
         if later > step:
-            shutil.rmtree(checkpoint_folder(run.folder, later))
+            remove_checkpoint(run.folder, later)
             tell(f"removed the later checkpoint at step {later}")
 
 
