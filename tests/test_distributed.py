@@ -33,13 +33,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_ranks(size, *arguments, prepare=None, **environment):
+def start_ranks(size, *arguments, prepare=None):
     """`phf train` in several processes with the environment that torchrun gives them."""
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(size),
-        **environment,
     }
     return [
         start_command("train", *arguments, prepare=prepare, RANK=str(rank), LOCAL_RANK=str(rank), **common)
@@ -53,8 +52,8 @@ def finish(processes):
     return [code for code, _ in ends], [errors for _, errors in ends]
 
 
-def run_ranks(size, *arguments, **environment):
-    codes, errors = finish(start_ranks(size, *arguments, **environment))
+def run_ranks(size, *arguments, prepare=None):
+    codes, errors = finish(start_ranks(size, *arguments, prepare=prepare))
     assert codes == [0] * size, "\n".join(errors)
     return errors
 
@@ -64,6 +63,12 @@ def wait_for_checkpoint(folder, step, process):
     while step not in list_checkpoints(folder):
         assert process.is_running, process.finish()
         time.sleep(0.002)
+
+
+def restart_second_rank():
+    """torchrun counts restarts on each node alone: here on that of the second rank."""
+    if os.environ["RANK"] == "1":
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
 
 
 def losses(run):
@@ -102,7 +107,7 @@ def test_two_processes_are_one_and_survive_the_death_of_either(small_config, tmp
     assert codes == [2, -signal.SIGKILL]
     assert errors[0].splitlines()[-1].startswith("error: rank 0 lost its connection to the other processes")
     # The same command, as torchrun --max-restarts starts it, goes on; it is the undisturbed run of two, bit for bit.
-    errors = run_ranks(2, recipe, "-o", folder, TORCHELASTIC_RESTART_COUNT="1")
+    errors = run_ranks(2, recipe, "-o", folder, prepare=restart_second_rank)
     assert "going on from step 40 of 120" in errors[0]
     assert_same_run(Run.open(folder), two)
 
@@ -201,11 +206,14 @@ def test_torchrun_starts_the_run_again_when_a_rank_dies(small_config, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["--max-restarts=2", "-m", "phf", "train", str(recipe), "-o", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as torchrun:
-        while 40 not in list_checkpoints(folder):
-            assert torchrun.poll() is None, torchrun.stderr.read().decode()
-            time.sleep(0.002)
-        os.kill(find_worker(1, folder), signal.SIGKILL)
-        errors = torchrun.communicate(timeout=90)[1].decode()
+        try:
+            while 40 not in list_checkpoints(folder):
+                assert torchrun.poll() is None, torchrun.stderr.read().decode()
+                time.sleep(0.002)
+            os.kill(find_worker(1, folder), signal.SIGKILL)
+            errors = torchrun.communicate(timeout=60)[1].decode()
+        finally:
+            torchrun.terminate()  # it ends its ranks
     assert torchrun.returncode == 0, errors
     assert "going on from step" in errors
     assert_same_run(Run.open(folder), Run.open(tmp_path / "two"))

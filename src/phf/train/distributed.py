@@ -5,6 +5,8 @@ that a step waits for no GPU because of them.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -122,8 +125,8 @@ def join_ranks(batch_blocks: int) -> Iterator[Ranks]:
     ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
+        _init_process_group(ranks)
         yield ranks
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -133,6 +136,35 @@ def join_ranks(batch_blocks: int) -> Iterator[Ranks]:
             f"rank {ranks.rank} lost its connection to the other processes: one of them ended (its own message says why); "
             "start the same command again, or let torchrun do so with --max-restarts"
         ) from None
+
+
+def _init_process_group(ranks: Ranks) -> None:
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore(_agree_on_session(store, ranks), store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT)
+
+
+def _agree_on_session(store: Any, ranks: Ranks) -> str:
+    """A name for this start of the ranks. torchrun may keep one store over its restarts, in which they would find the
+    addresses of those that died (pytorch issue 135712); its count of restarts differs between nodes.
+
+    The first rank makes up a name and collects an answer of each other; these wait until it has read theirs.
+    """
+    own = uuid.uuid4().hex
+    if ranks.is_first:
+        store.set("phf/session", own)
+        answers = [store.get(f"phf/{own}/{rank}") for rank in range(1, ranks.size)]
+        store.set(f"phf/{own}/answers", b" ".join(answers))
+        return own
+    while True:
+        session = str(store.get("phf/session"), "ascii")  # perhaps that of the start before
+        store.set(f"phf/{session}/{ranks.rank}", own)
+        answered = f"phf/{session}/answers"
+        if store.check([answered]) and own.encode() in store.get(answered):
+            return session
+        time.sleep(0.05)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

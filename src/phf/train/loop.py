@@ -56,13 +56,15 @@ def train(
         Stopped: a signal asked for it; resuming goes on from there.
     """
     folder = Path(folder)
-    if is_restart() and (folder / "run.json").exists():
-        if Run.open(folder).config != config:
-            raise PHFError(
-                f"{folder} was trained with other settings; choose another -o, or delete that folder"
-            )
-        return resume(folder, say=say, progress=progress)
     with join_ranks(config.optim.batch_blocks) as ranks:
+        (is_again,) = ranks.highest(is_restart())  # torchrun counts the restarts of each node alone
+        if is_again and (folder / "run.json").exists():
+            run = Run.open(folder)
+            if run.config != config:
+                raise PHFError(
+                    f"{folder} was trained with other settings; choose another -o, or delete that folder"
+                )
+            return _go_on(run, ranks, say, progress)
         data = open_data(config)
         Run.check_new(folder)
         check_trackers(config.trackers)
@@ -90,16 +92,23 @@ def resume(
         Stopped: see `train`.
     """
     run = Run.open(folder)
-    if step is not None:
-        run.resolve_step(step)
-    elif run.is_finished:
-        say(f"{run.folder} is finished: {run.num_steps} steps")
-        return run
     with join_ranks(run.config.optim.batch_blocks) as ranks:
-        data = run.data()
-        check_trackers(run.config.trackers)
-        model, value_head = _create(data, ranks.device)
-        return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=step)
+        return _go_on(run, ranks, say, progress, from_step=step)
+
+
+def _go_on(
+    run: Run, ranks: Ranks, say: Say, progress: Progress | None, *, from_step: int | None = None
+) -> Run:
+    if from_step is not None:
+        run.resolve_step(from_step)
+    elif run.is_finished:
+        if ranks.is_first:
+            say(f"{run.folder} is finished: {run.num_steps} steps")
+        return run
+    data = run.data()
+    check_trackers(run.config.trackers)
+    model, value_head = _create(data, ranks.device)
+    return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
 def _create(
