@@ -14,10 +14,10 @@ _CONTEXT.set_forkserver_preload(["phf.cli", "phf.train.loop"])
 class Command:
     """A running command."""
 
-    def __init__(self, arguments, environment):
+    def __init__(self, arguments, environment, prepare):
         self._errors = Path(tempfile.mkdtemp()) / "stderr"
         self._process = _CONTEXT.Process(
-            target=_run, args=(arguments, environment, str(self._errors)), daemon=True
+            target=_run, args=(arguments, environment, str(self._errors), prepare), daemon=True
         )
         self._process.start()
 
@@ -35,9 +35,9 @@ class Command:
         return self._process.exitcode, self._errors.read_text()
 
 
-def start_command(*arguments, **environment):
-    """Start `phf ARGUMENTS` with some variables in its environment."""
-    return Command([str(argument) for argument in arguments], environment)
+def start_command(*arguments, prepare=None, **environment):
+    """Start `phf ARGUMENTS` with some variables in its environment; `prepare` (of a module) is called there first."""
+    return Command([str(argument) for argument in arguments], environment, prepare)
 
 
 def wait_for_step(folder, step, command):
@@ -49,7 +49,7 @@ def wait_for_step(folder, step, command):
         time.sleep(0.002)
 
 
-def _run(arguments, environment, errors):
+def _run(arguments, environment, errors, prepare):
     import torch
 
     from phf.cli import main
@@ -59,5 +59,7 @@ def _run(arguments, environment, errors):
     handle = os.open(errors, os.O_WRONLY | os.O_CREAT)
     os.dup2(handle, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if prepare is not None:
+        prepare()
     sys.argv = ["phf", *arguments]
     main()

@@ -1,8 +1,10 @@
 """Whether two runs are the same, bit for bit."""
 
+import json
+
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
@@ -16,8 +18,21 @@ def train(config, folder):
     return loop.train(config, folder, say=quiet)
 
 
+def read_tensors(run, step, kind):
+    """The whole tensors of a checkpoint's files of one kind (model, optimizer, value_head), whichever rank wrote what."""
+    pieces = {}
+    for path in checkpoint_folder(run.folder, step).glob(f"{kind}*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            slices = json.loads((file.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
+            for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
+                offset = slices.get(name, {}).get("saved_offsets", [0])
+                pieces.setdefault(name, []).append((offset, file.get_tensor(name)))
+    joined = {name: [piece for _, piece in sorted(found)] for name, found in pieces.items()}
+    return {name: torch.cat(found) if len(found) > 1 else found[0] for name, found in joined.items()}
+
+
 def weights(run, step):
-    return load_file(checkpoint_folder(run.folder, step) / "model.safetensors")
+    return read_tensors(run, step, "model")
 
 
 def without_speed(run):
@@ -28,12 +43,14 @@ def without_speed(run):
 def assert_same_run(run, other):
     """Metrics (but for times), weights and optimizer states at the end."""
     assert without_speed(run) == without_speed(other)
-    folders = [checkpoint_folder(one.folder, one.num_steps) for one in (run, other)]
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        tensors, others = (load_file(folder / name) for folder in folders)
-        assert tensors.keys() == others.keys()
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, others[key]), key
+    for kind in ("model", "optimizer", "value_head"):
+        assert_same_tensors(*(read_tensors(one, one.num_steps, kind) for one in (run, other)))
+
+
+def assert_same_tensors(tensors, others):
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
 
 
 def write_recipe(config, path):

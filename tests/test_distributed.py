@@ -1,17 +1,29 @@
 """Two processes (gloo): the run of one process, and exact when a rank dies."""
 
+import contextlib
+import os
+import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from command_processes import start_command, wait_for_step
-from compare_runs import assert_same_run, train, weights, write_recipe
+from compare_runs import assert_same_run, assert_same_tensors, read_tensors, train, weights, write_recipe
+from safetensors.torch import load_file
 
 from phf.errors import PHFError
+from phf.files import read_json
+from phf.train import loop
+from phf.train.checkpoint import checkpoint_folder, list_checkpoints, load_optimizers, load_weights
 from phf.train.data import open_data
-from phf.train.distributed import Ranks, choose_data_parallel, is_restart, join_ranks
+from phf.train.distributed import Ranks, Trained, choose_data_parallel, is_restart, join_ranks
+from phf.train.optim import list_state, make_optimizers
 from phf.train.run import Run
 
 
@@ -21,16 +33,15 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_ranks(size, *arguments, **environment):
+def start_ranks(size, *arguments, prepare=None):
     """`phf train` in several processes with the environment that torchrun gives them."""
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(size),
-        **environment,
     }
     return [
-        start_command("train", *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        start_command("train", *arguments, prepare=prepare, RANK=str(rank), LOCAL_RANK=str(rank), **common)
         for rank in range(size)
     ]
 
@@ -41,10 +52,23 @@ def finish(processes):
     return [code for code, _ in ends], [errors for _, errors in ends]
 
 
-def run_ranks(size, *arguments, **environment):
-    codes, errors = finish(start_ranks(size, *arguments, **environment))
+def run_ranks(size, *arguments, prepare=None):
+    codes, errors = finish(start_ranks(size, *arguments, prepare=prepare))
     assert codes == [0] * size, "\n".join(errors)
     return errors
+
+
+def wait_for_checkpoint(folder, step, process):
+    """A checkpoint is written while training goes on, and may be there some steps later."""
+    while step not in list_checkpoints(folder):
+        assert process.is_running, process.finish()
+        time.sleep(0.002)
+
+
+def restart_second_rank():
+    """torchrun counts restarts on each node alone: here on that of the second rank."""
+    if os.environ["RANK"] == "1":
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
 
 
 def losses(run):
@@ -77,14 +101,31 @@ def test_two_processes_are_one_and_survive_the_death_of_either(small_config, tmp
     folder = tmp_path / "killed"
     processes = start_ranks(2, recipe, "-o", folder)
     wait_for_step(folder, 47, processes[0])
+    wait_for_checkpoint(folder, 40, processes[0])
     processes[1].send_signal(signal.SIGKILL)
     codes, errors = finish(processes)
     assert codes == [2, -signal.SIGKILL]
     assert errors[0].splitlines()[-1].startswith("error: rank 0 lost its connection to the other processes")
     # The same command, as torchrun --max-restarts starts it, goes on; it is the undisturbed run of two, bit for bit.
-    errors = run_ranks(2, recipe, "-o", folder, TORCHELASTIC_RESTART_COUNT="1")
+    errors = run_ranks(2, recipe, "-o", folder, prepare=restart_second_rank)
     assert "going on from step 40 of 120" in errors[0]
     assert_same_run(Run.open(folder), two)
+
+
+def load_in_one_process(run, step):
+    """A checkpoint's weights and optimizer states, as one process reads them."""
+    model, value_head = loop._create(run.data())
+    trained = Trained(model, value_head)
+    optimizers = make_optimizers(model, value_head, run.config.optim)
+    load_weights(checkpoint_folder(run.folder, step), trained)
+    load_optimizers(checkpoint_folder(run.folder, step), trained, optimizers)
+    return trained, list_state(optimizers, trained)
+
+
+def limit_second_rank():
+    """The disk of the second rank is full."""
+    if os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 
 
 @pytest.mark.slow
@@ -98,15 +139,84 @@ def test_sharded_processes_are_one_and_resume_exactly(small_config, tmp_path):
     )
     recipe = write_recipe(config, tmp_path / "recipe.yaml")
     run_ranks(2, recipe, "-o", tmp_path / "two")
-    two = Run.open(tmp_path / "two")
-    assert_like(two, train(config, tmp_path / "one"), 2e-4)
-    assert two.load_model() is not None
-    folder = tmp_path / "stopped"
-    shutil.copytree(two.folder, folder)
-    run_ranks(2, "--resume", f"{folder}@12")
-    assert_same_run(Run.open(folder), two)
-    run_ranks(1, "--resume", f"{folder}@12")
-    assert_like(Run.open(folder), two, 2e-4)
+    two, one = Run.open(tmp_path / "two"), train(config, tmp_path / "one")
+    assert_like(two, one, 2e-4)
+
+    # Each rank wrote its half of the optimizer states and some whole weights; the folder is as plain as any other.
+    folder = checkpoint_folder(two.folder, 12)
+    halves = [load_file(folder / f"optimizer-0000{number}-of-00002.safetensors") for number in (1, 2)]
+    sizes = [sum(tensor.numel() for tensor in half.values()) for half in halves]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    index = read_json(folder / "model.safetensors.index.json")
+    assert len(set(index["weight_map"].values())) == 2
+    assert index["weight_map"].keys() == weights(two, 12).keys()
+    loaded = two.load_model(12).state_dict()
+    assert_same_tensors(weights(two, 12), {name: loaded[name] for name in index["weight_map"]})
+
+    # Resumed by as many ranks it is the same run; one process reads the same, and two go on with what one has written.
+    trained, states = load_in_one_process(two, 12)
+    assert_same_tensors(states, read_tensors(two, 12, "optimizer"))
+    assert_same_tensors(trained.value_head.state_dict(), read_tensors(two, 12, "value_head"))
+    again, other = tmp_path / "again", tmp_path / "other"
+    shutil.copytree(two.folder, again)
+    shutil.copytree(one.folder, other)
+    run_ranks(2, "--resume", f"{again}@12")
+    assert_same_run(Run.open(again), two)
+    run_ranks(1, "--resume", f"{again}@12")
+    assert_like(Run.open(again), two, 2e-4)
+    run_ranks(2, "--resume", f"{other}@12")
+    assert_like(Run.open(other), one, 2e-4)
+
+    # A damaged part is refused by name, on every rank.
+    path = checkpoint_folder(again, 12) / "optimizer-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    codes, errors = finish(start_ranks(2, "--resume", f"{again}@12"))
+    assert codes == [2, 2]
+    for error in errors:
+        assert error.splitlines()[-1].startswith(f"error: {path} is damaged")
+        assert "go on from step 8" in error
+
+    # What one rank cannot write stops all with one line, and what was there stays.
+    codes, errors = finish(start_ranks(2, "--resume", f"{again}@8", prepare=limit_second_rank))
+    assert codes == [2, 2]
+    for error in errors:
+        assert "step-000012 could not be written: " in error.splitlines()[-1]
+        assert "Traceback" not in error
+    assert list_checkpoints(again) == [4, 8]
+
+
+def find_worker(rank, folder):
+    """The id of the process that torchrun started for a rank of a run."""
+    for process in list(Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            arguments, variables = (
+                (process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ")
+            )
+            if str(folder).encode() in arguments and f"RANK={rank}".encode() in variables:
+                return int(process.name)
+    raise AssertionError(f"no process is rank {rank}")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_run_again_when_a_rank_dies(small_config, tmp_path):
+    config = small_config("tokens=30720", "checkpoint_every=20", "data_parallel=fsdp")
+    recipe = write_recipe(config, tmp_path / "recipe.yaml")
+    run_ranks(2, recipe, "-o", tmp_path / "two")
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--max-restarts=2", "-m", "phf", "train", str(recipe), "-o", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as torchrun:
+        try:
+            while 40 not in list_checkpoints(folder):
+                assert torchrun.poll() is None, torchrun.stderr.read().decode()
+                time.sleep(0.002)
+            os.kill(find_worker(1, folder), signal.SIGKILL)
+            errors = torchrun.communicate(timeout=60)[1].decode()
+        finally:
+            torchrun.terminate()  # it ends its ranks
+    assert torchrun.returncode == 0, errors
+    assert "going on from step" in errors
+    assert_same_run(Run.open(folder), Run.open(tmp_path / "two"))
 
 
 @pytest.mark.slow

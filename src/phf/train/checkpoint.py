@@ -1,29 +1,35 @@
-"""Checkpoints: whole or absent, and refused by name when damaged.
+"""Checkpoints: whole or absent, written while training goes on, and refused by name when damaged.
 
-A checkpoint is a plain Hugging Face folder (config.json, model.safetensors, tokenizer) with what resuming needs beside
-it: optimizer.safetensors, value_head.safetensors (AWR) and checkpoint.json, which holds the state and every file's hash.
+A checkpoint is a plain Hugging Face folder (config.json, model*.safetensors, tokenizer) with what resuming needs beside
+it: optimizer*.safetensors, value_head*.safetensors (AWR) and checkpoint.json, which holds the state and every file's hash.
 """
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
-from phf import lm
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import check_hash, hash_file, hash_json, read_json, write_json
 from phf.records import FORMAT_VERSION
-from phf.train.distributed import Trained
-from phf.train.optim import gather, pack_state, unpack_state
+from phf.train.distributed import TIMEOUT, Ranks, Trained
+from phf.train.optim import create_state, list_state, load_state
+from phf.train.sharded import HostMemory, Part, TensorFiles
 
-MANIFEST = "checkpoint.json"
-WEIGHTS, OPTIMIZER, VALUE_HEAD = "model.safetensors", "optimizer.safetensors", "value_head.safetensors"
+MANIFEST, INDEX = "checkpoint.json", "model.safetensors.index.json"
+WEIGHTS, OPTIMIZER, VALUE_HEAD = "model", "optimizer", "value_head"
+"""What the files of tensors are called: `model.safetensors`, or `model-00001-of-00002.safetensors` of the first rank."""
 
 
 @dataclass
@@ -54,60 +60,204 @@ def list_checkpoints(run: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step-")) for path in folders)
 
 
-def save_checkpoint(
-    run: Path,
-    state: TrainState,
-    trained: Trained,
-    optimizers: list[Optimizer],
-    tokenizer: Tokenizer,
-    *,
-    keep: int,
-    is_first: bool = True,
-) -> None:
-    """Write a checkpoint beside its final place, rename it into place, then delete all but the last `keep`.
+def remove_checkpoint(run: Path, step: int) -> None:
+    """Remove a checkpoint; it is absent at once, even if this process is killed before its files are."""
+    folder = checkpoint_folder(run, step)
+    shutil.rmtree(folder.replace(_temporary(folder)))
 
-    All ranks call this, for what they share must be gathered; the first one writes.
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a process that was killed left half written or half removed."""
+    for folder in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What one rank wrote: the hash of each file, and where the weights are, with their bytes."""
+
+    hashes: dict[str, str]
+    weights_file: str
+    weights: dict[str, int]
+
+
+class Checkpointer:
+    """Saves a run's checkpoints: `save` copies everything to CPU memory, then a thread writes while training goes on.
+
+    Every rank calls every method at the same step, and writes its share: whole tensors of the weights, and of the
+    optimizer states its slices if they are sharded, else whole tensors. There is one write at a time.
     """
-    is_sharded = any(isinstance(parameter, DTensor) for parameter in trained.parameters())
-    weights = {name: gather(tensor) for name, tensor in trained.named_parameters()} if is_sharded else {}
-    optimizer_state = pack_state(optimizers, trained) if is_sharded or is_first else {}
-    if not is_first:
-        return
-    final = checkpoint_folder(run, state.step)
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if is_sharded:
-        trained.model.save_pretrained(temporary, state_dict=_under("model.", weights))
-    else:
-        lm.save_model(trained.model, temporary)
-    tokenizer.save(temporary)
-    save_file(optimizer_state, temporary / OPTIMIZER)
-    if trained.value_head is not None:
-        head = _under("value_head.", weights) if is_sharded else trained.value_head.state_dict()
-        save_file(head, temporary / VALUE_HEAD)
-    hashes = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
-    for name in hashes:
-        with (temporary / name).open("rb") as file:
-            os.fsync(file.fileno())
-    content = {"format_version": FORMAT_VERSION, "state": asdict(state), "files": hashes}
-    write_json(temporary / MANIFEST, {**content, "manifest_hash": hash_json(content)})
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.replace(final)
-    for step in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(checkpoint_folder(run, step))
+
+    def __init__(
+        self,
+        run: Path,
+        trained: Trained,
+        optimizers: list[Optimizer],
+        tokenizer: Tokenizer,
+        ranks: Ranks,
+        *,
+        keep: int,
+    ) -> None:
+        self._run, self._keep, self._ranks = run, keep, ranks
+        self._trained, self._optimizers, self._tokenizer = trained, optimizers, tokenizer
+        self._memory = {kind: HostMemory() for kind in (WEIGHTS, OPTIMIZER, VALUE_HEAD)}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        # A group of its own: the thread's exchanges must not come between those of the steps.
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if ranks.size > 1 else None
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Whatever ended the run, a write that has begun is finished, unless it may wait for a rank that is gone."""
+        self._thread.shutdown(wait=self._ranks.size == 1 or kind is None or issubclass(kind, PHFError))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the latest write has failed; `wait` raises why."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            PHFError: the latest checkpoint could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def save(self, state: TrainState) -> None:
+        """Copy this step's state and begin to write it; then all checkpoints but the last `keep` are removed.
+
+        Raises:
+            PHFError: the checkpoint before could not be written.
+        """
+        self.wait()
+        head = self._trained.value_head
+        parts = {
+            WEIGHTS: self._take_part(WEIGHTS, _list_weights(self._trained.model)),
+            OPTIMIZER: self._take_part(OPTIMIZER, list_state(self._optimizers, self._trained)),
+            VALUE_HEAD: self._take_part(VALUE_HEAD, head.state_dict() if head is not None else {}),
+        }
+        copied = None
+        if self._ranks.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        self._writing = self._thread.submit(self._write, replace(state), parts, copied)
+
+    def _take_part(self, kind: str, tensors: dict[str, Tensor]) -> Part:
+        return self._memory[kind].take_part(tensors, self._ranks, is_whole=kind != OPTIMIZER)
+
+    def _write(self, state: TrainState, parts: dict[str, Part], copied: torch.cuda.Event | None) -> None:
+        """What happens in the thread: each rank writes its part beside the final place, then the first one renames.
+
+        The modules are not looked at: FSDP's hooks (of `state_dict` too) move parameters, which a step may be using.
+        """
+        if copied is not None:
+            copied.synchronize()
+        final = checkpoint_folder(self._run, state.step)
+
+        def write_parts() -> _Written:
+            with self._explain(final):
+                return self._write_parts(_temporary(final), parts)
+
+        def publish() -> None:
+            if self._ranks.is_first:
+                with self._explain(final):
+                    self._publish(final, state, written)
+
+        written = self._ranks.share(write_parts, self._group)
+        self._ranks.share(publish, self._group)
+
+    def _write_parts(self, temporary: Path, parts: dict[str, Part]) -> _Written:
+        temporary.mkdir(parents=True, exist_ok=True)
+        hashes = {}
+        for kind, part in parts.items():
+            if part.tensors:
+                path = temporary / self._file_name(kind, self._ranks.rank)
+                part.write(path)
+                hashes[path.name] = _sync_and_hash(path)
+        sizes = {name: tensor.nbytes for name, tensor in parts[WEIGHTS].tensors.items()}
+        return _Written(hashes, self._file_name(WEIGHTS, self._ranks.rank), sizes)
+
+    def _publish(self, final: Path, state: TrainState, written: list[_Written]) -> None:
+        temporary = _temporary(final)
+        _save_config(self._trained.model, temporary)
+        self._tokenizer.save(temporary)
+        if self._ranks.size > 1:
+            num_bytes = sum(sum(part.weights.values()) for part in written)
+            places = {name: part.weights_file for part in written for name in part.weights}
+            write_json(temporary / INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": places})
+        hashes = {path.name: _sync_and_hash(path) for path in temporary.glob("*.json")}
+        for part in written:
+            hashes |= part.hashes
+        content = {"format_version": FORMAT_VERSION, "state": asdict(state), "files": hashes}
+        write_json(temporary / MANIFEST, {**content, "manifest_hash": hash_json(content)})
+        shutil.rmtree(final, ignore_errors=True)  # it has no manifest, or this step would not be saved
+        _sync(temporary)
+        temporary.replace(final)
+        _sync(final.parent)
+        for step in list_checkpoints(self._run)[: -self._keep]:
+            remove_checkpoint(self._run, step)
+
+    def _file_name(self, kind: str, rank: int) -> str:
+        size = self._ranks.size
+        return f"{kind}.safetensors" if size == 1 else f"{kind}-{rank + 1:05}-of-{size:05}.safetensors"
+
+    @contextmanager
+    def _explain(self, final: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PHFError(
+                f"{final} could not be written: {reason}; the checkpoints before it are whole: see to the disk, "
+                f"then go on with 'phf train --resume {self._run}'"
+            ) from None
 
 
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): tensor.contiguous()
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.tmp")
 
 
-def check_checkpoint(run: Path, step: int) -> TrainState:
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_and_hash(path: Path) -> str:
+    _sync(path)
+    return hash_file(path)
+
+
+def _list_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters and buffers that belong into a file, tied ones once, under the first of their names."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(found.values())
+
+
+def _save_config(model: PreTrainedModel, folder: Path) -> None:
+    """What `save_pretrained` writes beside the weights."""
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = "float32"
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def check_checkpoint(run: Path, step: int, ranks: Ranks | None = None) -> TrainState:
     """The state of a checkpoint whose files are all what its manifest says.
+
+    Args:
+        ranks: they share the work, and all must call this; by default one process does it alone.
 
     Raises:
         PHFError: a file is missing or damaged; names it and the checkpoint before.
@@ -123,28 +273,32 @@ def check_checkpoint(run: Path, step: int) -> TrainState:
     content = {key: value for key, value in manifest.items() if key != "manifest_hash"}
     if hash_json(content) != manifest.get("manifest_hash"):
         raise PHFError(f"{folder / MANIFEST} is damaged: its content is not what its hash says; {remedy}")
-    for name, expected in manifest["files"].items():
-        check_hash(folder / name, expected, remedy)
+    ranks = ranks or Ranks()
+
+    def check_share() -> None:
+        for name in sorted(manifest["files"])[ranks.rank :: ranks.size]:
+            check_hash(folder / name, manifest["files"][name], remedy)
+
+    ranks.share(check_share)
     return TrainState(**manifest["state"])
 
 
 def load_weights(folder: Path, trained: Trained) -> None:
-    """Put a checkpoint's weights in place: the model's, and the value head's where both have one.
+    """Put a checkpoint's weights in place, of a sharded model each rank its own: the model's, and the value head's where
+    both have one.
 
     Raises:
         PHFError: they are those of another architecture.
     """
-    model = trained.model
-    weights = load_file(folder / WEIGHTS, device=str(model.device))
-    own = model.state_dict()
-    wrong = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
-    tied = {own[name].data_ptr() for name in weights if name in own}
-    wrong += [name for name in own if name not in weights and own[name].data_ptr() not in tied]
+    files, own = TensorFiles(folder, f"{WEIGHTS}*.safetensors"), _list_weights(trained.model)
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    wrong = [name for name in {**shapes, **files.shapes} if shapes.get(name) != files.shapes.get(name)]
     if wrong:
-        raise PHFError(f"{folder / WEIGHTS} does not fit the model of run.json: {', '.join(wrong[:3])}")
-    model.load_state_dict(weights, strict=False)
-    if trained.value_head is not None and (folder / VALUE_HEAD).exists():
-        trained.value_head.load_state_dict(load_file(folder / VALUE_HEAD, device=str(model.device)))
+        raise PHFError(f"the weights in {folder} do not fit the model of run.json: {', '.join(wrong[:3])}")
+    files.read_into(own)
+    head = TensorFiles(folder, f"{VALUE_HEAD}*.safetensors")
+    if trained.value_head is not None and head.shapes:
+        head.read_into(trained.value_head.state_dict())
 
 
 def load_optimizers(
@@ -155,6 +309,9 @@ def load_optimizers(
     Raises:
         PHFError: (strict) it holds states of parameters or optimizers that are not there.
     """
-    tensors = load_file(folder / OPTIMIZER, device=str(trained.model.device))
-    if unpack_state(optimizers, trained, tensors) > 0 and strict:
-        raise PHFError(f"{folder / OPTIMIZER} does not fit the optimizer of run.json; train again")
+    files = TensorFiles(folder, f"{OPTIMIZER}*.safetensors")
+    tensors = create_state(optimizers, trained, files.shapes)
+    if len(tensors) < len(files.shapes) and strict:
+        raise PHFError(f"the optimizer states in {folder} do not fit the optimizer of run.json; train again")
+    files.read_into(tensors)
+    load_state(optimizers, trained, tensors)

@@ -5,6 +5,8 @@ that a step waits for no GPU because of them.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -27,7 +31,7 @@ from phf.errors import PHFError
 BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments, in float32."""
 TIMEOUT = timedelta(minutes=30)
-"""How long ranks wait for one another: rank 0 may be writing a checkpoint."""
+"""How long ranks wait for one another: the slowest disk may be writing a checkpoint."""
 
 DataParallel = Literal["none", "ddp", "fsdp"]
 
@@ -75,6 +79,25 @@ class Ranks:
         """Until all ranks are here."""
         self.sum(0)
 
+    def share(self, work: Callable[[], _T], group: dist.ProcessGroup | None = None) -> list[_T]:
+        """Do this rank's part of some work; every rank gets the results of all, in the order of ranks.
+
+        Raises:
+            PHFError: the work of some rank raised it; then all raise it.
+        """
+        if self.size == 1:
+            return [work()]
+        try:
+            own: _T | PHFError = work()
+        except PHFError as error:
+            own = error
+        results: list[Any] = [None] * self.size
+        dist.all_gather_object(results, own, group)
+        for result in results:
+            if isinstance(result, PHFError):
+                raise result
+        return results
+
     def rows(self, step: int, batch_blocks: int) -> npt.NDArray[np.int64]:
         """This rank's blocks of a step's batch; the ranks' rows, joined, are the batch of one process."""
         share = batch_blocks // self.size
@@ -108,8 +131,8 @@ def join_ranks(batch_blocks: int) -> Iterator[Ranks]:
     ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
+        _init_process_group(ranks)
         yield ranks
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -121,6 +144,35 @@ def join_ranks(batch_blocks: int) -> Iterator[Ranks]:
         ) from None
 
 
+def _init_process_group(ranks: Ranks) -> None:
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore(_agree_on_session(store, ranks), store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT)
+
+
+def _agree_on_session(store: Any, ranks: Ranks) -> str:
+    """A name for this start of the ranks. torchrun may keep one store over its restarts, in which they would find the
+    addresses of those that died (pytorch issue 135712); its count of restarts differs between nodes.
+
+    The first rank makes up a name and collects an answer of each other; these wait until it has read theirs.
+    """
+    own = uuid.uuid4().hex
+    if ranks.is_first:
+        store.set("phf/session", own)
+        answers = [store.get(f"phf/{own}/{rank}") for rank in range(1, ranks.size)]
+        store.set(f"phf/{own}/answers", b" ".join(answers))
+        return own
+    while True:
+        session = str(store.get("phf/session"), "ascii")  # perhaps that of the start before
+        store.set(f"phf/{session}/{ranks.rank}", own)
+        answered = f"phf/{session}/answers"
+        if store.check([answered]) and own.encode() in store.get(answered):
+            return session
+        time.sleep(0.05)
+
+
 def _is_lost_connection(error: RuntimeError) -> bool:
     text = str(error)
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection"))
@@ -130,6 +182,11 @@ def is_restart() -> bool:
     """Whether torchrun or Slurm started this same command before: then it goes on with the run instead of refusing it."""
     counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return any(count not in ("", "0") for count in counts)
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that ranks may share; then all of them must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Trained(nn.Module):

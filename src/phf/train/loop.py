@@ -1,6 +1,5 @@
 """The training loop, read from top to bottom: data -> model -> schedule -> steps (with now and then a look)."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,18 +14,20 @@ from phf.attention import use_page_attention
 from phf.config import TrainConfig
 from phf.errors import PHFError
 from phf.train.checkpoint import (
+    Checkpointer,
     TrainState,
     check_checkpoint,
     checkpoint_folder,
     load_optimizers,
     load_weights,
-    save_checkpoint,
+    remove_checkpoint,
+    remove_leftovers,
 )
 from phf.train.data import TrainingData, open_data
-from phf.train.distributed import Ranks, Trained, choose_data_parallel, is_restart, join_ranks, shard
+from phf.train.distributed import Ranks, Trained, choose_data_parallel, gather, is_restart, join_ranks, shard
 from phf.train.gradients import Gradients
 from phf.train.losses import validate
-from phf.train.optim import gather, learning_rate_factor, make_optimizers, set_learning_rate
+from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 from phf.train.outcomes import Outcomes, step_if_finite
 from phf.train.run import Run, training_blocks
 from phf.train.signals import Stopped, StopSignals
@@ -63,13 +64,15 @@ def train(
         Stopped: a signal asked for it; resuming goes on from there.
     """
     folder = Path(folder)
-    if is_restart() and (folder / "run.json").exists():
-        if Run.open(folder).config != config:
-            raise PHFError(
-                f"{folder} was trained with other settings; choose another -o, or delete that folder"
-            )
-        return resume(folder, say=say, progress=progress)
     with join_ranks(config.optim.batch_blocks) as ranks:
+        (is_again,) = ranks.highest(is_restart())  # torchrun counts the restarts of each node alone
+        if is_again and (folder / "run.json").exists():
+            run = Run.open(folder)
+            if run.config != config:
+                raise PHFError(
+                    f"{folder} was trained with other settings; choose another -o, or delete that folder"
+                )
+            return _go_on(run, ranks, say, progress)
         data = open_data(config)
         Run.check_new(folder)
         check_trackers(config.trackers)
@@ -106,16 +109,23 @@ def resume(
         Stopped: see `train`.
     """
     run = Run.open(folder)
-    if step is not None:
-        run.resolve_step(step)
-    elif run.is_finished:
-        say(f"{run.folder} is finished: {run.num_steps} steps")
-        return run
     with join_ranks(run.config.optim.batch_blocks) as ranks:
-        data = run.data()
-        check_trackers(run.config.trackers)
-        model, value_head = _create(data, ranks.device)
-        return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=step)
+        return _go_on(run, ranks, say, progress, from_step=step)
+
+
+def _go_on(
+    run: Run, ranks: Ranks, say: Say, progress: Progress | None, *, from_step: int | None = None
+) -> Run:
+    if from_step is not None:
+        run.resolve_step(from_step)
+    elif run.is_finished:
+        if ranks.is_first:
+            say(f"{run.folder} is finished: {run.num_steps} steps")
+        return run
+    data = run.data()
+    check_trackers(run.config.trackers)
+    model, value_head = _create(data, ranks.device)
+    return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
 def _create(
@@ -192,8 +202,7 @@ def _run_steps(
         tell(describe_start(start, config))
     if run.steps:
         from_step = run.steps[-1] if from_step is None else from_step
-        state = check_checkpoint(run.folder, from_step)
-        load_weights(checkpoint_folder(run.folder, from_step), trained)
+        state = check_checkpoint(run.folder, from_step, ranks)
         tell(f"going on from step {state.step} of {num_steps}")
     elif start is not None:
         state = load_start(start, data, trained)
@@ -208,11 +217,13 @@ def _run_steps(
         shard(trained, ranks)
     optimizers = make_optimizers(model, value_head, config.optim)
     if from_step is not None:
+        load_weights(checkpoint_folder(run.folder, from_step), trained)
         load_optimizers(checkpoint_folder(run.folder, from_step), trained, optimizers)
     elif start is not None:
         tell(load_start_optimizers(start, config, trained, optimizers))
     ranks.wait()  # all have read before the first one removes or writes
     if ranks.is_first:
+        remove_leftovers(run.folder)
         _remove_later_checkpoints(run, state.step, tell)
     for line in data.describe():
         tell(line)
@@ -227,12 +238,14 @@ def _run_steps(
     outcomes = Outcomes(state, ranks.device)
     trained.train()
 
-    def save() -> None:
-        tokenizer, keep = data.tokens.tokenizer, config.keep_checkpoints
-        save_checkpoint(run.folder, state, trained, optimizers, tokenizer, keep=keep, is_first=ranks.is_first)
-
     # Go!
-    with open_loggers(run, state.step, is_first=ranks.is_first) as logger, StopSignals() as stop:
+    with (
+        open_loggers(run, state.step, is_first=ranks.is_first) as logger,
+        StopSignals() as stop,
+        Checkpointer(
+            run.folder, trained, optimizers, data.tokens.tokenizer, ranks, keep=config.keep_checkpoints
+        ) as checkpointer,
+    ):
         while True:
             step, is_last = state.step, state.step == num_steps
 
@@ -241,10 +254,13 @@ def _run_steps(
                 with lm.run_eagerly(model):  # other shapes, each of which would be compiled
                     losses = trained(validate, model, data, validation_blocks, precision)
                 logger.log({"kind": "validation", "step": step, "tokens": step * tokens_per_step, **losses})
-            if is_last or (config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0):
+            is_due = config.checkpoint_every > 0 and step > 0 and step % config.checkpoint_every == 0
+            if (is_last or is_due) and step != from_step:
                 logger.flush()
-                save()
+                outcomes.settle()
+                checkpointer.save(state)
             if is_last:
+                checkpointer.wait()
                 break
 
             # One step: a batch that follows from (seed, step) alone, in micro-batches; the sum of the token losses
@@ -263,6 +279,7 @@ def _run_steps(
                 optimizer.zero_grad(set_to_none=True)
             state.step += 1
             if state.num_bad_in_row >= config.max_bad_steps:
+                checkpointer.wait()
                 raise PHFError(_divergence(run, state))
 
             # One log line.
@@ -287,10 +304,14 @@ def _run_steps(
                 progress(f"train {run.name}  loss {outcomes.last.loss:.3f}", state.step, num_steps)
 
             # Asked to stop: the signal may have reached one rank alone, or reach them at different steps.
-            (number,) = ranks.highest(stop.received or 0)
+            number, has_failed = ranks.highest(stop.received or 0, checkpointer.has_failed)
+            if has_failed:
+                checkpointer.wait()
             if number > 0 and state.step < num_steps:
                 logger.flush()
-                save()
+                outcomes.settle()
+                checkpointer.save(state)
+                checkpointer.wait()
                 ranks.wait()
                 raise Stopped(
                     f"{run.name}: stopped and saved at step {state.step} of {num_steps}; "
@@ -306,7 +327,7 @@ def _run_steps(
 def _remove_later_checkpoints(run: Run, step: int, tell: Say) -> None:
     for later in run.steps:
         if later > step:
-            shutil.rmtree(checkpoint_folder(run.folder, later))
+            remove_checkpoint(run.folder, later)
             tell(f"removed the later checkpoint at step {later}")
 
 

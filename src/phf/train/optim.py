@@ -1,11 +1,10 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
@@ -69,59 +68,55 @@ def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
             group["lr"] = group["peak_lr"] * factor
 
 
-def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that ranks may share; then all of them must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def pack_state(optimizers: list[Optimizer], trained: nn.Module) -> dict[str, torch.Tensor]:
-    """Whole optimizer states by `<optimizer>.<parameter's name in trained>.<state>`, for safetensors."""
-    names = {id(parameter): name for name, parameter in trained.named_parameters()}
+def list_state(optimizers: list[Optimizer], trained: nn.Module) -> dict[str, torch.Tensor]:
+    """Optimizer states by `<optimizer>.<parameter's name in trained>.<state>`."""
     return {
-        f"{_name(optimizer)}.{names[id(parameter)]}.{key}": gather(value).contiguous()
-        for optimizer in optimizers
-        for parameter in _parameters(optimizer)
+        f"{path}.{key}": value
+        for path, (optimizer, parameter) in _list_parameters(optimizers, trained).items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def unpack_state(optimizers: list[Optimizer], trained: nn.Module, tensors: dict[str, torch.Tensor]) -> int:
-    """The inverse of `pack_state`, into freshly made optimizers; parameters without a state start afresh.
-
-    Returns:
-        how many of the tensors were of no use here, because no optimizer has such a parameter.
-    """
-    names = {id(parameter): name for name, parameter in trained.named_parameters()}
-    states: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
-    for path, value in tensors.items():
-        head, key = path.rsplit(".", 1)
-        kind, name = head.split(".", 1)
-        states.setdefault((kind, name), {})[key] = value
-    num_unused = len(tensors)
-    for optimizer in optimizers:
-        found = {
-            index: _shard_like(parameter, states.get((_name(optimizer), names[id(parameter)]), {}))
-            for index, parameter in enumerate(_parameters(optimizer))
-        }
-        found = {index: state for index, state in found.items() if state}
-        num_unused -= sum(len(state) for state in found.values())
-        optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
-    return num_unused
-
-
-def _shard_like(parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A parameter's state, sharded as the parameter is; scalars stay whole."""
-    if not isinstance(parameter, DTensor):
-        return state
-    mesh, placements = parameter.device_mesh, parameter.placements
+def create_state(
+    optimizers: list[Optimizer], trained: nn.Module, shapes: Mapping[str, torch.Size]
+) -> dict[str, torch.Tensor]:
+    """Empty tensors for those of some states (`list_state`) whose parameter is here: sharded as it is; scalars whole."""
+    parameters = {path: pair[1] for path, pair in _list_parameters(optimizers, trained).items()}
     return {
-        key: distribute_tensor(value, mesh, placements) if value.shape == parameter.shape else value
-        for key, value in state.items()
+        name: torch.empty_like(parameter, requires_grad=False)
+        if shape == parameter.shape
+        else torch.empty(shape)
+        for name, shape in shapes.items()
+        if (parameter := parameters.get(name.rpartition(".")[0])) is not None
     }
 
 
-def _name(optimizer: Optimizer) -> str:
-    return type(optimizer).__name__.lower()
+def load_state(optimizers: list[Optimizer], trained: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The inverse of `list_state`, into freshly made optimizers; parameters without a state start afresh."""
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        path, _, key = name.rpartition(".")
+        states.setdefault(path, {})[key] = value
+    paths = {id(pair[1]): path for path, pair in _list_parameters(optimizers, trained).items()}
+    for optimizer in optimizers:
+        found = {
+            index: states[path]
+            for index, parameter in enumerate(_parameters(optimizer))
+            if (path := paths[id(parameter)]) in states
+        }
+        optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _list_parameters(
+    optimizers: list[Optimizer], trained: nn.Module
+) -> dict[str, tuple[Optimizer, nn.Parameter]]:
+    """Each parameter and its optimizer, by `<optimizer>.<parameter's name in trained>`."""
+    names = {id(parameter): name for name, parameter in trained.named_parameters()}
+    return {
+        f"{type(optimizer).__name__.lower()}.{names[id(parameter)]}": (optimizer, parameter)
+        for optimizer in optimizers
+        for parameter in _parameters(optimizer)
+    }
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,24 +58,24 @@ class Outcomes:
         self._pending.append((values, event))
         self._count(self._lag)
 
+    def settle(self) -> None:
+        """Wait for all steps, so that the state says how many of them were skipped."""
+        self._count(0)
+
     def read(self) -> Outcome:
         """The latest step's outcome; waits for it."""
-        self._count(0)
+        self.settle()
         assert self.last is not None
         return self.last
 
     def _count(self, num_left: int) -> None:
-        for outcome in self._arrive(num_left):
-            self.last = outcome
-            if outcome.is_finite:
-                self._state.num_bad_in_row = 0
-            else:
-                self._state.num_skipped += 1
-                self._state.num_bad_in_row += 1
-
-    def _arrive(self, num_left: int) -> Iterator[Outcome]:
         while len(self._pending) > num_left:
             values, event = self._pending.popleft()
             if event is not None:
                 event.synchronize()
-            yield Outcome(*values.tolist())
+            self.last = Outcome(*values.tolist())
+            if self.last.is_finite:
+                self._state.num_bad_in_row = 0
+            else:
+                self._state.num_skipped += 1
+                self._state.num_bad_in_row += 1
