@@ -38,7 +38,6 @@ from phf.config import (
     Tagging,
 )
 from phf.intervals import pooled_t
-from phf.records import Estimate
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,24 @@ def _draw_case(axis: Axes, curves: dict[str, Curve], color: str) -> None:
             axis.plot(steps, curve.to_corpus[:, 1:].mean(0), color=color, linestyle=":", linewidth=1)
 
 
-def _show(estimate: Estimate) -> str:
-    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+def list_rows(curves: dict[tuple[str, int], dict[str, Curve]]) -> list[str]:
+    """A Markdown table of the last looks."""
+    rows = [
+        "| objective | mode | one segment: to its closed form | to the corpus | two segments: to its closed form | to the corpus |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, case in CASES.items():
+        for mode in case.modes:
+            cells = [
+                _show(curves[name, size][mode]) if size in case.num_segments else "– | –" for size in (1, 2)
+            ]
+            rows.append(f"| {name} | {mode} | {' | '.join(cells)} |")
+    return rows
+
+
+def _show(curve: Curve) -> str:
+    last = pooled_t(curve.to_target[:, -1])
+    return f"{last.mean:.4f} [{last.low:.4f}, {last.high:.4f}] | {curve.to_corpus[:, -1].mean():.3g}"
 
 
 def main() -> None:
@@ -149,19 +164,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     curves = {}
-    print(
-        f"| objective | mode | segments a page | KL to its target, {options.steps} steps, {options.seeds} seeds | to the corpus |"
-    )
-    print("|---|---|---|---|---|")
-    for num_segments in (1, 2):
+    for size in (1, 2):
         for name, case in CASES.items():
-            if num_segments not in case.num_segments:
-                continue
-            curves[name, num_segments] = found = measure(case, num_segments, options.steps, options.seeds)
-            for mode, curve in found.items():
-                away = curve.to_corpus[:, -1].mean()
-                last = _show(pooled_t(curve.to_target[:, -1]))
-                print(f"| {name} | {mode} | {num_segments} | {last} | {away:.3g} |", flush=True)
+            if size in case.num_segments:
+                curves[name, size] = measure(case, size, options.steps, options.seeds)
+                last = {mode: curve.to_target[:, -1].round(4) for mode, curve in curves[name, size].items()}
+                print(f"{name}, pages of {size}: {last}", file=sys.stderr, flush=True)
+    print("\n".join(list_rows(curves)))
     draw(curves, options.out)
     print(options.out)
 

@@ -283,9 +283,8 @@ def _launch_slurm(commands: dict[Cell, list[str]], workers: int) -> Iterator[tup
         return
     folder = next(iter(commands)).folder.parent / "jobs"
     try:
-        executor = submitit.AutoExecutor(
-            folder=str(folder), cluster="slurm"
-        )  # else it may start all jobs here
+        # Without the name, it would start all jobs at once on a machine without Slurm.
+        executor = submitit.AutoExecutor(folder=str(folder), cluster="slurm")
     except RuntimeError:
         raise PHFError(
             "launcher slurm finds no Slurm here (no srun); start the sweep where jobs are submitted, or take "
@@ -324,7 +323,7 @@ def _launch_ray(commands: dict[Cell, list[str]]) -> Iterator[tuple[Cell, str | N
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         num_gpus = 1 if resources.get("GPU", 0) > 0 else 0
-        task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(run_command)
+        task: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(run_command)
         place = ({"OMP_NUM_THREADS": "1"}, str(Path.cwd()))
         cells = {task.remote(arguments, *place): cell for cell, arguments in commands.items()}
         waiting = list(cells)
