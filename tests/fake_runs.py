@@ -83,12 +83,23 @@ def make_run(folder: Path, objective: str = "mle", seed: int = 0, **options: Any
         if objective == "conditional"
         else None
     )
+    calibration = (
+        {
+            "error": estimate_json(0.031, 0.012, 500),
+            "bins": [
+                {"posterior": 0.1 * place + 0.04, "good": estimate_json(0.1 * place + 0.05, 0.04, 50)}
+                for place in range(10)
+            ],
+        }
+        if objective == "conditional"
+        else None
+    )
     cut = 0.0 if objective == "mle" else 0.0002  # training text is cut to the length of a run's own samples
     write(path / "evaluation.json", {
         "format_version": 1, "run": path.name, "objective": objective, "seed": seed, "tokens_seen": 8_000_000,
         "num_parameters": 2_512_896, "step": 3906, "judges": judges,
         "sampling": {"num_samples": 512, "temperature": 0.7, "top_p": 0.9, "control": "free", "seed": 0},
-        "threshold": 0.0, "rows": rows, "modes": modes, "control_gain": gain,
+        "threshold": 0.0, "rows": rows, "modes": modes, "control_gain": gain, "calibration": calibration,
         "references": [
             {"name": "training data", "judge": judges[0]["slug"], **estimate_json(0.0101 + cut, 0.0006, 2000), "cost": None},
             {"name": "training data", "judge": judges[1]["slug"], **estimate_json(0.081 + cut, 0.004, 2000), "cost": None},

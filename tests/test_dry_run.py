@@ -1,15 +1,19 @@
 """`phf train --dry-run`: numbers that the run then has, and no file."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from compare_runs import train, write_recipe
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from phf import lm
 from phf.cli import app
+from phf.config import ModelConfig
+from phf.control import ControlTokens
 from phf.errors import PHFError
 from phf.train import loop
 from phf.train.data import open_data
@@ -91,6 +95,51 @@ def test_time_follows_from_flops_and_the_named_share(small_config):
     sharded = plan_run(small_config("optim.batch_blocks=8", "data_parallel=fsdp"), gpu="H100", num_ranks=8)
     assert sharded.memory.optimizer == one.memory.optimizer / 8
     assert math.isclose(GPUS["H100"].memory / GIB, 80)
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocab_size", "named"),
+    [
+        ("1M", 2048, 1e6),
+        ("2.5M", 4096, 2.5e6),
+        ("10M", 4096, 10e6),
+        ("30M", 8192, 30e6),
+        ("124M", 50_304, 124e6),
+        ("350M", 50_304, 350e6),
+        ("1B", 50_304, 1e9),
+    ],
+)
+def test_a_preset_is_about_as_large_as_its_name(preset, vocab_size, named):
+    control = ControlTokens(vocab_size - 3, vocab_size - 2, vocab_size - 1)
+    with FakeTensorMode():
+        model = lm.create_model(
+            ModelConfig(preset=preset), vocab_size=vocab_size, control=control, context=64, seed=0
+        )
+    assert lm.num_parameters(model) == pytest.approx(named, rel=0.12)
+
+
+def test_every_preset_can_be_chosen():
+    assert get_args(ModelConfig.model_fields["preset"].annotation) == tuple(lm.PRESETS)
+
+
+def test_the_scale_pages_cost_is_what_a_dry_run_says(small_config, monkeypatch):
+    """docs/scale.md: Cost. The tokenizer is given 50,304 ids; nothing else of the plan looks at the data."""
+    config = small_config(
+        "model={preset: 1B}", "data.context=2048", "optim.batch_blocks=2048", "optim.micro_batch_blocks=8",
+        "tokens=100_000_000_000", "precision=bf16",
+    )  # fmt: skip
+    tokenizer = type(open_data(config).tokens.tokenizer)
+    monkeypatch.setattr(tokenizer, "padded_vocab_size", lambda self: 50_304)
+    plan = plan_run(config, gpu="H100", num_ranks=64)
+    assert plan.num_parameters == pytest.approx(1.1e9, rel=0.01)
+    assert plan.flops_per_token == pytest.approx(7.7e9, rel=0.01)
+    assert plan.num_tokens / plan.seconds == pytest.approx(3.3e6, rel=0.01)
+    assert plan.seconds / 3600 == pytest.approx(8.4, rel=0.01)
+    assert plan.num_steps == 23_842
+    assert plan.parallel == "ddp"
+    memory = plan.memory
+    assert (memory.total - memory.activations) / GIB == pytest.approx(16.3, rel=0.01)
+    assert memory.activations / GIB == pytest.approx(40, rel=0.02)
 
 
 def test_the_command_writes_nothing(small_config, small_corpus, tmp_path):

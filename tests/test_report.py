@@ -113,7 +113,7 @@ def test_page_is_well_formed(page: Path) -> None:
     wanted = {a["href"][1:] for tag, a in reader.elements if tag == "use" and a.get("href")}  # type: ignore[index]
     assert wanted <= set(ids)
     figures = [attributes for tag, attributes in reader.elements if tag == "svg"]
-    assert len(figures) == 2 + 2 + 3
+    assert len(figures) == 2 + 2 + 1 + 4, "scores, planes, reliability, curves"
     assert all(set((figure["aria-labelledby"] or "").split()) <= set(ids) for figure in figures)
     levels = [int(tag[1]) for tag, _ in reader.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ def in_process(monkeypatch):
     """Commands run in this process; returns the list of those that were run."""
     commands = []
 
-    def run_command(arguments, environment):
+    def run_command(arguments, environment, folder=None):
         commands.append(arguments)
         if arguments[1] == "--resume":
             loop.resume(arguments[2], say=quiet)
@@ -131,7 +132,8 @@ def test_slurm_jobs_go_through_submitit(recipe, in_process, tmp_path, monkeypatc
     calls = []
 
     class Executor:
-        def __init__(self, folder):
+        def __init__(self, folder, cluster):
+            assert cluster == "slurm"
             calls.append(folder)
 
         def update_parameters(self, **parameters):
@@ -156,6 +158,45 @@ def test_slurm_jobs_go_through_submitit(recipe, in_process, tmp_path, monkeypatc
     outcomes = run_sweep(recipe, ["seed=0,1"], tmp_path / "out", launcher="slurm", workers=5, say=quiet)
     assert [o.failure for o in outcomes] == [None, "job 7: node fell over"]
     assert calls[1]["slurm_array_parallelism"] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning:submitit")
+def test_a_real_submitit_trains_one_run_and_lists_the_other(recipe, tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    with pytest.raises(PHFError, match=r"launcher slurm finds no Slurm here \(no srun\)"):
+        run_sweep(recipe, ["seed=0,1"], tmp_path / "none", launcher="slurm", say=quiet)
+    executor = submitit.AutoExecutor  # its jobs as processes here, in place of Slurm's
+    monkeypatch.setattr(submitit, "AutoExecutor", lambda folder, cluster: executor(folder, cluster="local"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "seed=1").write_text("in the way, which only the job finds out")
+    monkeypatch.chdir(tmp_path)
+    finished, failed = run_sweep(recipe, ["seed=0,1"], Path("out"), launcher="slurm", say=quiet)
+    assert finished.failure is None
+    assert Run.open(Path("out/seed=0")).is_finished
+    assert failed.failure is not None
+    assert "out/seed=1" in failed.failure
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_real_ray_trains_one_run_and_lists_the_other(recipe, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "seed=1").write_text("in the way, which only the task finds out")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)  # the sweep lets it be
+    try:
+        monkeypatch.chdir(tmp_path)  # Ray's workers were started somewhere else
+        finished, failed = run_sweep(recipe, ["seed=0,1"], Path("out"), launcher="ray", say=quiet)
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+    assert finished.failure is None
+    assert Run.open(Path("out/seed=0")).is_finished
+    assert failed.failure is not None
+    assert "out/seed=1" in failed.failure
+    assert "\n" not in failed.failure
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("slurm", "submitit"), ("ray", "ray")])

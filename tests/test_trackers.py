@@ -1,13 +1,65 @@
 """Trackers get the lines of metrics.jsonl; one that is missing is said before anything is written."""
 
+import json
+import sqlite3
 import sys
+from collections import Counter
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from compare_runs import train
+from compare_runs import train, write_recipe
 
 from phf.errors import PHFError
+from phf.files import hash_json
 from phf.train.run import Run
+from phf.train.sweep import run_command
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_real_trackers_hold_what_metrics_jsonl_holds(small_config, tmp_path):
+    for package in ("tensorboard", "trackio", "wandb"):
+        pytest.importorskip(package)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = write_recipe(small_config("trackers=[tensorboard,trackio,wandb]"), tmp_path / "recipe.yaml")
+    environment = {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+    }
+    runs = []
+    for seed in (0, 1):  # two folders with one name: trackers must not take them for one run
+        folder = tmp_path / str(seed) / "run"
+        command = ["train", str(recipe), f"seed={seed}", "-o", str(folder)]
+        assert run_command(command, environment, str(tmp_path)) is None
+        runs.append(Run.open(folder))
+
+    for run in runs:
+        events = EventAccumulator(str(run.folder / "tensorboard"))
+        events.Reload()
+        for kind, name in (("train", "loss"), ("validation", "nll_all"), ("validation", "control_gain")):
+            lines = [line for line in run.read_metrics() if line["kind"] == kind]
+            found = [(event.step, event.value) for event in events.Scalars(f"{kind}/{name}")]
+            assert found == [(line["tokens"], pytest.approx(line[name], rel=1e-6)) for line in lines]
+
+    with sqlite3.connect(tmp_path / "trackio" / "phf.db") as database:
+        rows = database.execute("select run_name, step, metrics from metrics").fetchall()
+    assert Counter(name for name, _, _ in rows) == {
+        f"run-{hash_json(run.record)[:8]}": len(run.read_metrics()) for run in runs
+    }
+    losses = {(name, step, json.loads(metrics).get("train/loss")) for name, step, metrics in rows}
+    for run in runs:
+        name = f"run-{hash_json(run.record)[:8]}"
+        trained = [line for line in run.read_metrics() if line["kind"] == "train"]
+        assert {(name, line["step"], line["loss"]) for line in trained} <= losses
+
+    for run in runs:
+        (file,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{hash_json(run.record)[:16]}.wandb")
+        kept = file.read_bytes()
+        for line in run.read_metrics():
+            if line["kind"] == "train":
+                assert json.dumps(line["loss"]).encode() in kept
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -18,7 +70,9 @@ def test_hosted_trackers_get_every_number_by_step(name, small_config, tmp_path, 
     module.finish = lambda: ended.append(True)
     monkeypatch.setitem(sys.modules, name, module)
     run = train(small_config(f"trackers=[{name}]"), tmp_path / "run")
-    assert started[0]["name"] == "run"
+    id = hash_json(run.record)
+    assert started[0]["name"] == ("run" if name == "wandb" else f"run-{id[:8]}")
+    assert started[0].get("id") == (id[:16] if name == "wandb" else None)
     assert started[0]["resume"] == "allow"
     assert [step for step, _ in logged] == [line["step"] for line in run.read_metrics()]
     assert dict(logged)[1]["train/loss"] == run.read_metrics()[1]["loss"]

@@ -1,5 +1,6 @@
 """A source small enough to enumerate, with known scores, and the exact distribution that each objective should reach."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -11,6 +12,7 @@ from fake_tokens import FakeTokens
 
 from phf import lm
 from phf.config import (
+    AWR,
     MLE,
     RWR,
     Conditional,
@@ -20,11 +22,14 @@ from phf.config import (
     ObjectiveConfig,
     OptimConfig,
     Removal,
+    Scalar,
+    Tagging,
 )
 from phf.control import ControlTokens
 from phf.corpus.blocks import Blocks
+from phf.corpus.tokens import cumulate
 from phf.objectives import Objective, label_conditions, resolve_objective, target_conditions, token_loss
-from phf.records import BAD, GOOD, PAD, Mode
+from phf.records import BAD, GOOD, NO_LABEL, PAD
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 
 NUM_LETTERS, STOP = 3, 3  # a segment is one or two letters and a full stop
@@ -40,6 +45,7 @@ class ToySource:
         documents: every document, as indices into `SEGMENTS`.
         probabilities: share of each document [documents].
         scores: score of each segment of each document, which depends on the one before it too.
+        order: the document of each page of the cache.
         tokens: all copies as a token cache.
         all_scores: scores in the order of the cache.
     """
@@ -47,19 +53,24 @@ class ToySource:
     documents: list[tuple[int, ...]]
     probabilities: np.ndarray
     scores: list[tuple[float, ...]]
+    order: np.ndarray
     tokens: FakeTokens
     all_scores: np.ndarray
 
     @classmethod
-    def make(cls, num_segments: int, seed: int = 0, num_copies: int = 20_000) -> "ToySource":
+    def make(
+        cls, num_segments: int, seed: int = 0, num_copies: int = 20_000, num_levels: int | None = None
+    ) -> "ToySource":
+        """Scores from 0 to 1, no two alike in one context; with `num_levels`, that many from -1 to 1, each as often."""
         rng = np.random.default_rng(seed)
         size = len(SEGMENTS)
         documents = list(product(range(size), repeat=num_segments))
         first, then = rng.dirichlet(np.full(size, 2.0)), rng.dirichlet(np.full(size, 2.0), size=size)
         # Every context is followed by good and by bad segments alike: else a mode has nothing to say there.
-        score_first, score_then = (
-            rng.permuted(np.tile(np.linspace(0, 1, size), (rows, 1)), axis=1) for rows in (1, size)
-        )
+        levels = np.linspace(0, 1, size)
+        if num_levels is not None:
+            levels = np.repeat(np.linspace(-1, 1, num_levels), size // num_levels)
+        score_first, score_then = (rng.permuted(np.tile(levels, (rows, 1)), axis=1) for rows in (1, size))
         shares = np.array([first[d[0]] * (then[d[0], d[1]] if len(d) == 2 else 1.0) for d in documents])
         copies = np.round(shares * num_copies).astype(int)
         scores = [
@@ -70,7 +81,7 @@ class ToySource:
         pages = [[SEGMENTS[s] for s in documents[index]] for index in order]
         tokens = FakeTokens(pages, np.ones(len(pages), bool), control=CONTROL)
         flat = np.array([score for index in order for score in scores[index]], np.float32)
-        return cls(documents, copies / copies.sum(), scores, tokens, flat)
+        return cls(documents, copies / copies.sum(), scores, order, tokens, flat)
 
     def resolve(self, config: ObjectiveConfig) -> Objective:
         tokens = self.tokens
@@ -78,8 +89,10 @@ class ToySource:
             config, self.all_scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train
         )
 
-    def target(self, objective: Objective, mode: Mode = "none") -> np.ndarray:
+    def target(self, objective: Objective, mode: str = "none") -> np.ndarray:
         """The closed form: product over i of p(s_i | s_<i) w(s_i) / E[w | s_<i] (contract: Objectives)."""
+        if isinstance(objective.config, Tagging):
+            return self._tagging_target(objective, mode)
         result = np.array(self.probabilities)
         scores = np.array(self.scores)
         if isinstance(objective.config, Filtering):
@@ -95,13 +108,19 @@ class ToySource:
         assert np.isclose(result.sum(), 1), "a context without a segment of this kind has no target"
         return result
 
-    def _weights(self, objective: Objective, scores: np.ndarray, mode: Mode) -> np.ndarray:
+    def _weights(self, objective: Objective, scores: np.ndarray, mode: str) -> np.ndarray:
         config, scores = objective.config, scores.astype(np.float32)
         if isinstance(config, MLE):
             return np.ones_like(scores)
-        if isinstance(config, RWR):
+        if isinstance(config, RWR | AWR | Scalar):
             rewards = objective.reward_scale.rewards(torch.from_numpy(scores)).numpy()
+        if isinstance(config, RWR):
             return np.minimum(np.exp(rewards / config.beta), config.max_weight)
+        if isinstance(config, AWR):  # a value depends on the context alone, so the softmax does not see it
+            return np.exp(rewards / config.beta)
+        if isinstance(config, Scalar):
+            wanted = {"good": config.good_reward, "bad": -config.good_reward}
+            return np.isclose(rewards, wanted[mode]).astype(float) if mode in wanted else np.ones_like(scores)
         labels = objective.label_segments(
             scores, objective.threshold.value if objective.threshold else np.nan
         )
@@ -110,6 +129,74 @@ class ToySource:
             wanted = GOOD + BAD - wanted
         return (labels == wanted).astype(float)
 
+    def _tagging_target(self, objective: Objective, mode: str) -> np.ndarray:
+        """Token by token, since tags stand between tokens: with J the share of pages that begin so (tags included),
+        a token after a prefix without tags has J(prefix, token) / (J(prefix) - J(prefix, tag)). Mode `tagged`: the same
+        behind a tag that is given before the page's second token."""
+        shares: Counter[tuple[int, ...]] = Counter()
+        for page, share in self.tagged_pages(objective).items():
+            for size in range(1, len(page) + 1):
+                shares[page[:size]] += share
+        result = []
+        for document in self.documents:
+            page, probability = tuple(lay_out(document, mode)), 1.0
+            for place in range(1, len(page)):
+                before = page[:place]
+                if page[place] != CONTROL.bad:
+                    rest = shares[before] - shares[(*before, CONTROL.bad)]
+                    probability *= shares[(*before, page[place])] / rest if rest > 0 else 0.0
+            result.append(probability)
+        assert np.isclose(sum(result), 1), "a context without a bad segment has no tag"
+        return np.array(result)
+
+    def tagged_pages(self, objective: Objective) -> dict[tuple[int, ...], float]:
+        """Every page with its tags, and its share over all epochs: of the tokens of bad segments, their first left out,
+        one is drawn evenly in each of equal runs (docs/objectives.md: Tagging)."""
+        tokens, config = self.tokens, objective.config
+        assert isinstance(config, Tagging)
+        is_bad = objective.rule.labels != NO_LABEL
+        taggable = cumulate(np.where(is_bad, tokens.segment_lengths - 1, 0))
+        num_tags = round(config.tag_fraction * taggable[-1])
+        runs = np.arange(num_tags + 1) * taggable[-1] // num_tags
+        firsts = cumulate(tokens.document_segments)[:-1]  # segment of each page of the cache
+        pages: dict[tuple[int, ...], float] = {}
+        for index, document in enumerate(self.documents):
+            copies = firsts[self.order == index]
+            if len(copies) == 0:
+                continue
+            bad = is_bad[copies[0] : copies[0] + len(document)]
+            row = [
+                (token, bool(b and at > 0))
+                for s, b in zip(document, bad, strict=True)
+                for at, token in enumerate(SEGMENTS[s])
+            ]
+            num_taggable = sum(can for _, can in row)
+            places = taggable[copies][:, None] + np.arange(num_taggable)
+            run = np.searchsorted(runs, places, side="right") - 1
+            for tags in product((False, True), repeat=num_taggable):
+                share = np.ones(len(copies))
+                for at, tag in enumerate(tags):
+                    earlier = run[:, :at] == run[:, at : at + 1]
+                    is_free = ~(earlier & np.array(tags[:at], bool)).any(axis=1)
+                    chance = is_free / (np.diff(runs)[run[:, at]] - earlier.sum(axis=1))
+                    share *= chance if tag else 1 - chance
+                drawn = iter(tags)
+                page = [CONTROL.end]
+                for token, can in row:
+                    page += [CONTROL.bad, token] if can and next(drawn) else [token]
+                pages[(*page, CONTROL.end)] = self.probabilities[index] * share.mean()
+        return pages
+
+
+def lay_out(document: tuple[int, ...], mode: str) -> list[int]:
+    """A document as a page: with a control token before every segment in good and bad mode, with a tag before its
+    second token in mode `tagged`."""
+    control = {"good": [CONTROL.of_label(GOOD)], "bad": [CONTROL.of_label(BAD)]}.get(mode, [])
+    page = [CONTROL.end, *(token for s in document for token in [*control, *SEGMENTS[s]]), CONTROL.end]
+    if mode == "tagged":
+        page.insert(2, CONTROL.bad)
+    return page
+
 
 def kl(target: np.ndarray, log_model: np.ndarray) -> float:
     """KL(target || model) in nats; the model's log-probabilities may have any finite value where the target is 0."""
@@ -117,9 +204,7 @@ def kl(target: np.ndarray, log_model: np.ndarray) -> float:
     return float(np.sum(target[is_in] * (np.log(target[is_in]) - log_model[is_in])))
 
 
-def in_mode(
-    model: lm.PreTrainedModel, config: ObjectiveConfig, mode: Mode
-) -> tuple[lm.PreTrainedModel, Mode]:
+def in_mode(model: lm.PreTrainedModel, config: ObjectiveConfig, mode: str) -> tuple[lm.PreTrainedModel, str]:
     """The model and the mode to read it in: an additive objective's mode is folded into the weights."""
     conditions = label_conditions(config)
     if conditions is None:
@@ -129,14 +214,10 @@ def in_mode(
 
 
 @torch.no_grad()
-def log_probabilities(model: lm.PreTrainedModel, source: ToySource, mode: Mode = "none") -> np.ndarray:
-    """log p of every document as a page, in nats; with a control token before every segment in good and bad mode.
-    Control tokens' own probability is left out, and the probabilities of the rest are those without them."""
-    control = {"good": [CONTROL.of_label(GOOD)], "bad": [CONTROL.of_label(BAD)]}.get(mode, [])
-    rows = [
-        [CONTROL.end, *(token for s in document for token in [*control, *SEGMENTS[s]]), CONTROL.end]
-        for document in source.documents
-    ]
+def log_probabilities(model: lm.PreTrainedModel, source: ToySource, mode: str = "none") -> np.ndarray:
+    """log p of every document as a page (see `lay_out`), in nats. Control tokens' own probability is left out, and the
+    probabilities of the rest are those without them."""
+    rows = [lay_out(document, mode) for document in source.documents]
     width = max(map(len, rows))
     padded = torch.tensor([[*row, *[CONTROL.end] * (width - len(row))] for row in rows])
     positions = torch.arange(width - 1).expand(len(rows), -1)

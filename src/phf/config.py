@@ -192,7 +192,7 @@ class ModelConfig(_Config):
     `layers`, `width`, `heads` override the preset's.
     """
 
-    preset: Literal["1M", "2.5M", "10M", "30M", "124M"] = "2.5M"
+    preset: Literal["1M", "2.5M", "10M", "30M", "124M", "350M", "1B"] = "2.5M"
     init: str | None = None
     layers: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0)] | None = None

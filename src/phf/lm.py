@@ -51,6 +51,8 @@ PRESETS = {
     "10M": Preset(layers=7, width=320, heads=5, feed_forward=896),  # vocabulary 4k
     "30M": Preset(layers=8, width=512, heads=8, feed_forward=1408),  # vocabulary 8k
     "124M": Preset(layers=12, width=768, heads=12, feed_forward=2048),  # vocabulary 50k
+    "350M": Preset(layers=24, width=1024, heads=16, feed_forward=2816),  # vocabulary 50k
+    "1B": Preset(layers=22, width=2048, heads=16, feed_forward=4608),  # vocabulary 50k
 }
 
 

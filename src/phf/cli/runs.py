@@ -167,11 +167,13 @@ def evaluate(
     config = parse(EvaluateConfig, {"judges": judge or [], "sampling": sampling}, "phf evaluate")
 
     from phf.evaluate import evaluate_runs
-    from phf.report.page import summary_table
+    from phf.report.page import summary_lines, summary_table
 
     with show_progress() as progress:
         evaluate_runs(runs, config, force=force, progress=progress)
     print_table(summary_table(runs))
+    for line in summary_lines(runs):
+        print(printable(line))
     print(f"next: phf report {' '.join(map(str, runs))} -o report.html")
 
 

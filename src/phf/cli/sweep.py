@@ -29,7 +29,13 @@ def sweep(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder that holds the runs.")],
     workers: Annotated[int, typer.Option(help="Runs at a time, one thread each.", min=1)] = 1,
-    launcher: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help="local, slurm (one job a run; SBATCH_PARTITION, SBATCH_TIMELIMIT, SBATCH_GPUS say what a job gets; submitit's "
+            "time limit is 5 minutes) or ray (one task a run, on all of the cluster)."
+        ),
+    ] = "local",
 ) -> None:
     """Train every run of a grid over shared annotations and tokens. Resumable; failed runs are listed, not fatal."""
     from rich.table import Table

@@ -96,12 +96,12 @@ def draw_scores(
 ) -> Drawing:
     """Mean score with interval of each run and mode by one judge; a dashed line and a band mark MLE."""
     rows = [
-        (f"{_short(run.label)} · {mode}", mode, _scaled(run.score(mode, judge), judge))
+        (f"{shorten(run.label)} · {mode}", mode, _scaled(run.score(mode, judge), judge))
         for run in runs
         for mode in run.modes
     ]
     rows += [
-        (_short(reference.name, 36), "", _scaled(reference.estimate, judge))
+        (shorten(reference.name, 36), "", _scaled(reference.estimate, judge))
         for reference in references
         if reference.judge in (judge.key, judge.name)
     ]
@@ -132,7 +132,7 @@ def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
     """Score against bits per byte on all held-out text, one point per group and mode, with both intervals."""
     points = [
         (
-            f"{_short(group.label)} · {mode}",
+            f"{shorten(group.label)} · {mode}",
             mode,
             group.bits_per_byte(mode, "all"),
             _scaled(group.score(mode, judge), judge),
@@ -184,12 +184,13 @@ def _label_points(axes: Axes, points: list[tuple[str, float, float]]) -> None:
 
 
 def draw_curves(groups: list[Group]) -> list[Drawing]:
-    """Training loss, and validation NLL on good and bad segments, against tokens seen."""
+    """Training loss, and validation NLL and control gain on good and bad segments, against tokens seen."""
     each = "One line per run, coloured by objective; tokens seen include control tokens."
     wanted = (
         ("train", ("loss",), "Training loss", "nats per token", f"{each} Objectives weigh tokens differently: compare runs on the validation figures."),
         ("validation", ("nll_good",), "Validation loss on good segments", "nats per text token", each),
         ("validation", ("nll_bad",), "Validation loss on bad segments", "nats per text token", each),
+        ("validation", ("control_gain_good", "control_gain_bad"), "Control gain in training", "nats per segment", f"How much likelier the text of a held-out segment is under its own label than under the other: solid, good segments; dashed, bad ones. Above 0 on both is the first sign of control. {each}"),
     )  # fmt: skip
     drawings = []
     for kind, names, title, unit, caption in wanted:
@@ -269,7 +270,8 @@ def _scaled(estimate: Estimate, judge: Judge) -> Estimate:
     return Estimate(mean, low, high, estimate.count)
 
 
-def _short(text: str, length: int = 26) -> str:
+def shorten(text: str, length: int = 26) -> str:
+    """A label in one short line, with nothing invisible in it."""
     text = " ".join(visible_text(text).split())
     return text if len(text) <= length else f"{text[: length - 1]}…"
 

@@ -26,6 +26,7 @@ from phf.report.reading import (
     mode_rank,
     read_runs,
 )
+from phf.report.reliability import draw_control_reliability
 from phf.report.samples import choose_samples, visible_text
 from phf.report.verdict import (
     Group,
@@ -126,6 +127,28 @@ def summary_table(runs: list[Path]) -> Table:
     return table
 
 
+def summary_lines(runs: list[Path]) -> list[str]:
+    """Control gain and calibration of each run with good and bad mode, a line each, for the terminal.
+
+    Raises:
+        PHFError: see `write_report`.
+    """
+    lines = []
+    for run in read_runs(runs):
+        label, error = visible_text(run.label), run.calibration_error
+        if as_dict(run.evaluation.get("control_gain")):
+            good, bad = (_format_interval(run.control_gain(text)) for text in ("good", "bad"))
+            lines.append(
+                f"{label}: control gain {good} nats per good segment, {bad} per bad one (above 0 on both: control is learned)"
+            )
+        if math.isfinite(error.mean):
+            lines.append(
+                f"{label}: calibration error {_format_interval(error)} on {error.count:,} segments "
+                "(0: the model's own probability of good is right)"
+            )
+    return lines
+
+
 def _plain(text: str) -> str:
     """Text that rich does not read as markup."""
     return visible_text(text).replace("[", r"\[")
@@ -165,7 +188,9 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
     judges = list_judges(runs)
     references = _list_references(runs)
     scores, planes, curves = list_drawings(runs, groups, references)
-    for drawing in (*scores, *planes, *curves):
+    reliability = draw_control_reliability(runs)
+    controls = [] if reliability is None else [reliability]
+    for drawing in (*scores, *planes, *controls, *curves):
         assert "<script" not in drawing.svg, "a figure holds markup that we did not draw"
     modes = sorted({mode for run in runs for mode in run.modes}, key=lambda mode: (mode_rank(mode), mode))
     return {
@@ -184,6 +209,7 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
         "notices": _list_notices(runs, groups, judges),
         "scores": [(drawing, Markup(drawing.svg)) for drawing in scores],  # noqa: S704 - drawn by us
         "planes": [(drawing, Markup(drawing.svg)) for drawing in planes],  # noqa: S704
+        "controls": [(drawing, Markup(drawing.svg)) for drawing in controls],  # noqa: S704
         "curves": [(drawing, Markup(drawing.svg)) for drawing in curves],  # noqa: S704
         "choose_samples": choose_samples,
         "open_samples": len(runs) <= _OPEN_RUNS,

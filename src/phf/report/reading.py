@@ -117,6 +117,18 @@ class RunFolder:
         """Control gain on `good` or `bad` held-out segments, in nats per segment."""
         return as_estimate(lookup(self.evaluation, "control_gain", text))
 
+    @property
+    def calibration_error(self) -> Estimate:
+        """Expected calibration error of the model's posterior that a segment is good."""
+        return as_estimate(lookup(self.evaluation, "calibration", "error"))
+
+    @property
+    def reliability(self) -> list[tuple[float, Estimate]]:
+        """Mean posterior and share of good segments of each bin."""
+        bins = map(as_dict, as_list(lookup(self.evaluation, "calibration", "bins")))
+        found = [(as_float(value.get("posterior")), as_estimate(value.get("good"))) for value in bins]
+        return [bin for bin in found if math.isfinite(bin[0]) and math.isfinite(bin[1].mean)]
+
 
 def read_runs(paths: list[Path]) -> list[RunFolder]:
     """Read the runs of a page.

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 
 from phf.files import write_bytes
 from phf.records import Estimate
-from phf.report.figures import FAINT, INK, MODE_COLOURS, Drawing, draw_figure
+from phf.report.figures import MODE_COLOURS, Drawing, draw_figure
 from phf.report.page import make_environment
 from phf.report.reading import as_dict, as_estimate, as_float, as_list
+from phf.report.reliability import Bin, Series, draw_reliability
 from phf.report.verdict import flatten, format_number
 from phf.reward_models.trained import read_evaluation
 
@@ -266,26 +267,12 @@ def _label_classes(evaluation: dict[str, Any]) -> tuple[str, str]:
 
 
 def _draw_reliability(rows: list[Any], predicted: str, outcome: str, meaning: str) -> Drawing:
-    """Mean outcome against mean score in bins, with intervals, and the diagonal of perfect calibration."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        for row in rows:
-            share = as_estimate(row["share_bad"])
-            score = as_float(row["mean_score"])
-            axes.plot([score] * 2, [share.low, share.high], color=INK, linewidth=2.2, solid_capstyle="round")
-            (marker,) = axes.plot(score, share.mean, color=INK, marker="o", markersize=6, linestyle="none")
-            marker.set_gid(f"hover:{predicted} {score:.3f}, {outcome} {share.mean:.3f}, {row['count']:,}")
-        axes.set_xlabel(predicted)
-        axes.set_ylabel(outcome)
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
-
+    bins = tuple(Bin(as_float(row["mean_score"]), as_estimate(row["share_bad"])) for row in rows)
     caption = (
-        f"Held out, in ten bins, with 95 % intervals. On the dashed line the number means what it says: {meaning}. Below it, "
-        "it is too high."
+        f"Held out, in ten bins, with 95 % intervals; a larger mark stands for more texts. On the dashed line the number means "
+        f"what it says: {meaning}. Below it, it is too high."
     )
-    return draw_figure(draw, "Reliability", caption, height=3.6)
+    return draw_reliability([Series("", bins)], predicted, outcome, caption)
 
 
 def _draw_histogram(histogram: dict[str, Any], classes: tuple[str, str]) -> Drawing:

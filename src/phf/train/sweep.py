@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -208,10 +209,15 @@ def _check_finished(cell: Cell) -> str | None:
     return None if Run.open(cell.folder).is_finished else "it ended before its last step"
 
 
-def run_command(arguments: list[str], environment: dict[str, str]) -> str | None:
-    """Run `phf ARGUMENTS` in a process of its own; its last line of stderr if it failed."""
+def run_command(arguments: list[str], environment: dict[str, str], folder: str | None = None) -> str | None:
+    """Run `phf ARGUMENTS` in a process of its own; its last line of stderr if it failed.
+
+    Args:
+        folder: where it runs, as relative paths mean it; a worker of a cluster was started somewhere else.
+    """
     ended = subprocess.run(
         [sys.executable, "-m", "phf", *arguments],
+        cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -276,10 +282,20 @@ def _launch_slurm(commands: dict[Cell, list[str]], workers: int) -> Iterator[tup
     if not commands:
         return
     folder = next(iter(commands)).folder.parent / "jobs"
-    executor = submitit.AutoExecutor(folder=str(folder))
+    try:
+        # Without the name, it would start all jobs at once on a machine without Slurm.
+        executor = submitit.AutoExecutor(folder=str(folder), cluster="slurm")
+    except RuntimeError:
+        raise PHFError(
+            "launcher slurm finds no Slurm here (no srun); start the sweep where jobs are submitted, or take "
+            "--launcher local"
+        ) from None
     executor.update_parameters(name="phf", slurm_array_parallelism=workers)
     with executor.batch():
-        jobs = {cell: executor.submit(run_command, arguments, {}) for cell, arguments in commands.items()}
+        jobs = {
+            cell: executor.submit(run_command, arguments, {}, str(Path.cwd()))
+            for cell, arguments in commands.items()
+        }
     for cell, job in jobs.items():
         error = job.exception()
         yield (
@@ -289,20 +305,34 @@ def _launch_slurm(commands: dict[Cell, list[str]], workers: int) -> Iterator[tup
 
 
 def _launch_ray(commands: dict[Cell, list[str]]) -> Iterator[tuple[Cell, str | None]]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, else it warns
     try:
         import ray
     except ImportError:
         raise PHFError("launcher ray needs ray; 'pip install phf[ray]', or take --launcher local") from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = 1 if resources.get("GPU", 0) > 0 else 0
-    task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(run_command)
-    cells = {task.remote(arguments, {"OMP_NUM_THREADS": "1"}): cell for cell, arguments in commands.items()}
-    waiting = list(cells)
-    while waiting:
-        (done,), waiting = ray.wait(waiting, num_returns=1)
+    is_ours = not ray.is_initialized()
+    if is_ours:
         try:
-            yield cells[done], ray.get(done)
-        except ray.exceptions.RayError as error:
-            yield cells[done], str(error).strip().splitlines()[-1]
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise PHFError(
+                f"Ray does not start: {reason}; see 'ray status', or unset RAY_ADDRESS to start one here"
+            ) from None
+    try:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        num_gpus = 1 if resources.get("GPU", 0) > 0 else 0
+        task: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(run_command)
+        place = ({"OMP_NUM_THREADS": "1"}, str(Path.cwd()))
+        cells = {task.remote(arguments, *place): cell for cell, arguments in commands.items()}
+        waiting = list(cells)
+        while waiting:
+            (done,), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                yield cells[done], ray.get(done)
+            except ray.exceptions.RayError as error:
+                yield cells[done], str(error).strip().splitlines()[-1]
+    finally:
+        if is_ours:
+            ray.shutdown()

@@ -71,13 +71,15 @@ class TensorBoard:
 
 
 class Hosted:
-    """wandb, or trackio, which has the same interface; a resumed run goes on under its id."""
+    """wandb, or trackio, which has the same interface; a resumed run goes on under its id.
+
+    trackio knows a run by its name alone, and would add one of another folder with that name to it: the id is in it.
+    """
 
     def __init__(self, module: str, run: Run) -> None:
         self._module = _import(module, module)
-        identity = (
-            {"name": run.name, "id": hash_json(run.record)[:16]} if module == "wandb" else {"name": run.name}
-        )
+        id = hash_json(run.record)[:16]
+        identity = {"name": run.name, "id": id} if module == "wandb" else {"name": f"{run.name}-{id[:8]}"}
         self._module.init(project="phf", config=run.record, resume="allow", **identity)
 
     def log(self, line: Line) -> None:

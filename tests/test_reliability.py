@@ -1,0 +1,91 @@
+"""The reliability plot and the lines of `phf evaluate` show what evaluation.json holds, and nothing where there is nothing."""
+
+import re
+
+import pytest
+from fake_runs import edit, make_run
+
+from phf.records import Estimate
+from phf.report.page import summary_lines, write_report
+from phf.report.reading import read_runs
+from phf.report.reliability import Bin, Series, draw_control_reliability, draw_reliability
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    named = [("mle", "mle", 0), ("conditional-0", "conditional", 0), ("conditional-1", "conditional", 1)]
+    return [make_run(folder / name, kind, seed) for name, kind, seed in named]
+
+
+def hovers(svg):
+    return re.findall(r"<g><title>(.*?)</title>", svg)
+
+
+def test_every_bin_stands_where_its_numbers_say():
+    bins = (Bin(0.25, Estimate(0.75, 0.5, 0.9, 30)), Bin(1.0, Estimate(0.0, 0.0, 0.2, 10)))
+    drawn = draw_reliability([Series("a <b>", bins)], "predicted", "came", "caption")
+    assert hovers(drawn.svg) == [
+        "a &lt;b&gt;: predicted 0.250, came 0.750, 30",
+        "a &lt;b&gt;: predicted 1.00, came 0, 10",
+    ]
+    assert "a &lt;b&gt;: 40 segments" in drawn.svg
+    # In the picture: the marks, relative to the diagonal from (0, 0) to (1, 1), and each with its interval.
+    lines = [
+        [float(number) for number in re.findall(r"-?\d+\.?\d*", path)]
+        for path in re.findall(r'<path d="(M [\d. ]+ \nL [\d. ]+) \n" clip-path', drawn.svg)
+    ]
+    diagonal, path = [line for line in lines if line[0] != line[2] and line[1] != line[3]]
+    left, bottom, right, top = diagonal
+    assert path[0] < path[2], "from bin to bin"
+    marks = [
+        ((float(x) - left) / (right - left), (float(y) - bottom) / (top - bottom))
+        for x, y in re.findall(
+            r'<use href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--ink\)', drawn.svg
+        )
+    ]
+    assert marks[:2] == [pytest.approx((0.25, 0.75), abs=1e-3), pytest.approx((1, 0), abs=1e-3)]
+    vertical = [
+        [(line[0] - left) / (right - left), *((y - bottom) / (top - bottom) for y in line[1::2])]
+        for line in lines
+        if line[0] == line[2]
+    ]
+    assert [pytest.approx(line, abs=1e-3) for line in vertical if line[1:] != [0, 1]][-2:] == [
+        [0.25, 0.5, 0.9],
+        [1.0, 0.0, 0.2],
+    ]
+
+
+def test_the_page_shows_all_runs_with_control(runs, tmp_path):
+    drawn = draw_control_reliability(read_runs(runs))
+    assert drawn is not None
+    assert len(hovers(drawn.svg)) == 20
+    assert "conditional-0: 500 segments" in drawn.svg
+    assert "conditional-1: 500 segments" in drawn.svg
+    page = write_report(runs, tmp_path / "report.html").read_text("utf-8")
+    assert drawn.svg in page
+    assert "Is control learned?" in page
+    assert "0.0310 [0.0190, 0.0430]" in page
+    assert "Control gain in training" in page
+
+
+def test_where_nothing_is_measured_nothing_is_shown(tmp_path):
+    mle = make_run(tmp_path / "mle")
+    assert draw_control_reliability(read_runs([mle])) is None
+    assert summary_lines([mle]) == []
+    page = write_report([mle], tmp_path / "report.html").read_text("utf-8")
+    assert "Is control learned?" not in page
+    # An additive objective has a control gain, but writes no token that a posterior could be read from.
+    run = make_run(tmp_path / "additive", "conditional")
+    edit(run / "evaluation.json", lambda value: value.update(calibration=None))
+    assert draw_control_reliability(read_runs([run])) is None
+    assert [line.split(":")[1][:13] for line in summary_lines([run])] == [" control gain"]
+    assert "Is control learned?" in write_report([run], tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_lines_name_numbers_and_intervals(runs):
+    assert summary_lines(runs)[:2] == [
+        "conditional-0: control gain 2.10 [1.80, 2.40] nats per good segment, 0.900 [0.700, 1.10] per bad one (above 0 on both: "
+        "control is learned)",
+        "conditional-0: calibration error 0.0310 [0.0190, 0.0430] on 500 segments (0: the model's own probability of good is right)",
+    ]
