@@ -145,3 +145,31 @@ def test_the_command_needs_no_recipe(mle, tmp_path):
     assert run.config.objective.kind == "rwr"
     assert run.config.start.reset_optimizer
     assert np.isfinite(run.read_metrics()[-1]["nll_all"])
+
+
+def test_a_run_goes_on_with_other_settings_of_how_but_not_of_what(mle):
+    with pytest.raises(
+        PHFError, match=r"seed cannot change when a run goes on.* phf train --init .* seed=3 -o NEW"
+    ):
+        loop.resume(mle.folder, ["seed=3"], say=quiet)
+    with pytest.raises(PHFError, match="log_every=0"):
+        loop.resume(mle.folder, ["log_every=0"], say=quiet)
+    before = (mle.folder / "run.json").read_text()
+    loop.resume(mle.folder, ["log_every=3"], say=quiet)  # finished: nothing to go on with
+    assert (mle.folder / "run.json").read_text() == before
+    command = ["train", "--resume", f"{mle.folder}@4", "log_every=2", "optim.micro_batch_blocks=1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    run = Run.open(mle.folder)
+    assert (run.config.log_every, run.config.optim.micro_batch_blocks) == (2, 1)
+    assert run.is_finished
+    assert [line["step"] for line in run.read_metrics() if line["kind"] == "train"] == [
+        1,
+        2,
+        3,
+        4,
+        6,
+        8,
+        10,
+        12,
+    ]

@@ -15,7 +15,7 @@ app = typer.Typer(**SETTINGS)
 
 
 @app.command(
-    epilog="Examples: phf train toxicity objective.kind=mle -o runs/mle;  phf train --resume runs/mle;  "
+    epilog="Examples: phf train toxicity objective.kind=mle -o runs/mle;  phf train --resume runs/mle;  phf train --resume runs/mle optim.micro_batch_blocks=8;  "
     "phf train --init runs/mle@500 objective.kind=conditional objective.good_fraction=0.5 -o runs/finetuned;  "
     "torchrun --nproc-per-node 8 -m phf train toxicity -o runs/eight;  a RECIPE is a shipped name or a .yaml file"
 )
@@ -60,8 +60,8 @@ def train(
         overrides = [recipe, *overrides]
         recipe = None
     if resume is not None:
-        if recipe is not None or out is not None or init is not None or overrides:
-            raise PHFError("--resume takes the run alone: its config is in its run.json")
+        if recipe is not None or out is not None or init is not None:
+            raise PHFError("--resume takes the run, and perhaps KEY=VALUE: the rest is in its run.json")
     elif recipe is None and init is None:
         raise PHFError(f"give a recipe ({', '.join(list_recipes())}, or a .yaml file), or --resume RUN")
     elif out is None and not dry_run:
@@ -87,7 +87,7 @@ def train(
         try:
             if resume is not None:
                 folder, step = parse_place(resume)
-                run = loop.resume(folder, step=step, say=say, progress=progress)
+                run = loop.resume(folder, overrides, step=step, say=say, progress=progress)
             else:
                 assert out is not None
                 config = load_start_config(recipe, overrides, init, reset_optimizer=reset_optimizer)

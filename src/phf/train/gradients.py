@@ -83,7 +83,7 @@ class Gradients:
             if exchange and self._ranks.size > 1:
                 raise PHFError(
                     f"rank {self._ranks.rank} ran out of memory with micro-batches of {self._micro_blocks(batch)} blocks; "
-                    "start again with a lower optim.micro_batch_blocks"
+                    "go on with 'phf train --resume RUN optim.micro_batch_blocks=N', a lower one"
                 ) from None
         if not exchange:
             (failed,) = self._ranks.highest(result is None)
@@ -125,8 +125,8 @@ class Gradients:
         return loss, share / ranks.size
 
     def _micro_blocks(self, batch: Batch) -> int:
-        wanted = self._state.micro_blocks or self._data.config.optim.micro_batch_blocks or len(batch.ids)
-        return min(wanted, len(batch.ids))
+        limits = (self._state.micro_blocks, self._data.config.optim.micro_batch_blocks, len(batch.ids))
+        return min(limit for limit in limits if limit is not None)
 
     def _halve(self, batch: Batch) -> None:
         size = self._micro_blocks(batch)

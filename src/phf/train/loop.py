@@ -97,18 +97,25 @@ def train(
 
 
 def resume(
-    folder: str | Path, *, step: int | None = None, say: Say = print, progress: Progress | None = None
+    folder: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    step: int | None = None,
+    say: Say = print,
+    progress: Progress | None = None,
 ) -> Run:
     """Go on with a run from a checkpoint, the last by default; a finished run is returned as it is. Bit-exact on CPU.
 
     Args:
+        overrides: settings to change, of `CHANGEABLE`; the run keeps them.
         step: go on from this checkpoint; later ones are removed.
 
     Raises:
-        PHFError: the folder is no run, has no such checkpoint, it is damaged, or its data has changed.
+        PHFError: the folder is no run, has no such checkpoint, it is damaged, or its data has changed; an override is
+            wrong.
         Stopped: see `train`.
     """
-    run = Run.open(folder)
+    run = Run.open(folder).change(overrides or [])
     with join_ranks(run.config.optim.batch_blocks) as ranks:
         return _go_on(run, ranks, say, progress, from_step=step)
 
@@ -125,6 +132,10 @@ def _go_on(
     data = run.data()
     check_trackers(run.config.trackers)
     model, value_head = _create(data, ranks.device)
+    if run.config.compile != "auto":
+        run.record["compiled"] = _choose_compile(run.config, run.record["num_parameters"], ranks)
+    if ranks.is_first and run.record != Run.open(run.folder).record:
+        run.write()
     return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from phf import lm
-from phf.config import TrainConfig, parse
+from phf.config import TrainConfig, apply_overrides, parse
 from phf.corpus.phases import TrainingBlocks
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
@@ -21,6 +21,19 @@ from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_check
 from phf.train.data import TrainingData, open_data
 
 METRICS = "metrics.jsonl"
+
+CHANGEABLE = (
+    "optim.micro_batch_blocks",
+    "compile",
+    "data_parallel",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_bad_steps",
+    "trackers",
+)
+"""Settings that may be others when a run goes on: they change how it is trained, and at most the rounding of its numbers."""
 
 
 class Run:
@@ -73,8 +86,31 @@ class Run:
             "compiled": is_compiled,
             "start": start,
         }
-        write_json(folder / "run.json", record)
-        return cls(folder, record)
+        run = cls(folder, record)
+        run.write()
+        return run
+
+    def change(self, overrides: list[str]) -> "Run":
+        """This run with other settings, which `write` stores.
+
+        Raises:
+            PHFError: an override is wrong, or would make it another run.
+        """
+        for override in overrides:
+            key = override.partition("=")[0]
+            if key not in CHANGEABLE:
+                raise PHFError(
+                    f"{key} cannot change when a run goes on, only {', '.join(CHANGEABLE)} can; train a new run with it, "
+                    f"perhaps from this one's weights: phf train --init {self.folder} {override} -o NEW"
+                )
+        config = parse(
+            TrainConfig, apply_overrides(self.record["config"], overrides), f"{self.folder}/run.json"
+        )
+        return Run(self.folder, {**self.record, "config": config.model_dump(mode="json")})
+
+    def write(self) -> None:
+        """Store the record."""
+        write_json(self.folder / "run.json", self.record)
 
     @staticmethod
     def check_new(folder: Path) -> None:
