@@ -1,6 +1,6 @@
 """KL(target || model) of each objective against its closed form over training, on the toy source of the tests.
 
-    OMP_NUM_THREADS=1 python benchmarks/exact_targets.py            writes docs/exact_targets.svg; about half an hour
+    OMP_NUM_THREADS=1 python benchmarks/exact_targets.py            writes docs/exact_targets.svg; about 40 minutes
 
 The source has 12 possible segments (pages of one segment) or 144 pages of two, in known shares, so nothing is sampled: what
 is left of the KL is the optimizer's. docs/exact_targets.md says how to read the figure and the table.
@@ -100,6 +100,7 @@ def _arguments(model, source, config, mode):
 
 def draw(curves: dict[tuple[str, int], dict[str, Curve]], out: Path) -> None:
     """A panel for each objective."""
+    plt.rcParams.update({"svg.hashsalt": "exact_targets", "svg.fonttype": "none"})
     figure, axes = plt.subplots(3, 4, figsize=(11, 7), sharex=True, sharey=True, layout="constrained")
     for axis, name in zip(axes.flat, CASES, strict=False):
         for num_segments in CASES[name].num_segments:
@@ -121,7 +122,6 @@ def draw(curves: dict[tuple[str, int], dict[str, Curve]], out: Path) -> None:
     }
     legend.legend(lines.values(), lines.keys(), loc="center", frameon=False, fontsize=9)
     axes[1, -1].tick_params(labelbottom=True)
-    plt.rcParams["svg.hashsalt"] = "exact_targets"
     figure.savefig(out, metadata={"Date": None})
 
 
