@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num-samples", type=int, default=512)
     arguments = parser.parse_args()
+    if len(arguments.seeds) < 2:
+        parser.error("--seeds: an interval over seeds needs two or more")
     with show_progress() as progress:
         for seed in arguments.seeds:
             run_demo(arguments.out, seed=seed, num_samples=arguments.num_samples, say=say, progress=progress)

@@ -21,11 +21,14 @@ def commands(scratch: str) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Arguments and environment of each benchmark."""
     return {
         "loader": ([], ONE_CORE),
+        "loader_rivals": ([], ONE_CORE),
         "reward_models": ([], ONE_CORE),
         "annotate": (["--dir", scratch, "--memory", "30", "100", "--speed", "60"], {}),
         "distill": ([], ONE_CORE),
         "active_learning": (["--seeds", "3"], ONE_CORE),
         "train": (["--rounds", "2"], {}),
+        "checkpoint": ([], ONE_CORE),
+        "optimizers": (["--tokens", "500000"], ONE_CORE),
         "generate": (["--rounds", "2", "--samples", "256"], ONE_CORE),
         "first_step": ([], {}),
     }

@@ -64,6 +64,26 @@ def test_compiling_is_for_long_runs_and_needs_a_compiler(small_config, tmp_path,
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiler_that_fails_says_how_to_go_on_and_the_run_does(small_config, tmp_path, monkeypatch):
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    config, compute = small_config("compile=on"), lm.nll_of_hidden
+
+    def fail(model, hidden, targets):
+        if Run.open(tmp_path / "run").steps[-1:] == [8]:
+            raise InternalTorchDynamoError("no compiler\nat all")
+        return compute(model, hidden, targets)
+
+    monkeypatch.setattr(lm, "nll_of_hidden", fail)
+    with pytest.raises(PHFError, match=r"^torch.compile failed \(no compiler\); .*--resume RUN compile=off$"):
+        train(config, tmp_path / "run")
+    monkeypatch.setattr(lm, "nll_of_hidden", compute)
+    run = loop.resume(tmp_path / "run", ["compile=off"], say=quiet)
+    assert run.is_finished
+    assert Run.open(run.folder).record["compiled"] is False
+
+
 class Waits(TorchDispatchMode):
     """Counts what would make the host wait for a GPU: numbers read from tensors, and shapes that depend on them."""
 

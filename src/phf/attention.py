@@ -59,7 +59,7 @@ def use_page_attention(model: PreTrainedModel) -> bool:
             error = (found.float() - expected.float()).norm() / expected.float().norm()
             if not error < (1e-4 if dtype == torch.float32 else 3e-2):
                 raise _UnsupportedError
-    except _UnsupportedError:
+    except (RuntimeError, TypeError, ValueError):  # ours, or whatever an unknown architecture makes of it
         model.set_attn_implementation(own)
     finally:
         model.train(was_training)
@@ -84,7 +84,7 @@ def page_ends(positions: Int[np.ndarray, "B T"] | Int[Tensor, "B T"]) -> Int[Ten
     return torch.from_numpy(np.append(np.flatnonzero(begins), positions.size).astype(np.int32))
 
 
-class _UnsupportedError(Exception):
+class _UnsupportedError(RuntimeError):
     """The model's attention does something that attention inside pages does not."""
 
 

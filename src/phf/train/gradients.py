@@ -78,6 +78,11 @@ class Gradients:
         try:
             result = self._accumulate(batch, num_targets, exchange=exchange)
         except (RuntimeError, MemoryError) as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise PHFError(
+                    f"torch.compile failed ({str(error).strip().splitlines()[0]}); go on without it: "
+                    "phf train --resume RUN compile=off"
+                ) from error
             if not is_out_of_memory(error):
                 raise
             if exchange and self._ranks.size > 1:
