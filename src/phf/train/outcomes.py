@@ -26,12 +26,15 @@ class Outcome:
 
 
 def step_if_finite(optimizers: list[Optimizer], loss: Tensor, norm: Tensor) -> None:
-    """Take the step unless loss or norm is not finite: decided on the device, where the optimizer can."""
+    """Take the step unless loss or norm is not finite: decided on the device, where the optimizer can.
+
+    Fused optimizers obey `found_inf`, which torch's gradient scaler sets.
+    """
     is_finite = torch.isfinite(loss) & torch.isfinite(norm)
     skip = (~is_finite).to(torch.float32)
     for optimizer in optimizers:
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = skip  # type: ignore[attr-defined]  # torch's own switch for its gradient scaler: fused optimizers obey it
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
             optimizer.step()
         elif bool(is_finite):  # Muon: one wait a step
             optimizer.step()
