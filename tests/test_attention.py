@@ -8,6 +8,8 @@ from transformers import (
     GPT2LMHeadModel,
     MistralConfig,
     MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -49,6 +51,13 @@ def gpt2(dropout=0.0):
     return GPT2LMHeadModel(GPT2Config(**sizes, attn_pdrop=dropout, embd_pdrop=0.0, resid_pdrop=0.0))
 
 
+def phi():
+    """Its rotary embedding leaves queries and keys in another memory order than Llama's."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    return PhiForCausalLM(PhiConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+
+
 def mistral(window):
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -73,7 +82,9 @@ def loss_and_gradients(model, ids, positions, dtype):
 @pytest.mark.parametrize("lengths", PAGE_LENGTHS.values(), ids=PAGE_LENGTHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "make", [llama, lambda: llama(heads=1), qwen3, gpt2], ids=["narrow", "wide", "grouped", "gpt2"]
+    "make",
+    [llama, lambda: llama(heads=1), qwen3, gpt2, phi],
+    ids=["narrow", "wide", "grouped", "gpt2", "phi"],
 )
 def test_attention_inside_pages_is_the_models_own_forwards_and_backwards(make, dtype, lengths):
     model = make().train()

@@ -10,7 +10,6 @@ import pytest
 from compare_runs import train, write_recipe
 
 from phf.errors import PHFError
-from phf.files import hash_json
 from phf.train.run import Run
 from phf.train.sweep import run_command
 
@@ -46,16 +45,16 @@ def test_the_real_trackers_hold_what_metrics_jsonl_holds(small_config, tmp_path)
     with sqlite3.connect(tmp_path / "trackio" / "phf.db") as database:
         rows = database.execute("select run_name, step, metrics from metrics").fetchall()
     assert Counter(name for name, _, _ in rows) == {
-        f"run-{hash_json(run.record)[:8]}": len(run.read_metrics()) for run in runs
+        f"run-{run.record['id'][:8]}": len(run.read_metrics()) for run in runs
     }
     losses = {(name, step, json.loads(metrics).get("train/loss")) for name, step, metrics in rows}
     for run in runs:
-        name = f"run-{hash_json(run.record)[:8]}"
+        name = f"run-{run.record['id'][:8]}"
         trained = [line for line in run.read_metrics() if line["kind"] == "train"]
         assert {(name, line["step"], line["loss"]) for line in trained} <= losses
 
     for run in runs:
-        (file,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{hash_json(run.record)[:16]}.wandb")
+        (file,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{run.record['id']}.wandb")
         kept = file.read_bytes()
         for line in run.read_metrics():
             if line["kind"] == "train":
@@ -70,7 +69,7 @@ def test_hosted_trackers_get_every_number_by_step(name, small_config, tmp_path, 
     module.finish = lambda: ended.append(True)
     monkeypatch.setitem(sys.modules, name, module)
     run = train(small_config(f"trackers=[{name}]"), tmp_path / "run")
-    id = hash_json(run.record)
+    id = run.record["id"]
     assert started[0]["name"] == ("run" if name == "wandb" else f"run-{id[:8]}")
     assert started[0].get("id") == (id[:16] if name == "wandb" else None)
     assert started[0]["resume"] == "allow"

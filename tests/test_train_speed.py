@@ -68,20 +68,65 @@ def test_compiling_is_for_long_runs_and_needs_a_compiler(small_config, tmp_path,
 def test_a_compiler_that_fails_says_how_to_go_on_and_the_run_does(small_config, tmp_path, monkeypatch):
     from torch._dynamo.exc import InternalTorchDynamoError
 
-    config, compute = small_config("compile=on"), lm.nll_of_hidden
+    config, compute, steps = small_config("compile=on"), lm.nll_of_hidden, []
 
     def fail(model, hidden, targets):
-        if Run.open(tmp_path / "run").steps[-1:] == [8]:
+        steps.extend([0] if hidden.requires_grad else [])
+        if len(steps) > loop.COMPILE_FROM_STEP:
             raise InternalTorchDynamoError("no compiler\nat all")
         return compute(model, hidden, targets)
 
     monkeypatch.setattr(lm, "nll_of_hidden", fail)
-    with pytest.raises(PHFError, match=r"^torch.compile failed \(no compiler\); .*--resume RUN compile=off$"):
+    with pytest.raises(
+        PHFError, match=r"^torch.compile failed \(no compiler\); .*--resume RUN compile=off goes on$"
+    ):
         train(config, tmp_path / "run")
     monkeypatch.setattr(lm, "nll_of_hidden", compute)
     run = loop.resume(tmp_path / "run", ["compile=off"], say=quiet)
     assert run.is_finished
     assert Run.open(run.folder).record["compiled"] is False
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiler_that_nobody_asked_for_may_fail(small_config, tmp_path, monkeypatch):
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    eager = train(small_config("compile=off"), tmp_path / "eager")
+    compute, steps = lm.nll_of_hidden, []
+
+    def fail(model, hidden, targets):
+        if lm.is_compiled(model) and hidden.requires_grad:
+            steps.append(0)
+            if len(steps) > loop.COMPILE_FROM_STEP:
+                raise InternalTorchDynamoError("no compiler")
+        return compute(model, hidden, targets)
+
+    monkeypatch.setattr(loop, "COMPILE_FLOPS", 1)
+    monkeypatch.setattr(lm, "nll_of_hidden", fail)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: None)
+    said = []
+    run = loop.train(small_config(), tmp_path / "run", say=said.append)
+    assert [line for line in said if "going on without" in line]
+    assert Run.open(run.folder).record["compiled"] is False
+    assert len(steps) == loop.COMPILE_FROM_STEP + 1
+    losses = [
+        [line["loss"] for line in one.read_metrics() if line["kind"] == "train"] for one in (eager, run)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_bad_steps_at_the_end_of_a_run_stop_it_too(small_config, tmp_path, monkeypatch):
+    compute, put = Gradients.compute, Outcomes.put
+
+    def spoil(self, batch):
+        loss, share = compute(self, batch)
+        return (loss * math.nan if self._state.step >= 10 else loss), share
+
+    monkeypatch.setattr(Gradients, "compute", spoil)
+    monkeypatch.setattr(Outcomes, "put", lambda self, *x: (setattr(self, "_lag", 1), put(self, *x)))
+    with pytest.raises(PHFError, match="not finite 2 times in a row"):
+        train(small_config("max_bad_steps=2", "log_every=100", "validate_every=0"), tmp_path / "run")
+    assert Run.open(tmp_path / "run").steps == [4, 8]
 
 
 class Waits(TorchDispatchMode):

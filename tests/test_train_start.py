@@ -173,3 +173,31 @@ def test_a_run_goes_on_with_other_settings_of_how_but_not_of_what(mle):
         10,
         12,
     ]
+
+
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_command_that_is_restarted_keeps_later_checkpoints_and_takes_changes_as_they_are(
+    name, mle, small_config, monkeypatch
+):
+    loop.resume(mle.folder, ["log_every=2"], step=8, say=quiet)
+    assert mle.steps == [4, 8, 12]
+    monkeypatch.setenv(name, "1")
+    said = []
+    loop.resume(mle.folder, step=4, say=said.append)  # its own later checkpoints are not removed
+    assert mle.steps == [4, 8, 12]
+    assert said == [f"{mle.folder} is finished: 12 steps"]
+    # The command that began the run does not know of the change.
+    loop.train(small_config("objective.kind=mle", "keep_checkpoints=9"), mle.folder, say=quiet)
+    with pytest.raises(PHFError, match="was trained with other settings"):
+        loop.train(small_config("objective.kind=mle", "seed=1"), mle.folder, say=quiet)
+
+
+def test_a_change_that_does_not_work_is_not_kept(mle, monkeypatch):
+    def refuse(*_):
+        raise PHFError("not on this machine")
+
+    monkeypatch.setattr(loop, "choose_data_parallel", refuse)
+    before = (mle.folder / "run.json").read_text()
+    with pytest.raises(PHFError, match="not on this machine"):
+        loop.resume(mle.folder, ["data_parallel=fsdp"], step=8, say=quiet)
+    assert (mle.folder / "run.json").read_text() == before

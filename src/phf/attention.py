@@ -114,7 +114,7 @@ def _attend(
     scale = width**-0.5 if scaling is None else scaling
     # Rotary embeddings leave queries and keys in float32 under autocast.
     q, k, v = (
-        x.to(value.dtype).transpose(1, 2).reshape(num_blocks * num_tokens, -1, width)
+        x.to(value.dtype).transpose(1, 2).reshape(num_blocks * num_tokens, -1, width).contiguous()
         for x in (query, key, value)
     )
     if k.shape[1] != num_heads:  # grouped queries
@@ -232,7 +232,9 @@ class _Tile:
         cells = self._cells
         if self._rows is not None:
             cells, part = cells[self._rows], part.flatten(1).index_select(0, self._rows)
-        whole.flatten(1).index_copy_(0, cells, part.flatten(1))
+        whole.view(len(whole), -1).index_copy_(
+            0, cells, part.flatten(1)
+        )  # a view: a copy would lose what is written
 
     def _slice(self, x: Tensor) -> Tensor:
         return x[self._first : self._first + self._shape[0] * self._shape[1]]

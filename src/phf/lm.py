@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import os
 import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,6 +271,13 @@ def compile_model(model: PreTrainedModel) -> None:
     model.compiled_nll = torch.compile(_chunk_nll, dynamic=False)
 
 
+def forget_compiled(model: PreTrainedModel) -> None:
+    """The opposite of `compile_model`."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+    del model.compiled_nll
+
+
 def is_compiled(model: PreTrainedModel) -> bool:
     """Whether `compile_model` was called."""
     return hasattr(model, "compiled_nll")
@@ -282,7 +290,8 @@ def run_eagerly(model: PreTrainedModel) -> AbstractContextManager[Any]:
 
 def can_compile(device: torch.device) -> bool:
     """Whether what `torch.compile` needs is here: a C++ compiler, on CUDA Triton too."""
-    has_compiler = any(shutil.which(os.environ.get("CXX") or name) for name in ("g++", "clang++"))
+    usual = "clang++" if sys.platform == "darwin" else "g++"  # what torch looks for
+    has_compiler = shutil.which(os.environ.get("CXX") or usual) is not None
     return has_compiler and (device.type == "cpu" or importlib.util.find_spec("triton") is not None)
 
 

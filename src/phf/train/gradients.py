@@ -21,6 +21,10 @@ Say = Callable[[str], None]
 _CPU_ALLOCATOR = re.compile(r"DefaultCPUAllocator|not enough memory", re.IGNORECASE)
 
 
+class CompileError(PHFError):
+    """What compiles layers does not work here."""
+
+
 class Gradients:
     """Computes the gradients of batches. The batch and its loss never depend on the micro-batches but by rounding."""
 
@@ -79,9 +83,9 @@ class Gradients:
             result = self._accumulate(batch, num_targets, exchange=exchange)
         except (RuntimeError, MemoryError) as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise PHFError(
-                    f"torch.compile failed ({str(error).strip().splitlines()[0]}); go on without it: "
-                    "phf train --resume RUN compile=off"
+                self._trained.zero_grad(set_to_none=True)
+                raise CompileError(
+                    f"torch.compile failed ({str(error).strip().splitlines()[0]}); phf train --resume RUN compile=off goes on"
                 ) from error
             if not is_out_of_memory(error):
                 raise

@@ -25,7 +25,7 @@ from phf.train.checkpoint import (
 )
 from phf.train.data import TrainingData, open_data
 from phf.train.distributed import Ranks, Trained, choose_data_parallel, gather, is_restart, join_ranks, shard
-from phf.train.gradients import Gradients
+from phf.train.gradients import CompileError, Gradients
 from phf.train.losses import validate
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 from phf.train.outcomes import Outcomes, step_if_finite
@@ -68,10 +68,7 @@ def train(
         (is_again,) = ranks.highest(is_restart())  # torchrun counts the restarts of each node alone
         if is_again and (folder / "run.json").exists():
             run = Run.open(folder)
-            if run.config != config:
-                raise PHFError(
-                    f"{folder} was trained with other settings; choose another -o, or delete that folder"
-                )
+            run.check_config(config)
             return _go_on(run, ranks, say, progress)
         data = open_data(config)
         Run.check_new(folder)
@@ -108,7 +105,7 @@ def resume(
 
     Args:
         overrides: settings to change, of `CHANGEABLE`; the run keeps them.
-        step: go on from this checkpoint; later ones are removed.
+        step: go on from this checkpoint; later ones are removed. After a restart: from the last.
 
     Raises:
         PHFError: the folder is no run, has no such checkpoint, it is damaged, or its data has changed; an override is
@@ -117,6 +114,9 @@ def resume(
     """
     run = Run.open(folder).change(overrides or [])
     with join_ranks(run.config.optim.batch_blocks) as ranks:
+        (is_again,) = ranks.highest(is_restart())
+        if is_again:  # torchrun or Slurm started this command before: later checkpoints are its own
+            step = None
         return _go_on(run, ranks, say, progress, from_step=step)
 
 
@@ -127,15 +127,14 @@ def _go_on(
         run.resolve_step(from_step)
     elif run.is_finished:
         if ranks.is_first:
-            say(f"{run.folder} is finished: {run.num_steps} steps")
+            kept = "" if run.record == Run.open(run.folder).record else "; no setting was changed"
+            say(f"{run.folder} is finished: {run.num_steps} steps{kept}")
         return run
     data = run.data()
     check_trackers(run.config.trackers)
     model, value_head = _create(data, ranks.device)
     if run.config.compile != "auto":
         run.record["compiled"] = _choose_compile(run.config, run.record["num_parameters"], ranks)
-    if ranks.is_first and run.record != Run.open(run.folder).record:
-        run.write()
     return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
@@ -203,7 +202,7 @@ def _run_steps(
     config, num_steps, start = run.config, run.num_steps, run.record.get("start")
     if ranks.device.type == "cpu" or run.record["precision"] == "bf16":
         use_page_attention(model)
-    if run.record["compiled"]:
+    if run.record.get("compiled", False):
         lm.compile_model(model)
         tell(
             f"layers are compiled at step {COMPILE_FROM_STEP}, which takes up to a minute; compile=off does without"
@@ -234,6 +233,8 @@ def _run_steps(
         tell(load_start_optimizers(start, config, trained, optimizers))
     ranks.wait()  # all have read before the first one removes or writes
     if ranks.is_first:
+        if run.record != Run.open(run.folder).record:
+            run.write()
         remove_leftovers(run.folder)
         _remove_later_checkpoints(run, state.step, tell)
     for line in data.describe():
@@ -257,6 +258,12 @@ def _run_steps(
             run.folder, trained, optimizers, data.tokens.tokenizer, ranks, keep=config.keep_checkpoints
         ) as checkpointer,
     ):
+
+        def check_finite() -> None:
+            if state.num_bad_in_row >= config.max_bad_steps:
+                checkpointer.wait()
+                raise PHFError(_divergence(run, state))
+
         while True:
             step, is_last = state.step, state.step == num_steps
 
@@ -269,6 +276,7 @@ def _run_steps(
             if (is_last or is_due) and step != from_step:
                 logger.flush()
                 outcomes.settle()
+                check_finite()
                 checkpointer.save(state)
             if is_last:
                 checkpointer.wait()
@@ -279,7 +287,16 @@ def _run_steps(
             batch = train_blocks.rows(ranks.rows(step, batch_blocks))
             # For dropout, where a model has it: resuming needs no state.
             torch.manual_seed(config.seed * 2**32 + step * ranks.size + ranks.rank)
-            with nullcontext() if step >= COMPILE_FROM_STEP else lm.run_eagerly(model):
+            try:
+                with nullcontext() if step >= COMPILE_FROM_STEP else lm.run_eagerly(model):
+                    loss, share = gradients.compute(batch)
+            except CompileError as error:
+                if config.compile is True or ranks.size > 1:  # the other ranks may have compiled
+                    raise
+                tell(f"{error}: going on without")
+                lm.forget_compiled(model)
+                run.record["compiled"] = False
+                run.write()
                 loss, share = gradients.compute(batch)
             norm = gather(nn.utils.clip_grad_norm_(trained.parameters(), config.optim.clip_norm))
             factor = learning_rate_factor(step, num_steps, config.optim)
@@ -289,9 +306,7 @@ def _run_steps(
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            if state.num_bad_in_row >= config.max_bad_steps:
-                checkpointer.wait()
-                raise PHFError(_divergence(run, state))
+            check_finite()
 
             # One log line.
             if state.step % config.log_every == 0 or state.step == num_steps:

@@ -15,7 +15,7 @@ from phf.config import TrainConfig, apply_overrides, parse
 from phf.corpus.phases import TrainingBlocks
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.files import read_json, write_json
+from phf.files import hash_json, read_json, write_json
 from phf.records import FORMAT_VERSION
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
 from phf.train.data import TrainingData, open_data
@@ -86,6 +86,7 @@ class Run:
             "compiled": is_compiled,
             "start": start,
         }
+        record["id"] = hash_json(record)[:16]
         run = cls(folder, record)
         run.write()
         return run
@@ -107,6 +108,18 @@ class Run:
             TrainConfig, apply_overrides(self.record["config"], overrides), f"{self.folder}/run.json"
         )
         return Run(self.folder, {**self.record, "config": config.model_dump(mode="json")})
+
+    def check_config(self, config: TrainConfig) -> None:
+        """Check that a config is this run's, but for what may change when it goes on.
+
+        Raises:
+            PHFError: it would be another run.
+        """
+        own, other = (_without_changeable(one.model_dump()) for one in (self.config, config))
+        if own != other:
+            raise PHFError(
+                f"{self.folder} was trained with other settings; choose another -o, or delete that folder"
+            )
 
     def write(self) -> None:
         """Store the record."""
@@ -235,6 +248,17 @@ def training_blocks(data: TrainingData, start: dict[str, Any] | None) -> Trainin
         return data.training_blocks()
     first_row = start["first_step"] * data.config.optim.batch_blocks
     return data.training_blocks(first_row=first_row, first_epoch=start["epoch"])
+
+
+def _without_changeable(config: dict[str, Any]) -> dict[str, Any]:
+    rest = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    for path in CHANGEABLE:
+        *parents, last = path.split(".")
+        node = rest
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    return rest
 
 
 def _brief(value: Any) -> str:

@@ -195,10 +195,7 @@ def _prepare(cell: Cell, base: dict[str, Any]) -> list[str] | None:
     config = parse(TrainConfig, value, "recipe")
     if (cell.folder / "run.json").exists():
         run = Run.open(cell.folder)
-        if run.config != config:
-            raise PHFError(
-                f"{cell.folder} was trained with other settings; choose another -o, or delete that folder"
-            )
+        run.check_config(config)
         return None if run.is_finished else ["train", "--resume", str(cell.folder)]
     open_data(config)  # an objective that cannot be resolved fails here, in the words of its error
     write_bytes(cell.recipe, yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)).encode())

@@ -8,7 +8,7 @@ from typing import Any, Protocol, assert_never
 
 from phf.config import Tracker
 from phf.errors import PHFError
-from phf.files import hash_json, write_bytes
+from phf.files import write_bytes
 from phf.train.run import METRICS, Run
 
 Line = dict[str, Any]
@@ -78,7 +78,7 @@ class Hosted:
 
     def __init__(self, module: str, run: Run) -> None:
         self._module = _import(module, module)
-        id = hash_json(run.record)[:16]
+        id = run.record["id"]
         identity = {"name": run.name, "id": id} if module == "wandb" else {"name": f"{run.name}-{id[:8]}"}
         self._module.init(project="phf", config=run.record, resume="allow", **identity)
 
