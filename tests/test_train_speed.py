@@ -1,6 +1,7 @@
 """What makes training fast changes nothing else: compiled layers, and steps that wait for no GPU."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from phf.train.run import Run
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not lm.can_compile(torch.device("cpu")), reason="no C++ compiler here")
 @pytest.mark.filterwarnings("ignore")  # of torch, about itself
 def test_a_compiled_run_learns_the_same_and_goes_on_bit_for_bit(small_config, tmp_path, monkeypatch):
     changes = ("tokens=4096", "optim.learning_rate=1e-3", "optim.micro_batch_blocks=2")
@@ -54,6 +56,7 @@ def test_a_compiled_run_learns_the_same_and_goes_on_bit_for_bit(small_config, tm
 def test_compiling_is_for_long_runs_and_needs_a_compiler(small_config, tmp_path, monkeypatch):
     assert train(small_config(), tmp_path / "short").record["compiled"] is False
     monkeypatch.setattr(loop, "COMPILE_FLOPS", 1)
+    monkeypatch.setenv("CXX", sys.executable)  # looked for, not run
     assert loop._choose_compile(small_config(), 1000, loop.Ranks()) is True
     assert loop._choose_compile(small_config("compile=off"), 1000, loop.Ranks()) is False
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -69,6 +72,7 @@ def test_a_compiler_that_fails_says_how_to_go_on_and_the_run_does(small_config, 
     from torch._dynamo.exc import InternalTorchDynamoError
 
     config, compute, steps = small_config("compile=on"), lm.nll_of_hidden, []
+    monkeypatch.setenv("CXX", sys.executable)
 
     def fail(model, hidden, targets):
         steps.extend([0] if hidden.requires_grad else [])
@@ -102,6 +106,7 @@ def test_a_compiler_that_nobody_asked_for_may_fail(small_config, tmp_path, monke
         return compute(model, hidden, targets)
 
     monkeypatch.setattr(loop, "COMPILE_FLOPS", 1)
+    monkeypatch.setenv("CXX", sys.executable)
     monkeypatch.setattr(lm, "nll_of_hidden", fail)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: None)
     said = []
