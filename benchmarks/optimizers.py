@@ -114,7 +114,7 @@ def report(curves: dict[tuple[str, int], list[tuple[int, float]]], num_seeds: in
 
 def show(values: list[float]) -> str:
     estimate = pooled_t(values)
-    return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 if __name__ == "__main__":
