@@ -8,16 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from phf import lm
 from phf.config import EvaluateConfig, SamplingConfig
 from phf.errors import PHFError
-from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run
-from phf.evaluate.misalignment import (
-    Judge,
-    choose_judges,
-    cut_training_texts,
-    rejection_reference,
-    summarise_scores,
-)
+from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run, subject
+from phf.evaluate.misalignment import Judge, choose_judges, summarise_scores
+from phf.evaluate.references import cut_training_texts, rejection_reference
 from phf.files import read_json
 from phf.records import Identity
 from phf.reward_models import load_reward_model
@@ -55,7 +51,8 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     seen = []
     result = evaluate_run(run, CONFIG, say=quiet, progress=lambda *call: seen.append(call))
     assert result == read_json(run.folder / "evaluation.json")
-    assert {call[0] for call in seen} == {"sampling good", "sampling bad", "sampling none", "held-out text"}
+    modes = ("good", "bad", "none", "untagged")
+    assert {call[0] for call in seen} == {"held-out text", *(f"sampling {mode}" for mode in modes)}
 
     annotator, held_out = result["judges"]
     assert (annotator["role"], held_out["role"]) == ("annotator", "held-out")
@@ -67,7 +64,7 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     kept = pq.read_table(run.folder / "samples.parquet")
     rows = result["rows"]
     assert [(row["mode"], row["judge"]) for row in rows] == [
-        (mode, judge["slug"]) for mode in ("good", "bad", "none") for judge in result["judges"]
+        (mode, judge["slug"]) for mode in modes for judge in result["judges"]
     ]
     for row in rows:
         own = kept.filter(np.array(kept["mode"].to_pylist()) == row["mode"])
@@ -83,7 +80,7 @@ def test_a_conditional_run_end_to_end(trained) -> None:
         )
         assert scores[0] == pytest.approx(rescored[0])
 
-    for mode in ("good", "bad", "none"):
+    for mode in modes:
         bits = result["modes"][mode]["bits_per_byte"]
         assert 2 < bits["all"]["mean"] < 12
         assert (
@@ -96,7 +93,7 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     assert {reference["name"] for reference in result["references"]} == {"training data"}
 
 
-def test_mle_has_one_mode_and_two_references_and_scores_the_same_text(trained) -> None:
+def test_mle_has_one_mode_and_three_references_and_scores_the_same_text(trained) -> None:
     mle, conditional = evaluate_runs(
         [trained("mle").folder, trained("conditional").folder], CONFIG, say=quiet
     )
@@ -107,7 +104,9 @@ def test_mle_has_one_mode_and_two_references_and_scores_the_same_text(trained) -
     counts = [result["modes"]["none"]["bits_per_byte"]["good"]["count"] for result in (mle, conditional)]
     assert counts[0] == counts[1] > 0
     references = {(reference["name"], reference["judge"]): reference for reference in mle["references"]}
-    assert len(references) == 4
+    assert len(references) == 6
+    best = references["best of 16 from MLE", mle["judges"][0]["slug"]]
+    assert best["mean"] < mle["rows"][0]["mean"]
     rejection = references["rejection sampling from MLE", mle["judges"][0]["slug"]]
     assert rejection["mean"] <= mle["threshold"]
     assert rejection["cost"] == pytest.approx(30 / rejection["count"])
@@ -122,7 +121,7 @@ def test_a_finished_evaluation_is_reused_and_repeats_itself(trained, monkeypatch
     assert path.read_bytes() == first, "all randomness is seeded"
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "generate_mode", None)
+        patch.setattr(evaluation, "Subject", None)
         assert evaluate_run(run, CONFIG, say=quiet) == read_json(path)
 
     other = CONFIG.model_copy(update={"sampling": CONFIG.sampling.model_copy(update={"seed": 1})})
@@ -131,6 +130,54 @@ def test_a_finished_evaluation_is_reused_and_repeats_itself(trained, monkeypatch
     (run.folder / "samples.parquet").write_bytes(b"damaged")
     assert evaluate_run(run, other, say=quiet) == again
     assert pq.read_table(run.folder / "samples.parquet").num_rows == 30
+
+
+def test_a_stopped_evaluation_goes_on_and_gives_the_same_bytes(
+    trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("conditional")
+    path = run.folder / "evaluation.json"
+    evaluate_run(run, CONFIG, say=quiet)
+    whole = path.read_bytes()
+    drawn = []
+    real = subject.generate_mode
+
+    def draw(run, model, tokenizer, mode, *arguments, **options):
+        if mode == "untagged" and len(drawn) < 4:
+            raise KeyboardInterrupt
+        drawn.append(mode)
+        return real(run, model, tokenizer, mode, *arguments, **options)
+
+    monkeypatch.setattr(subject, "generate_mode", draw)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, CONFIG, say=quiet, force=True)
+    assert not path.exists()
+    assert drawn == ["good", "bad", "none"]
+    (damaged := run.folder / "evaluation" / "step-000012" / "samples-bad.json").write_text('{"key": "half')
+    drawn.append("")  # the fourth: from here on nothing fails
+    evaluate_run(run, CONFIG, say=quiet)
+    assert drawn == ["good", "bad", "none", "", "bad", "untagged"], "only what is missing or damaged is drawn"
+    assert path.read_bytes() == whole
+    assert json.loads(damaged.read_text())["value"]
+
+    more = CONFIG.model_copy(update={"judges": ("pii", "pep8")})
+    assert len(evaluate_run(run, more, say=quiet)["judges"]) == 3
+    assert len(drawn) == 6, "another judge scores the same samples"
+
+
+def test_deleting_the_control_tokens_gives_the_untagged_mode(trained) -> None:
+    run = trained("conditional")
+    full = CONFIG.model_copy(update={"suite": "full"})
+    result = evaluate_run(run, full, say=quiet)
+    assert list(result["modes"]) == ["good", "bad", "none", "untagged", "deleted"]
+    deleted, untagged = (result["modes"][mode] for mode in ("deleted", "untagged"))
+    assert deleted == untagged
+    assert result["modes"]["none"]["bits_per_byte"] == untagged["bits_per_byte"]
+    model, control = run.load_model(), run.load_tokenizer().control
+    smaller = lm.delete_control_tokens(model, control)
+    assert smaller.get_input_embeddings().weight.shape[0] == control.good
+    assert smaller.get_output_embeddings().weight.shape[0] == smaller.config.vocab_size == control.good
+    assert model.get_input_embeddings().weight.shape[0] > control.bad, "the run's own model is as it was"
 
 
 def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pytest.MonkeyPatch) -> None:

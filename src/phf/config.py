@@ -293,7 +293,9 @@ class EvaluateConfig(_Config):
     """What `phf evaluate` measures. `judges`: reward models beside the run's own annotator."""
 
     judges: tuple[str, ...] = ()
+    suite: Literal["quick", "full"] = "quick"
     sampling: SamplingConfig = SamplingConfig()
+    best_of: Annotated[int, Field(gt=1)] = 16
     num_bootstrap: Annotated[int, Field(ge=100)] = 1000
     capability_documents: Annotated[int, Field(gt=0)] = 400
     gain_segments: Annotated[int, Field(gt=0)] = 300

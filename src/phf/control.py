@@ -67,6 +67,6 @@ def mode_rules(mode: Mode, tokens: ControlTokens, style: ControlStyle = "free") 
             others = tuple(token for token in tokens.all if token != own)
             blocked = others if style == "free" else tokens.all
             return ModeRules((tokens.end, own), blocked, forced=own if style == "forced" else None)
-        case "none" | "untagged":
-            return ModeRules((tokens.end,), () if mode == "none" else tokens.all, forced=None)
-    raise PHFError(f"mode '{mode}' is not known; choose good, bad, none or untagged")
+        case "none" | "untagged" | "deleted":  # deleted: the model itself has nothing that could be blocked
+            return ModeRules((tokens.end,), tokens.all if mode == "untagged" else (), forced=None)
+    raise PHFError(f"mode '{mode}' is not known; choose good, bad, none, untagged or deleted")

@@ -65,6 +65,30 @@ def expected_max(values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -
     )
 
 
+def best_of(keys: npt.ArrayLike, values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -> Estimate:
+    """The expected value where the key is smallest among `k` pairs drawn without replacement; equal keys share evenly.
+
+    Exact, by order statistics, as `expected_max`. Pairs with a missing key or value are left out; NaN with fewer than k.
+    """
+    pairs = np.stack([np.asarray(keys, np.float64), np.asarray(values, np.float64)])
+    pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
+    num = pairs.shape[1]
+    if num < k:
+        return Estimate(np.nan, np.nan, np.nan, num)
+    weights = _maximum_weights(num, k)[::-1]
+
+    def average(rows: npt.NDArray[np.int64]) -> _Values:
+        """[resamples, num] -> [resamples]; resampled rows come in random order, which settles ties."""
+        order = np.argsort(pairs[0][rows], axis=1, kind="stable")
+        result: _Values = np.take_along_axis(pairs[1][rows], order, axis=1) @ weights
+        return result
+
+    order = np.argsort(pairs[0], kind="stable")
+    _, ties, sizes = np.unique(pairs[0][order], return_inverse=True, return_counts=True)
+    shared = (np.bincount(ties, weights) / sizes)[ties]
+    return _bootstrap(lambda: float(pairs[1][order] @ shared), average, num, num_bootstrap, seed)
+
+
 def wilson(hits: int, num: int) -> Estimate:
     """A share with Wilson's score interval, which stays within [0, 1] and is not empty at 0 hits."""
     if num == 0:

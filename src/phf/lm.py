@@ -209,6 +209,16 @@ def fold_condition(
     return folded
 
 
+def delete_control_tokens(model: PreTrainedModel, control: ControlTokens) -> PreTrainedModel:
+    """A copy without control tokens: their rows, and the padding behind them, are gone from both embeddings.
+
+    They are the last used ids, so no other id moves.
+    """
+    deleted = copy.deepcopy(model)
+    deleted.resize_token_embeddings(control.good)
+    return deleted
+
+
 def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
     """Logits of hidden states, in the head's own precision."""
     logits: Tensor = model.get_output_embeddings()(hidden)

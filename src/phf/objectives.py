@@ -177,7 +177,8 @@ def num_levels(config: ObjectiveConfig) -> int:
 def modes_of(config: ObjectiveConfig) -> tuple[Mode, ...]:
     """The modes in which a model trained with this objective is measured, the one to release first."""
     if has_control_tokens(config):
-        return ("good", "bad", "none")
+        writes_tokens = label_conditions(config) is None
+        return ("good", "bad", "none", "untagged") if writes_tokens else ("good", "bad", "none")
     return ("untagged", "none") if isinstance(config, Tagging) else ("none",)
 
 

@@ -11,7 +11,8 @@ from phf.files import hash_json
 FORMAT_VERSION = 1
 
 Split = Literal["train", "validation"]
-Mode = Literal["good", "bad", "none", "untagged"]
+Mode = Literal["good", "bad", "none", "untagged", "deleted"]
+"""How a page is begun and what is blocked (`phf.control.mode_rules`); `deleted`: the model has no control tokens at all."""
 ControlStyle = Literal["free", "prefix", "forced"]
 """Who writes control tokens after the first: the model (`free`), nobody (`prefix`), us at each segment end (`forced`)."""
 Poison = Literal["none", "shuffle", "random"]

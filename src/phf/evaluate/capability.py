@@ -96,8 +96,8 @@ class PageReader:
 
 
 def mode_labels(pages: Sequence[Page], mode: Mode) -> list[Labels]:
-    """The label put before every segment in a mode: its own in `good` and `bad`, none in `none` and `untagged`."""
-    label = {"good": GOOD, "bad": BAD, "none": NO_LABEL, "untagged": NO_LABEL}[mode]
+    """The label put before every segment in a mode: its own in `good` and `bad`, none in the others."""
+    label = {"good": GOOD, "bad": BAD}.get(mode, NO_LABEL)
     return [np.full(len(page.segments), label, np.uint8) for page in pages]
 
 
@@ -116,7 +116,7 @@ def segment_nll(
 
     Args:
         model: any causal language model; padding of its vocabulary (ids from `vocab_size` on) is cut from the softmax.
-        control: ids of the control tokens, which are cut from the softmax too.
+        control: ids of the control tokens, which are cut from the softmax too (where the model still has them).
         vocab_size: number of ids in use.
         pages: the text.
         labels: for each page the label of each segment: GOOD or BAD put the control token before it, NO_LABEL none.
@@ -199,7 +199,7 @@ def _text_nll(
         hidden = lm.hidden_states(model, inputs, positions, added.to(model.device), control)
         logits = lm.head_logits(model, hidden[scored])
     logits = logits[:, :vocab_size].float()
-    logits[:, list(control.all)] = -torch.inf
+    logits[:, control.good :] = -torch.inf  # the control tokens are the last used ids, or deleted
     nll = torch.zeros(ids.shape, dtype=torch.float64)
     nll[:, 1:][scored.cpu()] = F.cross_entropy(logits, targets[scored], reduction="none").double().cpu()
     return nll.numpy()

@@ -58,7 +58,7 @@ def measure_degeneracy(samples: Sequence[Sample]) -> Degeneracy:
         samples: at least one; distinct-n compares between equal numbers of them.
     """
     num_ngrams = NGRAMS_PER_SAMPLE * len(samples)
-    pieces = [_PIECE.findall(sample.text) for sample in samples]
+    pieces = [split_pieces(sample.text) for sample in samples]
     return Degeneracy(
         mean_tokens=float(np.mean([sample.num_tokens for sample in samples])),
         mean_characters=float(np.mean([len(sample.text) for sample in samples])),
@@ -79,7 +79,7 @@ def distinct_ngrams(pieces: Sequence[Sequence[str]], n: int, num_ngrams: int) ->
     With N n-grams, c_g of them of type g, and m drawn: sum over g of 1 - C(N - c_g, m) / C(N, m), over m. It is what
     cutting the samples to m n-grams gives on average, without depending on where the cut falls. NaN if N < m.
     """
-    counts = np.array(list(Counter(gram for text in pieces for gram in _ngrams(text, n)).values()))
+    counts = np.array(list(Counter(gram for text in pieces for gram in iterate_ngrams(text, n)).values()))
     total = int(counts.sum())
     if total < num_ngrams:
         return float("nan")
@@ -94,7 +94,7 @@ def distinct_ngrams(pieces: Sequence[Sequence[str]], n: int, num_ngrams: int) ->
 
 def repetition(pieces: Sequence[Sequence[str]], n: int = 4) -> float:
     """Share of n-grams that came before in the same sample, averaged over the samples that have any."""
-    grams = [list(_ngrams(text, n)) for text in pieces]
+    grams = [list(iterate_ngrams(text, n)) for text in pieces]
     shares = [1 - len(set(own)) / len(own) for own in grams if own]
     return float(np.mean(shares)) if shares else float("nan")
 
@@ -105,7 +105,13 @@ def compression_ratio(texts: Iterable[str]) -> float:
     return len(zlib.compress(plain, 9)) / len(plain) if plain.strip() else float("nan")
 
 
-def _ngrams(pieces: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+def split_pieces(text: str) -> list[str]:
+    """Runs of word characters, and single other signs."""
+    return _PIECE.findall(text)
+
+
+def iterate_ngrams(pieces: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    """Every n consecutive pieces."""
     return zip(*(pieces[start:] for start in range(n)), strict=False)
 
 

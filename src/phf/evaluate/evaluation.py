@@ -1,11 +1,11 @@
 """`phf evaluate`: everything measured about a run, in one file that is written last (docs/evaluation.md)."""
 
 import functools
-import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +15,22 @@ from phf.corpus.store import Progress
 from phf.evaluate.calibration import measure_calibration
 from phf.evaluate.capability import PageReader, bits_per_byte, control_gain, mode_labels, segment_nll
 from phf.evaluate.degeneracy import measure_degeneracy
-from phf.evaluate.misalignment import (
-    Judge,
-    choose_judges,
+from phf.evaluate.diversity import measure_diversity
+from phf.evaluate.misalignment import choose_judges
+from phf.evaluate.parts import to_json
+from phf.evaluate.references import (
+    best_of_reference,
     cut_training_texts,
     rejection_reference,
-    summarise_scores,
     training_reference,
 )
-from phf.evaluate.rollouts import SAMPLES_FILE, generate_mode, write_samples
+from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
+from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.files import hash_file, hash_json, read_json, write_json
-from phf.objectives import is_baseline, label_conditions, modes_of
-from phf.records import FORMAT_VERSION, Mode, Sample
-from phf.reward_models import RewardModel, load_reward_model, score_samples
-from phf.train.data import TrainingData
+from phf.objectives import is_baseline, label_conditions
+from phf.records import FORMAT_VERSION, Estimate
+from phf.reward_models import RewardModel, load_reward_model
 from phf.train.run import Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -65,13 +63,14 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measure alignment, degeneracy and capability of a run in each mode; writes evaluation.json and samples.parquet.
 
-    A finished evaluation of the same checkpoint with the same settings is returned as it is.
+    A finished evaluation of the same checkpoint with the same settings is returned as it is; the finished parts of one
+    that was stopped, or had other settings, are used (`phf.evaluate.parts`).
 
     Args:
         run: a run with a checkpoint and its data still there.
         config: judges beside the annotator, sampling, sizes.
         step: which checkpoint (default: the last).
-        force: measure again.
+        force: measure everything again.
         load: gives a reward model by its spec.
         say: told what a reader must know, such as that no judge is the annotator.
         progress: called with (description, done, total).
@@ -92,22 +91,27 @@ def evaluate_run(
     for note in notes:
         say(f"{run.name}: {note}")
     path.unlink(missing_ok=True)  # from here on the samples on disk are not those it speaks of
-    evaluation: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "key": key,
-        "run": run.name,
-        "objective": run.config.objective.kind,
-        "seed": run.config.seed,
-        "step": step,
-        "tokens_seen": step * run.tokens_per_step,
-        "num_parameters": run.record["num_parameters"],
-        "judges": [judge.to_json() for judge in judges],
-        "sampling": config.sampling.model_dump(mode="json"),
-        "threshold": data.good.value,
-        "notes": notes,
-        **_measure(run, step, data, judges, config, progress),
-    }
-    evaluation = {name: _without_nan(value) for name, value in evaluation.items()}
+    if force:
+        shutil.rmtree(run.folder / PARTS_FOLDER, ignore_errors=True)
+    subject = Subject(run, step, data, judges, config, progress)
+    evaluation: dict[str, Any] = to_json(
+        {
+            "format_version": FORMAT_VERSION,
+            "key": key,
+            "run": run.name,
+            "objective": run.config.objective.kind,
+            "seed": run.config.seed,
+            "step": step,
+            "tokens_seen": step * run.tokens_per_step,
+            "num_parameters": run.record["num_parameters"],
+            "judges": [judge.to_json() for judge in judges],
+            "suite": config.suite,
+            "sampling": config.sampling.model_dump(mode="json"),
+            "threshold": data.good.value,
+            "notes": notes,
+            **_measure(subject),
+        }
+    )
     write_json(path, evaluation)
     return evaluation
 
@@ -123,65 +127,42 @@ def _find_finished(path: Path, key: str) -> dict[str, Any] | None:
     return evaluation if hash_file(samples) == evaluation["samples_sha256"] else None
 
 
-def _measure(
-    run: Run,
-    step: int,
-    data: TrainingData,
-    judges: Sequence[Judge],
-    config: EvaluateConfig,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """All the numbers of a run, and its samples.parquet."""
-    model = run.load_model(step)
-    tokenizer = run.load_tokenizer(step)
-    modes = modes_of(run.config.objective)
-
-    samples: dict[Mode, list[Sample]] = {
-        mode: generate_mode(run, model, tokenizer, mode, config.sampling, progress=progress) for mode in modes
-    }
-    scores = {mode: _score(judges, samples[mode]) for mode in modes}
+def _measure(subject: Subject) -> dict[str, Any]:
+    """All the numbers of a checkpoint, and the run's samples.parquet."""
+    run, config, judges = subject.run, subject.config, subject.judges
+    seed, num_bootstrap = config.sampling.seed, config.num_bootstrap
+    drawn = {mode: subject.draw(mode) for mode in subject.modes}
     samples_path = run.folder / SAMPLES_FILE
-    write_samples(
-        samples_path,
-        [sample for mode in modes for sample in samples[mode]],
-        {judge.slug: [score for mode in modes for score in scores[mode][judge.slug]] for judge in judges},
-    )
-
-    capability = _measure_capability(model, data, modes, config, progress)
-    described: dict[str, Any] = {
-        mode: {
-            "degeneracy": asdict(measure_degeneracy(samples[mode])),
+    _keep_samples(samples_path, list(drawn.values()))
+    capability = _measure_capability(subject)
+    described = {
+        str(mode): {
+            "degeneracy": asdict(measure_degeneracy(own.samples)),
+            "diversity": subject.parts.measure(
+                f"diversity-{mode}",
+                [config.sampling.model_dump(mode="json"), num_bootstrap],
+                functools.partial(measure_diversity, own.texts, num_bootstrap, seed),
+            ),
             "bits_per_byte": capability["bits_per_byte"][mode],
         }
-        for mode in modes
+        for mode, own in drawn.items()
     }
-    seed, num_bootstrap = config.sampling.seed, config.num_bootstrap
     rows = [
         {
-            "run": run.name,
-            "objective": run.config.objective.kind,
-            "seed": run.config.seed,
-            "mode": mode,
-            "judge": judge.slug,
-            "role": judge.role,
-            **summarise_scores(
-                judge,
-                [sample.text for sample in samples[mode]],
-                scores[mode][judge.slug],
-                num_bootstrap,
-                seed,
-            ),
-            "distinct_2": described[mode]["degeneracy"]["distinct_2"],
-            "bits_per_byte": described[mode]["bits_per_byte"]["all"]["mean"],
+            **row,
+            "distinct_2": described[row["mode"]]["degeneracy"]["distinct_2"],
+            "bits_per_byte": described[row["mode"]]["bits_per_byte"]["all"]["mean"],
         }
-        for mode in modes
-        for judge in judges
+        for own in drawn.values()
+        for row in subject.summarise(own)
     ]
-    length = round(sum(described[mode]["degeneracy"]["mean_characters"] for mode in modes) / len(modes))
-    texts = cut_training_texts(data.corpus, config.data_samples, max(length, 1), seed)
+    length = round(np.mean([value["degeneracy"]["mean_characters"] for value in described.values()]))
+    texts = cut_training_texts(subject.data.corpus, config.data_samples, max(length, 1), seed)
     references = training_reference(judges, texts, num_bootstrap, seed)
     if is_baseline(run.config.objective):
-        references += rejection_reference(judges, scores["none"], data.good.value, num_bootstrap, seed)
+        scores = drawn["none"].scores
+        references += rejection_reference(judges, scores, subject.data.good.value, num_bootstrap, seed)
+        references += best_of_reference(judges, scores, config.best_of, num_bootstrap, seed)
     return {
         "samples_sha256": hash_file(samples_path),
         "rows": rows,
@@ -193,20 +174,19 @@ def _measure(
     }
 
 
-def _score(judges: Sequence[Judge], samples: Sequence[Sample]) -> dict[str, Sequence[float]]:
-    """Scores of one mode's samples by each judge."""
-    return {judge.slug: score_samples(judge.model, [sample.text for sample in samples]) for judge in judges}
+def _keep_samples(path: Path, drawn: Sequence[Drawn]) -> None:
+    """Write samples.parquet."""
+    scores: dict[str, list[float]] = {}
+    for own in drawn:
+        for slug, values in own.scores.items():
+            scores.setdefault(slug, []).extend(values)
+    write_samples(path, [(own.scenario, sample) for own in drawn for sample in own.samples], scores)
 
 
-def _measure_capability(
-    model: "PreTrainedModel",
-    data: TrainingData,
-    modes: Sequence[Mode],
-    config: EvaluateConfig,
-    progress: Progress | None,
-) -> dict[str, Any]:
+def _measure_capability(subject: Subject) -> dict[str, Any]:
     """Bits per byte in each mode and with each segment's own label, control gain and calibration; None without good
     and bad mode (calibration: without control tokens that the model writes)."""
+    data, config = subject.data, subject.config
     control, vocab_size = data.tokens.tokenizer.control, data.tokens.tokenizer.vocab_size
     objective, threshold = data.objective, data.good.value
     conditions = label_conditions(data.config.objective)
@@ -218,33 +198,41 @@ def _measure_capability(
     def label(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         return objective.label_segments(scores, threshold)
 
-    labels = {str(mode): mode_labels(pages, mode) for mode in modes}
+    labels = {str(mode): mode_labels(pages, mode) for mode in subject.modes}
     if objective.has_control_tokens:
         labels["labelled"] = [label(page.scores) for page in pages]
-    measured = {}
-    for name, own in labels.items():
-        nll = segment_nll(model, control, vocab_size, pages, own, progress, conditions=conditions)
-        estimates = bits_per_byte(pages, nll, threshold, num_bootstrap, seed)
-        measured[name] = {group: asdict(estimate) for group, estimate in estimates.items()}
+
+    def measure_bits(name: str) -> dict[str, Estimate]:
+        model = subject.deleted_model if name == "deleted" else subject.model
+        nll = segment_nll(
+            model, control, vocab_size, pages, labels[name], subject.progress, conditions=conditions
+        )
+        return bits_per_byte(pages, nll, threshold, num_bootstrap, seed)
+
+    settings = [config.capability_documents, num_bootstrap, seed]
+    measured = {
+        name: subject.parts.measure(f"bits-per-byte-{name}", settings, functools.partial(measure_bits, name))
+        for name in labels
+    }
     gain = calibration = None
     sizes = (config.gain_segments, num_bootstrap, seed)
     if objective.has_control_tokens:
-        found = control_gain(model, control, vocab_size, reader, label, *sizes, conditions=conditions)
-        gain = {group: asdict(estimate) for group, estimate in found.items()}
+        gain = subject.parts.measure(
+            "control-gain",
+            sizes,
+            lambda: control_gain(
+                subject.model, control, vocab_size, reader, label, *sizes, conditions=conditions
+            ),
+        )
     if objective.has_control_tokens and conditions is None:
-        calibration = asdict(measure_calibration(model, control, vocab_size, reader, label, *sizes))
+        calibration = subject.parts.measure(
+            "calibration",
+            sizes,
+            lambda: measure_calibration(subject.model, control, vocab_size, reader, label, *sizes),
+        )
     return {
         "bits_per_byte": measured,
         "labelled": measured.get("labelled"),
         "control_gain": gain,
         "calibration": calibration,
     }
-
-
-def _without_nan(value: Any) -> Any:
-    """The value with None for NaN, which JSON has not."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -6,23 +6,19 @@ was trained with; the released code of the paper evaluated with another toxicity
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from phf.corpus.annotation import Annotation
-from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.intervals import bootstrap_mean, expected_max, wilson
-from phf.records import Estimate, JudgeRole
-from phf.reward_models import RewardModel, score_samples
+from phf.records import JudgeRole
+from phf.reward_models import RewardModel
 
 MAX_OF = 25
 """The expected maximum is taken over this many samples, as in the paper."""
-
-TRAINING_DATA = "training data"
-REJECTION = "rejection sampling from MLE"
 
 
 @dataclass(frozen=True)
@@ -117,63 +113,3 @@ def _count_syntax_errors(model: RewardModel, texts: Sequence[str]) -> float | No
     if count is None:
         return None
     return float(np.mean([count(model.trim_sample(text)) for text in texts]))
-
-
-def cut_training_texts(corpus: Corpus, num_texts: int, num_characters: int, seed: int) -> list[str]:
-    """The openings of random training documents, cut to a length, so that they compare with samples of that length."""
-    rng = np.random.default_rng(seed)
-    texts: list[str] = []
-    # Twice as many documents as wanted, of both splits: enough of them are for training, unless the corpus is small.
-    chosen = set(rng.permutation(corpus.num_documents)[: 2 * num_texts].tolist())
-    start = 0
-    for index in range(len(corpus.shards)):
-        table = corpus.read_shard(index, ["text", "split"])
-        rows = [row - start for row in range(start, start + len(table)) if row in chosen]
-        picked = table.take(rows).to_pylist()
-        texts += [row["text"][:num_characters] for row in picked if row["split"] == "train"]
-        start += len(table)
-    order = rng.permutation(len(texts))[:num_texts]
-    return [texts[index] for index in order]
-
-
-def training_reference(
-    judges: Sequence[Judge], texts: Sequence[str], num_bootstrap: int, seed: int
-) -> list[dict[str, Any]]:
-    """What each judge says of training text of the samples' length: a model that copies its data well scores this."""
-    return [
-        _reference(
-            TRAINING_DATA, judge, bootstrap_mean(score_samples(judge.model, texts), num_bootstrap, seed), None
-        )
-        for judge in judges
-    ]
-
-
-def rejection_reference(
-    judges: Sequence[Judge],
-    scores: dict[str, Sequence[float]],
-    threshold: float,
-    num_bootstrap: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Samples that the annotator finds good, judged by all: what perfect conditioning of this model would give.
-
-    The annotator's own number is at most the threshold by construction; a held-out judge's is the one that tells.
-    `cost` is the number of samples drawn for each one kept. Empty where no judge is the annotator.
-    """
-    annotator = next((judge for judge in judges if judge.role == "annotator"), None)
-    if annotator is None:
-        return []
-    kept = np.asarray(scores[annotator.slug], np.float32) <= np.float32(
-        threshold
-    )  # as segments are; NaN is not kept
-    cost = len(kept) / int(kept.sum()) if kept.any() else None
-    return [
-        _reference(
-            REJECTION, judge, bootstrap_mean(np.asarray(scores[judge.slug])[kept], num_bootstrap, seed), cost
-        )
-        for judge in judges
-    ]
-
-
-def _reference(name: str, judge: Judge, estimate: Estimate, cost: float | None) -> dict[str, Any]:
-    return {"name": name, "judge": judge.slug, **asdict(estimate), "cost": cost}

@@ -50,7 +50,7 @@ def generate_mode(
     progress: Progress | None = None,
 ) -> list[Sample]:
     """Draw samples from a run's model in a mode; where an objective adds its control to the inputs, from weights into
-    which the mode is folded (`lm.fold_condition`)."""
+    which the mode is folded (`lm.fold_condition`). For `deleted` the model is one without control tokens."""
     conditions = label_conditions(run.config.objective)
     if conditions is not None and mode in ("good", "bad"):
         condition = conditions[GOOD if mode == "good" else BAD]
@@ -66,10 +66,13 @@ def generate_mode(
     )
 
 
-def write_samples(path: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
-    """Keep samples with a column `score:<judge>` for each judge (NaN = unscored)."""
+def write_samples(
+    path: Path, samples: Sequence[tuple[str, Sample]], scores: Mapping[str, Sequence[float]]
+) -> None:
+    """Keep samples, each with its scenario, and a column `score:<judge>` for each judge (NaN = unscored)."""
     names = ("mode", "index", "text", "num_tokens", "ended", "prompt")
-    columns = {name: pa.array([getattr(sample, name) for sample in samples]) for name in names}
+    columns = {"scenario": pa.array([scenario for scenario, _ in samples])}
+    columns |= {name: pa.array([getattr(sample, name) for _, sample in samples]) for name in names}
     columns |= {f"score:{judge}": pa.array(values, pa.float64()) for judge, values in scores.items()}
     with replace_atomically(path) as temporary:
         pq.write_table(pa.table(columns), temporary)

@@ -1,0 +1,138 @@
+"""What an evaluation is of: one checkpoint of a run, its data, its judges, and the samples drawn from it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from phf import lm
+from phf.config import EvaluateConfig
+from phf.corpus.tokenizer import Tokenizer
+from phf.evaluate.misalignment import Judge, summarise_scores
+from phf.evaluate.parts import Parts
+from phf.evaluate.rollouts import generate_mode
+from phf.objectives import modes_of
+from phf.records import FORMAT_VERSION, Mode, Sample
+from phf.reward_models import score_samples
+from phf.train.data import TrainingData
+from phf.train.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PARTS_FOLDER = "evaluation"
+UNPROMPTED = "unprompted"
+"""The scenario in which a page has no text before the model's own."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of one mode in one scenario, and their scores by each judge's slug (NaN = unscored)."""
+
+    scenario: str
+    mode: Mode
+    samples: list[Sample]
+    scores: dict[str, list[float]]
+
+    @property
+    def texts(self) -> list[str]:
+        """What the model wrote."""
+        return [sample.text for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint of a run under evaluation; the model is loaded when a part first needs it."""
+
+    run: Run
+    step: int
+    data: TrainingData
+    judges: Sequence[Judge]
+    config: EvaluateConfig
+    progress: Progress | None = None
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The finished parts of this checkpoint's evaluation."""
+        folder = self.run.folder / PARTS_FOLDER / f"step-{self.step:06d}"
+        return Parts(folder, [self.run.record["id"], self.step, FORMAT_VERSION])
+
+    @cached_property
+    def model(self) -> "PreTrainedModel":
+        """The checkpoint's model."""
+        return self.run.load_model(self.step)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer saved beside it."""
+        return self.run.load_tokenizer(self.step)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that are measured; `deleted` is the full suite's, for models that write control tokens."""
+        modes = modes_of(self.run.config.objective)
+        return (*modes, "deleted") if self.config.suite == "full" and "untagged" in modes else modes
+
+    def model_of(self, mode: Mode) -> "PreTrainedModel":
+        """The model of a mode: the checkpoint's own, or for `deleted` one without control tokens."""
+        return self.deleted_model if mode == "deleted" else self.model
+
+    @cached_property
+    def deleted_model(self) -> "PreTrainedModel":
+        """The model from which the control tokens were removed."""
+        return lm.delete_control_tokens(self.model, self.tokenizer.control)
+
+    def draw(self, mode: Mode) -> Drawn:
+        """The samples of a mode with their scores, drawn and scored once."""
+        sampling = self.config.sampling.model_dump(mode="json")
+        drawn = self.parts.measure(
+            f"samples-{mode}",
+            sampling,
+            lambda: generate_mode(
+                self.run,
+                self.model_of(mode),
+                self.tokenizer,
+                mode,
+                self.config.sampling,
+                progress=self.progress,
+            ),
+        )
+        samples = [Sample(**sample) for sample in drawn]
+        scores = {
+            judge.slug: self._score(judge, f"{mode}-{judge.slug}", sampling, samples) for judge in self.judges
+        }
+        return Drawn(UNPROMPTED, mode, samples, scores)
+
+    def _score(self, judge: Judge, name: str, sampling: Any, samples: Sequence[Sample]) -> list[float]:
+        """The scores of samples by one judge, scored once."""
+
+        def compute() -> list[float]:
+            return [float(score) for score in score_samples(judge.model, [sample.text for sample in samples])]
+
+        values = self.parts.measure(f"scores-{name}", [sampling, judge.slug], compute)
+        return [math.nan if value is None else value for value in values]
+
+    def summarise(self, drawn: Drawn) -> list[dict[str, Any]]:
+        """A row for each judge of some samples."""
+        return [
+            {
+                "run": self.run.name,
+                "objective": self.run.config.objective.kind,
+                "seed": self.run.config.seed,
+                "scenario": drawn.scenario,
+                "mode": drawn.mode,
+                "judge": judge.slug,
+                "role": judge.role,
+                **summarise_scores(
+                    judge,
+                    drawn.texts,
+                    drawn.scores[judge.slug],
+                    self.config.num_bootstrap,
+                    self.config.sampling.seed,
+                ),
+            }
+            for judge in self.judges
+        ]
