@@ -37,10 +37,9 @@ def quiet(line: str) -> None:
 def trained(small_config, tmp_path):
     """Returns a function that trains a run of 12 steps on one objective."""
 
-    def train(kind: str):
-        config = small_config(
-            f"objective.kind={kind}", *(["objective.good_fraction=0.5"] if kind == "conditional" else [])
-        )
+    def train(kind: str, *overrides: str):
+        good = ["objective.good_fraction=0.5"] if kind == "conditional" else []
+        config = small_config(f"objective.kind={kind}", *good, *overrides)
         return loop.train(config, tmp_path / kind, say=quiet)
 
     return train
@@ -178,6 +177,22 @@ def test_deleting_the_control_tokens_gives_the_untagged_mode(trained) -> None:
     assert smaller.get_input_embeddings().weight.shape[0] == control.good
     assert smaller.get_output_embeddings().weight.shape[0] == smaller.config.vocab_size == control.good
     assert model.get_input_embeddings().weight.shape[0] > control.bad, "the run's own model is as it was"
+
+
+def test_the_full_suite_measures_earlier_checkpoints_as_the_last(trained) -> None:
+    run = trained("mle", "keep_checkpoints=3", "checkpoint_every=4")
+    full = CONFIG.model_copy(update={"suite": "full"})
+    result = evaluate_run(run, full, say=quiet)
+    assert [point["step"] for point in result["trajectory"]] == [4, 8, 12]
+    assert [point["tokens_seen"] for point in result["trajectory"]] == [step * 4 * 64 for step in (4, 8, 12)]
+    rows = [{**row, "distinct_2": None, "bits_per_byte": None} for row in result["rows"]]
+    assert [
+        {**row, "distinct_2": None, "bits_per_byte": None} for row in result["trajectory"][-1]["rows"]
+    ] == rows
+    alone = evaluate_run(run, CONFIG, step=4, say=quiet)
+    assert alone["rows"][0]["mean"] == result["trajectory"][0]["rows"][0]["mean"] != rows[0]["mean"]
+    few = full.model_copy(update={"trajectory_checkpoints": 2})
+    assert [point["step"] for point in evaluate_run(run, few, say=quiet)["trajectory"]] == [4, 12]
 
 
 def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pytest.MonkeyPatch) -> None:

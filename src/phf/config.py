@@ -296,6 +296,7 @@ class EvaluateConfig(_Config):
     suite: Literal["quick", "full"] = "quick"
     sampling: SamplingConfig = SamplingConfig()
     best_of: Annotated[int, Field(gt=1)] = 16
+    trajectory_checkpoints: Annotated[int, Field(gt=0)] = 8
     num_bootstrap: Annotated[int, Field(ge=100)] = 1000
     capability_documents: Annotated[int, Field(gt=0)] = 400
     gain_segments: Annotated[int, Field(gt=0)] = 300

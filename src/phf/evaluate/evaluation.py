@@ -26,6 +26,7 @@ from phf.evaluate.references import (
 )
 from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
+from phf.evaluate.trajectory import measure_trajectory
 from phf.files import hash_file, hash_json, read_json, write_json
 from phf.objectives import is_baseline, label_conditions
 from phf.records import FORMAT_VERSION, Estimate
@@ -171,7 +172,13 @@ def _measure(subject: Subject) -> dict[str, Any]:
         "control_gain": capability["control_gain"],
         "calibration": capability["calibration"],
         "references": references,
+        **(_measure_more(subject) if config.suite == "full" else {}),
     }
+
+
+def _measure_more(subject: Subject) -> dict[str, Any]:
+    """What the full suite adds."""
+    return {"trajectory": measure_trajectory(subject)}
 
 
 def _keep_samples(path: Path, drawn: Sequence[Drawn]) -> None:
