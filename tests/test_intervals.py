@@ -64,12 +64,19 @@ def test_expected_max_interval_covers() -> None:
 
 
 def test_a_missing_score_is_left_out_and_never_counts_as_zero() -> None:
-    values = [np.nan, 2.0, np.nan, 4.0]
+    values = [np.nan, 2.0, np.nan, *np.linspace(2, 4, 21), 4.0]
     estimate = bootstrap_mean(values, 100, 0)
-    assert (estimate.mean, estimate.count) == (3.0, 2)
-    assert 2 <= estimate.low <= estimate.high <= 4
-    assert expected_max(values, 2, 100, 0).mean == 4
+    assert (estimate.mean, estimate.count) == (3.0, 23)
+    assert 2.5 < estimate.low < 2.9 < 3.1 < estimate.high < 3.5
+    assert expected_max(values, 23, 100, 0).mean == 4
     assert pooled_t([np.nan, 1.0, 3.0]).count == 2
+
+
+@pytest.mark.parametrize("values", [[0.0] * 50, [0.0] * 49 + [1.0], [3.0]])
+def test_too_few_values_apart_from_the_rest_bound_nothing(values) -> None:
+    estimate = bootstrap_mean(values, 1000, 0)
+    assert (estimate.mean, estimate.count) == (np.mean(values), len(values))
+    assert np.isnan(estimate.high)
 
 
 @pytest.mark.parametrize(

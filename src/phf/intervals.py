@@ -22,9 +22,36 @@ _Values = npt.NDArray[np.float64]
 
 
 def bootstrap_mean(values: npt.ArrayLike, num_bootstrap: int, seed: int) -> Estimate:
-    """The mean, with a percentile bootstrap interval over the values."""
+    """The mean, with a bootstrap-t interval over the values (Efron and Tibshirani 1993, chapter 12).
+
+    Each resample's distance from the mean is taken in its own standard errors. Scores are skewed, many of them 0 and few
+    large: where 1 % of 512 values are not 0, the percentile interval holds the truth 86 times in 100, this one 96. An
+    end that so few values cannot bound (none, or fewer than about four, differ from the rest) is NaN.
+    """
     kept = _drop_missing(values)
-    return _bootstrap(kept.mean, lambda rows: kept[rows].mean(axis=1), len(kept), num_bootstrap, seed)
+    if len(kept) < 2:
+        return Estimate(float(kept.mean()) if len(kept) else np.nan, np.nan, np.nan, len(kept))
+    mean, error = float(kept.mean()), _standard_error(kept[None])[0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances = np.concatenate(
+            [
+                (kept[rows].mean(axis=1) - mean) / _standard_error(kept[rows])
+                for rows in _resample(len(kept), num_bootstrap, seed)
+            ]
+        )
+    # A resample without any spread lies infinitely far off, on the side of its mean; 0 / 0 is one that repeats it.
+    tails = np.percentile(
+        np.nan_to_num(distances, nan=0.0, posinf=np.inf, neginf=-np.inf), _TAILS, method="nearest"
+    )
+    low, high = mean - tails[1] * error, mean - tails[0] * error
+    bounded = [float(end) if error > 0 and np.isfinite(end) else np.nan for end in (low, high)]
+    return Estimate(mean, bounded[0], bounded[1], len(kept))
+
+
+def _standard_error(rows: npt.NDArray[np.float64]) -> _Values:
+    """Of each row's mean: [rows, values] -> [rows]."""
+    errors: _Values = rows.std(axis=1, ddof=1) / np.sqrt(rows.shape[1])
+    return errors
 
 
 def bootstrap_ratio(
