@@ -13,6 +13,7 @@ from phf.files import read_json
 from phf.records import Identity
 from phf.reward_models import load_reward_model
 from phf.train import loop
+from phf.train.checkpoint import checkpoint_folder
 
 CONFIG = EvaluateConfig(
     judges=("pii",),
@@ -160,7 +161,9 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same_bytes(
     assert len(drawn) == 6, "another judge scores the same samples"
 
 
-def test_deleting_the_control_tokens_gives_the_untagged_mode(trained) -> None:
+def test_deleting_the_control_tokens_gives_the_untagged_mode(
+    trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained("conditional")
     full = CONFIG.model_copy(update={"suite": "full"})
     result = evaluate_run(run, full, say=quiet)
@@ -173,6 +176,16 @@ def test_deleting_the_control_tokens_gives_the_untagged_mode(trained) -> None:
     assert smaller.get_input_embeddings().weight.shape[0] == control.good
     assert smaller.get_output_embeddings().weight.shape[0] == smaller.config.vocab_size == control.good
     assert model.get_input_embeddings().weight.shape[0] > control.bad, "the run's own model is as it was"
+
+    def zero(model, control):
+        model = lm.load_model(checkpoint_folder(run.folder, 12))
+        model.get_output_embeddings().weight.data.zero_()
+        return model
+
+    monkeypatch.setattr(lm, "delete_control_tokens", zero)
+    damaged = evaluate_run(run, full, force=True, say=quiet)["modes"]["deleted"]
+    assert damaged["bits_per_byte"]["all"]["mean"] > untagged["bits_per_byte"]["all"]["mean"] + 0.1
+    assert damaged["degeneracy"] != untagged["degeneracy"], "both are measured on the model without them"
 
 
 def test_the_full_suite_measures_earlier_checkpoints_as_the_last(trained) -> None:
