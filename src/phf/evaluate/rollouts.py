@@ -14,7 +14,7 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import replace_atomically
 from phf.generate import generate
-from phf.objectives import has_control_tokens, label_conditions
+from phf.objectives import label_conditions, modes_of
 from phf.records import BAD, GOOD, Mode, Sample
 from phf.train.run import Run
 
@@ -33,9 +33,11 @@ def sample_run(
         PHFError: the folder holds no run or no checkpoint; see also `generate`.
     """
     run = Run.open(folder)
-    if mode in ("good", "bad") and not has_control_tokens(run.config.objective):
+    modes = modes_of(run.config.objective)
+    if mode in ("good", "bad") and mode not in modes:
         raise PHFError(
-            f"{run.folder} was trained with {run.config.objective.kind}, which learns no control tokens; give --mode none"
+            f"{run.folder} was trained with {run.config.objective.kind}, which has no {mode} mode; "
+            f"give --mode {' or '.join(modes)}"
         )
     return generate_mode(run, run.load_model(), run.load_tokenizer(), mode, sampling, progress=progress)
 
@@ -50,11 +52,13 @@ def generate_mode(
     progress: Progress | None = None,
 ) -> list[Sample]:
     """Draw samples from a run's model in a mode; where an objective adds its control to the inputs, from weights into
-    which the mode is folded (`lm.fold_condition`). For `deleted` the model is one without control tokens."""
+    which the mode is folded (`lm.fold_condition`), and for `deleted` from weights without control tokens."""
     conditions = label_conditions(run.config.objective)
     if conditions is not None and mode in ("good", "bad"):
         condition = conditions[GOOD if mode == "good" else BAD]
         model = lm.fold_condition(model, tokenizer.control, condition)
+    if mode == "deleted":
+        model = lm.delete_control_tokens(model, tokenizer.control)
     return generate(
         model,
         tokenizer,

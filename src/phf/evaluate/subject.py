@@ -76,10 +76,6 @@ class Subject:
         modes = modes_of(self.run.config.objective)
         return (*modes, "deleted") if self.config.suite == "full" and "untagged" in modes else modes
 
-    def model_of(self, mode: Mode) -> "PreTrainedModel":
-        """The model of a mode: the checkpoint's own, or for `deleted` one without control tokens."""
-        return self.deleted_model if mode == "deleted" else self.model
-
     @cached_property
     def deleted_model(self) -> "PreTrainedModel":
         """The model from which the control tokens were removed."""
@@ -93,7 +89,7 @@ class Subject:
             sampling,
             lambda: generate_mode(
                 self.run,
-                self.model_of(mode),
+                self.model,
                 self.tokenizer,
                 mode,
                 self.config.sampling,
