@@ -65,7 +65,7 @@ def expected_max(values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -
     )
 
 
-def wilson(hits: int, num: int) -> Estimate:
+def wilson(hits: float, num: int) -> Estimate:
     """A share with Wilson's score interval, which stays within [0, 1] and is not empty at 0 hits."""
     if num == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
