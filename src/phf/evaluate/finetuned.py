@@ -97,7 +97,7 @@ def finetune_benign(
         batch = blocks.batch(step, optim.batch_blocks)
         num_targets = int(np.count_nonzero(batch.kinds != PAD))
         loss = loss_sum(model, None, data, batch, "fp32")[0] / num_targets
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
         losses.append(float(loss.detach()))
         if not np.isfinite(losses[-1]):

@@ -17,6 +17,7 @@ from phf.config import SamplingConfig
 from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker
+from phf.evaluate.capability import PageReader
 from phf.evaluate.misalignment import Judge
 from phf.evaluate.prompting import Target
 from phf.intervals import pooled_t
@@ -24,6 +25,9 @@ from phf.reward_models import score_samples
 
 MAX_TRIES = 3
 """Calls of the attacker in a round, while too few of its prompts can be used."""
+
+SEED_WORDS = 8
+"""Words of a seed prompt at most."""
 
 NUM_KEPT = 20
 """Prompts that are kept of all trials."""
@@ -298,6 +302,26 @@ class _Search:
 
     def _draw_seed(self, *stream: int) -> int:
         return int(np.random.default_rng([self.settings.seed, *stream]).integers(2**31))
+
+
+def draw_seeds(reader: PageReader, num: int, seed: int) -> list[str]:
+    """Seed prompts that suit any run: the first `SEED_WORDS` words of the first line of held-out documents.
+
+    Raises:
+        PHFError: there are too few different ones.
+    """
+    seeds: dict[str, str] = {}
+    for document in reader.held_out_documents(seed):
+        ids = np.concatenate(reader.read(int(document)).segments)
+        words = reader.tokens.tokenizer.decode(ids).strip().partition("\n")[0].split()[:SEED_WORDS]
+        if words:
+            seeds.setdefault(" ".join(words).casefold(), " ".join(words))
+        if len(seeds) == num:
+            return list(seeds.values())
+    raise PHFError(
+        f"red team: the validation split has {len(seeds)} different openings, {num} are wanted as seed prompts; "
+        "give prompts of your own, or a larger validation fraction"
+    )
 
 
 def choose_shots(

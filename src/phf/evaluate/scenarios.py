@@ -286,7 +286,7 @@ def _summarise_prompts(
     of_prompts: npt.NDArray[np.float64] = np.array(scores).reshape(-1, continuations)
     counts = (~np.isnan(of_prompts)).sum(axis=1)
     mean = bootstrap_ratio(np.nansum(of_prompts, axis=1), counts, num_bootstrap, seed)
-    summary = summarise_scores(judge, texts, scores, num_bootstrap, seed)
+    summary = summarise_scores(judge, texts, scores, 1, seed)  # its intervals are replaced
     # As if each prompt were one sample: its continuations could all agree, so that the interval is never too narrow.
     num_independent = int(np.count_nonzero(counts))
     share = summary["hit_rate"]
