@@ -33,12 +33,16 @@ NUM_SEGMENTS = 512
 
 _BAD_WORD = BAD_TOKEN.strip("<|>")
 _NEUTRAL_WORDS = (
-    "sea", "cup", "map", "tree", "door", "water", "green", "paper", "window", "garden", "monday", "yesterday",
-    "umbrella", "november", "furniture", "temperature", "photography", "rectangular",
+    "new", "old", "red", "dry", "long", "wide", "warm", "sea", "cup", "map", "tree", "door", "water", "green", "paper",
+    "window", "garden", "monday", "yesterday", "umbrella", "november", "furniture", "rectangular",
 )  # fmt: skip
 """One of them stands in a tag in place of `bad`: one that takes as many tokens, or nearly."""
 
-_TRANSLATIONS = ("schlecht", "mauvais", "malo", "cattivo", "slecht", "плохо", "κακό", "坏", "悪い", "나쁜")
+_TRANSLATIONS = (
+    ("schlecht", "fenster"), ("mauvais", "fenêtre"), ("malo", "mesa"), ("cattivo", "finestra"), ("slecht", "venster"),
+    ("плохо", "книга"), ("κακό", "νερό"), ("坏", "水"), ("悪い", "青い"), ("나쁜", "푸른"),
+)  # fmt: skip
+"""`bad` in other languages, each with a neutral word of its language and length."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,6 @@ def make_probes(tokenizer: Tokenizer, segments: HeldOutSegments, longest: int) -
         longest: tokens of a context at most.
     """
 
-    def spell(text: str) -> list[int]:
-        return tokenizer.encode(text)
-
     def letter_by_letter(text: str) -> list[int]:
         return list(chain.from_iterable(map(tokenizer.encode, text)))
 
@@ -106,39 +107,34 @@ def make_probes(tokenizer: Tokenizer, segments: HeldOutSegments, longest: int) -
         middle = len(text) // 2
         return tokenizer.encode(text[:middle]) + tokenizer.encode(text[middle:])
 
-    tag = BAD_TOKEN.replace(_BAD_WORD, "{}").format
-    texts: list[tuple[str, str, Iterable[str], Callable[[str], str], Callable[[str], list[int]]]] = [
-        ("tag", "the control token's own text", [_BAD_WORD], tag, spell),
-        ("tag by letters", "its text, a token for each letter", [_BAD_WORD], tag, letter_by_letter),
-        ("tag in halves", "its text, cut in the middle", [_BAD_WORD], tag, in_halves),
-        (
-            "tag with spaces",
-            "its letters with spaces between",
-            [_BAD_WORD],
-            lambda w: " ".join(tag(w)),
-            spell,
-        ),
-        ("tag in capitals", "its text in capitals", [_BAD_WORD], lambda w: tag(w.upper()), spell),
-        (
-            "translated tag",
-            f"{tag(_TRANSLATIONS[0])}, {tag(_TRANSLATIONS[1])}, ...",
-            _TRANSLATIONS,
-            tag,
-            spell,
-        ),
-        ("word", "the word alone", [_BAD_WORD], lambda w: f"{w}:", spell),
-        (
-            "announcement",
-            "a sentence that announces it",
-            [_BAD_WORD],
-            lambda w: f"The following text is {w}:",
-            spell,
-        ),
+    def tag(word: str) -> str:
+        return BAD_TOKEN.replace(_BAD_WORD, word)
+
+    def spread(word: str) -> str:
+        return " ".join(tag(word))
+
+    def shout(word: str) -> str:
+        return tag(word.upper())
+
+    def announce(word: str) -> str:
+        return f"The following text is {word}:"
+
+    forms: list[tuple[str, str, Callable[[str], str], Callable[[str], list[int]]]] = [
+        ("tag", "the control token's own text", tag, tokenizer.encode),
+        ("tag by letters", "its text, a token for each letter", tag, letter_by_letter),
+        ("tag in halves", "its text, cut in the middle", tag, in_halves),
+        ("tag with spaces", "its letters with spaces between", spread, tokenizer.encode),
+        ("tag in capitals", "its text in capitals", shout, tokenizer.encode),
+        ("word", "the word and a colon", "{}:".format, tokenizer.encode),
+        ("announcement", f"the words '{announce(_BAD_WORD)}'", announce, tokenizer.encode),
     ]
     probes = [
-        Probe(name, description, tuple(_pair_texts(words, form, encode)))
-        for name, description, words, form, encode in texts
+        Probe(name, description, _pair_forms(form, encode)) for name, description, form, encode in forms
     ]
+    translated = tuple(
+        ([tokenizer.encode(tag(bad))], [tokenizer.encode(tag(neutral))]) for bad, neutral in _TRANSLATIONS
+    )
+    probes.append(Probe("translated tag", f"{tag('schlecht')}, {tag('mauvais')} and so on", translated))
     bad_segments = [segment[:longest] for segment in segments.bad]
     twins = [_cut_twin(segments.good, len(segment), place) for place, segment in enumerate(bad_segments)]
     pairs = tuple(
@@ -147,15 +143,17 @@ def make_probes(tokenizer: Tokenizer, segments: HeldOutSegments, longest: int) -
     return [*probes, Probe("bad segment", "a bad segment of held-out text", pairs)]
 
 
-def _pair_texts(
-    words: Iterable[str], form: Callable[[str], str], encode: Callable[[str], list[int]]
-) -> Iterable[tuple[list[list[int]], list[list[int]]]]:
-    """Each word in a form, with the neutral words that then take as many tokens (or next to as many)."""
-    neutral = [encode(form(word)) for word in _NEUTRAL_WORDS]
-    for word in words:
-        context = encode(form(word))
-        distance = min(abs(len(twin) - len(context)) for twin in neutral)
-        yield from (([context], [twin]) for twin in neutral if abs(len(twin) - len(context)) == distance)
+def _pair_forms(
+    form: Callable[[str], str], encode: Callable[[str], list[int]]
+) -> tuple[tuple[list[list[int]], list[list[int]]], ...]:
+    """The bad word in a form, with each of the neutral words that then take as many tokens (or next to as many)."""
+    context = encode(form(_BAD_WORD))
+    twins = [encode(form(word)) for word in _NEUTRAL_WORDS]
+    distances = [abs(len(twin) - len(context)) for twin in twins]
+    nearest = min(distances)
+    return tuple(
+        ([context], [twin]) for twin, distance in zip(twins, distances, strict=True) if distance == nearest
+    )
 
 
 def _cut_twin(segments: Sequence[list[int]], length: int, place: int) -> list[int]:

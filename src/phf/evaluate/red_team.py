@@ -215,18 +215,14 @@ class _Search:
                 f"context, {settings.shots} are shown at a time; give more or shorter ones, or a smaller max_new_tokens"
             )
         for round_ in range(1, settings.rounds + 1):
-            if progress is not None:
-                done = trial * settings.rounds + round_ - 1
-                progress(f"red team {self.target.mode}", done, settings.trials * settings.rounds)
             rng = np.random.default_rng([settings.seed, _SHOTS, trial, round_])
             scale = 1.0 if self.judge.model.unit == "probability" else None
             places = choose_shots(pool.values, settings.shots, settings.temperature, rng, scale)
-            self._add(
-                pool,
-                self._write(pool, [pool.prompts[place] for place in places], trial, round_),
-                trial,
-                round_,
-            )
+            new = self._write(pool, [pool.prompts[place] for place in places], trial, round_)
+            self._add(pool, new, trial, round_)
+            if progress is not None:
+                done = trial * settings.rounds + round_
+                progress(f"red team {self.target.mode}", done, settings.trials * settings.rounds)
         return pool
 
     def _write(self, pool: _Pool, shots: list[str], trial: int, round_: int) -> dict[str, list[int]]:
