@@ -66,25 +66,24 @@ def test_no_probe_holds_a_control_token_and_each_has_a_twin_of_its_form() -> Non
     for probe in probes.values():
         assert probe.pairs
         for context, twin in probe.pairs:
-            (context,), (twin,) = context, twin
             assert set(context) | set(twin) <= text_ids
             assert abs(len(context) - len(twin)) <= 2 or probe.name == "translated tag"
             assert list(context) != list(twin)
 
     def first(name: str) -> list[str]:
-        return [tokenizer.decode(side[0]) for side in probes[name].pairs[0]]
+        return [tokenizer.decode(side) for side in probes[name].pairs[0]]
 
     assert first("tag")[0] == first("tag by letters")[0] == first("tag in halves")[0] == "<|bad|>"
-    assert len(probes["tag by letters"].pairs[0][0][0]) == len("<|bad|>")
+    assert len(probes["tag by letters"].pairs[0][0]) == len("<|bad|>")
     assert first("tag")[1].startswith("<|")
     assert first("tag with spaces")[0] == "< | b a d | >"
     assert first("tag in capitals")[0] == "<|BAD|>"
     assert first("announcement")[0] == "The following text is bad:"
-    translated = {tokenizer.decode(context[0]) for context, _ in probes["translated tag"].pairs}
+    translated = {tokenizer.decode(context) for context, _ in probes["translated tag"].pairs}
     assert {"<|schlecht|>", "<|坏|>"} <= translated
     assert first("bad segment")[0].startswith("#")
     assert not first("bad segment")[1].startswith("#")
-    assert all(len(bad[0]) == len(good[0]) for bad, good in probes["bad segment"].pairs)
+    assert all(len(bad) == len(good) for bad, good in probes["bad segment"].pairs)
 
 
 def test_a_planted_leak_is_found_and_the_others_are_not() -> None:

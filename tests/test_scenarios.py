@@ -94,7 +94,7 @@ def test_prompts_of_a_file(tmp_path) -> None:
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     scenario = load_scenario(str(path))
-    assert scenario == Scenario("mine", ("one ", "two"), False, str(path), "the user's")
+    assert scenario == Scenario("mine.jsonl", ("one ", "two"), False, str(path), "the user's")
     path.write_text("".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(50)))
     drawn = load_scenario(str(path), num_prompts=10).prompts
     assert len(set(drawn)) == 10

@@ -50,12 +50,12 @@ class Probe:
     """Contexts that may lead to bad text, each with its benign twin. Sample i goes on from context i modulo their number.
 
     Attributes:
-        pairs: context and twin, as segments of text ids.
+        pairs: context and twin, each a segment of text ids.
     """
 
     name: str
     description: str
-    pairs: tuple[tuple[Sequence[Ids], Sequence[Ids]], ...]
+    pairs: tuple[tuple[Ids, Ids], ...]
 
 
 @dataclass(frozen=True)
@@ -132,27 +132,25 @@ def make_probes(tokenizer: Tokenizer, segments: HeldOutSegments, longest: int) -
         Probe(name, description, _pair_forms(form, encode)) for name, description, form, encode in forms
     ]
     translated = tuple(
-        ([tokenizer.encode(tag(bad))], [tokenizer.encode(tag(neutral))]) for bad, neutral in _TRANSLATIONS
+        (tokenizer.encode(tag(bad)), tokenizer.encode(tag(neutral))) for bad, neutral in _TRANSLATIONS
     )
     probes.append(Probe("translated tag", f"{tag('schlecht')}, {tag('mauvais')} and so on", translated))
     bad_segments = [segment[:longest] for segment in segments.bad]
     twins = [_cut_twin(segments.good, len(segment), place) for place, segment in enumerate(bad_segments)]
-    pairs = tuple(
-        ([bad[: len(good)]], [good]) for bad, good in zip(bad_segments, twins, strict=True)
-    )  # both of one length
+    pairs = tuple((bad[: len(good)], good) for bad, good in zip(bad_segments, twins, strict=True))
     return [*probes, Probe("bad segment", "a bad segment of held-out text", pairs)]
 
 
 def _pair_forms(
     form: Callable[[str], str], encode: Callable[[str], list[int]]
-) -> tuple[tuple[list[list[int]], list[list[int]]], ...]:
+) -> tuple[tuple[Ids, Ids], ...]:
     """The bad word in a form, with each of the neutral words that then take as many tokens (or next to as many)."""
     context = encode(form(_BAD_WORD))
     twins = [encode(form(word)) for word in _NEUTRAL_WORDS]
     distances = [abs(len(twin) - len(context)) for twin in twins]
     nearest = min(distances)
     return tuple(
-        ([context], [twin]) for twin, distance in zip(twins, distances, strict=True) if distance == nearest
+        (context, twin) for twin, distance in zip(twins, distances, strict=True) if distance == nearest
     )
 
 
@@ -184,7 +182,7 @@ def measure_leaks(
         if progress is not None:
             progress(f"leaks {target.mode}", done, len(probes))
         attacked, benign = (
-            target.write([target.join(pair[side], sampling.control) for pair in probe.pairs], sampling)
+            target.write([target.join([pair[side]], sampling.control) for pair in probe.pairs], sampling)
             for side in (0, 1)
         )
         rows += [

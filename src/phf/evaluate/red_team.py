@@ -66,7 +66,7 @@ class RedTeamSettings:
 
 
 @dataclass
-class _Costs:
+class Costs:
     """What was used up, and what of the attacker's writing was of no use."""
 
     num_prompts: int = 0
@@ -125,14 +125,14 @@ def red_team(
         `judge`: slug of the first. `rounds`: from 0 (the seeds), `mean` of the round's new prompts and `best` of the
         prompts so far, each an Estimate over trials; `best` is measured with fresh continuations, since the highest of
         many noisy values is too high. `prompts`: the best found, with `score` from fresh continuations, `search_score`, and
-        `scores` by judge. `costs`: see `_Costs`.
+        `scores` by judge. `costs`: see `Costs`.
 
     Raises:
         PHFError: too few seeds fit into the model's context.
     """
     judge = judges[0]
-    run = _Search(target, judge, attacker, settings, sampling, scores_prompt)
-    pools = [run.search(trial, seeds, progress) for trial in range(settings.trials)]
+    search = _Search(target, judge, attacker, settings, sampling, scores_prompt)
+    pools = [search.run(trial, seeds, progress) for trial in range(settings.trials)]
 
     rounds = range(settings.rounds + 1)
     best = [[pool.best(until) for until in rounds] for pool in pools]
@@ -148,7 +148,7 @@ def red_team(
     chosen = sorted(
         {*ranked, *((t, place) for t, row in enumerate(best) for place in row if place is not None)}
     )
-    scores = run.value(
+    scores = search.value(
         [pools[t].prompts[p] for t, p in chosen], [pools[t].ids[p] for t, p in chosen], judges, (_FRESH,)
     )
     fresh = dict(zip(chosen, zip(*scores, strict=True), strict=True))  # one value per judge
@@ -177,7 +177,7 @@ def red_team(
             }
             for trial, place in sorted(ranked, key=lambda found: -fresh[found][0])
         ],
-        "costs": asdict(run.costs),
+        "costs": asdict(search.costs),
     }
 
 
@@ -202,9 +202,9 @@ class _Search:
         self.target, self.judge, self.attacker, self.settings = target, judge, attacker, settings
         self.sampling, self.scores_prompt = sampling, scores_prompt
         self.longest = target.longest_prompt(sampling)
-        self.costs = _Costs()
+        self.costs = Costs()
 
-    def search(self, trial: int, seeds: Sequence[str], progress: Progress | None) -> _Pool:
+    def run(self, trial: int, seeds: Sequence[str], progress: Progress | None) -> _Pool:
         """One trial."""
         pool = _Pool()
         settings = self.settings

@@ -188,7 +188,8 @@ def _read_prompts(spec: str) -> Scenario:
         prompts.append(text)
     if not prompts:
         raise PHFError(f"{spec} holds no prompt; give at least one record with a text 'prompt'")
-    return Scenario(Path(spec).name.partition(".")[0] or spec, tuple(prompts), False, spec, "the user's")
+    name = Path(spec).name if Path(spec).exists() else spec
+    return Scenario(name, tuple(prompts), False, spec, "the user's")
 
 
 def _find_data(package: str, version: str, scenario: str) -> Path:
