@@ -116,7 +116,7 @@ def best_of(keys: npt.ArrayLike, values: npt.ArrayLike, k: int, num_bootstrap: i
     return _bootstrap(lambda: float(pairs[1][order] @ shared), average, num, num_bootstrap, seed)
 
 
-def wilson(hits: int, num: int) -> Estimate:
+def wilson(hits: float, num: int) -> Estimate:
     """A share with Wilson's score interval, which stays within [0, 1] and is not empty at 0 hits."""
     if num == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)

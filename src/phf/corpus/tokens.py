@@ -308,7 +308,7 @@ def _tokenize_shards(
     progress: Progress | None,
 ) -> None:
     """Tokenize the shards without an entry, in order; write each shard's files, then its entry."""
-    splitter = _Splitter(tokenizer)
+    splitter = Splitter(tokenizer)
     pending = [index for index, entry in enumerate(manifest["shards"]) if entry is None]
     num_documents = sum(corpus.shards[index].num_documents for index in pending)
     num_done = 0
@@ -361,7 +361,7 @@ def _map_in_order(
 
 
 def _tokenize_group(
-    corpus: Corpus, shard: int, group: int, splitter: "_Splitter", segments: SegmentKind, dtype: str
+    corpus: Corpus, shard: int, group: int, splitter: "Splitter", segments: SegmentKind, dtype: str
 ) -> _Group:
     table, ends = corpus.read_segments(shard, group, ["id", "text", "split"], segments)
     texts: list[str] = table["text"].to_pylist()
@@ -378,7 +378,7 @@ def _tokenize_group(
     return _Group(ids.astype(dtype), lengths, num_bytes, flat_ends, num_segments, is_train)
 
 
-class _Splitter:
+class Splitter:
     """Tokenizes documents whole and splits the tokens that straddle a segment end."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

