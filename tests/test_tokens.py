@@ -119,7 +119,7 @@ def test_only_tokens_that_straddle_a_segment_end_are_split(gpt2: Tokenizer, case
     expected = [split_slowly(gpt2, text, document) for text, document in zip(texts, ends, strict=True)]
     num_segments = np.array([len(document) for document in ends])
     flat = np.array([end for document in ends for end in document], np.int64)
-    ids, lengths, num_bytes = tokens._Splitter(gpt2).tokenize(texts, num_segments, flat)
+    ids, lengths, num_bytes = tokens.Splitter(gpt2).tokenize(texts, num_segments, flat)
     assert ids.tolist() == [index for document, _ in expected for index in document]
     assert lengths.tolist() == [length for _, document in expected for length in document]
     segments = [
@@ -300,7 +300,7 @@ def test_metaspace_tokens_are_split_between_their_letters(tmp_path: Path) -> Non
     backend.decoder = decoders.Metaspace()
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path / "unigram")
     tokenizer = load_tokenizer(str(tmp_path / "unigram"))
-    ids, lengths, num_bytes = tokens._Splitter(tokenizer).tokenize(
+    ids, lengths, num_bytes = tokens.Splitter(tokenizer).tokenize(
         ["the theo", "o"], np.array([3, 1]), np.array([2, 6, 8, 1])
     )
     segments = [
