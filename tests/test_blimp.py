@@ -100,7 +100,13 @@ def test_a_draw_of_pairs_depends_on_the_seed_and_on_nothing_else() -> None:
 
 def test_files_of_either_spelling(tmp_path) -> None:
     own = {"uid": "p", "term": "f", "good": "a, b", "bad": "b"}
-    theirs = {"UID": "p", "linguistics_term": "f", "sentence_good": "a, b", "sentence_bad": "b", "pairID": "1"}
+    theirs = {
+        "UID": "p",
+        "linguistics_term": "f",
+        "sentence_good": "a, b",
+        "sentence_bad": "b",
+        "pairID": "1",
+    }
     pair = MinimalPair("p", "f", "a, b", "b")
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(json.dumps(own).encode()))
     (tmp_path / "y.jsonl").write_text(json.dumps(theirs) + "\n\n" + json.dumps(own))

@@ -92,7 +92,9 @@ def test_a_task_of_ones_own(model, tokenizer, mode, tmp_path, monkeypatch, seen)
     for row in ROWS:
         start = tokenizer.encode(row["question"])
         scores = [
-            slow_log_prob(model, tokenizer, [*prefix, *start], tokenizer.encode(row["question"] + choice)[len(start) :])
+            slow_log_prob(
+                model, tokenizer, [*prefix, *start], tokenizer.encode(row["question"] + choice)[len(start) :]
+            )
             for choice in row["choices"]
         ]
         right += int(np.argmax(scores) == row["answer"])
@@ -112,9 +114,15 @@ def test_log_likelihoods_one_by_one(model, tokenizer, mode, tmp_path, seen) -> N
     tokenizer.save(tmp_path)
     wrapped = create_harness_lm(model, tokenizer, tmp_path, mode, batch_size=4)
     prefix, context = prefix_of(tokenizer, mode), 32
-    pairs = [("the cat", " sleeps"), ("", "the cats"), ("x" * 50, " sleep"), ("<|endoftext|>the", " cat<|good|>")]
+    pairs = [
+        ("the cat", " sleeps"),
+        ("", "the cats"),
+        ("x" * 50, " sleep"),
+        ("<|endoftext|>the", " cat<|good|>"),
+    ]
     requests = [
-        Instance("loglikelihood", {}, pair, number, metadata=("t", number, 1)) for number, pair in enumerate(pairs)
+        Instance("loglikelihood", {}, pair, number, metadata=("t", number, 1))
+        for number, pair in enumerate(pairs)
     ]
     found = [value for value, _ in wrapped.loglikelihood(requests, disable_tqdm=True)]
     for (before, after), value in zip(pairs, found, strict=True):
@@ -125,7 +133,9 @@ def test_log_likelihoods_one_by_one(model, tokenizer, mode, tmp_path, seen) -> N
     for ids in seen:
         assert ids.shape[1] <= context
         assert (ids[:, : len(prefix)] == torch.tensor(prefix)).all()
-        assert (ids == tokenizer.control.good).sum() == (len(prefix) - 1) * len(ids), "text became a control token"
+        assert (ids == tokenizer.control.good).sum() == (len(prefix) - 1) * len(ids), (
+            "text became a control token"
+        )
 
     seen.clear()
     text = "".join(np.random.default_rng(0).choice(list("abcdefgh "), 100))
@@ -143,7 +153,9 @@ def test_log_likelihoods_one_by_one(model, tokenizer, mode, tmp_path, seen) -> N
     assert all(row[: len(prefix)] == prefix for row in rows)
 
 
-def test_generation_starts_behind_the_prefix_and_writes_no_control_token(model, tokenizer, tmp_path, seen) -> None:
+def test_generation_starts_behind_the_prefix_and_writes_no_control_token(
+    model, tokenizer, tmp_path, seen
+) -> None:
     from lm_eval.api.instance import Instance
 
     tokenizer.save(tmp_path)

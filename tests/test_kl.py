@@ -95,7 +95,9 @@ def enumerate_reference(reference: ReferenceLM, tokenizer: Tokenizer) -> dict[tu
     return pages
 
 
-def make_samples(pages: list[tuple[str, bool]], tokenizer: Tokenizer | None = None, **more) -> ReferenceSamples:
+def make_samples(
+    pages: list[tuple[str, bool]], tokenizer: Tokenizer | None = None, **more
+) -> ReferenceSamples:
     rows = tuple(
         ReferenceSample(
             text, -1.0, len(text) + ended, ended, tuple(tokenizer.encode(text)) if tokenizer else None, **more
@@ -178,11 +180,20 @@ def test_a_text_that_spells_special_tokens_is_text(merged) -> None:
 def test_a_word_that_the_reference_cut_may_go_on(merged) -> None:
     """q(page begins with the text): by brute force over every place and every token, in bytes."""
     model = tiny_llama(merged, seed=4)
-    pages = [("hel", False), ("hello hel", False), ("help he", False), ("he", True), ("h", False), ("x", False)]
+    pages = [
+        ("hel", False),
+        ("hello hel", False),
+        ("help he", False),
+        ("he", True),
+        ("h", False),
+        ("x", False),
+    ]
     samples = make_samples(pages).samples
     found = sequence_costs(model, merged, encode_samples(merged, samples, "document"), "none")
     spelled = {
-        token: merged.decode([token]).encode() for token in range(merged.control.good) if token != merged.control.end
+        token: merged.decode([token]).encode()
+        for token in range(merged.control.good)
+        if token != merged.control.end
     }
     is_text = ~np.isin(np.arange(merged.vocab_size), merged.control.all)
     for index, (text, ended) in enumerate(pages):
@@ -244,9 +255,7 @@ def test_an_additive_model_is_measured_with_its_mode_folded_in(tokenizer) -> Non
     conditions = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
     reference = make_samples([("ab", False), ("b.", True)], tokenizer)
     sizes = {"segments": "document", "num_bootstrap": 100, "seed": 0}
-    found = measure_kl(
-        model, tokenizer, reference, ["good", "none"], conditions=conditions, **sizes
-    )["modes"]
+    found = measure_kl(model, tokenizer, reference, ["good", "none"], conditions=conditions, **sizes)["modes"]
     folded = lm.fold_condition(model, tokenizer.control, conditions[1])
     alone = measure_kl(folded, tokenizer, reference, ["untagged"], **sizes)["modes"]["untagged"]
     assert found["good"]["per_sequence"] == alone["per_sequence"]
@@ -255,7 +264,9 @@ def test_an_additive_model_is_measured_with_its_mode_folded_in(tokenizer) -> Non
 
 def test_sampling_is_kept_and_goes_on_where_it_was_stopped(reference, tmp_path) -> None:
     calls = []
-    whole = sample_reference(reference, 20, LENGTH, 0, cache=tmp_path / "a", batch_size=8, progress=lambda *c: calls.append(c))
+    whole = sample_reference(
+        reference, 20, LENGTH, 0, cache=tmp_path / "a", batch_size=8, progress=lambda *c: calls.append(c)
+    )
     assert calls[-1] == (f"sampling {reference.identity.name}", 20, 20)
     part = sample_reference(reference, 5, LENGTH, 0, cache=tmp_path / "b", batch_size=8)
     gone_on = sample_reference(reference, 20, LENGTH, 0, cache=tmp_path / "b", batch_size=8)
@@ -306,7 +317,10 @@ def test_samples_of_an_api_model(tmp_path, merged) -> None:
         {"text": "help", "token_logprobs": [-1.0, -2.0, -0.25], "ended": True, "model": "gpt-3"},
     )
     found = read_samples(path)
-    assert [(s.log_prob, s.num_tokens, s.ended) for s in found.samples] == [(-2.0, 2, False), (-3.25, 3, True)]
+    assert [(s.log_prob, s.num_tokens, s.ended) for s in found.samples] == [
+        (-2.0, 2, False),
+        (-3.25, 3, True),
+    ]
     model = tiny_llama(merged, seed=9)
     sizes = {"segments": "sentences", "num_bootstrap": 100, "seed": 0}
     result = measure_kl(model, merged, found, ["none"], **sizes)
@@ -314,7 +328,9 @@ def test_samples_of_an_api_model(tmp_path, merged) -> None:
     assert mode["per_sequence"]["mean"] * 2 == pytest.approx(mode["per_token"]["mean"] * 5)
     assert mode["per_sequence"]["mean"] * 2 == pytest.approx(mode["per_byte"]["mean"] * 9)
     assert result["reference"]["entropy_per_token"]["mean"] == pytest.approx(5.25 / 5)
-    without = read_samples(write_lines(tmp_path / "x.jsonl", {"text": "a", "logprob": -1}, {"text": "b", "logprob": 0}))
+    without = read_samples(
+        write_lines(tmp_path / "x.jsonl", {"text": "a", "logprob": -1}, {"text": "b", "logprob": 0})
+    )
     mode = measure_kl(model, merged, without, ["none"], **sizes)["modes"]["none"]
     assert np.isnan(mode["per_token"]["mean"])
     assert mode["per_sequence"]["count"] == 2

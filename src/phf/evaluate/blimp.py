@@ -63,7 +63,9 @@ def read_blimp(source: str) -> list[MinimalPair]:
     if path.is_file():
         rows = _read_file(path)
     elif path.suffix or (source.startswith((".", "/", "~")) and not path.is_dir()):
-        raise PHFError(f"{source} does not exist; give a .jsonl, .csv or .tsv file (or .gz), or a Hub id such as {HUB_ID}")
+        raise PHFError(
+            f"{source} does not exist; give a .jsonl, .csv or .tsv file (or .gz), or a Hub id such as {HUB_ID}"
+        )
     else:
         rows = _read_hub(source)
     pairs = [_parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)]
@@ -135,7 +137,9 @@ def measure_blimp(
             mode: {
                 "accuracy": estimate(own, everything),
                 "fields": {str(field): estimate(own, fields == field) for field in np.unique(fields)},
-                "paradigms": {str(name): float(own[paradigms == name].mean()) for name in np.unique(paradigms)},
+                "paradigms": {
+                    str(name): float(own[paradigms == name].mean()) for name in np.unique(paradigms)
+                },
                 "difference": None if mode == modes[0] else estimate(own - wins[modes[0]], everything),
             }
             for mode, own in wins.items()
@@ -170,9 +174,7 @@ def paradigm_accuracy(
     return Estimate(mean, float(low), float(high), len(wins))
 
 
-def _make_pages(
-    model: "PreTrainedModel", tokenizer: Tokenizer, pairs: Sequence[MinimalPair]
-) -> list[Page]:
+def _make_pages(model: "PreTrainedModel", tokenizer: Tokenizer, pairs: Sequence[MinimalPair]) -> list[Page]:
     """Two pages for each pair, the good one first; each sentence is one segment."""
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     encoded = tokenizer.encode_documents(texts)

@@ -64,7 +64,9 @@ def measure_harness(
     """
     lm_eval = _import_harness()
     names, folders = _find_tasks(tasks)
-    knows_all = any(name in tasks for name in names)  # indexing the harness's own thousands of tasks takes a while
+    knows_all = any(
+        name in tasks for name in names
+    )  # indexing the harness's own thousands of tasks takes a while
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="phf-") as folder:
         tokenizer.save(Path(folder))
@@ -91,7 +93,9 @@ def measure_harness(
                     )
             except PHFError:
                 raise
-            except Exception as error:  # of the task's code, its data set or the Hub: each has classes of its own
+            except (
+                Exception
+            ) as error:  # of the task's code, its data set or the Hub: each has classes of its own
                 reason = (str(error).strip() or "no message").splitlines()[0]
                 raise PHFError(
                     f"lm-evaluation-harness cannot do {', '.join(tasks)} ({type(error).__name__}: {reason}); "
@@ -178,9 +182,13 @@ def _harness_class() -> type[Any]:
             truncation: bool = False,
         ) -> tuple[torch.Tensor, torch.Tensor]:
             """Prompts to go on from: the prefix and the end of the text that fits, padded on the left."""
-            room = left_truncate_len - 1 if left_truncate_len else None  # `max_length` counts the prefix as one
+            room = (
+                left_truncate_len - 1 if left_truncate_len else None
+            )  # `max_length` counts the prefix as one
             rows = [self.tok_encode(string) for string in strings]
-            rows = [[*self.prefix, *(row[max(len(row) - room, 0) :] if room is not None else row)] for row in rows]
+            rows = [
+                [*self.prefix, *(row[max(len(row) - room, 0) :] if room is not None else row)] for row in rows
+            ]
             longest = max(map(len, rows))
             pad = self.tokenizer.pad_token_id
             ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
@@ -200,13 +208,17 @@ def _harness_class() -> type[Any]:
 
         def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             rest = inps.new_tensor(self.prefix[1:]).expand(len(inps), -1)
-            logits = super()._model_call(torch.cat([inps[:, :1], rest, inps[:, 1:]], dim=1), *args, **kwargs)
+            logits: torch.Tensor = super()._model_call(
+                torch.cat([inps[:, :1], rest, inps[:, 1:]], dim=1), *args, **kwargs
+            )
             # What follows <|endoftext|> is predicted by the prefix's last token.
             logits = logits[:, rest.shape[1] :].float()
             logits[..., self.blocked] = -torch.inf
             return logits
 
-        def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Any:
+        def _model_generate(
+            self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
+        ) -> Any:
             return super()._model_generate(context, max_length, stop, suppress_tokens=self.blocked, **kwargs)
 
     return ModeLM
@@ -217,7 +229,9 @@ def _import_harness() -> Any:
         import lm_eval
         import lm_eval.tasks
     except ImportError:
-        raise PHFError("harness tasks need the lm-evaluation-harness; run: pip install 'phf[harness]'") from None
+        raise PHFError(
+            "harness tasks need the lm-evaluation-harness; run: pip install 'phf[harness]'"
+        ) from None
     return lm_eval
 
 
@@ -233,9 +247,13 @@ def _find_tasks(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
             content = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)  # noqa: S506 - a SafeLoader
             names.append(str(content["task"]))
         except FileNotFoundError:
-            raise PHFError(f"task file {task} does not exist; give a .yaml file, or the name of a task") from None
+            raise PHFError(
+                f"task file {task} does not exist; give a .yaml file, or the name of a task"
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-            reason = "it names no task" if isinstance(error, KeyError | TypeError) else str(error).splitlines()[0]
+            reason = (
+                "it names no task" if isinstance(error, KeyError | TypeError) else str(error).splitlines()[0]
+            )
             raise PHFError(f"task file {task} cannot be read: {reason}") from None
         folders.append(str(path.resolve().parent))
     return names, folders
@@ -245,7 +263,7 @@ class _TaskLoader(yaml.SafeLoader):
     """Task files may name Python functions (`!function module.name`), which only the harness itself loads."""
 
 
-_TaskLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+_TaskLoader.add_constructor("!function", lambda _, node: str(node.value))
 
 
 @contextlib.contextmanager

@@ -115,7 +115,10 @@ def measure_kl(
     return {
         "reference": {**reference.to_json(), "entropy_per_token": asdict(entropy)},
         "num_sequences": len(reference.samples),
-        "modes": {mode: asdict(kl) | ({"difference": None} if mode == modes[0] else {}) for mode, kl in found.items()},
+        "modes": {
+            mode: asdict(kl) | ({"difference": None} if mode == modes[0] else {})
+            for mode, kl in found.items()
+        },
     }
 
 
@@ -192,9 +195,7 @@ def encode_samples(
     ids, lengths, _ = Splitter(tokenizer).tokenize(texts, num_segments, flat, same)
     parts = iter(np.split(ids, np.cumsum(lengths)[:-1]))
     return [
-        EncodedText(
-            tuple(next(parts) for _ in range(count)), sample.ended, not sample.ended and same is None
-        )
+        EncodedText(tuple(next(parts) for _ in range(count)), sample.ended, not sample.ended and same is None)
         for count, sample in zip(num_segments, samples, strict=True)
     ]
 
@@ -322,9 +323,7 @@ def _lay_out(text: EncodedText, mode: Mode, control: ControlTokens) -> tuple[_Id
     return np.array(ids, np.int64), np.array(kinds, np.uint8)
 
 
-def _split_windows(
-    sequence: int, ids: _Ids, kinds: npt.NDArray[np.uint8], context: int
-) -> list[_Window]:
+def _split_windows(sequence: int, ids: _Ids, kinds: npt.NDArray[np.uint8], context: int) -> list[_Window]:
     """Pieces of at most `context` inputs, each with half a context before what it scores."""
     windows = []
     scored = 0  # ids that an earlier window has scored
@@ -339,9 +338,7 @@ def _split_windows(
     return windows
 
 
-def _cut_gain(
-    continuations: _Continuations, window: _Window, text_cost: _Floats, log_probs: Tensor
-) -> float:
+def _cut_gain(continuations: _Continuations, window: _Window, text_cost: _Floats, log_probs: Tensor) -> float:
     """By how much -log q falls when the page may go on inside a token: log of q(begins with the text) / q(these ids).
 
     The reference stopped where one of *its* tokens ends, perhaps inside a word; the model would write that word's
@@ -365,7 +362,9 @@ def _cut_gain(
         if len(rest) > continuations.longest:
             break
         found = continuations.find(rest)
-        found = found[found != scored[place]]  # as the last token it is counted already; before, it is not all of the rest
+        found = found[
+            found != scored[place]
+        ]  # as the last token it is counted already; before, it is not all of the rest
         if len(found) > 0:
             mass = float(log_probs[place, torch.from_numpy(found).to(log_probs.device)].double().logsumexp(0))
             gains.append(mass + cost_of_rest)

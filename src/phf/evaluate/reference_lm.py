@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +120,7 @@ class ReferenceLM:
             source.name, source.version, source.weights_hash, {**source.parameters, "start": self.start}
         )
 
-    def write(
-        self, indices: Sequence[int], num_tokens: int, seed: int
-    ) -> list[ReferenceSample | None]:
+    def write(self, indices: Sequence[int], num_tokens: int, seed: int) -> list[ReferenceSample | None]:
         """Sample pages at temperature 1, up to `num_tokens` tokens each (and up to `SPELLING_TOKENS` more, to finish a
         character); None for what is no UTF-8. A sample depends on (seed, index) alone, up to rounding.
         """
@@ -194,14 +191,18 @@ def load_reference(spec: str) -> ReferenceLM:
         PHFError: there is no such model, it cannot be loaded, or it has no token to start with.
     """
     path = Path(spec).expanduser()
-    gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    gguf: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     if gguf and not path.is_file():
         raise PHFError(f"{spec} does not exist; give a .gguf file, a folder, or a Hub id")
     folder = path.parent if gguf else find_snapshot(spec)
     files = [path] if gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, **(gguf or {"use_safetensors": True})
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=None if gguf else True,
+            **gguf,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -316,7 +317,7 @@ def read_samples(path: Path) -> ReferenceSamples:
 
 def _parse_row(row: Any) -> ReferenceSample:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise TypeError("no text")  # noqa: TRY004
+        raise TypeError("no text")
     row["text"].encode()  # a lone surrogate is no text
     factors, num_tokens, ids = row.get("token_logprobs"), row.get("num_tokens"), row.get("ids")
     log_prob = math.fsum(float(value) for value in factors) if factors is not None else float(row["logprob"])
