@@ -95,7 +95,7 @@ def test_padding_is_never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     labels = mode_labels(pages, "good")
     together = segment_nll(model, CONTROL, VOCAB_SIZE, pages, labels)
-    monkeypatch.setattr("phf.evaluate.capability._LOGITS_PER_BATCH", 1)
+    monkeypatch.setattr("phf.evaluate.capability.tokens_per_batch", lambda *_: 1)
     alone = segment_nll(model, CONTROL, VOCAB_SIZE, pages, labels)
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4)

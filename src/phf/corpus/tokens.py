@@ -19,7 +19,7 @@ import tokenizers
 from phf.config import SegmentKind
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, Progress, lock_folder, read_manifest, write_manifest
-from phf.corpus.tokenizer import WORD_PATTERN, Tokenizer, load_tokenizer, train_tokenizer
+from phf.corpus.tokenizer import WORD_PATTERN, EncodedDocuments, Tokenizer, load_tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.files import check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
 from phf.records import Identity, Split
@@ -386,7 +386,11 @@ class Splitter:
         self._parts: dict[str, list[int]] = {}  # few different tokens straddle, each many times
 
     def tokenize(
-        self, texts: list[str], num_segments: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+        self,
+        texts: list[str],
+        num_segments: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        encoded: EncodedDocuments | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Ids of the documents, one after the other; tokens and UTF-8 bytes of each segment.
 
@@ -394,8 +398,9 @@ class Splitter:
             texts: the documents.
             num_segments: segments of each document.
             ends: their ends in code points, restarting with each document.
+            encoded: the documents' ids, where they are not those the tokenizer would make.
         """
-        encoded = self.tokenizer.encode_documents(texts)
+        encoded = self.tokenizer.encode_documents(texts) if encoded is None else encoded
         text_starts = cumulate([len(text) for text in texts])[:-1]
         ends = ends + np.repeat(text_starts, num_segments)
         byte_ends = _to_bytes("".join(texts), ends)

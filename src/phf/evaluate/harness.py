@@ -1,0 +1,302 @@
+"""Tasks of EleutherAI's lm-evaluation-harness (extra `harness`), each mode with its own prefix.
+
+The harness puts one token before a text (`prefix_token_id`). A page in good mode begins with two, `<|endoftext|>` and
+`<|good|>`, which must be there for every request, survive truncation from the left, and never be scored. Here its `hf`
+model sees requests that begin with `<|endoftext|>`; the rest of the prefix is put in where they enter the model.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from phf import lm
+from phf.control import mode_rules
+from phf.corpus.tokenizer import Tokenizer
+from phf.errors import PHFError
+from phf.evaluate.capability import Conditions
+from phf.records import BAD, GOOD, Mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[str, int, int], None]
+
+
+def measure_harness(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    modes: Sequence[Mode],
+    *,
+    conditions: Conditions | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The part `harness` of an evaluation.
+
+    Args:
+        tasks: names of tasks or groups that the harness knows, or paths of task files (`.yaml`).
+        modes: in each all tasks are done.
+        conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
+        num_fewshot: examples before each question; None = what the task says.
+        limit: questions of each task; None = all.
+        seed: of the few-shot examples.
+
+    Returns:
+        `version` of the harness, and `tasks`: for each task, metric and mode `value`, its `stderr` (NaN where the harness
+        gives none), `num_questions` and `num_fewshot`.
+
+    Raises:
+        PHFError: the harness is not installed, a task is not known, or its data cannot be had.
+    """
+    lm_eval = _import_harness()
+    names, folders = _find_tasks(tasks)
+    knows_all = any(
+        name in tasks for name in names
+    )  # indexing the harness's own thousands of tasks takes a while
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="phf-") as folder:
+        tokenizer.save(Path(folder))
+        for number, mode in enumerate(modes):
+            if progress is not None:
+                progress("harness", number, len(modes))
+            wrapped = create_harness_lm(
+                model, tokenizer, Path(folder), mode, conditions=conditions, batch_size=batch_size
+            )
+            try:
+                with _quiet():
+                    manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=knows_all)
+                    found = lm_eval.simple_evaluate(
+                        model=wrapped,
+                        tasks=names,
+                        task_manager=manager,
+                        num_fewshot=num_fewshot,
+                        limit=limit,
+                        log_samples=False,
+                        random_seed=seed,
+                        numpy_random_seed=seed,
+                        torch_random_seed=seed,
+                        fewshot_random_seed=seed,
+                    )
+            except PHFError:
+                raise
+            except (
+                Exception
+            ) as error:  # of the task's code, its data set or the Hub: each has classes of its own
+                reason = (str(error).strip() or "no message").splitlines()[0]
+                raise PHFError(
+                    f"lm-evaluation-harness cannot do {', '.join(tasks)} ({type(error).__name__}: {reason}); "
+                    "'lm-eval ls tasks' lists the names, and most tasks fetch their data from the Hugging Face Hub"
+                ) from None
+            rows += _list_rows(found, mode)
+    if progress is not None:
+        progress("harness", len(modes), len(modes))
+    return {"version": version("lm_eval"), "tasks": rows}
+
+
+def create_harness_lm(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    folder: Path,
+    mode: Mode,
+    *,
+    conditions: Conditions | None = None,
+    batch_size: int = 16,
+) -> Any:
+    """The harness's `hf` model around a model in a mode.
+
+    Args:
+        folder: where `tokenizer.save` wrote the tokenizer.
+    """
+    control = tokenizer.control
+    prefix = mode_rules(mode, control).prefix
+    if conditions is not None and mode in ("good", "bad"):
+        model = lm.fold_condition(model, control, conditions[GOOD if mode == "good" else BAD])
+        prefix = prefix[:1]
+    blocked = [*control.all, *range(tokenizer.vocab_size, model.get_output_embeddings().weight.shape[0])]
+    return _harness_class()(model, folder, prefix, blocked, batch_size)
+
+
+@functools.cache
+def _harness_class() -> type[Any]:
+    """A subclass of the harness's `HFLM`, which can only be named where the harness is installed."""
+    _import_harness()
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+
+    class ModeLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped here
+        """Requests hold text alone behind `<|endoftext|>`; the prefix's other tokens enter with it.
+
+        Control tokens and padding of the vocabulary are left out of the softmax and are never generated.
+        """
+
+        def __init__(
+            self,
+            model: "PreTrainedModel",
+            folder: Path,
+            prefix: Sequence[int],
+            blocked: Sequence[int],
+            batch_size: int,
+        ) -> None:
+            self.prefix, self.blocked = list(prefix), list(blocked)
+            context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+            super().__init__(
+                pretrained=model,
+                tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
+                backend="causal",
+                batch_size=batch_size,
+                max_length=context - len(self.prefix) + 1,
+                prefix_token_id=self.prefix[0],
+                add_bos_token=False,
+            )
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **kwargs: Any,
+        ) -> list[int]:
+            """Ids of the text, without any prefix."""
+            ids: list[int] = super().tok_encode(string, False, left_truncate_len, **kwargs)
+            return ids
+
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            """Prompts to go on from: the prefix and the end of the text that fits, padded on the left."""
+            room = (
+                left_truncate_len - 1 if left_truncate_len else None
+            )  # `max_length` counts the prefix as one
+            rows = [self.tok_encode(string) for string in strings]
+            rows = [
+                [*self.prefix, *(row[max(len(row) - room, 0) :] if room is not None else row)] for row in rows
+            ]
+            longest = max(map(len, rows))
+            pad = self.tokenizer.pad_token_id
+            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+            return ids, mask
+
+        def _loglikelihood_tokens(
+            self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> Any:
+            end = self.prefix[0]
+            told = []
+            for key, context, continuation in requests:
+                text = context[1:] if context[:1] == [end] else context
+                room = max(self.max_length - len(continuation), 0)
+                told.append((key, [end, *text[max(len(text) - room, 0) :]], continuation))
+            return super()._loglikelihood_tokens(told, disable_tqdm=disable_tqdm, override_bs=override_bs)
+
+        def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            rest = inps.new_tensor(self.prefix[1:]).expand(len(inps), -1)
+            logits: torch.Tensor = super()._model_call(
+                torch.cat([inps[:, :1], rest, inps[:, 1:]], dim=1), *args, **kwargs
+            )
+            # What follows <|endoftext|> is predicted by the prefix's last token.
+            logits = logits[:, rest.shape[1] :].float()
+            logits[..., self.blocked] = -torch.inf
+            return logits
+
+        def _model_generate(
+            self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
+        ) -> Any:
+            return super()._model_generate(context, max_length, stop, suppress_tokens=self.blocked, **kwargs)
+
+    return ModeLM
+
+
+def _import_harness() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.tasks
+    except ImportError:
+        raise PHFError(
+            "harness tasks need the lm-evaluation-harness; run: pip install 'phf[harness]'"
+        ) from None
+    return lm_eval
+
+
+def _find_tasks(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of tasks, and the folders that hold those given as files."""
+    names, folders = [], []
+    for task in tasks:
+        if not task.endswith((".yaml", ".yml")):
+            names.append(task)
+            continue
+        path = Path(task).expanduser()
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)  # noqa: S506 - a SafeLoader
+            names.append(str(content["task"]))
+        except FileNotFoundError:
+            raise PHFError(
+                f"task file {task} does not exist; give a .yaml file, or the name of a task"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+            reason = (
+                "it names no task" if isinstance(error, KeyError | TypeError) else str(error).splitlines()[0]
+            )
+            raise PHFError(f"task file {task} cannot be read: {reason}") from None
+        folders.append(str(path.resolve().parent))
+    return names, folders
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Task files may name Python functions (`!function module.name`), which only the harness itself loads."""
+
+
+_TaskLoader.add_constructor("!function", lambda _, node: str(node.value))
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the harness's log and bars."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _list_rows(found: dict[str, Any], mode: Mode) -> list[dict[str, Any]]:
+    """One row per task and metric. The harness names a number `acc,none` (metric, filter) and its error `acc_stderr,none`."""
+    rows = []
+    for task, numbers in found["results"].items():
+        for key, value in numbers.items():
+            metric, comma, name = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = numbers.get(f"{metric}_stderr,{name}")
+            rows.append(
+                {
+                    "task": task,
+                    "metric": metric if name == "none" else f"{metric} ({name})",
+                    "mode": mode,
+                    "value": float(value),
+                    "stderr": float(error) if isinstance(error, int | float) else math.nan,
+                    "num_questions": found.get("n-samples", {}).get(task, {}).get("effective"),
+                    "num_fewshot": found.get("n-shot", {}).get(task),
+                }
+            )
+    return rows

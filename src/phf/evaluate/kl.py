@@ -1,0 +1,371 @@
+"""KL(reference || model) on texts that a reference language model wrote (paper section 3.2), control tokens kept apart.
+
+For a text x that the reference wrote as ids of its own, at temperature 1, the number is log p(x) - log q(x), with q the
+model's probability that a page begins with the text (or is the text, where the reference ended the page). Its mean over
+texts is an unbiased estimate of the divergence. The two tokenizers may differ: see docs/evaluation.md for what that bounds.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from phf import lm
+from phf.config import SegmentKind
+from phf.control import ControlTokens
+from phf.corpus.segment import segment_ends
+from phf.corpus.tokenizer import EncodedDocuments, Tokenizer, byte_letters
+from phf.corpus.tokens import Splitter
+from phf.evaluate.capability import Conditions, batch_by_length, tokens_per_batch
+from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples
+from phf.intervals import bootstrap_mean, bootstrap_ratio
+from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[str, int, int], None]
+_Floats = npt.NDArray[np.float64]
+_Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceCosts:
+    """What the model pays for each text in one mode, in nats, float64 [num_sequences].
+
+    Attributes:
+        text: -log q of the text (and of its end, if it ended), the probabilities being those without control tokens.
+        control: what control tokens cost beside that: those of the mode, and the mass kept for any where text comes.
+            `text + control` is -log of what the model gives to text and control tokens together.
+        cut: what `text` was lowered by because its last token may go on behind the text; 0 where nothing was cut.
+    """
+
+    text: _Floats
+    control: _Floats
+    cut: _Floats
+
+
+@dataclass(frozen=True, slots=True)
+class KL:
+    """KL(reference || model) in one mode, in nats; every number has its standard error and bootstrap interval.
+
+    Attributes:
+        per_token, per_sequence, per_byte: per token of the *reference*, per text, per UTF-8 byte of text. A ratio of
+            sums. The probabilities of text are those without control tokens.
+        standard_error: of these three, by their names (that of a ratio by linearisation).
+        control_cost: per text, what control tokens cost the model beside this (`SequenceCosts.control`).
+        cut: per text, see `SequenceCosts.cut`.
+        difference: `per_token` minus that of the first mode, paired by text; None for the first mode.
+    """
+
+    per_token: Estimate
+    per_sequence: Estimate
+    per_byte: Estimate
+    standard_error: dict[str, float]
+    control_cost: Estimate
+    cut: Estimate
+    difference: Estimate | None
+
+
+def measure_kl(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    reference: ReferenceSamples,
+    modes: Sequence[Mode],
+    *,
+    segments: SegmentKind,
+    conditions: Conditions | None = None,
+    num_bootstrap: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The part `kl` of an evaluation: KL(reference || model) in each mode.
+
+    Args:
+        model: any causal language model.
+        tokenizer: the model's.
+        reference: the texts.
+        modes: in `good` and `bad` the mode's token stands before every segment; `none` and `untagged` have none.
+        segments: where a text's segments end (that of the run; `imported` ones cannot be found in new text, so there
+            the text is one segment).
+        conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
+
+    Returns:
+        `reference` (what wrote the texts; its own entropy per token), `num_sequences`, and for each of `modes` a `KL`.
+    """
+    texts = encode_samples(tokenizer, reference.samples, segments)
+    costs = {}
+    for mode in modes:
+        own, written = model, mode
+        if conditions is not None and mode in ("good", "bad"):
+            own = lm.fold_condition(model, tokenizer.control, conditions[GOOD if mode == "good" else BAD])
+            written = "untagged"
+        costs[mode] = sequence_costs(own, tokenizer, texts, written, progress)
+    found = {
+        mode: summarise_kl(reference.samples, costs[mode], costs[modes[0]], num_bootstrap, seed)
+        for mode in modes
+    }
+    log_probs = np.array([sample.log_prob for sample in reference.samples])
+    entropy = _ratio(-log_probs, _token_counts(reference.samples), num_bootstrap, seed)
+    return {
+        "reference": {**reference.to_json(), "entropy_per_token": asdict(entropy)},
+        "num_sequences": len(reference.samples),
+        "modes": {
+            mode: asdict(kl) | ({"difference": None} if mode == modes[0] else {})
+            for mode, kl in found.items()
+        },
+    }
+
+
+def summarise_kl(
+    samples: Sequence[ReferenceSample],
+    costs: SequenceCosts,
+    first: SequenceCosts,
+    num_bootstrap: int,
+    seed: int,
+) -> KL:
+    """The estimates over texts, from what the model pays for each in a mode, and in the mode to compare it with."""
+    gaps = np.array([sample.log_prob for sample in samples]) + costs.text
+    sizes = {
+        "per_token": _token_counts(samples),
+        "per_sequence": np.ones(len(samples)),
+        "per_byte": np.array([sample.num_bytes for sample in samples], np.float64),
+    }
+    return KL(
+        **{name: _ratio(gaps, size, num_bootstrap, seed) for name, size in sizes.items()},
+        standard_error={name: _standard_error(gaps, size) for name, size in sizes.items()},
+        control_cost=bootstrap_mean(costs.control, num_bootstrap, seed),
+        cut=bootstrap_mean(costs.cut, num_bootstrap, seed),
+        difference=_ratio(costs.text - first.text, sizes["per_token"], num_bootstrap, seed),
+    )
+
+
+def _token_counts(samples: Sequence[ReferenceSample]) -> _Floats:
+    """Tokens that the reference wrote, NaN where an API did not say."""
+    return np.array([np.nan if sample.num_tokens is None else sample.num_tokens for sample in samples])
+
+
+def _ratio(tops: _Floats, bottoms: _Floats, num_bootstrap: int, seed: int) -> Estimate:
+    if np.isnan(bottoms).any():
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    return bootstrap_ratio(tops, bottoms, num_bootstrap, seed)
+
+
+def _standard_error(tops: _Floats, bottoms: _Floats) -> float:
+    """Of sum(tops) / sum(bottoms) over independent pairs, by linearisation."""
+    if len(tops) < 2 or np.isnan(bottoms).any() or bottoms.sum() == 0:
+        return float("nan")
+    residuals = tops - tops.sum() / bottoms.sum() * bottoms
+    return float(np.sqrt(len(tops) / (len(tops) - 1) * (residuals**2).sum()) / bottoms.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A text as the model reads it.
+
+    Attributes:
+        segments: token ids of each segment, int64; none for an empty text.
+        ended: whether `<|endoftext|>` follows.
+        is_cut: whether the last token may go on behind the text: it did not end, and its ids are not the reference's own.
+    """
+
+    segments: tuple[_Ids, ...]
+    ended: bool
+    is_cut: bool
+
+
+def encode_samples(
+    tokenizer: Tokenizer, samples: Sequence[ReferenceSample], segments: SegmentKind
+) -> list[EncodedText]:
+    """Each text in the model's ids, cut into segments as its training documents were.
+
+    Where the reference has the same vocabulary, its own ids are taken: the sum over tokens is then exact.
+    """
+    texts = [sample.text for sample in samples]
+    kind: SegmentKind = "document" if segments == "imported" else segments
+    ends = [segment_ends(text, kind) for text in texts]
+    num_segments = np.array([len(own) for own in ends], np.int64)
+    flat = np.array([end for own in ends for end in own], np.int64)
+    same = _own_ids(tokenizer, samples)
+    ids, lengths, _ = Splitter(tokenizer).tokenize(texts, num_segments, flat, same)
+    parts = iter(np.split(ids, np.cumsum(lengths)[:-1]))
+    return [
+        EncodedText(tuple(next(parts) for _ in range(count)), sample.ended, not sample.ended and same is None)
+        for count, sample in zip(num_segments, samples, strict=True)
+    ]
+
+
+def _own_ids(tokenizer: Tokenizer, samples: Sequence[ReferenceSample]) -> EncodedDocuments | None:
+    """The reference's ids, if they spell each text in the model's vocabulary too."""
+    if not tokenizer.is_byte_level or any(sample.ids is None for sample in samples):
+        return None
+    letters, pieces, text_ids = byte_letters(), tokenizer.pieces, _text_ids(tokenizer)
+    rows = [sample.ids or () for sample in samples]
+    for row, sample in zip(rows, samples, strict=True):
+        spelled = "".join(pieces[i] for i in row) if text_ids.issuperset(row) else None
+        if spelled != "".join(letters[byte] for byte in sample.text.encode()):
+            return None
+    flat = np.array([i for row in rows for i in row], np.int64)
+    widths = np.array([len(pieces[i]) for i in flat], np.int64)
+    ends = np.cumsum(widths)
+    return EncodedDocuments(flat, np.array([len(row) for row in rows], np.int64), ends - widths, ends)
+
+
+def _text_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids that are parts of texts: no control token, no added token."""
+    return set(range(tokenizer.control.good)) - {
+        tokenizer.control.end,
+        *tokenizer.backend.get_added_tokens_decoder(),
+    }
+
+
+class _Continuations:
+    """Finds the tokens that begin with some bytes, in a byte-level vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        pairs = sorted((tokenizer.pieces[i], i) for i in _text_ids(tokenizer) if tokenizer.pieces[i])
+        self.pieces = [piece for piece, _ in pairs]
+        self.ids = np.array([i for _, i in pairs], np.int64)
+        self.longest = max(map(len, self.pieces))
+        self.spelling = tokenizer.pieces
+
+    def find(self, rest: str) -> _Ids:
+        """Ids of the tokens that begin with `rest` (or are it), in the vocabulary's letters for bytes."""
+        return self.ids[bisect_left(self.pieces, rest) : bisect_left(self.pieces, rest + "\uffff")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Ids that are read together, and what each is (TEXT, END, CONTROL; PAD: not scored here)."""
+
+    sequence: int
+    ids: _Ids
+    kinds: npt.NDArray[np.uint8]
+    is_last: bool
+
+
+@torch.inference_mode()
+def sequence_costs(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    texts: Sequence[EncodedText],
+    mode: Mode,
+    progress: Progress | None = None,
+) -> SequenceCosts:
+    """What a model pays for texts behind `<|endoftext|>`, with the mode's control token before every segment.
+
+    A text longer than the model's context is read in windows that overlap by half, each token scored once.
+    """
+    control, vocab_size = tokenizer.control, tokenizer.vocab_size
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    windows = [
+        window
+        for index, text in enumerate(texts)
+        for window in _split_windows(index, *_lay_out(text, mode, control), context)
+    ]
+    continuations = _Continuations(tokenizer) if tokenizer.is_byte_level else None
+    costs = SequenceCosts(*np.zeros((3, len(texts))))
+    control_ids = torch.tensor(control.all, device=model.device)
+    num_done = 0
+    lengths = [len(window.ids) for window in windows]
+    for batch in batch_by_length(lengths, tokens_per_batch(model, vocab_size)):
+        length = max(lengths[index] for index in batch)
+        ids, kinds = np.full((len(batch), length), control.end), np.full((len(batch), length), PAD)
+        for row, index in enumerate(batch):
+            window = windows[index]
+            ids[row, : len(window.ids)], kinds[row, : len(window.ids)] = window.ids, window.kinds
+        inputs = torch.from_numpy(ids).to(model.device)
+        scored = torch.from_numpy(kinds[:, 1:] != PAD).to(model.device)
+        logits = model(input_ids=inputs[:, :-1], use_cache=False).logits[scored][:, :vocab_size].float()
+        text_logits = logits.index_fill(-1, control_ids, -torch.inf)
+        whole, text_whole = logits.logsumexp(-1), text_logits.logsumexp(-1)
+        log_probs = text_logits - text_whole[:, None]
+        targets = inputs[:, 1:][scored][:, None]
+        is_control = torch.isin(targets[:, 0], control_ids)
+        text_cost = _to_numpy(-log_probs.gather(-1, targets)[:, 0].masked_fill(is_control, 0.0))
+        kept = torch.where(is_control, logits.gather(-1, targets)[:, 0], text_whole)
+        control_cost = _to_numpy(whole - kept)
+        ends = np.cumsum((kinds[:, 1:] != PAD).sum(axis=1))
+        for window, start, end in zip((windows[i] for i in batch), [0, *ends[:-1]], ends, strict=True):
+            costs.text[window.sequence] += text_cost[start:end].sum()
+            costs.control[window.sequence] += control_cost[start:end].sum()
+            if window.is_last and texts[window.sequence].is_cut and continuations is not None:
+                costs.cut[window.sequence] = _cut_gain(
+                    continuations, window, text_cost[start:end], log_probs[start:end]
+                )
+        num_done += len(batch)
+        if progress is not None:
+            progress(f"reference text, {mode}", num_done, len(windows))
+    costs.text[:] -= costs.cut
+    return costs
+
+
+def _to_numpy(values: Tensor) -> _Floats:
+    array: _Floats = values.double().cpu().numpy()
+    return array
+
+
+def _lay_out(text: EncodedText, mode: Mode, control: ControlTokens) -> tuple[_Ids, npt.NDArray[np.uint8]]:
+    """A text as the ids of a page, and what each is."""
+    before = {"good": [control.good], "bad": [control.bad]}.get(mode, [])
+    ids, kinds = [control.end], [PAD]
+    for segment in text.segments:
+        ids += [*before, *segment.tolist()]
+        kinds += [*(CONTROL for _ in before), *(TEXT for _ in segment)]
+    if text.ended:
+        ids.append(control.end)
+        kinds.append(END)
+    return np.array(ids, np.int64), np.array(kinds, np.uint8)
+
+
+def _split_windows(sequence: int, ids: _Ids, kinds: npt.NDArray[np.uint8], context: int) -> list[_Window]:
+    """Pieces of at most `context` inputs, each with half a context before what it scores."""
+    windows = []
+    scored = 0  # ids that an earlier window has scored
+    for start in range(0, len(ids), max(context // 2, 1)):
+        end = min(start + context + 1, len(ids))
+        own = kinds[start:end].copy()
+        own[: max(scored - start, 0)] = PAD
+        windows.append(_Window(sequence, ids[start:end], own, end == len(ids)))
+        scored = end
+        if end == len(ids):
+            break
+    return windows
+
+
+def _cut_gain(continuations: _Continuations, window: _Window, text_cost: _Floats, log_probs: Tensor) -> float:
+    """By how much -log q falls when the page may go on inside a token: log of q(begins with the text) / q(these ids).
+
+    The reference stopped where one of *its* tokens ends, perhaps inside a word; the model would write that word's
+    beginning in other tokens. All pages are counted that follow the ids up to some token and then have one token that
+    holds the whole rest of the text and may go on behind it. No page is counted twice.
+
+    Args:
+        text_cost: float64 [N], of the ids that this window scores.
+        log_probs: float [N, V], without control tokens.
+    """
+    scored = window.ids[window.kinds != PAD]
+    kinds = window.kinds[window.kinds != PAD]
+    rest = ""
+    cost_of_rest = 0.0
+    gains = [0.0]
+    for place in range(len(scored) - 1, -1, -1):
+        if kinds[place] != TEXT:
+            break
+        rest = continuations.spelling[scored[place]] + rest
+        cost_of_rest += text_cost[place]
+        if len(rest) > continuations.longest:
+            break
+        found = continuations.find(rest)
+        found = found[
+            found != scored[place]
+        ]  # as the last token it is counted already; before, it is not all of the rest
+        if len(found) > 0:
+            mass = float(log_probs[place, torch.from_numpy(found).to(log_probs.device)].double().logsumexp(0))
+            gains.append(mass + cost_of_rest)
+    return float(np.logaddexp.reduce(gains))
