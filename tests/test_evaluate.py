@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from phf import lm
-from phf.config import EvaluateConfig, SamplingConfig
+from phf.config import SamplingConfig
+from phf.config_evaluate import EvaluateConfig
 from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run, subject
 from phf.files import read_json
 from phf.records import Identity

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from phf import lm
-from phf.config import EvaluateConfig, SamplingConfig, objective_kinds
+from phf.config import SamplingConfig, objective_kinds
+from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate import evaluate_run, sample_run
 from phf.evaluate.capability import PageReader, mode_labels, segment_nll

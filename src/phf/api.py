@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phf.config import EvaluateConfig, SamplingConfig, TrainConfig, load_train_config, parse
+from phf.config import SamplingConfig, TrainConfig, load_train_config, parse
+from phf.config_evaluate import EvaluateConfig
 from phf.corpus.annotate import annotate
 from phf.corpus.annotation import Annotation, load_scores
 from phf.corpus.balance import balance_corpus

@@ -15,11 +15,13 @@ from phf.records import ControlStyle, Poison
 SegmentKind = Literal["lines", "sentences", "paragraphs", "document", "imported"]
 
 
-class _Config(BaseModel):
+class StrictConfig(BaseModel):
+    """A group of settings: unknown keys are refused, and nothing changes once it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class _Threshold(_Config):
+class _Threshold(StrictConfig):
     """Where good ends: `score <= threshold` is good. Absolute, or a share of the training tokens."""
 
     threshold: float | None = None
@@ -32,7 +34,7 @@ class _Threshold(_Config):
         return self
 
 
-class _Scheduled(_Config):
+class _Scheduled(StrictConfig):
     """When the objective is active: from `start` to `stop`, as fractions of the budget. Outside it is plain MLE."""
 
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -45,7 +47,7 @@ class _Scheduled(_Config):
         return self
 
 
-class MLE(_Config):
+class MLE(StrictConfig):
     """Plain maximum likelihood; the scores are not used (paper section 2.1)."""
 
     kind: Literal["mle"] = "mle"
@@ -186,7 +188,7 @@ class GoodConfig(_Threshold):
     """Where good ends in validation losses and reports, for objectives that draw no such line between segments."""
 
 
-class ModelConfig(_Config):
+class ModelConfig(StrictConfig):
     """A preset trained from scratch, or `init`: the folder or id of any causal language model to start from.
 
     `layers`, `width`, `heads` override the preset's.
@@ -199,7 +201,7 @@ class ModelConfig(_Config):
     heads: Annotated[int, Field(gt=0)] | None = None
 
 
-class DataConfig(_Config):
+class DataConfig(StrictConfig):
     """How documents become blocks."""
 
     context: Annotated[int, Field(ge=8)] = 256
@@ -207,7 +209,7 @@ class DataConfig(_Config):
     missing: Literal["error", "drop"] = "error"
 
 
-class OptimConfig(_Config):
+class OptimConfig(StrictConfig):
     """AdamW (or Muon on the matrices), warm-up then cosine."""
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -223,7 +225,7 @@ class OptimConfig(_Config):
     micro_batch_blocks: Annotated[int, Field(gt=0)] | None = None
 
 
-class StartConfig(_Config):
+class StartConfig(StrictConfig):
     """Another run's weights to start from (`--init RUN@STEP`), going on with the next tokens of the data order.
 
     `step`: default, its last checkpoint. `reset_optimizer`: start with fresh optimizer states.
@@ -237,7 +239,7 @@ class StartConfig(_Config):
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
-class TrainConfig(_Config):
+class TrainConfig(StrictConfig):
     """One run: everything that decides its bytes, and where its data lies.
 
     `tokens` is the budget in model inputs (control tokens included); `0` means off for every `*_every`, counted in
@@ -268,7 +270,7 @@ class TrainConfig(_Config):
     trackers: tuple[Tracker, ...] = ()
 
 
-class SamplingConfig(_Config):
+class SamplingConfig(StrictConfig):
     """How samples are drawn; the defaults are the paper's (section 3)."""
 
     num_samples: Annotated[int, Field(gt=0)] = 512
@@ -287,20 +289,6 @@ class SamplingConfig(_Config):
                 f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}"
             )
         return self
-
-
-class EvaluateConfig(_Config):
-    """What `phf evaluate` measures. `judges`: reward models beside the run's own annotator."""
-
-    judges: tuple[str, ...] = ()
-    suite: Literal["quick", "full"] = "quick"
-    sampling: SamplingConfig = SamplingConfig()
-    best_of: Annotated[int, Field(gt=1)] = 16
-    trajectory_checkpoints: Annotated[int, Field(gt=0)] = 8
-    num_bootstrap: Annotated[int, Field(ge=100)] = 1000
-    capability_documents: Annotated[int, Field(gt=0)] = 400
-    gain_segments: Annotated[int, Field(gt=0)] = 300
-    data_samples: Annotated[int, Field(gt=0)] = 2000
 
 
 def list_recipes() -> list[str]:

@@ -62,7 +62,8 @@ def evaluate(
     force: Annotated[bool, typer.Option(help="Evaluate again although a result is there.")] = False,
 ) -> None:
     """Measure alignment and capability in each mode; writes evaluation.json and samples.parquet into each run."""
-    from phf.config import EvaluateConfig, parse
+    from phf.config import parse
+    from phf.config_evaluate import EvaluateConfig
 
     given = {
         "num_samples": num_samples,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phf.config import EvaluateConfig
+from phf.config_evaluate import EvaluateConfig
 from phf.corpus.store import Progress
 from phf.evaluate.calibration import measure_calibration
-from phf.evaluate.capability import PageReader, bits_per_byte, control_gain, mode_labels, segment_nll
+from phf.evaluate.capability import bits_per_byte, control_gain, mode_labels, segment_nll
 from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.diversity import measure_diversity
 from phf.evaluate.misalignment import choose_judges
@@ -26,9 +26,9 @@ from phf.evaluate.references import (
 )
 from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
-from phf.evaluate.trajectory import measure_trajectory
+from phf.evaluate.suite import measure_distances, measure_more, measure_scenarios
 from phf.files import hash_file, hash_json, read_json, write_json
-from phf.objectives import is_baseline, label_conditions
+from phf.objectives import is_baseline
 from phf.records import FORMAT_VERSION, Estimate
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.run import Run
@@ -134,7 +134,8 @@ def _measure(subject: Subject) -> dict[str, Any]:
     seed, num_bootstrap = config.sampling.seed, config.num_bootstrap
     drawn = {mode: subject.draw(mode) for mode in subject.modes}
     samples_path = run.folder / SAMPLES_FILE
-    _keep_samples(samples_path, list(drawn.values()))
+    scenarios, scenario_rows, prompted = measure_scenarios(subject)
+    _keep_samples(samples_path, [*drawn.values(), *prompted])
     capability = _measure_capability(subject)
     described = {
         str(mode): {
@@ -160,25 +161,26 @@ def _measure(subject: Subject) -> dict[str, Any]:
     length = round(np.mean([value["degeneracy"]["mean_characters"] for value in described.values()]))
     texts = cut_training_texts(subject.data.corpus, config.data_samples, max(length, 1), seed)
     references = training_reference(judges, texts, num_bootstrap, seed)
+    human = cut_training_texts(
+        subject.data.corpus, config.sampling.num_samples, max(length, 1), seed, split="validation"
+    )
+    for mode, distance in measure_distances(subject, drawn, human).items():
+        described[mode]["diversity"]["embedding_distance"] = distance
     if is_baseline(run.config.objective):
         scores = drawn["none"].scores
         references += rejection_reference(judges, scores, subject.data.good.value, num_bootstrap, seed)
         references += best_of_reference(judges, scores, config.best_of, num_bootstrap, seed)
     return {
         "samples_sha256": hash_file(samples_path),
-        "rows": rows,
+        "rows": rows + scenario_rows,
         "modes": described,
         "labelled_bits_per_byte": capability["labelled"],
         "control_gain": capability["control_gain"],
         "calibration": capability["calibration"],
         "references": references,
-        **(_measure_more(subject) if config.suite == "full" else {}),
+        "scenarios": scenarios,
+        **measure_more(subject),
     }
-
-
-def _measure_more(subject: Subject) -> dict[str, Any]:
-    """What the full suite adds."""
-    return {"trajectory": measure_trajectory(subject)}
 
 
 def _keep_samples(path: Path, drawn: Sequence[Drawn]) -> None:
@@ -196,9 +198,8 @@ def _measure_capability(subject: Subject) -> dict[str, Any]:
     data, config = subject.data, subject.config
     control, vocab_size = data.tokens.tokenizer.control, data.tokens.tokenizer.vocab_size
     objective, threshold = data.objective, data.good.value
-    conditions = label_conditions(data.config.objective)
+    conditions, reader = subject.conditions, subject.reader
     seed, num_bootstrap = config.sampling.seed, config.num_bootstrap
-    reader = PageReader(data.tokens, data.scores, data.config.data.context)
     documents = reader.held_out_documents(seed)[: config.capability_documents]
     pages = [reader.read(int(document)) for document in documents]
 

@@ -9,28 +9,34 @@ import numpy as np
 from phf.corpus.store import Corpus
 from phf.evaluate.misalignment import Judge
 from phf.intervals import best_of, bootstrap_mean
-from phf.records import Estimate
+from phf.records import Estimate, Split
 from phf.reward_models import score_samples
 
 TRAINING_DATA = "training data"
 REJECTION = "rejection sampling from MLE"
 
 
-def cut_training_texts(corpus: Corpus, num_texts: int, num_characters: int, seed: int) -> list[str]:
-    """The openings of random training documents, cut to a length, so that they compare with samples of that length."""
+def cut_training_texts(
+    corpus: Corpus, num_texts: int, num_characters: int, seed: int, *, split: Split = "train"
+) -> list[str]:
+    """The openings of random documents of a split, cut to a length, so that they compare with samples of that length."""
+    splits = [
+        corpus.read_shard(index, ["split"])["split"].to_numpy(zero_copy_only=False)
+        for index in range(len(corpus.shards))
+    ]
     rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(np.flatnonzero(np.concatenate(splits) == split))[:num_texts])
     texts: list[str] = []
-    # Twice as many documents as wanted, of both splits: enough of them are for training, unless the corpus is small.
-    chosen = set(rng.permutation(corpus.num_documents)[: 2 * num_texts].tolist())
     start = 0
-    for index in range(len(corpus.shards)):
-        table = corpus.read_shard(index, ["text", "split"])
-        rows = [row - start for row in range(start, start + len(table)) if row in chosen]
-        picked = table.take(rows).to_pylist()
-        texts += [row["text"][:num_characters] for row in picked if row["split"] == "train"]
-        start += len(table)
-    order = rng.permutation(len(texts))[:num_texts]
-    return [texts[index] for index in order]
+    for index, own in enumerate(splits):
+        rows = chosen[(start <= chosen) & (chosen < start + len(own))] - start
+        start += len(own)
+        if len(rows) > 0:
+            texts += [
+                text[:num_characters]
+                for text in corpus.read_shard(index, ["text"])["text"].take(rows).to_pylist()
+            ]
+    return texts
 
 
 def training_reference(

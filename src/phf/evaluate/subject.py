@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from phf import lm
-from phf.config import EvaluateConfig
+from phf.config_evaluate import EvaluateConfig
 from phf.corpus.tokenizer import Tokenizer
+from phf.evaluate.capability import Conditions, PageReader
 from phf.evaluate.misalignment import Judge, summarise_scores
 from phf.evaluate.parts import Parts
 from phf.evaluate.rollouts import generate_mode
-from phf.objectives import modes_of
+from phf.objectives import label_conditions, modes_of
 from phf.records import FORMAT_VERSION, Mode, Sample
 from phf.reward_models import score_samples
 from phf.train.data import TrainingData
@@ -76,6 +77,21 @@ class Subject:
         modes = modes_of(self.run.config.objective)
         return (*modes, "deleted") if self.config.suite == "full" and "untagged" in modes else modes
 
+    @property
+    def text_modes(self) -> list[Mode]:
+        """The modes in which given text is scored; without control tokens `none` says what `untagged` and `deleted` would."""
+        return [mode for mode in self.modes if mode in ("good", "bad", "none")]
+
+    @cached_property
+    def reader(self) -> PageReader:
+        """Reads held-out text."""
+        return PageReader(self.data.tokens, self.data.scores, self.run.config.data.context)
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """For additive objectives, what each label adds to the inputs."""
+        return label_conditions(self.run.config.objective)
+
     @cached_property
     def deleted_model(self) -> "PreTrainedModel":
         """The model from which the control tokens were removed."""
@@ -111,13 +127,19 @@ class Subject:
         values = self.parts.measure(f"scores-{name}", [sampling, judge.slug], compute)
         return [math.nan if value is None else value for value in values]
 
+    def name_row(self) -> dict[str, Any]:
+        """What begins every row."""
+        return {
+            "run": self.run.name,
+            "objective": self.run.config.objective.kind,
+            "seed": self.run.config.seed,
+        }
+
     def summarise(self, drawn: Drawn) -> list[dict[str, Any]]:
         """A row for each judge of some samples."""
         return [
             {
-                "run": self.run.name,
-                "objective": self.run.config.objective.kind,
-                "seed": self.run.config.seed,
+                **self.name_row(),
                 "scenario": drawn.scenario,
                 "mode": drawn.mode,
                 "judge": judge.slug,

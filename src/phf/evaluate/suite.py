@@ -1,0 +1,366 @@
+"""The parts of an evaluation beside its samples and held-out text; each is measured where what it needs is given."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from phf.errors import PHFError
+from phf.evaluate.attacker import LanguageModelAttacker
+from phf.evaluate.blimp import MinimalPair, choose_pairs, measure_blimp, read_blimp
+from phf.evaluate.downstream import measure_downstream, read_task
+from phf.evaluate.embedding import Embedder, measure_embedding_distance
+from phf.evaluate.finetuned import measure_finetuned
+from phf.evaluate.harness import measure_harness
+from phf.evaluate.kl import measure_kl
+from phf.evaluate.leaks import HeldOutSegments, make_probes, measure_in_context, measure_leaks
+from phf.evaluate.prompting import Target
+from phf.evaluate.red_team import draw_seeds, red_team
+from phf.evaluate.reference_lm import ReferenceSamples, open_reference
+from phf.evaluate.scenarios import Scenario, load_scenario, measure_scenario
+from phf.evaluate.subject import Drawn, Subject
+from phf.evaluate.trajectory import measure_trajectory
+from phf.files import hash_json
+from phf.records import Mode, Sample
+
+_WAYS = {
+    "scenarios": "--scenario NAME",
+    "kl": "--reference-lm MODEL",
+    "embedding_distance": "--embedder MODEL",
+    "blimp": "--blimp FILE",
+    "red_team": "--attacker MODEL",
+    "harness": "--task NAME",
+    "downstream": "--glue FOLDER",
+}
+"""The option that gives each part its source."""
+
+
+def measure_more(subject: Subject) -> dict[str, Any]:
+    """What stands in evaluation.json beside samples and held-out text: the parts of the suite, and those with a source.
+
+    `left_out` says what was not measured and why. A part of the full suite that this run's data does not admit is left out;
+    a part that was asked for by name and fails stops the evaluation.
+    """
+    config = subject.config
+    left_out: dict[str, str] = {}
+    found: dict[str, Any] = {}
+    wanted: list[tuple[str, bool, Callable[[Subject], Any]]] = [
+        ("kl", config.kl.reference is not None, _measure_kl),
+        ("blimp", config.blimp.source is not None, _measure_blimp),
+        ("harness", bool(config.harness.tasks), _measure_harness),
+        ("downstream", bool(config.downstream.tasks), _measure_downstream),
+        ("red_team", config.red_team.attacker is not None, _measure_red_team),
+    ]
+    for name, is_given, measure in wanted:
+        if is_given:
+            found[name] = measure(subject)
+    if config.suite == "full":
+        found["trajectory"] = measure_trajectory(subject)
+        always: list[tuple[str, Callable[[Subject], Any]]] = [
+            ("leaks", _measure_leaks),
+            ("in_context", _measure_in_context),
+        ]
+        if config.benign.steps > 0:
+            always.append(("finetuned", _measure_finetuned))
+        for name, measure in always:
+            try:
+                found[name] = measure(subject)
+            except PHFError as error:
+                left_out[name] = str(error)
+        given = {name for name, is_given, _ in wanted if is_given}
+        given |= {"scenarios"} if config.scenarios.names else set()
+        given |= {"embedding_distance"} if config.embedder is not None else set()
+        left_out |= {name: f"give {way}" for name, way in _WAYS.items() if name not in given}
+    return {**found, "left_out": left_out}
+
+
+def measure_scenarios(subject: Subject) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Drawn]]:
+    """For each scenario that was asked for, every mode's continuations of its prompts.
+
+    Returns:
+        what each scenario is; rows as those of unprompted samples; the samples.
+    """
+    config, sampling = subject.config.scenarios, subject.config.sampling
+    described, rows, drawn = [], [], []
+    for name in config.names:
+        scenario = load_scenario(name, num_prompts=config.num_prompts, seed=sampling.seed)
+        described.append(
+            {**asdict(scenario), "prompts": len(scenario.prompts), "continuations": config.continuations}
+        )
+        for mode in subject.modes:
+            result = _measure_scenario(subject, scenario, mode)
+            rows += [{**subject.name_row(), **row} for row in result["rows"]]
+            samples = [Sample(**sample) for sample in result["samples"]]
+            scores = {
+                slug: [float("nan") if value is None else value for value in values]
+                for slug, values in result["scores"].items()
+            }
+            drawn.append(Drawn(scenario.name, mode, samples, scores))
+    return described, rows, drawn
+
+
+def _measure_scenario(subject: Subject, scenario: Scenario, mode: Mode) -> Any:
+    config = subject.config
+    return subject.parts.measure(
+        f"scenario-{hash_json(scenario.name)[:8]}-{mode}",
+        [asdict(scenario), config.scenarios.continuations, *_drawing(subject)],
+        lambda: measure_scenario(
+            _target(subject, mode),
+            scenario,
+            subject.judges,
+            config.sampling,
+            continuations=config.scenarios.continuations,
+            num_bootstrap=config.num_bootstrap,
+            progress=subject.progress,
+        ),
+    )
+
+
+def measure_distances(subject: Subject, drawn: dict[Mode, Drawn], human: Sequence[str]) -> dict[str, Any]:
+    """The embedding distance of each mode's samples from human text; nothing without an embedder."""
+    if subject.config.embedder is None:
+        return {}
+    embedder = _load_embedder(subject.config.embedder)
+    return {
+        mode: subject.parts.measure(
+            f"embedding-distance-{mode}",
+            [embedder.identity.slug, hash_json(list(human)), subject.config.sampling.model_dump(mode="json")],
+            functools.partial(
+                measure_embedding_distance,
+                embedder,
+                own.texts,
+                human,
+                subject.config.sampling.seed,
+                subject.progress,
+            ),
+        )
+        for mode, own in drawn.items()
+    }
+
+
+def _measure_kl(subject: Subject) -> Any:
+    config, sampling = subject.config, subject.config.sampling
+    assert config.kl.reference is not None
+    reference = _open_reference(
+        config.kl.reference, config.kl.num_sequences, config.kl.num_tokens, sampling.seed, subject.progress
+    )
+    settings = [reference.identity.slug, len(reference.samples), config.num_bootstrap, sampling.seed]
+    return subject.parts.measure(
+        "kl",
+        settings,
+        lambda: measure_kl(
+            subject.model,
+            subject.tokenizer,
+            reference,
+            subject.text_modes,
+            segments=subject.run.config.segments,
+            conditions=subject.conditions,
+            num_bootstrap=config.num_bootstrap,
+            seed=sampling.seed,
+            progress=subject.progress,
+        ),
+    )
+
+
+def _measure_blimp(subject: Subject) -> Any:
+    config, seed = subject.config, subject.config.sampling.seed
+    assert config.blimp.source is not None
+    pairs = choose_pairs(_read_blimp(config.blimp.source), config.blimp.num_pairs, seed)
+    settings = [hash_json([asdict(pair) for pair in pairs]), config.num_bootstrap, seed]
+
+    def compute() -> Any:
+        found = measure_blimp(
+            subject.model,
+            subject.tokenizer,
+            pairs,
+            subject.text_modes,
+            conditions=subject.conditions,
+            num_bootstrap=config.num_bootstrap,
+            seed=seed,
+            progress=subject.progress,
+        )
+        return {"source": config.blimp.source, **found}
+
+    return subject.parts.measure("blimp", settings, compute)
+
+
+def _measure_harness(subject: Subject) -> Any:
+    config, seed = subject.config.harness, subject.config.sampling.seed
+    return subject.parts.measure(
+        "harness",
+        [config.model_dump(mode="json"), seed],
+        lambda: measure_harness(
+            subject.model,
+            subject.tokenizer,
+            config.tasks,
+            subject.text_modes,
+            conditions=subject.conditions,
+            num_fewshot=config.num_fewshot,
+            limit=config.limit,
+            seed=seed,
+            progress=subject.progress,
+        ),
+    )
+
+
+def _measure_downstream(subject: Subject) -> Any:
+    config = subject.config.downstream
+    prefixes = ["none", *(mode for mode in ("good", "bad") if mode in subject.modes)]
+    tasks = [read_task(source) for source in config.tasks]
+    return subject.parts.measure(
+        "downstream",
+        [config.model_dump(mode="json"), hash_json([asdict(task) for task in tasks])],
+        lambda: measure_downstream(
+            subject.model,
+            subject.tokenizer,
+            tasks,
+            prefixes,
+            config,
+            conditions=subject.conditions,
+            progress=subject.progress,
+        ),
+    )
+
+
+def _measure_red_team(subject: Subject) -> Any:
+    """The attack on the mode that one would release, by the judge that annotated (or the first)."""
+    config, sampling = subject.config, subject.config.sampling
+    settings = config.red_team.model_dump(mode="json")
+    mode = subject.modes[0]
+    assert config.red_team.attacker is not None
+    attacker = config.red_team.attacker
+
+    def compute() -> Any:
+        loaded = _load_attacker(attacker)
+        seeds = draw_seeds(
+            subject.reader, max(config.red_team.shots, config.red_team.prompts_per_round), sampling.seed
+        )
+        found = red_team(
+            _target(subject, mode),
+            subject.judges,
+            loaded,
+            seeds,
+            config.red_team,
+            sampling,
+            progress=subject.progress,
+        )
+        return {"attacker": loaded.name, "settings": settings, "modes": {mode: found}}
+
+    return subject.parts.measure("red-team", [settings, *_drawing(subject)], compute)
+
+
+def _measure_leaks(subject: Subject) -> Any:
+    def compute(mode: Mode) -> Any:
+        target, sampling = _target(subject, mode), _sampling(subject)
+        longest = target.longest_prompt(sampling) // 2
+        probes = make_probes(subject.tokenizer, _held_out_segments(subject), longest)
+        return measure_leaks(
+            target,
+            probes,
+            subject.judges,
+            sampling,
+            num_bootstrap=subject.config.num_bootstrap,
+            progress=subject.progress,
+        )
+
+    return {"probes": [row for rows in _in_each_mode(subject, "leaks", compute).values() for row in rows]}
+
+
+def _measure_in_context(subject: Subject) -> Any:
+    def compute(mode: Mode) -> Any:
+        return measure_in_context(
+            _target(subject, mode),
+            _held_out_segments(subject),
+            subject.judges,
+            _sampling(subject),
+            num_bootstrap=subject.config.num_bootstrap,
+            progress=subject.progress,
+        )
+
+    return {"modes": _in_each_mode(subject, "in-context", compute)}
+
+
+def _in_each_mode(subject: Subject, name: str, compute: Callable[[Mode], Any]) -> dict[str, Any]:
+    """A part for the mode that one would release, and for the model without control tokens."""
+    modes = [mode for mode in subject.modes if mode == subject.modes[0] or mode == "untagged"]
+    settings = [subject.config.leak_samples, *_drawing(subject)]
+    return {
+        mode: subject.parts.measure(f"{name}-{mode}", settings, functools.partial(compute, mode))
+        for mode in modes
+    }
+
+
+def _measure_finetuned(subject: Subject) -> Any:
+    config = subject.config
+    modes = [mode for mode in subject.modes if mode != "deleted"]
+    return subject.parts.measure(
+        "finetuned",
+        [config.benign.model_dump(mode="json"), config.leak_samples, *_drawing(subject)],
+        lambda: measure_finetuned(
+            subject.run,
+            subject.model,
+            subject.data,
+            modes,
+            subject.judges,
+            config.benign,
+            _sampling(subject),
+            num_bootstrap=config.num_bootstrap,
+            progress=subject.progress,
+        ),
+    )
+
+
+def _target(subject: Subject, mode: Mode) -> Target:
+    model = subject.deleted_model if mode == "deleted" else subject.model
+    return Target.create(subject.run, model, subject.tokenizer, mode)
+
+
+def _held_out_segments(subject: Subject) -> HeldOutSegments:
+    return HeldOutSegments.read(subject.reader, subject.data.good.value, subject.config.sampling.seed)
+
+
+def _sampling(subject: Subject) -> Any:
+    """The sampling settings, for as many samples as a probe has."""
+    return subject.config.sampling.model_copy(update={"num_samples": subject.config.leak_samples})
+
+
+def _drawing(subject: Subject) -> list[Any]:
+    """What samples and their summary depend on."""
+    config = subject.config
+    slugs = [judge.slug for judge in subject.judges]
+    return [config.sampling.model_dump(mode="json"), config.num_bootstrap, slugs]
+
+
+def cache_folder() -> Path:
+    """Where what a reference model wrote is kept for all runs: `$XDG_CACHE_HOME/phf`, or `~/.cache/phf`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "phf"
+
+
+# What all runs of one command share is loaded once.
+
+
+@functools.lru_cache(maxsize=1)
+def _open_reference(
+    spec: str, num_sequences: int, num_tokens: int, seed: int, progress: Any
+) -> ReferenceSamples:
+    return open_reference(
+        spec, num_sequences, num_tokens, seed, cache=cache_folder() / "reference", progress=progress
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _read_blimp(source: str) -> tuple[MinimalPair, ...]:
+    return tuple(read_blimp(source))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_attacker(spec: str) -> LanguageModelAttacker:
+    return LanguageModelAttacker.load(spec)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_embedder(spec: str) -> Embedder:
+    return Embedder.load(spec)
