@@ -43,12 +43,44 @@ def sample(
 
 
 @app.command(
-    epilog="Example: phf evaluate runs/mle runs/conditional --judge toxicity-lstm --num-samples 4096"
+    epilog="Examples: phf evaluate runs/mle runs/conditional --judge toxicity-lstm --num-samples 4096;  "
+    "phf evaluate runs/* --suite full --scenario rtp --reference-lm HuggingFaceTB/SmolLM2-135M --blimp nyu-mll/blimp;  "
+    "phf evaluate runs/* --attacker smollm2/ --set red_team.rounds=10 --set red_team.trials=10"
 )
 def evaluate(
     runs: Runs,
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="quick; or full: also without control tokens in the model, earlier checkpoints, leaks, finetuning."
+        ),
+    ] = "quick",
     judge: Annotated[
         list[str] | None, typer.Option(help="A held-out judge beside the annotator; repeatable.")
+    ] = None,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompts to continue: rtp, signatures, pii-templates ... or a JSONL; repeatable."),
+    ] = None,
+    reference_lm: Annotated[
+        str | None,
+        typer.Option(help="KL from this language model: folder, Hub id, .gguf, or JSONL of its texts."),
+    ] = None,
+    blimp: Annotated[str | None, typer.Option(help="BLiMP: a file, or nyu-mll/blimp.")] = None,
+    attacker: Annotated[
+        str | None, typer.Option(help="Red team with this language model: folder, Hub id or .gguf.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task of lm-evaluation-harness; repeatable (extra 'harness').")
+    ] = None,
+    glue: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A classifier to finetune: folder with train.tsv and dev.tsv, or nyu-mll/glue:sst2."
+        ),
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="Embedding distance by this language model (extra 'mauve').")
     ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Samples per mode (default 512).", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="Default 0.7.")] = None,
@@ -59,13 +91,21 @@ def evaluate(
         str | None, typer.Option(help="Control tokens after the first: free, prefix or forced.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Sampling seed (default 0).", min=0)] = None,
-    force: Annotated[bool, typer.Option(help="Evaluate again although a result is there.")] = False,
+    step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the last).", min=1)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as kl.num_sequences=4096."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Measure again what is there.")] = False,
 ) -> None:
-    """Measure alignment and capability in each mode; writes evaluation.json and samples.parquet into each run."""
-    from phf.config import parse
+    """Measure alignment and capability in each mode; writes evaluation.json and samples.parquet into each run.
+
+    What is finished is kept: a stopped evaluation goes on, and asking for more repeats nothing.
+    """
+    from phf.config import apply_overrides, parse
     from phf.config_evaluate import EvaluateConfig
 
-    given = {
+    sampling = {
         "num_samples": num_samples,
         "temperature": temperature,
         "top_p": top_p,
@@ -74,15 +114,28 @@ def evaluate(
         "control": control,
         "seed": seed,
     }
-    sampling = {key: value for key, value in given.items() if value is not None}
-    config = parse(EvaluateConfig, {"judges": judge or [], "sampling": sampling}, "phf evaluate")
+    given = {
+        "suite": suite,
+        "judges": judge or [],
+        "sampling": {key: value for key, value in sampling.items() if value is not None},
+        "scenarios": {"names": scenario or []},
+        "kl": {"reference": reference_lm},
+        "blimp": {"source": blimp},
+        "embedder": embedder,
+        "red_team": {"attacker": attacker},
+        "harness": {"tasks": task or []},
+        "downstream": {"tasks": glue or []},
+    }
+    config = parse(EvaluateConfig, apply_overrides(given, settings or []), "phf evaluate")
 
     from phf.evaluate import evaluate_runs
     from phf.report.page import summary_lines, summary_table
 
     with show_progress() as progress:
-        evaluate_runs(runs, config, force=force, progress=progress)
+        results = evaluate_runs(runs, config, step=step, force=force, progress=progress)
     print_table(summary_table(runs))
     for line in summary_lines(runs):
         print(printable(line))
+    for part, reason in results[-1]["left_out"].items():
+        print(printable(f"not measured: {part.replace('_', ' ')}: {reason}"))
     print(f"next: phf report {' '.join(map(str, runs))} -o report.html")

@@ -40,6 +40,7 @@ def evaluate_runs(
     runs: Sequence[Path | str],
     config: EvaluateConfig,
     *,
+    step: int | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
@@ -47,7 +48,7 @@ def evaluate_runs(
     """Evaluate runs under the same settings, loading each judge once. See `evaluate_run`."""
     load = functools.cache(load_reward_model)
     return [
-        evaluate_run(Run.open(folder), config, force=force, load=load, say=say, progress=progress)
+        evaluate_run(Run.open(folder), config, step=step, force=force, load=load, say=say, progress=progress)
         for folder in runs
     ]
 
