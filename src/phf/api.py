@@ -13,7 +13,7 @@
 Annotating uses a process pool: in a script, call it under `if __name__ == "__main__":`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,20 @@ def sample(run: str | Path, mode: Mode = "good", **sampling: Any) -> list[Sample
     return sample_run(run, mode, parse(SamplingConfig, sampling, "sample"))
 
 
-def evaluate(runs: Sequence[str | Path], judges: Sequence[str] = (), **sampling: Any) -> list[dict[str, Any]]:
+def evaluate(
+    runs: Sequence[str | Path],
+    judges: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    **sampling: Any,
+) -> list[dict[str, Any]]:
     """Measure runs in each mode, by their annotator and by held-out judges; the content of each evaluation.json.
 
+    Args:
+        settings: of `EvaluateConfig`, such as `{"suite": "full", "kl": {"reference": "smollm2"}}`.
+        sampling: of `SamplingConfig`.
+
     Raises:
-        PHFError: see `evaluate_runs`; a sampling setting is not known or out of range.
+        PHFError: see `evaluate_runs`; a setting is not known or out of range.
     """
-    config = parse(EvaluateConfig, {"judges": list(judges), "sampling": sampling}, "evaluate")
-    return evaluate_runs(runs, config)
+    given = {**(settings or {}), "judges": list(judges), "sampling": sampling}
+    return evaluate_runs(list(runs), parse(EvaluateConfig, given, "evaluate"))

@@ -79,9 +79,7 @@ def evaluate(
             help="A classifier to finetune: folder with train.tsv and dev.tsv, or nyu-mll/glue:sst2."
         ),
     ] = None,
-    embedder: Annotated[
-        str | None, typer.Option(help="Embedding distance by this language model (extra 'mauve').")
-    ] = None,
+    embedder: Annotated[str | None, typer.Option(help="Embedding distance by this language model.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="Samples per mode (default 512).", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="Default 0.7.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default 0.9.")] = None,

@@ -123,18 +123,17 @@ def measure_distances(subject: Subject, drawn: dict[Mode, Drawn], human: Sequenc
     if subject.config.embedder is None:
         return {}
     embedder = _load_embedder(subject.config.embedder)
+    seed = subject.config.sampling.seed
+
+    def compute(texts: Sequence[str]) -> Any:
+        samples, reference = (embedder.embed(own, subject.progress) for own in (tuple(texts), tuple(human)))
+        return measure_embedding_distance(samples, reference, seed)
+
     return {
         mode: subject.parts.measure(
             f"embedding-distance-{mode}",
             [embedder.identity.slug, hash_json(list(human)), subject.config.sampling.model_dump(mode="json")],
-            functools.partial(
-                measure_embedding_distance,
-                embedder,
-                own.texts,
-                human,
-                subject.config.sampling.seed,
-                subject.progress,
-            ),
+            functools.partial(compute, own.texts),
         )
         for mode, own in drawn.items()
     }
