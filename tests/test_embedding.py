@@ -38,7 +38,7 @@ def test_the_interval_is_as_wide_as_other_draws_differ() -> None:
     ]
     spread = np.std([estimate.mean for estimate in found], ddof=1)
     stated = np.mean([estimate.high - estimate.low for estimate in found]) / (2 * 1.96)
-    assert 0.5 < stated / spread < 2
+    assert 0.7 < stated / spread < 1.6
 
 
 class Letters:
