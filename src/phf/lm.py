@@ -283,8 +283,8 @@ class _HeadNLL(torch.autograd.Function):
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         slopes = hidden @ weight.T
         chosen = slopes.gather(1, targets[:, None]).squeeze(1).float()
-        chunks = zip(slopes.split(SLOPE_CHUNK_TOKENS), targets.split(SLOPE_CHUNK_TOKENS), strict=True)
-        sums = torch.cat([take_slopes(logits, chunk) for logits, chunk in chunks])
+        chunks = (torch.split(whole, SLOPE_CHUNK_TOKENS) for whole in (slopes, targets))
+        sums = torch.cat([take_slopes(*chunk) for chunk in zip(*chunks, strict=True)])
         ctx.save_for_backward(hidden, weight, slopes)
         return sums - chosen
 
