@@ -77,6 +77,32 @@ def test_the_chunked_head_gives_the_plain_heads_nll_and_gradients(monkeypatch):
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_head_of_a_gpu_gives_the_plain_heads_nll_and_gradients(precision, monkeypatch):
+    # Run here on the CPU. benchmarks/gpu.py compares it on a GPU.
+    monkeypatch.setattr(lm, "SLOPE_CHUNK_TOKENS", 7)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(48, 32, generator=generator)
+    targets = torch.randint(0, 512, (48,), generator=generator)
+    upstream = torch.randn(48, generator=generator)
+    head = torch.nn.Linear(32, 512, bias=False)
+    results = []
+    for is_plain in (True, False):
+        leaf = hidden.clone().requires_grad_()
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            if is_plain:
+                nll = lm._chunk_nll(head, leaf, targets)
+            else:
+                nll = lm._HeadNLL.apply(leaf, head.weight, targets, lm._take_slopes)
+        assert nll.dtype == torch.float32
+        nll.backward(upstream)
+        results.append((nll.detach(), leaf.grad, head.weight.grad.clone()))
+    for plain, found in zip(*results, strict=True):
+        assert (found - plain).norm() / plain.norm() < (1e-6 if precision == "fp32" else 1e-2)
+    torch.testing.assert_close(results[0][0], results[1][0])  # logits are rounded alike
+
+
 def test_nll_is_that_of_the_models_own_logits():
     model = small_model()
     ids, targets = torch.randint(0, 512, (2, 2, 16), generator=torch.Generator().manual_seed(0))

@@ -34,6 +34,8 @@ transformers.utils.logging.disable_progress_bar()  # more bars among ours, for f
 CHUNKED_HEAD_VOCABULARY = 16_384
 """From this vocabulary on the NLL is computed in checkpointed chunks (contract: Objectives, Head; it saves memory)."""
 HEAD_CHUNK_TOKENS = 2_048
+SLOPE_CHUNK_TOKENS = 8_192
+"""Logits become slopes (on CUDA) this many tokens at a time: uncompiled that takes several copies in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +251,17 @@ def check_head(model: PreTrainedModel) -> None:
 def nll_of_hidden(
     model: PreTrainedModel, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """-log p(target) in nats, float32. Large vocabularies go through the head in checkpointed chunks of tokens."""
+    """-log p(target) in nats, float32. Large vocabularies go through the head in checkpointed chunks of tokens, in
+    training on CUDA at once.
+    """
     head = model.get_output_embeddings()
     chunk_nll = getattr(model, "compiled_nll", _chunk_nll)
     if head.weight.shape[0] < CHUNKED_HEAD_VOCABULARY:
         return chunk_nll(head, hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
+    if hidden.is_cuda and hidden.requires_grad and type(head) is nn.Linear and head.bias is None:
+        take_slopes = getattr(model, "compiled_slopes", _take_slopes)
+        nll: Tensor = _HeadNLL.apply(hidden.flatten(0, 1), head.weight, targets.flatten(), take_slopes)
+        return nll.view(targets.shape)
     chunks = [
         checkpoint(chunk_nll, head, hidden_chunk, target_chunk, use_reentrant=False)
         for hidden_chunk, target_chunk in zip(
@@ -270,6 +278,44 @@ def _chunk_nll(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
+class _HeadNLL(torch.autograd.Function):
+    """NLL of a linear head where memory suffices for all logits in the head's precision; no product is computed twice.
+
+    Forward writes the NLL's slope along each logit in the logit's place. What comes from upstream is one number a
+    token, so backward it multiplies the narrow side of each product and the slopes are not touched again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, take_slopes: Any) -> Tensor:
+        """[N D], [V D], [N] -> [N]; `take_slopes` is `_take_slopes`, compiled or not."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        slopes = hidden @ weight.T
+        chosen = slopes.gather(1, targets[:, None]).squeeze(1).float()
+        chunks = (torch.split(whole, SLOPE_CHUNK_TOKENS) for whole in (slopes, targets))
+        sums = torch.cat([take_slopes(*chunk) for chunk in zip(*chunks, strict=True)])
+        ctx.save_for_backward(hidden, weight, slopes)
+        return sums - chosen
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Gradients of hidden states and weight."""
+        hidden, weight, slopes = ctx.saved_tensors
+        upstream = upstream[:, None]
+        return (slopes @ weight) * upstream, slopes.T @ (hidden * upstream).to(slopes.dtype), None, None
+
+
+def _take_slopes(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-sum-exp [N] of logits [N V]. In their place come their slopes: probabilities, less 1 at the targets."""
+    wide = logits.float()
+    top = wide.amax(1, keepdim=True)
+    total = (wide - top).exp().sum(1, keepdim=True)
+    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    logits.copy_((wide - top).exp() / total - is_target.float())
+    return (total.log() + top).squeeze(1)
+
+
 def compile_model(model: PreTrainedModel) -> None:
     """Let layers and NLL be compiled when they are first called: once for all layers, and again for another shape.
 
@@ -279,13 +325,14 @@ def compile_model(model: PreTrainedModel) -> None:
         for layer in layers:
             layer.compile(dynamic=False)
     model.compiled_nll = torch.compile(_chunk_nll, dynamic=False)
+    model.compiled_slopes = torch.compile(_take_slopes, dynamic=False)
 
 
 def forget_compiled(model: PreTrainedModel) -> None:
     """The opposite of `compile_model`."""
     for module in model.modules():
         module._compiled_call_impl = None
-    del model.compiled_nll
+    del model.compiled_nll, model.compiled_slopes
 
 
 def is_compiled(model: PreTrainedModel) -> bool:

@@ -71,7 +71,8 @@ def read_batch(
 def _to_device(array: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """A copy that the host does not wait for."""
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    # A tensor with gaps would be copied to pageable memory first, from where a copy waits for the GPU.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def slice_batch(batch: Batch, start: int, stop: int) -> Batch:

@@ -151,7 +151,7 @@ def plan_run(
     )
     with FakeTensorMode():  # shapes and dtypes only: no weight is made, no product computed
         model = _create(data)
-        activations = _measure_activations(model, data, micro_blocks, precision)
+        activations = _measure_activations(model, data, micro_blocks, precision, is_gpu=gpu is not None)
     num_parameters = lm.num_parameters(model)
     parallel = config.data_parallel
     if parallel == "auto":
@@ -199,15 +199,21 @@ def _num_multiplying(model: PreTrainedModel) -> int:
 
 
 def _measure_activations(
-    model: PreTrainedModel, data: TrainingData, num_blocks: int, precision: str
+    model: PreTrainedModel, data: TrainingData, num_blocks: int, precision: str, *, is_gpu: bool
 ) -> float:
     """Bytes kept for the backward pass of some blocks, and the head's scratch; linear in the number of blocks."""
     one, two = (_saved_bytes(model, data.config.data.context, count, precision) for count in (1, 2))
     vocabulary: int = model.get_output_embeddings().weight.shape[0]
     num_logits = num_blocks * data.config.data.context
-    if vocabulary >= lm.CHUNKED_HEAD_VOCABULARY:
-        num_logits = min(num_logits, lm.HEAD_CHUNK_TOKENS)
-    return one + (num_blocks - 1) * (two - one) + 2 * 4 * num_logits * vocabulary
+    saved = one + (num_blocks - 1) * (two - one)
+    if vocabulary < lm.CHUNKED_HEAD_VOCABULARY:
+        return saved + 2 * 4 * num_logits * vocabulary
+    if (
+        is_gpu
+    ):  # keeps a slope for each logit; on an H100 this estimate is within 3 % of the peak (docs/log.md)
+        slopes = (2 if precision == "bf16" else 4) * num_logits * vocabulary
+        return saved + slopes + 4 * 4 * min(num_logits, lm.SLOPE_CHUNK_TOKENS) * vocabulary
+    return saved + 2 * 4 * min(num_logits, lm.HEAD_CHUNK_TOKENS) * vocabulary
 
 
 def _saved_bytes(model: PreTrainedModel, context: int, num_blocks: int, precision: str) -> int:
