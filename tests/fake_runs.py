@@ -186,7 +186,9 @@ def add_measures(folder: Path, seed: int = 0) -> Path:
         }  # fmt: skip
     if "good" in modes:  # deleted mode has samples, but no bits per byte of its own here
         value["rows"] += [
-            {**row, "mode": "deleted", "mean": row["mean"] * 1.1} for row in value["rows"] if row["mode"] == "good"
+            {**row, "mode": "deleted", "mean": row["mean"] * 1.1}
+            for row in value["rows"]
+            if row["mode"] == "good"
         ]
     value["rows"] += [
         {**row, "scenario": name, "mean": row["mean"] * factor, "low": row["low"] * factor, "high": row["high"] * factor}
@@ -245,7 +247,12 @@ def add_measures(folder: Path, seed: int = 0) -> Path:
             for mode in modes
         }
     }
-    change = {"baseline": estimate_json(base[modes[0]], 0.0003, 256), "mode": modes[0], "judge": slugs[0], "role": "annotator"}
+    change = {
+        "baseline": estimate_json(base[modes[0]], 0.0003, 256),
+        "mode": modes[0],
+        "judge": slugs[0],
+        "role": "annotator",
+    }
     value["leaks"] = {
         "probes": [
             {**change, "name": "literal tag", "description": "the text <|bad|> before the page",
@@ -282,7 +289,10 @@ def add_measures(folder: Path, seed: int = 0) -> Path:
         ]
     }  # fmt: skip
     value["harness"] = {
-        "tasks": [{"task": "lambada_openai", "metric": "acc", "mode": mode, "value": 0.11, "stderr": 0.01} for mode in modes]
+        "tasks": [
+            {"task": "lambada_openai", "metric": "acc", "mode": mode, "value": 0.11, "stderr": 0.01}
+            for mode in modes
+        ]
     }
     write(path, value)
     return folder

@@ -110,7 +110,10 @@ def _measure_run(
 def draw_all_agreement(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     """A figure for each annotator and each other judge."""
     pairs = [
-        (one, other) for one in judges for other in judges if one.role == "annotator" and other.role != "annotator"
+        (one, other)
+        for one in judges
+        for other in judges
+        if one.role == "annotator" and other.role != "annotator"
     ]
     drawings = [draw_agreement(groups, one, other) for one, other in pairs]
     return [drawing for drawing in drawings if drawing is not None]
@@ -136,7 +139,9 @@ def draw_agreement(groups: list[Group], annotator: Judge, other: Judge) -> Drawi
             )
             for left, right in bins
         )
-        lines.append(Line(f"{mode} mode", points, MODE_COLOURS.get(mode, INK), "-", MODE_MARKERS.get(mode, "X")))
+        lines.append(
+            Line(f"{mode} mode", points, MODE_COLOURS.get(mode, INK), "-", MODE_MARKERS.get(mode, "X"))
+        )
     if not lines:
         return None
     caption = (

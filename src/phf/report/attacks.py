@@ -22,11 +22,17 @@ def draw_red_team(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     drawings = []
     for judge in judges:
         for name, title, meaning in (
-            ("mean", "Red team: the average prompt", "Mean score of what the model writes after the prompts of a round."),
+            (
+                "mean",
+                "Red team: the average prompt",
+                "Mean score of what the model writes after the prompts of a round.",
+            ),
             ("best", "Red team: the best prompt", "Score of the most harmful prompt found up to a round."),
         ):
 
-            def read(group: Group, mode: str, name: str = name, judge: Judge = judge) -> list[tuple[float, Estimate]]:
+            def read(
+                group: Group, mode: str, name: str = name, judge: Judge = judge
+            ) -> list[tuple[float, Estimate]]:
                 points = pool_points([_read_rounds(run, mode, judge, name) for run in group.runs])
                 return [(place, scale_estimate(score, judge.scale)) for place, score in points]
 
@@ -36,7 +42,9 @@ def draw_red_team(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
                     f"{meaning} An attacker language model writes new prompts each round from the best so far; a line that "
                     "stays low resists it. Bands: 95 % intervals, over trials of one run or over seeds."
                 )
-                drawings.append(draw_lines(lines, f"{title} ({judge.name})", caption, "round", judge.shown_unit))
+                drawings.append(
+                    draw_lines(lines, f"{title} ({judge.name})", caption, "round", judge.shown_unit)
+                )
     return drawings
 
 
@@ -44,7 +52,10 @@ def _read_rounds(run: RunFolder, mode: str, judge: Judge, name: str) -> list[tup
     found = as_dict(lookup(run.evaluation, "red_team", "modes", mode))
     if found.get("judge") not in (judge.key, judge.name):
         return []
-    points = [(as_float(value.get("round")), as_estimate(value.get(name))) for value in map(as_dict, as_list(found.get("rounds")))]
+    points = [
+        (as_float(value.get("round")), as_estimate(value.get(name)))
+        for value in map(as_dict, as_list(found.get("rounds")))
+    ]
     return [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1].mean)]
 
 
@@ -90,7 +101,9 @@ def list_prompts(run: RunFolder) -> list[tuple[str, list[Prompt]]]:
     found = []
     for mode in run.modes:
         attack = as_dict(lookup(run.evaluation, "red_team", "modes", mode))
-        scale = next((judge.scale for judge in run.judges if attack.get("judge") in (judge.key, judge.name)), 1.0)
+        scale = next(
+            (judge.scale for judge in run.judges if attack.get("judge") in (judge.key, judge.name)), 1.0
+        )
         prompts = sorted(
             map(as_dict, as_list(attack.get("prompts"))), key=lambda prompt: -_rank(prompt.get("score"))
         )
@@ -108,7 +121,9 @@ def _show_prompt(prompt: dict[str, Any], scale: float) -> Prompt:
     text = str(prompt.get("prompt") or "")
     shown = visible_text(text[:_MAX_CHARACTERS]) + ("…" if len(text) > _MAX_CHARACTERS else "")
     origin = ", ".join(
-        f"{name} {format_number(as_float(prompt.get(name)), 1)}" for name in ("trial", "round") if name in prompt
+        f"{name} {format_number(as_float(prompt.get(name)), 1)}"
+        for name in ("trial", "round")
+        if name in prompt
     )
     return Prompt(shown, format_number(as_float(prompt.get("score")) * scale), origin)
 
@@ -129,7 +144,9 @@ def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
                 "a model that follows them; the place 0 is the score without any. Bands: 95 % intervals."
             )
             title = f"Bad examples in context ({judge.name})"
-            drawings.append(draw_lines(lines, title, caption, "bad examples before the text", judge.shown_unit))
+            drawings.append(
+                draw_lines(lines, title, caption, "bad examples before the text", judge.shown_unit)
+            )
     return drawings
 
 
@@ -184,7 +201,12 @@ def tabulate_leaks(groups: list[Group], judges: list[Judge]) -> list[Change]:
             )
         rows += [
             Change(
-                group, name, descriptions[name], mode, judge, *_pool_change(tables, key, ("baseline", "score"))
+                group,
+                name,
+                descriptions[name],
+                mode,
+                judge,
+                *_pool_change(tables, key, ("baseline", "score")),
             )
             for key in dict.fromkeys(key for table in tables for key in table)
             for name, mode, of in [key]
@@ -220,6 +242,7 @@ def _pool_change(
 ) -> tuple[Estimate, Estimate, Estimate]:
     """Before, after and the difference of one key, pooled over the runs that the tables are of."""
     before, after, difference = (
-        pool([as_estimate(table.get(key, {}).get(name)) for table in tables]) for name in (*names, "difference")
+        pool([as_estimate(table.get(key, {}).get(name)) for table in tables])
+        for name in (*names, "difference")
     )
     return before, after, difference

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,6 +14,9 @@ from phf.report.verdict import Group, pool, pool_tables
 
 _MAX_GROUPS = 12
 """Groups that the figure shows; the table has all."""
+
+_MAX_DETAILED = 4
+"""With more groups than this the figure shows bits per byte on all text alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,7 @@ def compare_modes(group: Group) -> list[ModeComparison]:
     """
     found = []
     for measure in MEASURES:
-        modes = {
-            mode: group.pool(lambda run, mode=mode: measure.read(run, mode))  # type: ignore[misc]
-            for mode in ("good", "bad", "none")
-        }
+        modes = {mode: group.pool(partial(measure.read, mode=mode)) for mode in ("good", "bad", "none")}
         if not all(math.isfinite(modes[mode].mean) for mode in ("good", "bad")):
             continue
         gaps = [measure.read(run, "good").mean - measure.read(run, "bad").mean for run in group.runs]
@@ -96,6 +97,8 @@ def draw_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> list[Drawi
             for comparison in comparisons
             if comparison.measure.unit == unit
         ]
+        if len(compared) > _MAX_DETAILED:
+            rows = [row for row in rows if row[1].measure.name == rows[-1][1].measure.name]
         if rows:
             drawings.append(_draw_unit(unit, rows, num_groups=len(compared)))
     return drawings
@@ -104,12 +107,17 @@ def draw_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> list[Drawi
 def _draw_unit(unit: str, rows: list[tuple[Group, ModeComparison]], num_groups: int) -> Drawing:
     name = rows[0][1].measure.name.partition(",")[0]
     better = "lower" if rows[0][1].measure.is_lower_better else "higher"
+    texts = dict.fromkeys(comparison.measure.name.rpartition(", ")[2] for _, comparison in rows)
     labels = [
         " · ".join(
-            [*([shorten(group.label)] if num_groups > 1 else []), comparison.measure.name.rpartition(", ")[2]]
+            [
+                *([shorten(group.label)] if num_groups > 1 else []),
+                *([comparison.measure.name.rpartition(", ")[2]] if num_groups == 1 or len(texts) > 1 else []),
+            ]
         )
         for group, comparison in rows
     ]
+    on = f", on {next(iter(texts))}" if len(texts) == 1 and unit == "bits per byte" else ""
 
     def draw(axes: Axes) -> None:
         for place, (label, (_, comparison)) in enumerate(zip(labels, rows, strict=True)):
@@ -119,7 +127,7 @@ def _draw_unit(unit: str, rows: list[tuple[Group, ModeComparison]], num_groups: 
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"{unit}  ({better} is better)")
+        axes.set_xlabel(f"{unit}{on}  ({better} is better)")
 
     caption = "Circle: good mode; diamond: bad mode; square: no control token. 95 % intervals."
     if num_groups > _MAX_GROUPS:
@@ -174,7 +182,10 @@ def tabulate_kl(groups: list[Group]) -> list[tuple[Group, str, list[Estimate]]]:
         (
             group,
             mode,
-            [group.measure("kl", "modes", mode, name) for name in ("per_token", "per_sequence", "control_cost")],
+            [
+                group.measure("kl", "modes", mode, name)
+                for name in ("per_token", "per_sequence", "control_cost")
+            ],
         )
         for group in groups
         for mode in group.modes

@@ -106,32 +106,23 @@ class Reference:
 def draw_scores(
     runs: list[RunFolder], groups: list[Group], judge: Judge, references: list[Reference]
 ) -> Drawing:
-    """Mean score with interval of each run and mode by one judge; a dashed line and a band mark MLE.
+    """Mean score with interval of each group and mode by one judge, and each seed's mean; a line and a band mark MLE.
 
-    Of many runs: of each group, pooled over seeds, in the mode one would release.
+    Of many groups: of each the mode one would release.
     """
-    if len(runs) > MANY_RUNS:
-        rows = [
-            (
-                f"{shorten(group.label)} · {mode}",
-                mode,
-                scale_estimate(group.score(mode, judge), judge.scale),
-            )
-            for group in groups
-            if (mode := group.target_mode)
-        ]
-    else:
-        rows = [
-            (f"{shorten(run.label)} · {mode}", mode, scale_estimate(run.score(mode, judge), judge.scale))
-            for run in runs
-            for mode in run.modes
-        ]
+    is_many = len(groups) > MANY_RUNS
+    shown = [
+        (group, mode) for group in groups for mode in group.modes if not is_many or mode == group.target_mode
+    ]
+    rows = [
+        (f"{shorten(group.label)} · {mode}", mode, scale_estimate(group.score(mode, judge), judge.scale))
+        for group, mode in shown
+    ]
     rows += [
         (shorten(reference.name, 36), "", scale_estimate(reference.estimate, judge.scale))
         for reference in references
         if reference.judge in (judge.key, judge.name)
     ]
-    title = f"Score by {judge.name} ({judge.role})"
     mles = [group for group in groups if group.objective == "mle"]
     mle = mles[0] if len(mles) == 1 else None
 
@@ -141,6 +132,9 @@ def draw_scores(
             if math.isfinite(line.mean):
                 axes.axvline(line.mean, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
                 axes.axvspan(line.low, line.high, color=GRID, alpha=0.5, linewidth=0, zorder=0)
+        for place, (group, mode) in enumerate(shown):
+            if group.is_pooled:
+                _plot_seeds(axes, group, mode, judge, place)
         for place, (label, mode, estimate) in enumerate(rows):
             plot_point(axes, label, mode, (estimate.mean, place), estimate)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
@@ -150,11 +144,30 @@ def draw_scores(
         axes.set_xlabel(f"{judge.shown_unit}  (lower is better)")
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
 
-    what = "of each run and mode" if len(runs) <= MANY_RUNS else "of each group’s mode to release"
-    caption = f"Mean of the samples {what}, with its 95 % interval, in {judge.shown_unit}."
+    modes = "the mode one would release" if is_many else "each mode"
+    caption = f"Mean of the samples of {modes}, with its 95 % interval, in {judge.shown_unit}."
+    if any(group.is_pooled for group in groups):
+        caption += " Small strokes: the seeds one by one; intervals are over seeds."
     if mle is not None:
         caption += " Dashed line and band: MLE."
-    return draw_figure(draw, title, caption, height=0.75 + 0.27 * len(rows))
+    title = f"Score by {judge.name} ({judge.role})"
+    return draw_figure(draw, title, caption, height=0.75 + (0.27 if is_many else 0.34) * len(rows))
+
+
+def _plot_seeds(axes: Axes, group: Group, mode: str, judge: Judge, place: float) -> None:
+    """The mean of each seed, as a small stroke under the pooled marker."""
+    for run in group.runs:
+        score = scale_estimate(run.score(mode, judge), judge.scale)
+        if math.isfinite(score.mean):
+            (stroke,) = axes.plot(
+                score.mean,
+                place + 0.3,
+                color=MODE_COLOURS.get(mode, FAINT),
+                marker="|",
+                markersize=6,
+                linestyle="none",
+            )
+            stroke.set_gid(hover(f"{shorten(run.label)} · {mode}", score))
 
 
 def draw_curves(groups: list[Group]) -> list[Drawing]:
@@ -229,15 +242,16 @@ def plot_point(
     *,
     colour: str | None = None,
     opacity: float = 1.0,
+    has_bars: bool = True,
 ) -> None:
-    """A marker with its interval along x, y or both; its numbers appear on hover."""
+    """A marker with its interval along x, y or both (unless `has_bars` is off); its numbers appear on hover."""
     if not all(map(math.isfinite, place)):
         return
     colour = colour or MODE_COLOURS.get(mode, FAINT)
     style: dict[str, Any] = {"color": colour, "alpha": opacity, "linewidth": 2.2, "solid_capstyle": "round"}
-    if x is not None and math.isfinite(x.low) and math.isfinite(x.high):
+    if has_bars and x is not None and math.isfinite(x.low) and math.isfinite(x.high):
         axes.plot([x.low, x.high], [place[1]] * 2, **style)
-    if y is not None and math.isfinite(y.low) and math.isfinite(y.high):
+    if has_bars and y is not None and math.isfinite(y.low) and math.isfinite(y.high):
         axes.plot([place[0]] * 2, [y.low, y.high], **style)
     (marker,) = axes.plot(
         *place,
@@ -262,10 +276,11 @@ def scale_estimate(estimate: Estimate, scale: float) -> Estimate:
     return Estimate(mean, low, high, estimate.count)
 
 
-def shorten(text: str, length: int = 26) -> str:
-    """A label in one short line, with nothing invisible in it."""
+def shorten(text: str, length: int = 30) -> str:
+    """A label in one short line, with nothing invisible in it; the end, which tells like labels apart, stays."""
     text = " ".join(visible_text(text).split())
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    head = length // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def draw_figure(draw: Callable[[Axes], None], title: str, caption: str, height: float) -> Drawing:

@@ -46,7 +46,10 @@ def list_lines(
     in the colours of their objectives.
     """
     found = [
-        (group, mode, points) for group in groups for mode in group.modes if (points := tuple(read(group, mode)))
+        (group, mode, points)
+        for group in groups
+        for mode in group.modes
+        if (points := tuple(read(group, mode)))
     ]
     measured = list(dict.fromkeys(group.label for group, _, _ in found))
     if len(measured) <= len(_DASHES):
@@ -103,7 +106,12 @@ def draw_lines(
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         if len(lines) <= _MAX_NAMED:
             axes.legend(
-                frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.17), ncol=2, handlelength=3
+                frameon=False,
+                fontsize=8,
+                loc="upper center",
+                bbox_to_anchor=(0.45, -0.17),
+                ncol=2,
+                handlelength=3,
             )
 
     num_rows = math.ceil(len(lines) / 2) if len(lines) <= _MAX_NAMED else 0
@@ -127,7 +135,9 @@ def _draw_line(axes: Axes, line: Line) -> None:
         (x, y) = bounded[0]
         axes.plot([x, x], [y.low, y.high], color=line.colour, linewidth=1.6, solid_capstyle="round")
     for x, y in line.points:
-        (marker,) = axes.plot(x, y.mean, color=line.colour, marker=line.marker, markersize=4.5, linestyle="none")
+        (marker,) = axes.plot(
+            x, y.mean, color=line.colour, marker=line.marker, markersize=4.5, linestyle="none"
+        )
         marker.set_gid(hover(f"{line.label}, at {x:g}", y))
     axes.plot(
         [], [], color=line.colour, linestyle=line.dash, marker=line.marker, markersize=4.5, label=line.label

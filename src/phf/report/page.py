@@ -30,7 +30,7 @@ from phf.report.capability import (
     tabulate_tasks,
 )
 from phf.report.figures import MANY_RUNS, OBJECTIVE_COLOURS, Drawing, draw_curves, draw_scores
-from phf.report.plane import draw_plane
+from phf.report.plane import draw_plane, explain_plane
 from phf.report.provenance import (
     list_commands,
     list_notices,
@@ -250,19 +250,25 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
         "groups": groups,
         "judges": judges,
         "objectives": objectives,
-        "objective_notes": [(kind, _OBJECTIVE_NOTES[kind]) for kind in objectives if kind in _OBJECTIVE_NOTES],
+        "objective_notes": [
+            (kind, _OBJECTIVE_NOTES[kind]) for kind in objectives if kind in _OBJECTIVE_NOTES
+        ],
         "modes": [(mode, _MODE_NOTES.get(mode, "")) for mode in modes],
         "facts": state_facts(runs),
         "sampling": as_dict(runs[0].evaluation.get("sampling")),
         "cards": _list_cards(groups, judges),
         "max_cards": _MAX_CARDS,
-        "pooled": any(group.is_pooled for group in groups),
+        "pooled_page": any(group.is_pooled for group in groups),
         "is_many": is_many,
         "notices": list_notices(runs, groups, judges),
         "scores": _embed(draw_scores(runs, groups, judge, references) for judge in judges),
         "reference_rows": tabulate_references(references, judges),
         "scenarios": [(name, tabulate_scenario(name, groups, judges)) for name in scenarios],
-        "scenarios_by_run": [(name, tabulate_scenario(name, split_groups(groups), judges)) for name in scenarios],
+        "scenarios_by_run": [
+            (name, tabulate_scenario(name, split_groups(groups), judges)) for name in scenarios
+        ],
+        "singles": split_groups(groups),
+        "plane_note": explain_plane(groups),
         "planes": _embed(draw_plane(groups, judge) for judge in judges),
         "diversity": tabulate_diversity(groups),
         "compared": compared,
@@ -292,9 +298,15 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
         "config_yaml": lambda run: yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         "commands": list_commands,
         "report_command": make_report_command(runs, out),
-        "counts": lambda run, mode, key: [run.row(mode, judge).get(key) for judge in run.judges],
-        "scaled": lambda value, judge: format_number(as_float(value) * judge.scale),
+        "counts": _count_samples,
     }
+
+
+def _count_samples(group: Group, mode: str, key: str) -> list[int]:
+    """A count of each judge's row of a mode, over all runs of a group."""
+    judges = list_judges(group.runs)
+    rows = [[run.row(mode, judge).get(key) for run in group.runs] for judge in judges]
+    return [sum(value for value in row if isinstance(value, int)) for row in rows]
 
 
 def _embed(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:

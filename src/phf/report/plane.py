@@ -18,13 +18,11 @@ from phf.report.figures import (
     shorten,
 )
 from phf.report.reading import Judge, as_dict
+from phf.report.samples import visible_text
 from phf.report.verdict import Group
 
 _MAX_GROUPS = 6
 """With more groups than this the plane shows only the modes one would release, coloured by objective."""
-
-_MAX_LABELS = 14
-"""Points that are labelled; more would cover one another (each still names itself on hover)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,10 @@ class _Point:
     mode: str
     x: Estimate
     y: Estimate
+
+    @property
+    def name(self) -> str:
+        return f"{visible_text(self.group.label)} · {self.mode}"
 
     @property
     def label(self) -> str:
@@ -48,7 +50,11 @@ def find_frontier(points: Sequence[tuple[float, float]]) -> list[int]:
     order = sorted(range(len(points)), key=lambda place: points[place])
     frontier: list[int] = []
     for place in order:
-        if not frontier or points[place][1] < points[frontier[-1]][1] or points[place] == points[frontier[-1]]:
+        if (
+            not frontier
+            or points[place][1] < points[frontier[-1]][1]
+            or points[place] == points[frontier[-1]]
+        ):
             frontier.append(place)
     return frontier
 
@@ -72,33 +78,66 @@ def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
     if is_crowded:
         points = [point for point in points if point.is_target]
     targets = [point for point in points if point.is_target]
-    frontier = [targets[place] for place in find_frontier([(point.x.mean, point.y.mean) for point in targets])]
+    frontier = [
+        targets[place] for place in find_frontier([(point.x.mean, point.y.mean) for point in targets])
+    ]
     name = "KL from the reference" if has_kl else "bits per byte"
     unit = "nats per token" if has_kl else "on held-out text"
 
     def draw(axes: Axes) -> None:
         for point in points:
             colour = OBJECTIVE_COLOURS.get(point.group.objective, INK) if is_crowded else None
-            opacity = 1.0 if point in frontier else 0.4
-            place = (point.x.mean, point.y.mean)
+            opacity = 1.0 if point in frontier else 0.65 if point.is_target else 0.35
             plot_point(
-                axes, point.label, point.mode, place, point.x, point.y, colour=colour, opacity=opacity
+                axes,
+                point.label,
+                point.mode,
+                (point.x.mean, point.y.mean),
+                point.x,
+                point.y,
+                colour=colour,
+                opacity=opacity,
+                has_bars=not is_crowded or point in frontier,
             )
         axes.set_xlabel(f"{name}, {unit}  (lower is better)")
         axes.set_ylabel(f"{judge.shown_unit}  (lower is better)")
         axes.margins(0.14)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         _draw_steps(axes, [(point.x.mean, point.y.mean) for point in frontier])
-        named = points if len(points) <= _MAX_LABELS else frontier[:_MAX_LABELS]
-        _label_points(axes, [(point.label, point.x.mean, point.y.mean) for point in named])
         if is_crowded:
+            _number_points(axes, frontier)
             _add_legend(axes, groups)
+        else:
+            _label_points(axes, [(point.label, point.x.mean, point.y.mean) for point in points])
 
+    numbers = [f"({number}) " if is_crowded else "" for number in range(1, len(frontier) + 1)]
+    on_it = ", ".join(f"{number}{point.name}" for number, point in zip(numbers, frontier, strict=True))
+    caption = (
+        f"On the frontier, by their means: {on_it}." if frontier else "Nothing was measured on both axes."
+    )
     return draw_figure(
-        draw,
-        f"Score by {judge.name} against {name}",
-        _describe(frontier, targets, has_kl=has_kl, is_crowded=is_crowded),
-        height=4.4 if is_crowded else 3.7,
+        draw, f"Score by {judge.name} against {name}", caption, height=4.4 if is_crowded else 3.7
+    )
+
+
+def explain_plane(groups: list[Group]) -> str:
+    """How to read the planes of a page."""
+    if _can_compare_kl(groups):
+        axis = "Capability is KL(reference || model) on text that the reference model wrote, control tokens not counted."
+    else:
+        axis = (
+            "Capability is bits per byte on held-out text, read in each mode with its own control token before every "
+            "segment."
+        )
+    if len(groups) > _MAX_GROUPS:
+        shown = (
+            "Only the modes one would release are drawn, coloured by objective; the tables have the others."
+        )
+    else:
+        shown = "Fainter: what is dominated, and modes that one would not release."
+    return (
+        f"Down and left is better. {axis} The dashed line is the frontier of the modes one would release (good mode, or a "
+        f"run’s only one): nothing is better in both. Where intervals overlap, the order is not settled. {shown}"
     )
 
 
@@ -111,24 +150,6 @@ def _can_compare_kl(groups: list[Group]) -> bool:
     return all(math.isfinite(kl.mean) for kl in measured) and all(
         reference == references[0] for reference in references
     )
-
-
-def _describe(frontier: list[_Point], targets: list[_Point], *, has_kl: bool, is_crowded: bool) -> str:
-    reads = (
-        "KL(reference || model) on text that the reference model wrote, control tokens not counted."
-        if has_kl
-        else "Each mode reads the held-out text with its own control token before every segment."
-    )
-    if is_crowded:
-        shown = "Only the modes one would release are drawn; the tables have the others."
-    else:
-        shown = "Fainter: dominated, or a mode that one would not release."
-    on_it = ", ".join(point.label for point in frontier[:_MAX_LABELS])
-    ranked = f"On it, by their means: {on_it}." if len(targets) > 1 else ""
-    return (
-        f"Down and left is better. The line is the frontier of the modes one would release (good mode, or a run’s only "
-        f"one): nothing is better in both. {ranked} Where intervals overlap, the order is not settled. {shown} {reads}"
-    ).replace("  ", " ")
 
 
 def _draw_steps(axes: Axes, frontier: list[tuple[float, float]]) -> None:
@@ -164,6 +185,20 @@ def _label_points(axes: Axes, points: list[tuple[str, float, float]]) -> None:
             va="center",
             fontsize=8,
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5},
+        )
+
+
+def _number_points(axes: Axes, points: list[_Point]) -> None:
+    """The numbers under which the caption names points that stand too close for labels."""
+    for number, point in enumerate(points, start=1):
+        axes.annotate(
+            str(number),
+            (point.x.mean, point.y.mean),
+            xytext=(0, -13),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            zorder=4,
         )
 
 

@@ -87,6 +87,25 @@ class RunFolder:
         return seed if isinstance(seed, int) else None
 
     @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of the whole run: the budget rounded up to whole batches."""
+        config = self.config
+        tokens = as_float(config.get("tokens"))
+        size = as_float(lookup(config, "optim", "batch_blocks")) * as_float(lookup(config, "data", "context"))
+        return math.ceil(tokens / size) if math.isfinite(tokens) and size > 0 else None
+
+    @cached_property
+    def checkpoints(self) -> list[int]:
+        """Steps that have a whole checkpoint, ascending."""
+        names = [path.parent.name for path in (self.path / "checkpoints").glob("step-*/checkpoint.json")]
+        return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step has its checkpoint."""
+        return self.num_steps is not None and self.num_steps in self.checkpoints
+
+    @property
     def modes(self) -> list[str]:
         """The modes that were evaluated, good first."""
         found = {str(row.get("mode")) for row in self.rows} | set(as_dict(self.evaluation.get("modes")))

@@ -99,6 +99,10 @@ class Group:
         """Score of a mode, pooled over seeds."""
         return self.pool(lambda run: run.score(mode, judge, scenario))
 
+    def row_number(self, mode: str, judge: Judge, key: str, scenario: str = UNPROMPTED) -> Estimate:
+        """Another number of a mode's row (`hit_rate`, `expected_max_25`), pooled over seeds; a mean without interval."""
+        return self.pool(lambda run: as_estimate(run.row(mode, judge, scenario).get(key)))
+
     def measure(self, *keys: str | None) -> Estimate:
         """The estimate under nested keys of `evaluation.json`, pooled over seeds."""
         return self.pool(lambda run: run.measure(*keys))
