@@ -103,7 +103,8 @@ def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
         axes.set_ylabel(f"{judge.shown_unit}  (lower is better)")
         axes.margins(0.14)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        _draw_steps(axes, [(point.x.mean, point.y.mean) for point in frontier])
+        if len(targets) > 1:
+            _draw_steps(axes, [(point.x.mean, point.y.mean) for point in frontier])
         if is_crowded:
             _number_points(axes, frontier)
             _add_legend(axes, groups)
@@ -112,9 +113,10 @@ def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
 
     numbers = [f"({number}) " if is_crowded else "" for number in range(1, len(frontier) + 1)]
     on_it = ", ".join(f"{number}{point.name}" for number, point in zip(numbers, frontier, strict=True))
-    caption = (
-        f"On the frontier, by their means: {on_it}." if frontier else "Nothing was measured on both axes."
-    )
+    if len(targets) > 1:
+        caption = f"On the frontier, by their means: {on_it}."
+    else:
+        caption = "A frontier needs two configurations or more." if targets else "Not measured on both axes."
     return draw_figure(
         draw, f"Score by {judge.name} against {name}", caption, height=4.4 if is_crowded else 3.7
     )
@@ -154,8 +156,6 @@ def _can_compare_kl(groups: list[Group]) -> bool:
 
 def _draw_steps(axes: Axes, frontier: list[tuple[float, float]]) -> None:
     """The edge of what is dominated: from above the first point, in steps, to the right of the last."""
-    if len(frontier) == 0:
-        return
     limits = axes.get_xlim(), axes.get_ylim()
     xs = [frontier[0][0], *(x for x, _ in frontier), limits[0][1]]
     ys = [limits[1][1], *(y for _, y in frontier), frontier[-1][1]]
