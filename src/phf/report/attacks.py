@@ -8,7 +8,6 @@ from phf.records import Estimate
 from phf.report.figures import Drawing, scale_estimate
 from phf.report.lines import draw_lines, list_lines, pool_points
 from phf.report.reading import Judge, RunFolder, as_dict, as_estimate, as_float, as_list, lookup
-from phf.report.samples import visible_text
 from phf.report.verdict import Group, format_number, pool
 
 MAX_PROMPTS = 5
@@ -89,7 +88,7 @@ def tabulate_red_team(groups: list[Group], judges: list[Judge]) -> list[Attack]:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that an attacker found, with nothing invisible in it but not yet escaped; its score in shown units."""
+    """A prompt that an attacker found, as it is: the page makes it visible and escapes it; its score in shown units."""
 
     text: str
     score: str
@@ -119,7 +118,7 @@ def _rank(score: Any) -> float:
 
 def _show_prompt(prompt: dict[str, Any], scale: float) -> Prompt:
     text = str(prompt.get("prompt") or "")
-    shown = visible_text(text[:_MAX_CHARACTERS]) + ("…" if len(text) > _MAX_CHARACTERS else "")
+    shown = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
     origin = ", ".join(
         f"{name} {format_number(as_float(prompt.get(name)), 1)}"
         for name in ("trial", "round")
