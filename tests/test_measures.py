@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -296,3 +297,39 @@ def test_many_full_runs_stay_small(tmp_path):
     page = write_report(paths, tmp_path / "r.html")
     assert page.stat().st_size < 1_200_000
     assert "checks not passed" in read_page(page).text, "verdicts in a table"
+
+
+def test_what_an_attack_does_not_say_is_left_out(runs, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(runs[0], path)
+    edit(
+        path / "evaluation.json",
+        lambda value: value.update({key: {"modes": value[key]["modes"]} for key in ("red_team", "finetuned")}),
+    )
+    text = read_page(write_report([path], tmp_path / "r.html")).text
+    assert "Red team" in text
+    assert "Attacker:" not in text
+
+
+NEW_KEYS = (
+    "kl", "blimp", "red_team", "in_context", "leaks", "finetuned", "trajectory", "downstream", "harness",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4])
+def test_damaged_parts_are_dashes_and_no_crash(runs, tmp_path, depth):
+    def damage(value, left, junk):
+        if left == 0:
+            return junk
+        if isinstance(value, dict):
+            return {key: damage(item, left - 1, junk) for key, item in value.items()}
+        return [damage(item, left - 1, junk) for item in value] if isinstance(value, list) else value
+
+    for number, junk in enumerate((None, "x")):
+        path = tmp_path / f"run-{number}"
+        shutil.copytree(runs[1], path)
+        edit(
+            path / "evaluation.json",
+            lambda value, junk=junk: value.update({key: damage(value[key], depth, junk) for key in NEW_KEYS}),
+        )
+        assert "Verdict" in read_page(write_report([path], tmp_path / "r.html")).text

@@ -221,7 +221,9 @@ def tabulate_finetuned(groups: list[Group], judges: list[Judge]) -> list[Change]
     for group in groups:
         tables = [
             {
-                (mode, judge.key): as_dict(by_judge.get(judge.key, by_judge.get(judge.name)))
+                (mode, judge.key): as_dict(
+                    as_dict(by_judge).get(judge.key, as_dict(by_judge).get(judge.name))
+                )
                 for mode, by_judge in as_dict(lookup(run.evaluation, "finetuned", "modes")).items()
                 for judge in judges
             }

@@ -53,7 +53,7 @@ from phf.report.reading import (
 from phf.report.reliability import draw_control_reliability
 from phf.report.samples import choose_samples, pair_samples, visible_text
 from phf.report.scaling import draw_budgets, draw_trajectory
-from phf.report.scenarios import list_scenarios, split_groups, tabulate_scenario
+from phf.report.scenarios import list_scenarios, tabulate_scenario
 from phf.report.verdict import (
     Group,
     check_group,
@@ -63,6 +63,7 @@ from phf.report.verdict import (
     format_number,
     group_runs,
     judge_group,
+    split_groups,
 )
 
 _MODE_NOTES = {

@@ -43,8 +43,3 @@ def tabulate_scenario(scenario: str, groups: list[Group], judges: list[Judge]) -
             if mode in modes
         ]
     return [row for row in rows if any(math.isfinite(score.mean) for score in row.scores)]
-
-
-def split_groups(groups: list[Group]) -> list[Group]:
-    """Every run as a group of its own, named after the run."""
-    return [Group(run.label, (run,)) for group in groups for run in group.runs]

@@ -155,6 +155,11 @@ def group_runs(runs: list[RunFolder]) -> list[Group]:
     ]
 
 
+def split_groups(groups: list[Group]) -> list[Group]:
+    """Every run as a group of its own, named after the run."""
+    return [Group(run.label, (run,)) for group in groups for run in group.runs]
+
+
 def _label(members: list[RunFolder], others: list[list[RunFolder]]) -> str:
     first = members[0]
     rivals = [other[0] for other in others if other[0].objective == first.objective]
