@@ -304,7 +304,9 @@ def test_what_an_attack_does_not_say_is_left_out(runs, tmp_path):
     shutil.copytree(runs[0], path)
     edit(
         path / "evaluation.json",
-        lambda value: value.update({key: {"modes": value[key]["modes"]} for key in ("red_team", "finetuned")}),
+        lambda value: value.update(
+            {key: {"modes": value[key]["modes"]} for key in ("red_team", "finetuned")}
+        ),
     )
     text = read_page(write_report([path], tmp_path / "r.html")).text
     assert "Red team" in text

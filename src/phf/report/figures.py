@@ -103,9 +103,7 @@ class Reference:
     cost: str
 
 
-def draw_scores(
-    runs: list[RunFolder], groups: list[Group], judge: Judge, references: list[Reference]
-) -> Drawing:
+def draw_scores(groups: list[Group], judge: Judge, references: list[Reference]) -> Drawing:
     """Mean score with interval of each group and mode by one judge, and each seed's mean; a line and a band mark MLE.
 
     Of many groups: of each the mode one would release.

@@ -262,7 +262,7 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
         "pooled_page": any(group.is_pooled for group in groups),
         "is_many": is_many,
         "notices": list_notices(runs, groups, judges),
-        "scores": _embed(draw_scores(runs, groups, judge, references) for judge in judges),
+        "scores": _embed(draw_scores(groups, judge, references) for judge in judges),
         "reference_rows": tabulate_references(references, judges),
         "scenarios": [(name, tabulate_scenario(name, groups, judges)) for name in scenarios],
         "scenarios_by_run": [
