@@ -167,3 +167,132 @@ def edit(path: Path, change: Any) -> None:
     value = json.loads(path.read_text("utf-8"))
     change(value)
     write(path, value)
+
+
+def add_measures(folder: Path, seed: int = 0) -> Path:
+    """Add to a run's evaluation what only longer ones hold: every optional key of evaluation.json (docs/evaluation.md)."""
+    rng = np.random.default_rng([seed, 7])
+    path = folder / "evaluation.json"
+    value = json.loads(path.read_text("utf-8"))
+    modes, slugs = list(value["modes"]), [judge["slug"] for judge in value["judges"]]
+    base = {row["mode"]: row["mean"] for row in value["rows"] if row["judge"] == slugs[0]}
+    own = {mode: {slugs[0]: base[mode], slugs[1]: 9 * base[mode]} for mode in modes}
+    for row in value["rows"]:
+        row["scenario"] = "unprompted"
+    for mode in modes:
+        value["modes"][mode]["diversity"] = {
+            "entropy_1": 7.1, "entropy_2": 11.2, "entropy_3": estimate_json(12.9, 0.1, 20), "self_bleu_5": 0.31,
+            "embedding_distance": None,
+        }  # fmt: skip
+    if "good" in modes:  # deleted mode has samples, but no bits per byte of its own here
+        value["rows"] += [
+            {**row, "mode": "deleted", "mean": row["mean"] * 1.1}
+            for row in value["rows"]
+            if row["mode"] == "good"
+        ]
+    value["rows"] += [
+        {**row, "scenario": name, "mean": row["mean"] * factor, "low": row["low"] * factor, "high": row["high"] * factor}
+        for name, factor in (("rtp-challenging", 4.0), ("<b>templates</b>", 0.5))
+        for row in list(value["rows"])
+    ]  # fmt: skip
+    worse = {mode: 0.02 if mode == "bad" else 0.0 for mode in modes}
+    value["kl"] = {
+        "reference": {"name": "SmolLM2-135M", "weights_hash": "aa" * 32}, "num_sequences": 256,
+        "modes": {
+            mode: {
+                "per_token": estimate_json(2.40 + worse[mode] + rng.uniform(0, 0.02), 0.03, 256),
+                "per_sequence": estimate_json(153.0, 2.0, 256),
+                "control_cost": estimate_json(0.4, 0.1, 256) if mode in ("good", "bad") else None,
+            }
+            for mode in modes
+        },
+    }  # fmt: skip
+    value["blimp"] = {
+        "source": "blimp.jsonl.gz", "num_pairs": 1000,
+        "modes": {
+            mode: {
+                "accuracy": estimate_json(0.61 - worse[mode], 0.03, 1000),
+                "fields": {"morphology": estimate_json(0.70, 0.05, 300), "syntax": estimate_json(0.57, 0.04, 500)},
+            }
+            for mode in modes
+        },
+    }  # fmt: skip
+    value["red_team"] = {
+        "attacker": "SmolLM2-135M-Instruct", "settings": {"rounds": 5, "trials": 3},
+        "modes": {
+            mode: {
+                "judge": slugs[0],
+                "rounds": [
+                    {"round": place, "mean": estimate_json(base[mode] * (1 + 0.2 * place), 0.1 * base[mode], 60),
+                     "best": estimate_json(base[mode] * (2 + 0.5 * place), 0.3 * base[mode], 3)}
+                    for place in range(1, 6)
+                ],
+                "prompts": [
+                    {"trial": 0, "round": place, "prompt": f"<script>attack {place}</script> \u202e", "score": 0.001 * place}
+                    for place in range(8)
+                ],
+            }
+            for mode in modes
+        },
+    }  # fmt: skip
+    value["in_context"] = {
+        "modes": {
+            mode: {
+                slug: [
+                    {"shots": shots, "score": estimate_json(mean * (1 + 0.3 * shots), 0.1 * mean, 512)}
+                    for shots in (0, 1, 2, 4)
+                ]
+                for slug, mean in own[mode].items()
+            }
+            for mode in modes
+        }
+    }
+    change = {
+        "baseline": estimate_json(base[modes[0]], 0.0003, 256),
+        "mode": modes[0],
+        "judge": slugs[0],
+        "role": "annotator",
+    }
+    value["leaks"] = {
+        "probes": [
+            {**change, "name": "literal tag", "description": "the text <|bad|> before the page",
+             "score": estimate_json(base[modes[0]] + 0.004, 0.0004, 256), "difference": estimate_json(0.004, 0.0005, 256)},
+            {**change, "name": "spelled tag", "description": "< | b a d | >",
+             "score": estimate_json(base[modes[0]], 0.0003, 256), "difference": estimate_json(0.0, 0.0005, 256)},
+        ]
+    }  # fmt: skip
+    value["finetuned"] = {
+        "steps": 100, "data": "benign.jsonl",
+        "modes": {
+            mode: {
+                slug: {"before": estimate_json(mean, 0.1 * mean, 512), "after": estimate_json(mean * 1.5, 0.1 * mean, 512),
+                       "difference": estimate_json(0.5 * mean, 0.15 * mean, 512)}
+                for slug, mean in own[mode].items()
+            }
+            for mode in modes
+        },
+    }  # fmt: skip
+    value["trajectory"] = [
+        {
+            "step": step, "tokens_seen": step * 2048,
+            "rows": [
+                {**row, "mean": row["mean"] * (1 + 1000 / step), "low": row["low"] * (1 + 1000 / step), "high": row["high"] * (1 + 1000 / step)}
+                for row in value["rows"]
+            ],
+        }
+        for step in (500, 1000, 2000, 3000)
+    ]  # fmt: skip
+    value["downstream"] = {
+        "tasks": [
+            {"task": "sst2", "metric": "accuracy", "prefix": prefix, "score": estimate_json(0.71, 0.02, 3), "baseline": 0.52}
+            for prefix in ("none", "good", "bad") if prefix in modes
+        ]
+    }  # fmt: skip
+    value["harness"] = {
+        "tasks": [
+            {"task": "lambada_openai", "metric": "acc", "mode": mode, "value": 0.11, "stderr": 0.01}
+            for mode in modes
+        ]
+    }
+    write(path, value)
+    return folder

@@ -27,6 +27,8 @@ COMMANDS = [
     ["sample"],
     ["evaluate"],
     ["report"],
+    ["show"],
+    ["compare"],
     ["demo"],
 ]
 

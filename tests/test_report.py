@@ -93,7 +93,11 @@ def test_page_has_no_script_and_fetches_nothing(page: Path) -> None:
     tags = {tag for tag, _ in reader.elements}
     assert not tags & {"script", "img", "iframe", "link", "object", "embed", "form", "base", "image", "b"}
     links = [attributes["href"] for tag, attributes in reader.elements if tag == "a"]
-    assert links == ["https://arxiv.org/abs/2302.08582"]
+    assert [link for link in links if not (link or "").startswith("#")] == [
+        "https://arxiv.org/abs/2302.08582"
+    ]
+    ids = {attributes.get("id") for _, attributes in reader.elements}
+    assert {(link or "")[1:] for link in links if (link or "").startswith("#")} <= ids
     for tag, attributes in reader.elements:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
@@ -113,7 +117,7 @@ def test_page_is_well_formed(page: Path) -> None:
     wanted = {a["href"][1:] for tag, a in reader.elements if tag == "use" and a.get("href")}  # type: ignore[index]
     assert wanted <= set(ids)
     figures = [attributes for tag, attributes in reader.elements if tag == "svg"]
-    assert len(figures) == 2 + 2 + 1 + 4, "scores, planes, reliability, curves"
+    assert len(figures) == 2 + 2 + 1 + 1 + 4, "scores, planes, modes, reliability, curves"
     assert all(set((figure["aria-labelledby"] or "").split()) <= set(ids) for figure in figures)
     levels = [int(tag[1]) for tag, _ in reader.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
@@ -200,7 +204,7 @@ def test_numbers_on_the_page_are_those_of_the_evaluation(tmp_path: Path) -> None
     assert '<td class="num judge">12.3 [11.1, 22.2]</td>' in html_text
     assert '<td class="num">43.2 %</td>' in html_text
     assert '<td class="num">77.7</td>' in html_text
-    assert "<title>run · none: 12.3 [11.1, 22.2]</title>" in html_text
+    assert "<title>mle · none: 12.3 [11.1, 22.2]</title>" in html_text
     assert "items per 1,000 characters" in text
     row = summary_rows([path])
     assert list(row[0]) == [
@@ -271,7 +275,8 @@ def test_groups_pool_seeds_and_nothing_else(tmp_path: Path) -> None:
     conditional, judge = groups[2], groups[2].runs[0].judges[0]
     assert conditional.score("good", judge).count == 2
     text = read_page(write_report(runs[:5], tmp_path / "r.html")).text
-    assert "Pooled over seeds" in text
+    assert "t-interval over seeds" in text
+    assert "Scores run by run" in text
     assert "2 seeds, t-interval over seeds" in text
 
 
@@ -279,7 +284,7 @@ def test_one_run_alone(pair: list[Path], tmp_path: Path) -> None:
     text = read_page(write_report(pair[1:], tmp_path / "one.html")).text
     assert "Modes differ: bad mode scores" in text
     assert "There is no MLE run on this page" in text
-    assert "Pooled over seeds" not in text
+    assert "Scores run by run" not in text
     assert "there is nothing to compare" in read_page(write_report(pair[:1], tmp_path / "one.html")).text
 
 
@@ -293,7 +298,8 @@ def test_fifty_runs(tmp_path: Path) -> None:
     reader = read_page(path)
     assert len(runs) == 50
     assert all(run.name in reader.text for run in runs)
-    assert path.stat().st_size < 4_000_000
+    assert path.stat().st_size < 2_000_000
+    assert not any(tag == "details" and "open" in attributes for tag, attributes in reader.elements)
     assert len(reader.pre) > 50
 
 
@@ -445,4 +451,5 @@ def test_commands_to_make_it_again_are_whole(page: Path) -> None:
     assert commands[3].endswith(
         "--judge toxicity-lstm --num-samples 512 --temperature 0.7 --top-p 0.9 --control free --seed 0"
     )
-    assert commands[4].endswith(f"-o {page}")
+    assert len(commands) == 4
+    assert f"conditional -o {page}" in read_page(page).text

@@ -69,5 +69,11 @@ def test_pooling_is_a_t_interval_over_seeds() -> None:
         4.302653 / math.sqrt(3), abs=1e-5
     )  # t(0.975, 2) s / sqrt(3), s = 1
     assert pool(estimates[:1]) == estimates[0]
-    assert pool([*estimates[:1], Estimate(math.nan, 0, 0, 0)]) == estimates[0]
+    # One of two seeds has a number: it stands, but its interval over samples is none over seeds.
+    lone = pool([*estimates[:1], Estimate(math.nan, 0, 0, 0)])
+    assert (lone.mean, lone.count) == (1.0, 1)
+    assert math.isnan(lone.low)
+    assert math.isnan(lone.high)
+    two = pool([*estimates[:2], Estimate(math.nan, 0, 0, 0)])
+    assert (two.mean, two.count) == (1.5, 2)
     assert math.isnan(pool([]).mean)

@@ -171,6 +171,7 @@ def _measure(subject: Subject) -> dict[str, Any]:
         scores = drawn["none"].scores
         references += rejection_reference(judges, scores, subject.data.good.value, num_bootstrap, seed)
         references += best_of_reference(judges, scores, config.best_of, num_bootstrap, seed)
+    more = measure_more(subject)
     return {
         "samples_sha256": hash_file(samples_path),
         "rows": rows + scenario_rows,
@@ -180,8 +181,31 @@ def _measure(subject: Subject) -> dict[str, Any]:
         "calibration": capability["calibration"],
         "references": references,
         "scenarios": scenarios,
-        **measure_more(subject),
+        "good_minus_bad": _subtract_modes(capability, more),
+        **more,
     }
+
+
+def _subtract_modes(capability: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Capabilities in good mode minus those in bad mode, each paired by text; empty without the two modes."""
+    if capability["good_minus_bad"] is None:
+        return {}
+    # These two parts hold each mode's difference from the first, which is good mode.
+    others = {name: more[name]["modes"]["bad"]["difference"] for name in ("kl", "blimp") if name in more}
+
+    def turn(value: float | None) -> float | None:
+        return None if value is None else -value
+
+    turned = {
+        name: {
+            "mean": -gap["mean"],
+            "low": turn(gap["high"]),
+            "high": turn(gap["low"]),
+            "count": gap["count"],
+        }
+        for name, gap in others.items()
+    }
+    return {"bits_per_byte": capability["good_minus_bad"], **turned}
 
 
 def _keep_samples(path: Path, drawn: Sequence[Drawn]) -> None:
@@ -194,8 +218,8 @@ def _keep_samples(path: Path, drawn: Sequence[Drawn]) -> None:
 
 
 def _measure_capability(subject: Subject) -> dict[str, Any]:
-    """Bits per byte in each mode and with each segment's own label, control gain and calibration; None without good
-    and bad mode (calibration: without control tokens that the model writes)."""
+    """Bits per byte in each mode and with each segment's own label, good mode's minus bad mode's paired by document, control
+    gain and calibration; None without good and bad mode (calibration: without control tokens that the model writes)."""
     data, config = subject.data, subject.config
     control, vocab_size = data.tokens.tokenizer.control, data.tokens.tokenizer.vocab_size
     objective, threshold = data.objective, data.good.value
@@ -211,18 +235,30 @@ def _measure_capability(subject: Subject) -> dict[str, Any]:
     if objective.has_control_tokens:
         labels["labelled"] = [label(page.scores) for page in pages]
 
-    def measure_bits(name: str) -> dict[str, Estimate]:
+    def measure_nll(name: str) -> list[list[float]]:
         model = subject.deleted_model if name == "deleted" else subject.model
-        nll = segment_nll(
+        own = segment_nll(
             model, control, vocab_size, pages, labels[name], subject.progress, conditions=conditions
         )
-        return bits_per_byte(pages, nll, threshold, num_bootstrap, seed)
+        return [values.tolist() for values in own]
 
-    settings = [config.capability_documents, num_bootstrap, seed]
-    measured = {
-        name: subject.parts.measure(f"bits-per-byte-{name}", settings, functools.partial(measure_bits, name))
+    def summarise(nll: list[npt.NDArray[np.float64]]) -> dict[str, Any]:
+        estimates = bits_per_byte(pages, nll, threshold, num_bootstrap, seed)
+        return {group: asdict(estimate) for group, estimate in estimates.items()}
+
+    settings = [config.capability_documents, seed]
+    nll = {
+        name: [
+            np.array(values)
+            for values in subject.parts.measure(f"nll-{name}", settings, functools.partial(measure_nll, name))
+        ]
         for name in labels
     }
+    measured = {name: summarise(own) for name, own in nll.items()}
+    difference = None
+    if {"good", "bad"} <= set(nll):
+        gaps = [good - bad for good, bad in zip(nll["good"], nll["bad"], strict=True)]
+        difference = summarise(gaps)
     gain = calibration = None
     sizes = (config.gain_segments, num_bootstrap, seed)
     if objective.has_control_tokens:
@@ -244,4 +280,5 @@ def _measure_capability(subject: Subject) -> dict[str, Any]:
         "labelled": measured.get("labelled"),
         "control_gain": gain,
         "calibration": calibration,
+        "good_minus_bad": difference,
     }

@@ -15,13 +15,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from phf.records import Estimate
-from phf.report.reading import Judge, RunFolder, as_float, list_judges
+from phf.report.reading import Judge, RunFolder, as_float
 from phf.report.samples import visible_text
-from phf.report.verdict import Group, format_number
+from phf.report.verdict import Group, format_interval
 
 # Drawn in stand-in colours that appear nowhere else; `_finish` swaps each for a variable of page.css.
 INK, FAINT, GRID = "#010101", "#010102", "#010103"
-MODE_COLOURS = {"good": "#020201", "bad": "#020202", "none": "#020203", "untagged": "#020204"}
+MODE_COLOURS = {
+    "good": "#020201",
+    "bad": "#020202",
+    "none": "#020203",
+    "untagged": "#020204",
+    "deleted": "#020205",
+}
 OBJECTIVE_COLOURS = {
     "mle": "#030301",
     "conditional": "#030302",
@@ -29,6 +35,12 @@ OBJECTIVE_COLOURS = {
     "unlikelihood": "#030304",
     "rwr": "#030305",
     "awr": "#030306",
+    "removal": "#030307",
+    "masking": "#030308",
+    "quantile": "#030309",
+    "additive": "#03030a",
+    "scalar": "#03030b",
+    "tagging": "#03030c",
 }
 _VARIABLES = {
     INK: "--ink",
@@ -37,7 +49,7 @@ _VARIABLES = {
     **{colour: f"--{mode}" for mode, colour in MODE_COLOURS.items()},
     **{colour: f"--{objective}" for objective, colour in OBJECTIVE_COLOURS.items()},
 }
-MODE_MARKERS = {"good": "o", "bad": "D", "none": "s", "untagged": "^"}
+MODE_MARKERS = {"good": "o", "bad": "D", "none": "s", "untagged": "^", "deleted": "P"}
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -65,11 +77,11 @@ _STYLE: dict[Any, Any] = {
 _WIDTH = 4.9
 """Inches; the page scales a figure to its column, and 9-point text stays readable down to a phone's width."""
 
-_MAX_LABELS = 12
-"""Points of a plane that are labelled; more would cover one another (each still names itself on hover)."""
+MANY_RUNS = 12
+"""With more runs than this, figures show the groups and modes that matter most, and tables scroll."""
 
-_CURVE_POINTS = 200
-"""Points a curve is averaged down to."""
+_CURVE_POINTS = 2400
+"""Points of one figure's curves together; each curve is averaged down to its share, or to 200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +103,38 @@ class Reference:
     cost: str
 
 
-def draw_scores(
-    runs: list[RunFolder], judge: Judge, references: list[Reference], mle: Group | None
-) -> Drawing:
-    """Mean score with interval of each run and mode by one judge; a dashed line and a band mark MLE."""
+def draw_scores(groups: list[Group], judge: Judge, references: list[Reference]) -> Drawing:
+    """Mean score with interval of each group and mode by one judge, and each seed's mean; a line and a band mark MLE.
+
+    Of many groups: of each the mode one would release.
+    """
+    is_many = len(groups) > MANY_RUNS
+    shown = [
+        (group, mode) for group in groups for mode in group.modes if not is_many or mode == group.target_mode
+    ]
     rows = [
-        (f"{shorten(run.label)} · {mode}", mode, _scaled(run.score(mode, judge), judge))
-        for run in runs
-        for mode in run.modes
+        (f"{shorten(group.label)} · {mode}", mode, scale_estimate(group.score(mode, judge), judge.scale))
+        for group, mode in shown
     ]
     rows += [
-        (shorten(reference.name, 36), "", _scaled(reference.estimate, judge))
+        (shorten(reference.name, 36), "", scale_estimate(reference.estimate, judge.scale))
         for reference in references
         if reference.judge in (judge.key, judge.name)
     ]
-    title = f"Score by {judge.name} ({judge.role})"
+    mles = [group for group in groups if group.objective == "mle"]
+    mle = mles[0] if len(mles) == 1 else None
 
     def draw(axes: Axes) -> None:
         if mle is not None:
-            line = _scaled(mle.score(mle.target_mode, judge), judge)
+            line = scale_estimate(mle.score(mle.target_mode, judge), judge.scale)
             if math.isfinite(line.mean):
                 axes.axvline(line.mean, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
                 axes.axvspan(line.low, line.high, color=GRID, alpha=0.5, linewidth=0, zorder=0)
+        for place, (group, mode) in enumerate(shown):
+            if group.is_pooled:
+                _plot_seeds(axes, group, mode, judge, place)
         for place, (label, mode, estimate) in enumerate(rows):
-            _plot_point(axes, label, mode, (estimate.mean, place), estimate, None)
+            plot_point(axes, label, mode, (estimate.mean, place), estimate)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -122,65 +142,30 @@ def draw_scores(
         axes.set_xlabel(f"{judge.shown_unit}  (lower is better)")
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
 
-    caption = f"Mean of the samples of each run and mode, with its 95 % interval, in {judge.shown_unit}."
+    modes = "the mode one would release" if is_many else "each mode"
+    caption = f"Mean of the samples of {modes}, with its 95 % interval, in {judge.shown_unit}."
+    if any(group.is_pooled for group in groups):
+        caption += " Small strokes: the seeds one by one; intervals are over seeds."
     if mle is not None:
         caption += " Dashed line and band: MLE."
-    return draw_figure(draw, title, caption, height=0.75 + 0.27 * len(rows))
+    title = f"Score by {judge.name} ({judge.role})"
+    return draw_figure(draw, title, caption, height=0.75 + (0.27 if is_many else 0.34) * len(rows))
 
 
-def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
-    """Score against bits per byte on all held-out text, one point per group and mode, with both intervals."""
-    points = [
-        (
-            f"{shorten(group.label)} · {mode}",
-            mode,
-            group.bits_per_byte(mode, "all"),
-            _scaled(group.score(mode, judge), judge),
-        )
-        for group in groups
-        for mode in group.modes
-    ]
-    points = [point for point in points if math.isfinite(point[2].mean) and math.isfinite(point[3].mean)]
-
-    def draw(axes: Axes) -> None:
-        for label, mode, bits, score in points:
-            _plot_point(axes, label, mode, (bits.mean, score.mean), bits, score)
-        axes.set_xlabel("bits per byte on held-out text  (lower is better)")
-        axes.set_ylabel(f"{judge.shown_unit}")
-        axes.margins(0.14)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        if 0 < len(points) <= _MAX_LABELS:
-            _label_points(axes, [(label, bits.mean, score.mean) for label, _, bits, score in points])
-
-    caption = (
-        "Down and left is better: fewer bad samples, better prediction of held-out text. "
-        "Each mode reads the held-out text with its own control token before every segment."
-    )
-    return draw_figure(draw, f"Score by {judge.name} against bits per byte", caption, height=3.7)
-
-
-def _label_points(axes: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Labels beside their points: to the left in the right half, and pushed up where two would touch."""
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    used: list[tuple[bool, float]] = []
-    for label, x, y in sorted(points, key=lambda point: point[2]):
-        on_left = x > (left + right) / 2
-        lift = max(
-            [height for side, height in used if side == on_left and height > y - 0.075 * (top - bottom)],
-            default=-math.inf,
-        )
-        place = max(y + 0.03 * (top - bottom), lift + 0.075 * (top - bottom))
-        used.append((on_left, place))
-        axes.annotate(
-            label,
-            (x, y),
-            xytext=(x + (-0.03 if on_left else 0.03) * (right - left), place),
-            ha="right" if on_left else "left",
-            va="center",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5},
-        )
+def _plot_seeds(axes: Axes, group: Group, mode: str, judge: Judge, place: float) -> None:
+    """The mean of each seed, as a small stroke under the pooled marker."""
+    for run in group.runs:
+        score = scale_estimate(run.score(mode, judge), judge.scale)
+        if math.isfinite(score.mean):
+            (stroke,) = axes.plot(
+                score.mean,
+                place + 0.3,
+                color=MODE_COLOURS.get(mode, FAINT),
+                marker="|",
+                markersize=6,
+                linestyle="none",
+            )
+            stroke.set_gid(hover(f"{shorten(run.label)} · {mode}", score))
 
 
 def draw_curves(groups: list[Group]) -> list[Drawing]:
@@ -192,10 +177,12 @@ def draw_curves(groups: list[Group]) -> list[Drawing]:
         ("validation", ("nll_bad",), "Validation loss on bad segments", "nats per text token", each),
         ("validation", ("control_gain_good", "control_gain_bad"), "Control gain in training", "nats per segment", f"How much likelier the text of a held-out segment is under its own label than under the other: solid, good segments; dashed, bad ones. Above 0 on both is the first sign of control. {each}"),
     )  # fmt: skip
+    num_lines = max(1, sum(len(group.runs) for group in groups))
+    size = min(200, max(24, _CURVE_POINTS // num_lines))
     drawings = []
     for kind, names, title, unit, caption in wanted:
         curves = [
-            (group, index, *_read_curve(run, kind, name))
+            (group, index, *read_curve(run, kind, name, size))
             for group in groups
             for run in group.runs
             for index, name in enumerate(names)
@@ -228,52 +215,70 @@ def _draw_lines(
     return draw_figure(draw, title, caption, height=2.7)
 
 
-def _read_curve(run: RunFolder, kind: str, name: str) -> tuple[list[float], list[float]]:
-    """Tokens and values of one metric, averaged over equal stretches; steps without the number are left out."""
+def read_curve(run: RunFolder, kind: str, name: str, size: int) -> tuple[list[float], list[float]]:
+    """Tokens and values of one metric, averaged over at most `size` equal stretches; steps without the number are left
+    out."""
     points = [
         (as_float(line.get("tokens")), as_float(line.get(name)))
         for line in run.metrics
         if line.get("kind") == kind
     ]
     points = [point for point in points if all(map(math.isfinite, point))]
-    stride = math.ceil(len(points) / _CURVE_POINTS) or 1
+    stride = math.ceil(len(points) / size) or 1
     chunks = [points[start : start + stride] for start in range(0, len(points), stride)]
     means = [tuple(sum(column) / len(chunk) for column in zip(*chunk, strict=True)) for chunk in chunks]
     return [mean[0] for mean in means], [mean[1] for mean in means]
 
 
-def _plot_point(
-    axes: Axes, label: str, mode: str, place: tuple[float, float], x: Estimate, y: Estimate | None
+def plot_point(
+    axes: Axes,
+    label: str,
+    mode: str,
+    place: tuple[float, float],
+    x: Estimate | None = None,
+    y: Estimate | None = None,
+    *,
+    colour: str | None = None,
+    opacity: float = 1.0,
+    has_bars: bool = True,
 ) -> None:
-    """A marker with its interval along x (and y); its numbers appear on hover."""
+    """A marker with its interval along x, y or both (unless `has_bars` is off); its numbers appear on hover."""
     if not all(map(math.isfinite, place)):
         return
-    colour = MODE_COLOURS.get(mode, FAINT)
-    if math.isfinite(x.low) and math.isfinite(x.high):
-        axes.plot([x.low, x.high], [place[1]] * 2, color=colour, linewidth=2.2, solid_capstyle="round")
-    if y is not None and math.isfinite(y.low) and math.isfinite(y.high):
-        axes.plot([place[0]] * 2, [y.low, y.high], color=colour, linewidth=2.2, solid_capstyle="round")
+    colour = colour or MODE_COLOURS.get(mode, FAINT)
+    style: dict[str, Any] = {"color": colour, "alpha": opacity, "linewidth": 2.2, "solid_capstyle": "round"}
+    if has_bars and x is not None and math.isfinite(x.low) and math.isfinite(x.high):
+        axes.plot([x.low, x.high], [place[1]] * 2, **style)
+    if has_bars and y is not None and math.isfinite(y.low) and math.isfinite(y.high):
+        axes.plot([place[0]] * 2, [y.low, y.high], **style)
     (marker,) = axes.plot(
-        *place, color=colour, marker=MODE_MARKERS.get(mode, "X"), markersize=6.5, linestyle="none", zorder=3
+        *place,
+        color=colour,
+        alpha=opacity,
+        marker=MODE_MARKERS.get(mode, "X"),
+        markersize=6.5,
+        linestyle="none",
+        zorder=3,
     )
-    numbers = ", ".join(_show(estimate) for estimate in (x, y) if estimate is not None)
-    marker.set_gid(f"hover:{label}: {numbers}")
+    marker.set_gid(hover(label, *(estimate for estimate in (x, y) if estimate is not None)))
 
 
-def _show(estimate: Estimate) -> str:
-    mean, low, high = map(format_number, (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} [{low}, {high}]"
+def hover(label: str, *estimates: Estimate) -> str:
+    """The id of an artist that names itself, with its numbers, under the pointer."""
+    return f"hover:{label}: {', '.join(map(format_interval, estimates))}"
 
 
-def _scaled(estimate: Estimate, judge: Judge) -> Estimate:
-    mean, low, high = (value * judge.scale for value in (estimate.mean, estimate.low, estimate.high))
+def scale_estimate(estimate: Estimate, scale: float) -> Estimate:
+    """The estimate in shown units."""
+    mean, low, high = (value * scale for value in (estimate.mean, estimate.low, estimate.high))
     return Estimate(mean, low, high, estimate.count)
 
 
-def shorten(text: str, length: int = 26) -> str:
-    """A label in one short line, with nothing invisible in it."""
+def shorten(text: str, length: int = 30) -> str:
+    """A label in one short line, with nothing invisible in it; the end, which tells like labels apart, stays."""
     text = " ".join(visible_text(text).split())
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    head = length // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def draw_figure(draw: Callable[[Axes], None], title: str, caption: str, height: float) -> Drawing:
@@ -320,14 +325,3 @@ def _view_box(svg: str) -> str:
     found = re.search(r'viewBox="([\d. ]+)"', svg)
     assert found is not None, "matplotlib writes a viewBox"
     return found[1]
-
-
-def list_drawings(
-    runs: list[RunFolder], groups: list[Group], references: list[Reference]
-) -> tuple[list[Drawing], list[Drawing], list[Drawing]]:
-    """Scores (one figure per judge), planes (one per judge) and curves."""
-    judges = list_judges(runs)
-    mles = [group for group in groups if group.objective == "mle"]
-    mle = mles[0] if len(mles) == 1 else None
-    scores = [draw_scores(runs, judge, references, mle) for judge in judges]
-    return scores, [draw_plane(groups, judge) for judge in judges], draw_curves(groups)

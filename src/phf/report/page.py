@@ -1,7 +1,7 @@
 """One self-contained HTML page from run folders, and the same numbers as rows and as a table for the terminal."""
 
 import math
-import shlex
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,37 @@ from markupsafe import Markup
 from rich.table import Table
 
 from phf.files import write_bytes
-from phf.records import Estimate
-from phf.report.figures import OBJECTIVE_COLOURS, Reference, list_drawings
+from phf.report.agreement import draw_all_agreement, measure_agreement
+from phf.report.attacks import (
+    draw_in_context,
+    draw_red_team,
+    list_prompts,
+    tabulate_finetuned,
+    tabulate_leaks,
+    tabulate_red_team,
+)
+from phf.report.capability import (
+    compare_modes,
+    draw_modes,
+    tabulate_diversity,
+    tabulate_fields,
+    tabulate_kl,
+    tabulate_tasks,
+)
+from phf.report.figures import MANY_RUNS, OBJECTIVE_COLOURS, Drawing, draw_curves, draw_scores
+from phf.report.plane import draw_plane, explain_plane
+from phf.report.provenance import (
+    list_commands,
+    list_notices,
+    list_references,
+    make_report_command,
+    state_facts,
+    tabulate_references,
+)
 from phf.report.reading import (
     Judge,
     RunFolder,
     as_dict,
-    as_estimate,
     as_float,
     as_list,
     list_judges,
@@ -27,15 +51,19 @@ from phf.report.reading import (
     read_runs,
 )
 from phf.report.reliability import draw_control_reliability
-from phf.report.samples import choose_samples, visible_text
+from phf.report.samples import choose_samples, pair_samples, visible_text
+from phf.report.scaling import draw_budgets, draw_trajectory
+from phf.report.scenarios import list_scenarios, tabulate_scenario
 from phf.report.verdict import (
     Group,
     check_group,
     find_mle,
     flatten,
+    format_interval,
     format_number,
     group_runs,
     judge_group,
+    split_groups,
 )
 
 _MODE_NOTES = {
@@ -43,7 +71,24 @@ _MODE_NOTES = {
     "bad": "the mirror image: starts with <|bad|>, and <|good|> is blocked: shows whether the token steers at all.",
     "none": "no control token is given; the model writes what it likes.",
     "untagged": "no control token is given, and both are blocked.",
+    "deleted": "both control tokens are taken out of the vocabulary and the weights.",
 }
+_OBJECTIVE_NOTES = {
+    "mle": "plain training on all of the text, the scores unused: what the others are compared with.",
+    "conditional": "each segment comes after a control token that says whether it is good or bad; one then asks for good text.",
+    "filtering": "the documents with the worst scores are left out.",
+    "removal": "the segments with the worst scores are left out of their documents.",
+    "masking": "bad segments are read as context, but never learned.",
+    "unlikelihood": "bad segments are made less likely.",
+    "rwr": "text with better scores weighs more in the loss.",
+    "awr": "text that scores better than expected there weighs more in the loss.",
+    "quantile": "each segment comes after one of several control tokens, from the best scores to the worst.",
+    "additive": "a learned vector for good or bad is added to the inputs.",
+    "scalar": "the score itself, as a learned direction, is added to the inputs.",
+    "tagging": "the token <|bad|> is strewn into bad text, and is not asked for when the model writes.",
+}
+_MAX_CARDS = 6
+"""With more configurations to judge than this, the verdicts stand in a table."""
 _OPEN_RUNS = 4
 """With more runs than this, the samples of each run stand behind a click."""
 
@@ -118,7 +163,7 @@ def summary_table(runs: list[Path]) -> Table:
             for judge in judges:
                 row = run.row(mode, judge)
                 cells += [
-                    _format_interval(run.score(mode, judge), judge.scale),
+                    format_interval(run.score(mode, judge), judge.scale),
                     _percent(row.get("hit_rate")),
                 ]
             bits, variety = run.bits_per_byte(mode).mean, run.degeneracy(mode, "distinct_2")
@@ -137,13 +182,13 @@ def summary_lines(runs: list[Path]) -> list[str]:
     for run in read_runs(runs):
         label, error = visible_text(run.label), run.calibration_error
         if as_dict(run.evaluation.get("control_gain")):
-            good, bad = (_format_interval(run.control_gain(text)) for text in ("good", "bad"))
+            good, bad = (format_interval(run.control_gain(text)) for text in ("good", "bad"))
             lines.append(
                 f"{label}: control gain {good} nats per good segment, {bad} per bad one (above 0 on both: control is learned)"
             )
         if math.isfinite(error.mean):
             lines.append(
-                f"{label}: calibration error {_format_interval(error)} on {error.count:,} segments "
+                f"{label}: calibration error {format_interval(error)} on {error.count:,} segments "
                 "(0: the model's own probability of good is right)"
             )
     return lines
@@ -164,11 +209,18 @@ def make_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
+    environment.globals |= {
+        "flatten": flatten,
+        "lookup": lookup,
+        "as_dict": as_dict,
+        "as_list": as_list,
+        "known_objectives": list(OBJECTIVE_COLOURS),
+    }
     environment.filters |= {
         "number": lambda value: format_number(as_float(value)),
         "percent": _percent,
         "count": _format_count,
-        "interval": _format_interval,
+        "interval": format_interval,
     }
     return environment
 
@@ -182,114 +234,94 @@ def _finalize(value: Any) -> Any:
 
 
 def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
-    """All that the template prints."""
+    """All that the templates print."""
     groups = group_runs(runs)
     runs = [run for group in groups for run in group.runs]  # seeds of one configuration beside each other
     judges = list_judges(runs)
-    references = _list_references(runs)
-    scores, planes, curves = list_drawings(runs, groups, references)
+    is_many = len(runs) > MANY_RUNS
+    references = list_references(groups)
+    compared = [(group, rows) for group in groups if (rows := compare_modes(group))]
+    scenarios = list_scenarios(runs)
     reliability = draw_control_reliability(runs)
-    controls = [] if reliability is None else [reliability]
-    for drawing in (*scores, *planes, *controls, *curves):
-        assert "<script" not in drawing.svg, "a figure holds markup that we did not draw"
     modes = sorted({mode for run in runs for mode in run.modes}, key=lambda mode: (mode_rank(mode), mode))
+    objectives = list(dict.fromkeys(group.objective for group in groups))
     return {
         "css": Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704 - our own file
         "runs": runs,
         "groups": groups,
         "judges": judges,
-        "reference_rows": _tabulate_references(references, judges),
-        "objectives": list(dict.fromkeys(group.objective for group in groups)),
-        "known_objectives": list(OBJECTIVE_COLOURS),
+        "objectives": objectives,
+        "objective_notes": [
+            (kind, _OBJECTIVE_NOTES[kind]) for kind in objectives if kind in _OBJECTIVE_NOTES
+        ],
         "modes": [(mode, _MODE_NOTES.get(mode, "")) for mode in modes],
-        "facts": _state_facts(runs),
+        "facts": state_facts(runs),
         "sampling": as_dict(runs[0].evaluation.get("sampling")),
         "cards": _list_cards(groups, judges),
-        "pooled": any(len(group.runs) > 1 for group in groups),
-        "notices": _list_notices(runs, groups, judges),
-        "scores": [(drawing, Markup(drawing.svg)) for drawing in scores],  # noqa: S704 - drawn by us
-        "planes": [(drawing, Markup(drawing.svg)) for drawing in planes],  # noqa: S704
-        "controls": [(drawing, Markup(drawing.svg)) for drawing in controls],  # noqa: S704
-        "curves": [(drawing, Markup(drawing.svg)) for drawing in curves],  # noqa: S704
-        "choose_samples": choose_samples,
+        "max_cards": _MAX_CARDS,
+        "pooled_page": any(group.is_pooled for group in groups),
+        "is_many": is_many,
+        "notices": list_notices(runs, groups, judges),
+        "scores": _embed(draw_scores(groups, judge, references) for judge in judges),
+        "reference_rows": tabulate_references(references, judges),
+        "scenarios": [(name, tabulate_scenario(name, groups, judges)) for name in scenarios],
+        "scenarios_by_run": [
+            (name, tabulate_scenario(name, split_groups(groups), judges)) for name in scenarios
+        ],
+        "singles": split_groups(groups),
+        "plane_note": explain_plane(groups),
+        "planes": _embed(draw_plane(groups, judge) for judge in judges),
+        "diversity": tabulate_diversity(groups),
+        "compared": compared,
+        "mode_figures": _embed(draw_modes(compared)),
+        "kl": tabulate_kl(groups),
+        "fields": tabulate_fields(groups),
+        "downstream": tabulate_tasks(groups, "downstream"),
+        "harness": tabulate_tasks(groups, "harness"),
+        "red_team": tabulate_red_team(groups, judges),
+        "red_team_facts": _first(runs, "red_team"),
+        "red_team_figures": _embed(draw_red_team(groups, judges)),
+        "prompts": [(run, found) for run in runs if (found := list_prompts(run))],
+        "in_context_figures": _embed(draw_in_context(groups, judges)),
+        "leaks": tabulate_leaks(groups, judges),
+        "finetuned": tabulate_finetuned(groups, judges),
+        "finetuned_facts": _first(runs, "finetuned"),
+        "gains": [run for run in runs if as_dict(run.evaluation.get("control_gain"))],
+        "controls": _embed([reliability] if reliability else []),
+        "agreement": measure_agreement(groups),
+        "agreement_figures": _embed(draw_all_agreement(groups, judges)),
+        "trajectories": _embed(draw for judge in judges if (draw := draw_trajectory(groups, judge))),
+        "budgets": _embed(draw for judge in judges if (draw := draw_budgets(groups, judge))),
+        "curves": _embed(draw_curves(groups)),
+        "choose_samples": lambda run, mode: choose_samples(run, mode, few=is_many),
+        "pair_samples": lambda run: pair_samples(run, few=is_many),
         "open_samples": len(runs) <= _OPEN_RUNS,
         "config_yaml": lambda run: yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        "commands": lambda run: _list_commands(run, runs, out),
-        "flatten": flatten,
-        "lookup": lookup,
-        "as_dict": as_dict,
-        "as_list": as_list,
-        "gains": [run for run in runs if as_dict(run.evaluation.get("control_gain"))],
-        "counts": lambda run, mode, key: [run.row(mode, judge).get(key) for judge in run.judges],
-        "scaled": lambda value, judge: format_number(as_float(value) * judge.scale),
+        "commands": list_commands,
+        "report_command": make_report_command(runs, out),
+        "counts": _count_samples,
     }
 
 
-def _state_facts(runs: list[RunFolder]) -> dict[str, Any]:
-    """What the opening paragraph says; a set of values where the runs differ."""
-
-    def each(*keys: str) -> list[Any]:
-        values = [lookup(run.run, *keys) for run in runs]
-        return list(
-            dict.fromkeys(
-                str(value) if isinstance(value, list | dict) else value
-                for value in values
-                if value is not None
-            )
-        )
-
-    # A source that was selected from names the rule behind it: "tweets [balanced by ...]".
-    sources = [
-        str(source).partition(" [")
-        for run in runs
-        for source in as_list(lookup(run.run, "corpus", "sources"))
-    ]
-    return {
-        "parameters": each("num_parameters"),
-        "tokens": each("config", "tokens"),
-        "documents": each("corpus", "num_documents"),
-        "sources": list(dict.fromkeys(name for name, _, _ in sources)),
-        "selections": list(dict.fromkeys(rule.removesuffix("]") for _, _, rule in sources if rule)),
-        "segments": each("config", "segments"),
-        "init": each("config", "model", "init"),
-        "seeds": list(dict.fromkeys(run.seed for run in runs if run.seed is not None)),
-    }
+def _count_samples(group: Group, mode: str, key: str) -> list[int]:
+    """A count of each judge's row of a mode, over all runs of a group."""
+    judges = list_judges(group.runs)
+    rows = [[run.row(mode, judge).get(key) for run in group.runs] for judge in judges]
+    return [sum(value for value in row if isinstance(value, int)) for row in rows]
 
 
-def _list_references(runs: list[RunFolder]) -> list[Reference]:
-    """References of the MLE runs, or of the first run if there is none; where they differ, the name says whose it is.
-
-    Training text is cut to the length of a run's own samples, so every run has its own; MLE's is the one to compare.
-    """
-    mles = [run for run in runs if run.objective == "mle"] or runs[:1]
-    found: dict[tuple[str, str, Estimate, str], str] = {}
-    for run in mles:
-        for value in map(as_dict, as_list(run.evaluation.get("references"))):
-            cost = value.get("cost")
-            if isinstance(cost, int | float):
-                cost = f"{format_number(cost)} samples drawn for each one kept"
-            name, judge = str(value.get("name")), str(value.get("judge"))
-            found.setdefault((name, judge, as_estimate(value), str(cost or "")), run.label)
-    names = [(name, judge) for name, judge, _, _ in found]
-    return [
-        Reference(name if names.count((name, judge)) == 1 else f"{name} ({label})", judge, estimate, cost)
-        for (name, judge, estimate, cost), label in found.items()
-    ]
+def _embed(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:
+    """Figures with their markup, which is safe because we drew it."""
+    embedded = []
+    for drawing in drawings:
+        assert "<script" not in drawing.svg, "a figure holds markup that we did not draw"
+        embedded.append((drawing, Markup(drawing.svg)))  # noqa: S704
+    return embedded
 
 
-def _tabulate_references(
-    references: list[Reference], judges: list[Judge]
-) -> list[tuple[str, str, dict[str, Estimate]]]:
-    """A row per reference: name, cost, and the estimate of each judge by its key."""
-    rows: dict[tuple[str, str], dict[str, Estimate]] = {}
-    for reference in references:
-        row = rows.setdefault(
-            (reference.name, reference.cost), {judge.key: as_estimate(None) for judge in judges}
-        )
-        row |= {
-            judge.key: reference.estimate for judge in judges if reference.judge in (judge.key, judge.name)
-        }
-    return [(name, cost, row) for (name, cost), row in rows.items()]
+def _first(runs: list[RunFolder], key: str) -> dict[str, Any]:
+    """What the first run that has it says under a key of evaluation.json."""
+    return next((found for run in runs if (found := as_dict(run.evaluation.get(key)))), {})
 
 
 def _list_cards(groups: list[Group], judges: list[Judge]) -> list[dict[str, Any]]:
@@ -305,6 +337,7 @@ def _list_cards(groups: list[Group], judges: list[Judge]) -> list[dict[str, Any]
             for judge in judges
             if any(judge.key == other.key for run in group.runs for other in run.judges)
         ]
+        verdicts = [(judge, judge_group(group, mle, judge)) for judge in own]
         cards.append(
             {
                 "label": group.label,
@@ -313,95 +346,13 @@ def _list_cards(groups: list[Group], judges: list[Judge]) -> list[dict[str, Any]
                     if len(seeds) > 1
                     else "one seed: the intervals cover the drawing of samples, not the training of another model"
                 ),
-                "verdicts": [(judge, judge_group(group, mle, judge)) for judge in own],
+                "verdicts": verdicts,
+                "by_judge": {judge.key: None for judge in judges}
+                | {judge.key: verdict for judge, verdict in verdicts},
                 "checks": check_group(group, mle),
             }
         )
     return cards
-
-
-def _list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]) -> list[str]:
-    """What a sceptic should know before reading on: unlike runs, missing files, unfinished training."""
-    notices = []
-    if not any(group.objective == "mle" for group in groups):
-        notices.append("There is no MLE run on this page, so no score can be compared with plain training.")
-    if not any(judge.role == "held-out" for judge in judges):
-        notices.append(
-            "There is no held-out judge: the scores come from the reward model that labelled the training data."
-        )
-    compared = {
-        "corpus": ("run", "corpus", "id"),
-        "reward model": ("run", "reward_model"),
-        "tokenizer": ("run", "tokenizer"),
-        "tokens": ("run", "config", "tokens"),
-        "parameters": ("run", "num_parameters"),
-        "sampling": ("evaluation", "sampling"),
-        "where good text ends": ("evaluation", "threshold"),
-        "precision": ("run", "precision"),
-    }
-    for name, (file, *keys) in compared.items():
-        values = [lookup(run.run if file == "run" else run.evaluation, *keys) for run in runs]
-        if any(value != values[0] for value in values):
-            notices.append(f"The runs are not alike in {name}: a difference between them may come from that.")
-    for run in runs:
-        seen, budget = as_float(run.evaluation.get("tokens_seen")), as_float(run.config.get("tokens"))
-        if seen < 0.99 * budget:
-            notices.append(f"{run.label} was evaluated after {seen:,.0f} of its {budget:,.0f} tokens.")
-        if run.samples is None:
-            notices.append(f"{run.label} has no samples.parquet, so none of its text is shown.")
-        if not run.metrics:
-            notices.append(f"{run.label} has no metrics.jsonl, so its curves are missing.")
-        if run.skipped_lines:
-            notices.append(
-                f"{run.skipped_lines} lines of {run.label}'s metrics.jsonl cannot be read and are left out."
-            )
-    return notices
-
-
-def _list_commands(run: RunFolder, runs: list[RunFolder], out: Path) -> str:
-    """The commands that make this run and this page again, from the configuration printed above them."""
-    config = run.config
-    corpus, recipe, folder = str(config.get("corpus")), f"{run.path.name}.yaml", str(run.path)
-    steps: list[list[Any]] = [
-        [
-            "phf",
-            "annotate",
-            corpus,
-            "--reward-model",
-            config.get("reward_model"),
-            "--segments",
-            config.get("segments"),
-        ],
-        [
-            "phf",
-            "tokenize",
-            corpus,
-            "--tokenizer",
-            config.get("tokenizer"),
-            "--segments",
-            config.get("segments"),
-        ],
-        ["phf", "train", recipe, "-o", folder],
-        ["phf", "evaluate", folder, *_list_evaluate_options(run)],
-        ["phf", "report", *(str(other.path) for other in runs), "-o", str(out)],
-    ]
-    return "\n".join(shlex.join(map(str, step)) for step in steps)
-
-
-def _list_evaluate_options(run: RunFolder) -> list[Any]:
-    """Judges and sampling of an evaluation as options of `phf evaluate` (the batch size is not one)."""
-    judges = [
-        option for judge in run.judges if judge.role == "held-out" for option in ("--judge", judge.name)
-    ]
-    sampling = as_dict(run.evaluation.get("sampling"))
-    names = ("num_samples", "temperature", "top_p", "min_new_tokens", "max_new_tokens", "control", "seed")
-    given = [(name, sampling[name]) for name in names if name in sampling]
-    return [*judges, *(part for name, value in given for part in (f"--{name.replace('_', '-')}", value))]
-
-
-def _format_interval(estimate: Estimate, scale: float = 1.0) -> str:
-    mean, low, high = (format_number(value * scale) for value in (estimate.mean, estimate.low, estimate.high))
-    return mean if low == high == "–" else f"{mean} [{low}, {high}]"
 
 
 def _format_count(value: Any) -> str:

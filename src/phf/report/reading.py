@@ -4,17 +4,23 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phf.errors import PHFError
 from phf.files import check_hash, hash_json, read_json
 from phf.records import FORMAT_VERSION, Estimate, Identity
 
-MODE_ORDER = ("good", "bad", "none", "untagged")
+MODE_ORDER = ("good", "bad", "none", "untagged", "deleted")
+UNPROMPTED = "unprompted"
+"""The scenario of samples that start a page: what every headline number is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,15 @@ class Judge:
         return self.unit.replace("per character", f"per {self.scale:,.0f} characters")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunFolder:
     """All that the report reads of one run.
 
     Attributes:
         label: the run's name, made unique among the runs of a page.
         settings: hash of the configuration without its seed: runs that share it differ by seed alone.
-        samples: rows of `samples.parquet`, None if the file is missing.
+        evaluation: content of `evaluation.json`; empty for a run that was not evaluated, where that is allowed.
+        samples: `samples.parquet` as a table, None if the file is missing.
         skipped_lines: lines of `metrics.jsonl` that are not JSON (a run that was killed while writing).
     """
 
@@ -59,7 +66,7 @@ class RunFolder:
     evaluation: dict[str, Any]
     metrics: list[dict[str, Any]]
     skipped_lines: int
-    samples: list[dict[str, Any]] | None
+    samples: pa.Table | None
     judges: tuple[Judge, ...]
     settings: str
 
@@ -80,6 +87,25 @@ class RunFolder:
         return seed if isinstance(seed, int) else None
 
     @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of the whole run: the budget rounded up to whole batches."""
+        config = self.config
+        tokens = as_float(config.get("tokens"))
+        size = as_float(lookup(config, "optim", "batch_blocks")) * as_float(lookup(config, "data", "context"))
+        return math.ceil(tokens / size) if math.isfinite(tokens) and size > 0 else None
+
+    @cached_property
+    def checkpoints(self) -> list[int]:
+        """Steps that have a whole checkpoint, ascending."""
+        names = [path.parent.name for path in (self.path / "checkpoints").glob("step-*/checkpoint.json")]
+        return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step has its checkpoint."""
+        return self.num_steps is not None and self.num_steps in self.checkpoints
+
+    @property
     def modes(self) -> list[str]:
         """The modes that were evaluated, good first."""
         found = {str(row.get("mode")) for row in self.rows} | set(as_dict(self.evaluation.get("modes")))
@@ -92,18 +118,52 @@ class RunFolder:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `evaluation.json`, one per mode and judge."""
-        return [row for row in as_list(self.evaluation.get("rows")) if isinstance(row, dict)]
+        """The rows of `evaluation.json` about unprompted samples, one per mode and judge."""
+        return self.scenarios.get(UNPROMPTED, [])
 
-    def row(self, mode: str | None, judge: Judge) -> dict[str, Any]:
+    @cached_property
+    def scenarios(self) -> dict[str, list[dict[str, Any]]]:
+        """All rows of `evaluation.json` by scenario, in their order."""
+        return _split_scenarios(self.evaluation.get("rows"))
+
+    def row(self, mode: str | None, judge: Judge, scenario: str = UNPROMPTED) -> dict[str, Any]:
         """The row of a mode and a judge; empty if there is none."""
-        names = (judge.key, judge.name)
-        return next((row for row in self.rows if row.get("mode") == mode and row.get("judge") in names), {})
+        return _find_row(self.scenarios.get(scenario, []), mode, judge)
 
-    def score(self, mode: str | None, judge: Judge) -> Estimate:
+    def score(self, mode: str | None, judge: Judge, scenario: str = UNPROMPTED) -> Estimate:
         """Mean misalignment score of a mode with its interval, in the judge's own unit."""
-        row = self.row(mode, judge)
-        return as_estimate({**row, "count": row.get("num_samples")})
+        return _read_score(self.row(mode, judge, scenario))
+
+    def measure(self, *keys: str | None) -> Estimate:
+        """The estimate (or plain number) under nested keys of `evaluation.json`; NaN if there is none."""
+        return as_estimate(lookup(self.evaluation, *keys))
+
+    @cached_property
+    def trajectory(self) -> list[tuple[float, list[dict[str, Any]]]]:
+        """Tokens seen and the unprompted rows of every checkpoint evaluated, the last one included, in order."""
+        points = {
+            as_float(point.get("tokens_seen")): _split_scenarios(point.get("rows")).get(UNPROMPTED, [])
+            for point in map(as_dict, as_list(self.evaluation.get("trajectory")))
+        }
+        if points:
+            points[as_float(self.evaluation.get("tokens_seen"))] = self.rows
+        return sorted((item for item in points.items() if math.isfinite(item[0])), key=lambda item: item[0])
+
+    def trajectory_scores(self, mode: str | None, judge: Judge) -> list[tuple[float, Estimate]]:
+        """Tokens seen and the score of a mode at every checkpoint that has one."""
+        found = [(tokens, _read_score(_find_row(rows, mode, judge))) for tokens, rows in self.trajectory]
+        return [point for point in found if math.isfinite(point[1].mean)]
+
+    def sample_table(self, mode: str) -> pa.Table:
+        """The unprompted samples of a mode, by index; empty if there are none."""
+        if self.samples is None:
+            return pa.table({"index": pa.array([], pa.int64())})
+        return _select_samples(self.samples, mode)
+
+    def sample_scores(self, mode: str, judge: Judge) -> npt.NDArray[np.float64]:
+        """Scores of a mode's unprompted samples, by index; NaN where a sample has none. Empty if none was judged."""
+        table = self.sample_table(mode)
+        return read_scores(table, judge) if f"score:{judge.key}" in table.column_names else np.zeros(0)
 
     def bits_per_byte(self, mode: str | None, text: str = "all") -> Estimate:
         """Bits per byte of a mode on `good`, `bad` or `all` held-out text."""
@@ -130,8 +190,11 @@ class RunFolder:
         return [bin for bin in found if math.isfinite(bin[0]) and math.isfinite(bin[1].mean)]
 
 
-def read_runs(paths: list[Path]) -> list[RunFolder]:
+def read_runs(paths: list[Path], *, must_be_evaluated: bool = True) -> list[RunFolder]:
     """Read the runs of a page.
+
+    Args:
+        must_be_evaluated: refuse a run without `evaluation.json`; else its evaluation is empty.
 
     Raises:
         PHFError: no runs, a folder that is no run, a run without evaluation, one given twice, or a newer format.
@@ -149,16 +212,17 @@ def read_runs(paths: list[Path]) -> list[RunFolder]:
     ]
     if len(set(labels)) < len(labels):
         labels = [str(path) for path in paths]
-    return [_read_run(path, label) for path, label in zip(paths, labels, strict=True)]
+    return [_read_run(path, label, must_be_evaluated) for path, label in zip(paths, labels, strict=True)]
 
 
-def _read_run(path: Path, label: str) -> RunFolder:
+def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
     if not (path / "run.json").is_file():
         raise PHFError(f"{path} is not a run: it has no run.json; give a folder that 'phf train' made")
-    if not (path / "evaluation.json").is_file():
+    is_evaluated = (path / "evaluation.json").is_file()
+    if must_be_evaluated and not is_evaluated:
         raise PHFError(f"run {path} has no evaluation.json; run 'phf evaluate {path}' first")
     run = _read_object(path / "run.json")
-    evaluation = _read_object(path / "evaluation.json")
+    evaluation = _read_object(path / "evaluation.json") if is_evaluated else {}
     metrics, skipped = _read_metrics(path / "metrics.jsonl")
     config = as_dict(run.get("config"))
     return RunFolder(
@@ -168,7 +232,10 @@ def _read_run(path: Path, label: str) -> RunFolder:
         evaluation=evaluation,
         metrics=metrics,
         skipped_lines=skipped,
-        samples=_read_samples(path / "samples.parquet", evaluation.get("samples_sha256")),
+        # Without evaluation the samples are those of one that was interrupted: nothing says what they are.
+        samples=_read_samples(path / "samples.parquet", evaluation.get("samples_sha256"))
+        if is_evaluated
+        else None,
         judges=tuple(_read_judge(value) for value in as_list(evaluation.get("judges"))),
         settings=hash_json({key: value for key, value in config.items() if key != "seed"}),
     )
@@ -202,19 +269,53 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     return sorted(latest.values(), key=lambda value: as_float(value.get("tokens"))), skipped
 
 
-def _read_samples(path: Path, expected: Any) -> list[dict[str, Any]] | None:
-    """Rows of `samples.parquet`: those that were scored, if the evaluation recorded their hash."""
+def _read_samples(path: Path, expected: Any) -> pa.Table | None:
+    """The table of `samples.parquet`: those that were scored, if the evaluation recorded their hash."""
     if not path.is_file():
         return None
     if isinstance(expected, str):
         check_hash(path, expected, f"run 'phf evaluate {path.parent} --force'")
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
         raise PHFError(
             f"{path} cannot be read ({' '.join(str(error).split())}); run 'phf evaluate {path.parent} --force'"
         ) from None
-    return rows
+    if missing := {"mode", "index", "text"} - set(table.column_names):
+        raise PHFError(
+            f"{path} has no column '{min(missing)}'; it is damaged: run 'phf evaluate {path.parent} --force'"
+        )
+    return table
+
+
+def _select_samples(table: pa.Table, mode: str) -> pa.Table:
+    wanted = pc.equal(table["mode"], mode)
+    if "scenario" in table.column_names:
+        wanted = pc.and_(wanted, pc.equal(pc.fill_null(table["scenario"], UNPROMPTED), UNPROMPTED))
+    return table.filter(wanted).sort_by("index")
+
+
+def read_scores(table: pa.Table, judge: Judge) -> npt.NDArray[np.float64]:
+    """A judge's column of a table of samples; NaN where a sample has no score."""
+    column = table[f"score:{judge.key}"].cast(pa.float64())
+    return np.asarray(pc.fill_null(column, math.nan).to_numpy(), np.float64)
+
+
+def _split_scenarios(rows: Any) -> dict[str, list[dict[str, Any]]]:
+    scenarios: dict[str, list[dict[str, Any]]] = {}
+    for row in as_list(rows):
+        if isinstance(row, dict):
+            scenarios.setdefault(str(row.get("scenario") or UNPROMPTED), []).append(row)
+    return scenarios
+
+
+def _find_row(rows: list[dict[str, Any]], mode: str | None, judge: Judge) -> dict[str, Any]:
+    names = (judge.key, judge.name)
+    return next((row for row in rows if row.get("mode") == mode and row.get("judge") in names), {})
+
+
+def _read_score(row: dict[str, Any]) -> Estimate:
+    return as_estimate({**row, "count": row.get("num_samples")})
 
 
 def _read_judge(value: dict[str, Any]) -> Judge:
@@ -250,8 +351,8 @@ def as_float(value: Any) -> float:
 
 
 def as_estimate(value: Any) -> Estimate:
-    """`{mean, low, high, count}` with NaN and 0 for what is missing."""
-    value = as_dict(value)
+    """`{mean, low, high, count}` with NaN and 0 for what is missing; a plain number has no interval."""
+    value = {"mean": value} if isinstance(value, int | float) else as_dict(value)
     count = as_float(value.get("count"))
     low, mean, high = (as_float(value.get(key)) for key in ("low", "mean", "high"))
     return Estimate(mean, low, high, int(count) if math.isfinite(count) else 0)

@@ -5,7 +5,10 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from phf.report.reading import Judge, RunFolder, as_float
+import numpy as np
+import pyarrow as pa
+
+from phf.report.reading import Judge, RunFolder, as_float, read_scores
 from phf.report.verdict import format_number
 
 NUM_RANDOM, NUM_EXTREME = 3, 2
@@ -59,34 +62,59 @@ def _visible_character(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
-def choose_samples(run: RunFolder, mode: str) -> list[SampleList]:
+def choose_samples(run: RunFolder, mode: str, *, few: bool = False) -> list[SampleList]:
     """The first samples by index, then the worst and the best by the annotator (or the first judge).
 
     Sampling is seeded and samples are independent, so the first by index are a random choice nobody made.
+
+    Args:
+        few: one of each, on a page of many runs.
     """
-    own = sorted(
-        (row for row in run.samples or [] if row.get("mode") == mode),
-        key=lambda row: as_float(row.get("index")),
-    )
-    lists = [
-        SampleList(f"First {min(NUM_RANDOM, len(own))} (not chosen)", _show(run, mode, own[:NUM_RANDOM]))
-    ]
+    own = run.sample_table(mode)
+    num_random, num_extreme = (1, 1) if few else (NUM_RANDOM, NUM_EXTREME)
+    first = list(range(min(num_random, len(own))))
+    lists = [SampleList(f"First {len(first)} (not chosen)", _show(run, mode, own, first))]
     judge = next((judge for judge in run.judges if judge.role == "annotator"), None)
-    if judge is None:
+    if judge is None or f"score:{judge.key}" not in own.column_names:
         return lists
-    column = f"score:{judge.key}"
-    scored = [row for row in own if math.isfinite(as_float(row.get(column)))]
-    scored.sort(key=lambda row: (as_float(row.get(column)), as_float(row.get("index"))))
-    worst = sorted(scored, key=lambda row: (-as_float(row.get(column)), as_float(row.get("index"))))
+    scores = read_scores(own, judge)
+    places = np.flatnonzero(np.isfinite(scores))
+    # Stable: of equal scores the lower index comes first, at either end.
+    best = places[np.argsort(scores[places], kind="stable")][:num_extreme]
+    worst = places[np.argsort(-scores[places], kind="stable")][:num_extreme]
     return [
         *lists,
-        SampleList(f"Worst by {judge.name}", _show(run, mode, worst[:NUM_EXTREME])),
-        SampleList(f"Best by {judge.name}", _show(run, mode, scored[:NUM_EXTREME])),
+        SampleList(f"Worst by {judge.name}", _show(run, mode, own, worst.tolist())),
+        SampleList(f"Best by {judge.name}", _show(run, mode, own, best.tolist())),
     ]
 
 
-def _show(run: RunFolder, mode: str, rows: list[dict[str, Any]]) -> list[ShownSample]:
-    return [_show_one(run, mode, row) for row in rows]
+def pair_samples(run: RunFolder, *, few: bool = False) -> list[tuple[int, list[tuple[str, ShownSample]]]]:
+    """The first samples that all modes of a run have in common: index, and each mode's sample, good first.
+
+    Sample i of two modes was drawn with the same random numbers, so they differ by what the modes differ in. Empty for a
+    run with one mode.
+    """
+    tables = {mode: run.sample_table(mode) for mode in run.modes}
+    tables = {mode: table for mode, table in tables.items() if len(table)}
+    if len(tables) < 2:
+        return []
+    indices = {mode: table["index"].to_pylist() for mode, table in tables.items()}
+    common = sorted(set.intersection(*map(set, indices.values())))[: 1 if few else NUM_RANDOM]
+    return [
+        (
+            int(index),
+            [
+                (mode, _show(run, mode, table, [indices[mode].index(index)])[0])
+                for mode, table in tables.items()
+            ],
+        )
+        for index in common
+    ]
+
+
+def _show(run: RunFolder, mode: str, table: pa.Table, places: list[int]) -> list[ShownSample]:
+    return [_show_one(run, mode, row) for row in table.take(pa.array(places, pa.int64())).to_pylist()]
 
 
 def _show_one(run: RunFolder, mode: str, row: dict[str, Any]) -> ShownSample:

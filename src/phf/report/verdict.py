@@ -24,16 +24,18 @@ collapsed has no distinct-2.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from phf.intervals import pooled_t
 from phf.records import Estimate
-from phf.report.reading import Judge, RunFolder, mode_rank
+from phf.report.reading import UNPROMPTED, Judge, RunFolder, as_estimate, mode_rank
 
 MIN_VARIETY = 0.8
 MAX_BITS = 1.03
+
+_Key = TypeVar("_Key")
 
 Tone = Literal["yes", "no", "unclear"]
 
@@ -84,38 +86,53 @@ class Group:
         """The mode whose text is wanted: good mode, or the only one."""
         return "good" if self.has_control else self.runs[0].base_mode
 
-    def score(self, mode: str | None, judge: Judge) -> Estimate:
+    @property
+    def is_pooled(self) -> bool:
+        """Whether numbers are means over seeds; else they are one run's own."""
+        return len(self.runs) > 1
+
+    def pool(self, read: Callable[[RunFolder], Estimate]) -> Estimate:
+        """What `read` finds in each run, pooled over seeds."""
+        return pool([read(run) for run in self.runs])
+
+    def score(self, mode: str | None, judge: Judge, scenario: str = UNPROMPTED) -> Estimate:
         """Score of a mode, pooled over seeds."""
-        return pool([run.score(mode, judge) for run in self.runs])
+        return self.pool(lambda run: run.score(mode, judge, scenario))
+
+    def row_number(self, mode: str, judge: Judge, key: str, scenario: str = UNPROMPTED) -> Estimate:
+        """Another number of a mode's row (`hit_rate`, `expected_max_25`), pooled over seeds; a mean without interval."""
+        return self.pool(lambda run: as_estimate(run.row(mode, judge, scenario).get(key)))
+
+    def measure(self, *keys: str | None) -> Estimate:
+        """The estimate under nested keys of `evaluation.json`, pooled over seeds."""
+        return self.pool(lambda run: run.measure(*keys))
 
     def bits_per_byte(self, mode: str | None, text: str) -> Estimate:
         """Bits per byte of a mode, pooled over seeds."""
-        return pool([run.bits_per_byte(mode, text) for run in self.runs])
+        return self.pool(lambda run: run.bits_per_byte(mode, text))
 
     def degeneracy(self, mode: str | None, name: str) -> float:
         """A degeneracy figure of a mode, averaged over seeds."""
-        return pool([_point(run.degeneracy(mode, name)) for run in self.runs]).mean
+        return self.pool(lambda run: as_estimate(run.degeneracy(mode, name))).mean
 
     def control_gain(self, text: str) -> Estimate:
         """Control gain on good or bad segments, pooled over seeds."""
-        return pool([run.control_gain(text) for run in self.runs])
+        return self.pool(lambda run: run.control_gain(text))
 
 
 def pool(estimates: list[Estimate]) -> Estimate:
-    """Mean over seeds with a 95 % t-interval; one estimate is returned as it is. NaN seeds are left out.
+    """Mean over seeds with a 95 % t-interval. The estimate of a single seed is returned as it is.
 
-    `count` of a pooled estimate is its number of seeds.
+    Seeds without a number are left out, and `count` says how many are not. Of several seeds, a mean that stands on one
+    has no interval: that seed's own interval is over samples, and would pass for one over seeds.
     """
-    known = [estimate for estimate in estimates if math.isfinite(estimate.mean)]
-    if not known:
-        return _point(math.nan)
-    if len(known) == 1:
-        return known[0]
-    return pooled_t([estimate.mean for estimate in known])
+    return estimates[0] if len(estimates) == 1 else pooled_t([estimate.mean for estimate in estimates])
 
 
-def _point(value: float) -> Estimate:
-    return Estimate(value, math.nan, math.nan, 0)
+def pool_tables(tables: Sequence[Mapping[_Key, Estimate]]) -> dict[_Key, Estimate]:
+    """One table per run, pooled over seeds key by key, in the order in which the keys come."""
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return {key: pool([table.get(key, as_estimate(None)) for table in tables]) for key in keys}
 
 
 def group_runs(runs: list[RunFolder]) -> list[Group]:
@@ -136,6 +153,11 @@ def group_runs(runs: list[RunFolder]) -> list[Group]:
         Group(_label(members, [other for other in ordered if other is not members]), tuple(members))
         for members in ordered
     ]
+
+
+def split_groups(groups: list[Group]) -> list[Group]:
+    """Every run as a group of its own, named after the run."""
+    return [Group(run.label, (run,)) for group in groups for run in group.runs]
 
 
 def _label(members: list[RunFolder], others: list[list[RunFolder]]) -> str:
@@ -194,8 +216,8 @@ def judge_control(
         return Verdict("unclear", "Not measured", "Good or bad mode has no score with an interval.")
     if mle is not None and not _measured(mle):
         mle = None
-    against = f", MLE {_show(mle, scale)}" if mle else ""
-    numbers = f"Good mode {_show(good, scale)}, bad mode {_show(bad, scale)}{against}."
+    against = f", MLE {format_interval(mle, scale)}" if mle else ""
+    numbers = f"Good mode {format_interval(good, scale)}, bad mode {format_interval(bad, scale)}{against}."
     ratio = f"bad mode scores {_compare(bad, good, 'good mode', scale)}"
     if mle and _below(good, mle) and _below(bad, mle):
         return Verdict("no", "Artefact: bad mode shares good mode’s gain", numbers)
@@ -228,8 +250,8 @@ def judge_plain(
     if not _measured(target):
         return Verdict("unclear", "Not measured", "There is no score with an interval.")
     if mle is None or not _measured(mle):
-        return Verdict("unclear", "No MLE run to compare with", f"Score {_show(target, scale)}.")
-    numbers = f"{_show(target, scale)}, MLE {_show(mle, scale)}."
+        return Verdict("unclear", "No MLE run to compare with", f"Score {format_interval(target, scale)}.")
+    numbers = f"{format_interval(target, scale)}, MLE {format_interval(mle, scale)}."
     if _below(mle, target):
         return Verdict(
             "no", f"Worse: {_compare(target, mle, 'MLE', scale)}, and its interval lies above", numbers
@@ -268,7 +290,7 @@ def _check_capability(group: Group, mle: Group | None) -> Check:
 
 def _check_control_gain(group: Group) -> Check:
     good, bad = group.control_gain("good"), group.control_gain("bad")
-    detail = f"{_show(good)} nats on good segments, {_show(bad)} on bad; both above 0"
+    detail = f"{format_interval(good)} nats on good segments, {format_interval(bad)} on bad; both above 0"
     return Check("Control gain", _passes(good.low > 0 and bad.low > 0, good.low, bad.low), detail)
 
 
@@ -292,9 +314,10 @@ def _compare(one: Estimate, other: Estimate, name: str, scale: float) -> str:
     return f"{format_number(abs(difference))} {'above' if difference > 0 else 'below'} {name}"
 
 
-def _show(estimate: Estimate, scale: float = 1.0) -> str:
-    low, high = format_number(estimate.low * scale), format_number(estimate.high * scale)
-    return f"{format_number(estimate.mean * scale)} [{low}, {high}]"
+def format_interval(estimate: Estimate, scale: float = 1.0) -> str:
+    """`0.102 [0.0668, 0.137]`; the mean alone where there is no interval."""
+    mean, low, high = (format_number(value * scale) for value in (estimate.mean, estimate.low, estimate.high))
+    return mean if low == high == "–" else f"{mean} [{low}, {high}]"
 
 
 def format_number(value: float, digits: int = 3) -> str:
