@@ -29,7 +29,7 @@ from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.evaluate.suite import measure_distances, measure_more, measure_scenarios
 from phf.files import hash_file, hash_json, read_json, write_json
 from phf.objectives import is_baseline
-from phf.records import FORMAT_VERSION, Estimate
+from phf.records import FORMAT_VERSION
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.run import Run
 
