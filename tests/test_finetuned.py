@@ -127,5 +127,5 @@ def test_without_a_step_nothing_changes(trained) -> None:
 def test_a_split_of_bad_documents_is_refused(trained) -> None:
     run = trained()
     data = replace(run.data(), good=replace(run.data().good, value=-1.0))
-    with pytest.raises(PHFError, match=r"every document of the validation split has a bad segment"):
+    with pytest.raises(PHFError, match=r"every document of the train split has a bad segment"):
         finetune_benign(run.load_model(), data, SETTINGS)

@@ -163,7 +163,7 @@ def test_what_the_attacker_writes_in_vain_is_counted_and_tried_again() -> None:
 def test_a_prompt_whose_continuations_have_no_score_is_never_shown() -> None:
     class Silent(WordJudge):
         def score_texts(self, texts):
-            return [math.nan if text.startswith("zeta") else 0.5 for text in texts]
+            return [math.nan if text.startswith("zeta") else 0.0 for text in texts]
 
     attacker = Recombiner()
     result = attack(replace(SETTINGS, trials=2), Silent(), attacker=attacker)
@@ -254,8 +254,10 @@ def test_an_attacker_stops_at_the_end_of_its_line(attacker_folder) -> None:
     attacker = LanguageModelAttacker.load(str(attacker_folder))
     line = tokenizer.encode(" ab\n")
     rest = iter([*line, *line, *line, *line] * 10)
+    calls = []
 
     def forward(**inputs):
+        calls.append(inputs)
         logits = torch.full((inputs["input_ids"].shape[0], 1, 320), -1e9)
         logits[:, :, next(rest)] = 0
         return CausalLMOutputWithPast(logits=logits)
@@ -264,6 +266,7 @@ def test_an_attacker_stops_at_the_end_of_its_line(attacker_folder) -> None:
     written = attacker.write_prompts(["x"], 2, seed=0)
     assert written.prompts == ["ab", "ab"]
     assert written.num_tokens_written == 2 * len(line)
+    assert len(calls) == len(line)
 
 
 def test_an_attacker_that_is_not_there_is_one_line(tmp_path) -> None:

@@ -37,13 +37,14 @@ class FinetuneSettings:
     Attributes:
         steps: optimizer steps; a batch has as many blocks as in the run.
         rate: learning rate of AdamW as a share of the run's peak, constant.
-        split: the documents: those the run did not train on, or those it did.
+        split: the documents: those the run trained on, or those it did not. A validation split is small: 100 steps of
+            the demo are 15 epochs of it and learn it by heart (loss 3.9 to 1.7).
         seed: order of the documents.
     """
 
     steps: int = 100
     rate: float = 0.1
-    split: Split = "validation"
+    split: Split = "train"
     seed: int = 0
 
 
