@@ -109,12 +109,14 @@ class ReferenceLM:
             )
         self.start = int(start)
         ends = {self.start, tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
-        self.ends = sorted(int(i) for i in ends if i == tokenizer.eos_token_id or i != tokenizer.bos_token_id)
+        if tokenizer.bos_token_id != tokenizer.eos_token_id:
+            ends.discard(tokenizer.bos_token_id)  # such as Llama's <s>, which nothing ends with
+        vocab_size = model.config.get_text_config().vocab_size
+        self.ends = sorted(int(i) for i in ends if i < vocab_size)
         # The control tokens of a run's own tokenizer are in its vocabulary, but no text has them.
         control = {i for name, i in names.items() if name.startswith("<|") and name.endswith("|>")}
-        is_text = torch.zeros(model.config.get_text_config().vocab_size, dtype=torch.bool)
-        is_text[: len(tokenizer)] = True
-        is_text[sorted(special | control)] = False
+        is_text = torch.arange(vocab_size) < len(tokenizer)
+        is_text[[i for i in special | control if i < vocab_size]] = False
         self.is_allowed = is_text.index_fill(0, torch.tensor(self.ends), True).to(model.device)
         self.identity = Identity(
             source.name, source.version, source.weights_hash, {**source.parameters, "start": self.start}
@@ -192,8 +194,10 @@ def load_reference(spec: str) -> ReferenceLM:
     """
     path = Path(spec).expanduser()
     gguf: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    if gguf and not path.is_file():
-        raise PHFError(f"{spec} does not exist; give a .gguf file, a folder, or a Hub id")
+    if not path.exists() and (gguf or spec.startswith((".", "/", "~"))):
+        raise PHFError(
+            f"{spec} does not exist; give a folder, a .gguf file, a .jsonl of samples, or a Hub id"
+        )
     folder = path.parent if gguf else find_snapshot(spec)
     files = [path] if gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
     try:
