@@ -282,6 +282,19 @@ def test_sampling_is_kept_and_goes_on_where_it_was_stopped(reference, tmp_path) 
     assert changed.samples != part.samples
 
 
+def test_a_reference_whose_texts_are_kept_is_not_loaded_again(tokenizer, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "model"
+    lm.save_model(tiny_llama(tokenizer, seed=1), folder)
+    tokenizer.save(folder)
+    first = open_reference(str(folder), 3, 2, 0, cache=tmp_path)
+    assert first.num_rejected == first.samples[-1].index - 2 > 0  # random bytes are seldom UTF-8
+    monkeypatch.setattr("phf.evaluate.reference_lm.load_reference", None)
+    assert open_reference(str(folder), 3, 2, 0, cache=tmp_path) == first
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    with pytest.raises(TypeError):  # it would be loaded: another file is another reference
+        open_reference(str(folder), 3, 2, 0, cache=tmp_path)
+
+
 def test_a_character_is_never_cut_in_two(reference, tokenizer) -> None:
     """Half of what this reference writes is é in two tokens: a sample goes on to its end; broken bytes are left out."""
     before = reference.is_allowed.clone()
