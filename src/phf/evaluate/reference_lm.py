@@ -115,7 +115,7 @@ class ReferenceLM:
             )
         self.start = int(start)
         ends = {self.start, tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
-        if tokenizer.bos_token_id != tokenizer.eos_token_id:
+        if tokenizer.bos_token_id not in (tokenizer.eos_token_id, names.get(END_TOKEN)):
             ends.discard(tokenizer.bos_token_id)  # such as Llama's <s>, which nothing ends with
         vocab_size = model.config.get_text_config().vocab_size
         self.ends = sorted(int(i) for i in ends if i < vocab_size)
