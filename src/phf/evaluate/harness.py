@@ -73,11 +73,11 @@ def measure_harness(
         for number, mode in enumerate(modes):
             if progress is not None:
                 progress("harness", number, len(modes))
-            wrapped = create_harness_lm(
-                model, tokenizer, Path(folder), mode, conditions=conditions, batch_size=batch_size
-            )
             try:
                 with _quiet():
+                    wrapped = create_harness_lm(
+                        model, tokenizer, Path(folder), mode, conditions=conditions, batch_size=batch_size
+                    )
                     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=knows_all)
                     found = lm_eval.simple_evaluate(
                         model=wrapped,
@@ -93,9 +93,7 @@ def measure_harness(
                     )
             except PHFError:
                 raise
-            except (
-                Exception
-            ) as error:  # of the task's code, its data set or the Hub: each has classes of its own
+            except Exception as error:  # of the task, its data set or the Hub: each has its own
                 reason = (str(error).strip() or "no message").splitlines()[0]
                 raise PHFError(
                     f"lm-evaluation-harness cannot do {', '.join(tasks)} ({type(error).__name__}: {reason}); "
