@@ -142,13 +142,13 @@ def test_log_likelihoods_one_by_one(model, tokenizer, mode, tmp_path, seen) -> N
     (rolled,) = wrapped.loglikelihood_rolling(
         [Instance("loglikelihood_rolling", {}, (text,), 0, metadata=("t", 0, 1))], disable_tqdm=True
     )
+    rows = [row for found in seen for row in found.tolist()]
     ids, room, expected = tokenizer.encode(text), context + 1 - len(prefix), 0.0
     for start in range(0, len(ids), room):
         part = ids[start : start + room]
         before = ids[max(start - (room - len(part)), 0) : start]
         expected += slow_log_prob(model, tokenizer, [*prefix, *before], part)
     assert rolled == pytest.approx(expected, abs=1e-2)
-    rows = [row for found in seen for row in found.tolist()]
     assert len(rows) == -(-len(ids) // room) > 2
     assert all(row[: len(prefix)] == prefix for row in rows)
 
