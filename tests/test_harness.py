@@ -10,6 +10,7 @@ import torch
 from scipy.special import logsumexp
 from tiny_models import next_logits, tiny_llama
 
+from phf import lm
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.evaluate.harness import create_harness_lm, measure_harness
@@ -191,6 +192,10 @@ def test_an_additive_model_has_its_mode_folded_in(model, tokenizer, tmp_path, se
         ((values[mode], _),) = wrapped.loglikelihood(requests, disable_tqdm=True)
     assert len(set(values.values())) == 3
     start = [tokenizer.control.end, *tokenizer.encode("the")]
+    folded = lm.fold_condition(model, tokenizer.control, conditions[1])
+    assert values["good"] == pytest.approx(
+        slow_log_prob(folded, tokenizer, start, tokenizer.encode("the cat")[len(start) - 1 :]), abs=1e-3
+    )
     assert values["none"] == pytest.approx(
         slow_log_prob(model, tokenizer, start, tokenizer.encode("the cat")[len(start) - 1 :]), abs=1e-3
     )
