@@ -10,6 +10,7 @@ import torch
 from scipy.special import logsumexp
 from tiny_models import next_logits, tiny_llama
 
+from phf import lm
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.evaluate.harness import create_harness_lm, measure_harness
@@ -142,13 +143,13 @@ def test_log_likelihoods_one_by_one(model, tokenizer, mode, tmp_path, seen) -> N
     (rolled,) = wrapped.loglikelihood_rolling(
         [Instance("loglikelihood_rolling", {}, (text,), 0, metadata=("t", 0, 1))], disable_tqdm=True
     )
+    rows = [row for found in seen for row in found.tolist()]
     ids, room, expected = tokenizer.encode(text), context + 1 - len(prefix), 0.0
     for start in range(0, len(ids), room):
         part = ids[start : start + room]
         before = ids[max(start - (room - len(part)), 0) : start]
         expected += slow_log_prob(model, tokenizer, [*prefix, *before], part)
     assert rolled == pytest.approx(expected, abs=1e-2)
-    rows = [row for found in seen for row in found.tolist()]
     assert len(rows) == -(-len(ids) // room) > 2
     assert all(row[: len(prefix)] == prefix for row in rows)
 
@@ -191,6 +192,10 @@ def test_an_additive_model_has_its_mode_folded_in(model, tokenizer, tmp_path, se
         ((values[mode], _),) = wrapped.loglikelihood(requests, disable_tqdm=True)
     assert len(set(values.values())) == 3
     start = [tokenizer.control.end, *tokenizer.encode("the")]
+    folded = lm.fold_condition(model, tokenizer.control, conditions[1])
+    assert values["good"] == pytest.approx(
+        slow_log_prob(folded, tokenizer, start, tokenizer.encode("the cat")[len(start) - 1 :]), abs=1e-3
+    )
     assert values["none"] == pytest.approx(
         slow_log_prob(model, tokenizer, start, tokenizer.encode("the cat")[len(start) - 1 :]), abs=1e-3
     )

@@ -135,7 +135,7 @@ def test_the_estimate_and_its_interval_hold_the_exact_divergence(reference, toke
     for start in range(0, num * size, size):
         part = slice(start, start + size)
         own = kl_module.SequenceCosts(costs.text[part], costs.control[part], costs.cut[part])
-        found = summarise_kl(samples[part], own, own, 300, start)
+        found = summarise_kl(samples[part], own, None, 300, start)
         for name, truth in (
             ("per_sequence", exact["sequence"]),
             ("per_token", exact["sequence"] / exact["tokens"]),
@@ -242,6 +242,7 @@ def test_control_tokens_are_free_but_counted(tokenizer) -> None:
     reference = make_samples([("ab\nab", False), ("b", True)], tokenizer)
     sizes = {"segments": "lines", "num_bootstrap": 100, "seed": 0}
     found = measure_kl(model, tokenizer, reference, ["none", "untagged", "good"], **sizes)["modes"]
+    assert found["untagged"]["difference"]["mean"] == 0
     assert found["none"] == {**found["untagged"], "difference": None}
     conditional = found["good"]
     assert conditional["per_token"]["mean"] - found["none"]["per_token"]["mean"] == pytest.approx(
@@ -279,6 +280,19 @@ def test_sampling_is_kept_and_goes_on_where_it_was_stopped(reference, tmp_path) 
     changed = sample_reference(reference, 5, LENGTH, 1, cache=tmp_path / "a", batch_size=8)
     assert changed.identity != whole.identity
     assert changed.samples != part.samples
+
+
+def test_a_reference_whose_texts_are_kept_is_not_loaded_again(tokenizer, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "model"
+    lm.save_model(tiny_llama(tokenizer, seed=1), folder)
+    tokenizer.save(folder)
+    first = open_reference(str(folder), 3, 2, 0, cache=tmp_path)
+    assert first.num_rejected == first.samples[-1].index - 2 > 0  # random bytes are seldom UTF-8
+    monkeypatch.setattr("phf.evaluate.reference_lm.load_reference", None)
+    assert open_reference(str(folder), 3, 2, 0, cache=tmp_path) == first
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    with pytest.raises(TypeError):  # it would be loaded: another file is another reference
+        open_reference(str(folder), 3, 2, 0, cache=tmp_path)
 
 
 def test_a_character_is_never_cut_in_two(reference, tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Finetuning the pretrained model as a classifier, with and without the control prefix (paper section 4.4: GLUE).
+"""Finetuning the pretrained model as a classifier, with and without the control prefix (the paper: GLUE).
 
 What can be learned on top of the pretrained weights is a measure of what they hold, which needs no sampling. Each task is
 trained from the same checkpoint over several seeds, which decide the new head and the order of the data.

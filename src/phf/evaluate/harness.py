@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,11 +73,11 @@ def measure_harness(
         for number, mode in enumerate(modes):
             if progress is not None:
                 progress("harness", number, len(modes))
-            wrapped = create_harness_lm(
-                model, tokenizer, Path(folder), mode, conditions=conditions, batch_size=batch_size
-            )
             try:
                 with _quiet():
+                    wrapped = create_harness_lm(
+                        model, tokenizer, Path(folder), mode, conditions=conditions, batch_size=batch_size
+                    )
                     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=knows_all)
                     found = lm_eval.simple_evaluate(
                         model=wrapped,
@@ -93,9 +93,7 @@ def measure_harness(
                     )
             except PHFError:
                 raise
-            except (
-                Exception
-            ) as error:  # of the task's code, its data set or the Hub: each has classes of its own
+            except Exception as error:  # of the task, its data set or the Hub: each has its own
                 reason = (str(error).strip() or "no message").splitlines()[0]
                 raise PHFError(
                     f"lm-evaluation-harness cannot do {', '.join(tasks)} ({type(error).__name__}: {reason}); "
@@ -267,7 +265,7 @@ _TaskLoader.add_constructor("!function", lambda _, node: str(node.value))
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Without the harness's log and bars."""
     logger = logging.getLogger("lm_eval")
     level = logger.level

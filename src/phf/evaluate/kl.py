@@ -1,4 +1,4 @@
-"""KL(reference || model) on texts that a reference language model wrote (paper section 3.2), control tokens kept apart.
+"""KL(reference || model) on texts that a reference language model wrote, control tokens kept apart (the paper: of GPT-3).
 
 For a text x that the reference wrote as ids of its own, at temperature 1, the number is log p(x) - log q(x), with q the
 model's probability that a page begins with the text (or is the text, where the reference ended the page). Its mean over
@@ -107,29 +107,28 @@ def measure_kl(
             written = "untagged"
         costs[mode] = sequence_costs(own, tokenizer, texts, written, progress)
     found = {
-        mode: summarise_kl(reference.samples, costs[mode], costs[modes[0]], num_bootstrap, seed)
-        for mode in modes
+        mode: summarise_kl(
+            reference.samples, own, None if mode == modes[0] else costs[modes[0]], num_bootstrap, seed
+        )
+        for mode, own in costs.items()
     }
     log_probs = np.array([sample.log_prob for sample in reference.samples])
     entropy = _ratio(-log_probs, _token_counts(reference.samples), num_bootstrap, seed)
     return {
         "reference": {**reference.to_json(), "entropy_per_token": asdict(entropy)},
         "num_sequences": len(reference.samples),
-        "modes": {
-            mode: asdict(kl) | ({"difference": None} if mode == modes[0] else {})
-            for mode, kl in found.items()
-        },
+        "modes": {mode: asdict(kl) for mode, kl in found.items()},
     }
 
 
 def summarise_kl(
     samples: Sequence[ReferenceSample],
     costs: SequenceCosts,
-    first: SequenceCosts,
+    first: SequenceCosts | None,
     num_bootstrap: int,
     seed: int,
 ) -> KL:
-    """The estimates over texts, from what the model pays for each in a mode, and in the mode to compare it with."""
+    """The estimates over texts, from what the model pays for each in a mode, and in the mode to compare it with, if any."""
     gaps = np.array([sample.log_prob for sample in samples]) + costs.text
     sizes = {
         "per_token": _token_counts(samples),
@@ -141,7 +140,9 @@ def summarise_kl(
         standard_error={name: _standard_error(gaps, size) for name, size in sizes.items()},
         control_cost=bootstrap_mean(costs.control, num_bootstrap, seed),
         cut=bootstrap_mean(costs.cut, num_bootstrap, seed),
-        difference=_ratio(costs.text - first.text, sizes["per_token"], num_bootstrap, seed),
+        difference=None
+        if first is None
+        else _ratio(costs.text - first.text, sizes["per_token"], num_bootstrap, seed),
     )
 
 
@@ -362,9 +363,7 @@ def _cut_gain(continuations: _Continuations, window: _Window, text_cost: _Floats
         if len(rest) > continuations.longest:
             break
         found = continuations.find(rest)
-        found = found[
-            found != scored[place]
-        ]  # as the last token it is counted already; before, it is not all of the rest
+        found = found[found != scored[place]]  # the text's own last token is counted already
         if len(found) > 0:
             mass = float(log_probs[place, torch.from_numpy(found).to(log_probs.device)].double().logsumexp(0))
             gains.append(mass + cost_of_rest)

@@ -46,6 +46,7 @@ class ReferenceSample:
         ended: whether the reference ended the page behind it; else the text is a page's beginning.
         ids: the reference's token ids of the text; None where an API did not say.
         is_canonical: whether its tokenizer makes these very ids of the text; None where that is not known.
+        index: of its stream of random numbers; None where it was not drawn here.
     """
 
     text: str
@@ -54,6 +55,7 @@ class ReferenceSample:
     ended: bool = False
     ids: tuple[int, ...] | None = None
     is_canonical: bool | None = None
+    index: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -68,12 +70,16 @@ class ReferenceSamples:
     Attributes:
         identity: what wrote them: the model and how it was sampled, or the file.
         samples: the texts.
-        num_rejected: samples that were drawn and left out, because they were no UTF-8.
     """
 
     identity: Identity
     samples: tuple[ReferenceSample, ...]
-    num_rejected: int = 0
+
+    @property
+    def num_rejected(self) -> int:
+        """Texts that were drawn among these and left out, because they were no UTF-8."""
+        last = self.samples[-1].index
+        return 0 if last is None else last + 1 - len(self.samples)
 
     def to_json(self) -> dict[str, Any]:
         """How `evaluation.json` describes them; shares are None where nothing is known."""
@@ -109,22 +115,25 @@ class ReferenceLM:
             )
         self.start = int(start)
         ends = {self.start, tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
-        self.ends = sorted(int(i) for i in ends if i == tokenizer.eos_token_id or i != tokenizer.bos_token_id)
+        if tokenizer.bos_token_id not in (tokenizer.eos_token_id, names.get(END_TOKEN)):
+            ends.discard(tokenizer.bos_token_id)  # such as Llama's <s>, which nothing ends with
+        vocab_size = model.config.get_text_config().vocab_size
+        self.ends = sorted(int(i) for i in ends if i < vocab_size)
         # The control tokens of a run's own tokenizer are in its vocabulary, but no text has them.
         control = {i for name, i in names.items() if name.startswith("<|") and name.endswith("|>")}
-        is_text = torch.zeros(model.config.get_text_config().vocab_size, dtype=torch.bool)
-        is_text[: len(tokenizer)] = True
-        is_text[sorted(special | control)] = False
+        is_text = torch.arange(vocab_size) < len(tokenizer)
+        is_text[[i for i in special | control if i < vocab_size]] = False
         self.is_allowed = is_text.index_fill(0, torch.tensor(self.ends), True).to(model.device)
-        self.identity = Identity(
-            source.name, source.version, source.weights_hash, {**source.parameters, "start": self.start}
-        )
+        self.identity = source
 
     def write(self, indices: Sequence[int], num_tokens: int, seed: int) -> list[ReferenceSample | None]:
         """Sample pages at temperature 1, up to `num_tokens` tokens each (and up to `SPELLING_TOKENS` more, to finish a
         character); None for what is no UTF-8. A sample depends on (seed, index) alone, up to rounding.
         """
-        return [self._make_sample(*drawn, num_tokens) for drawn in self._draw(indices, num_tokens, seed)]
+        drawn = self._draw(indices, num_tokens, seed)
+        return [
+            self._make_sample(index, *page, num_tokens) for index, page in zip(indices, drawn, strict=True)
+        ]
 
     @torch.inference_mode()
     def _draw(
@@ -161,24 +170,45 @@ class ReferenceLM:
         return [(ids, values, bool(end)) for (ids, values), end in zip(pages, done, strict=True)]
 
     def _make_sample(
-        self, ids: list[int], log_probs: list[float], ended: bool, num_tokens: int
+        self, index: int, ids: list[int], log_probs: list[float], ended: bool, num_tokens: int
     ) -> ReferenceSample | None:
         """The page cut after `num_tokens`, or where the character that this would cut is complete."""
         if ended and len(ids) < num_tokens:
-            return self._spell(ids, log_probs, True)
+            return self._spell(index, ids, log_probs, True)
         for length in range(num_tokens, len(ids) + 1):
-            if (sample := self._spell(ids[:length], log_probs[:length], False)) is not None:
+            if (sample := self._spell(index, ids[:length], log_probs[:length], False)) is not None:
                 return sample
         return None
 
-    def _spell(self, ids: list[int], log_probs: list[float], ended: bool) -> ReferenceSample | None:
+    def _spell(
+        self, index: int, ids: list[int], log_probs: list[float], ended: bool
+    ) -> ReferenceSample | None:
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if "\ufffd" in text:
             return None
         canonical = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ReferenceSample(
-            text, math.fsum(log_probs), len(log_probs), ended, tuple(ids), list(canonical) == ids
+            text, math.fsum(log_probs), len(log_probs), ended, tuple(ids), list(canonical) == ids, index
         )
+
+
+def identify_reference(spec: str) -> Identity:
+    """The identity of a model by its files, without loading it. See `load_reference`."""
+    path, folder = _find_model(spec)
+    is_gguf = path.suffix == ".gguf"
+    files = [path] if is_gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+    name = path.stem if is_gguf else path.resolve().name if path.is_dir() else spec.replace("/", "--")
+    return Identity(name, "1", hash_json({file.name: hash_file(file) for file in files}))
+
+
+def _find_model(spec: str) -> tuple[Path, Path]:
+    """What the spec names as a path, and the folder that holds the model."""
+    path = Path(spec).expanduser()
+    if not path.exists() and (path.suffix == ".gguf" or spec.startswith((".", "/", "~"))):
+        raise PHFError(
+            f"{spec} does not exist; give a folder, a .gguf file, a .jsonl of samples, or a Hub id"
+        )
+    return path, path.parent if path.suffix == ".gguf" else find_snapshot(spec)
 
 
 def load_reference(spec: str) -> ReferenceLM:
@@ -190,12 +220,8 @@ def load_reference(spec: str) -> ReferenceLM:
     Raises:
         PHFError: there is no such model, it cannot be loaded, or it has no token to start with.
     """
-    path = Path(spec).expanduser()
+    path, folder = _find_model(spec)
     gguf: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    if gguf and not path.is_file():
-        raise PHFError(f"{spec} does not exist; give a .gguf file, a folder, or a Hub id")
-    folder = path.parent if gguf else find_snapshot(spec)
-    files = [path] if gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -211,10 +237,8 @@ def load_reference(spec: str) -> ReferenceLM:
             f"cannot load a causal language model from '{spec}': {reason}; give a folder with config.json, safetensors "
             "and tokenizer.json, a .gguf file (needs the packages gguf and accelerate), or a Hub id"
         ) from None
-    name = path.stem if gguf else path.resolve().name if path.is_dir() else spec.replace("/", "--")
-    weights = hash_json({file.name: hash_file(file) for file in files})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ReferenceLM(model.eval().to(device), tokenizer, Identity(name, "1", weights))
+    return ReferenceLM(model.eval().to(device), tokenizer, identify_reference(spec))
 
 
 def sample_reference(
@@ -233,33 +257,24 @@ def sample_reference(
 
     Args:
         cache: folder of the file, whose name changes with the model, `num_tokens` and `seed`.
+
+    Raises:
+        PHFError: nothing that it writes is UTF-8, or the file is damaged.
     """
-    identity = Identity(
-        reference.identity.name,
-        reference.identity.version,
-        reference.identity.weights_hash,
-        {**reference.identity.parameters, "num_tokens": num_tokens, "temperature": 1, "seed": seed},
-    )
-    path = cache / f"{identity.slug}.jsonl"
-    samples: list[ReferenceSample] = []
-    num_drawn = 0
-    if path.exists():
-        found = read_samples(path)
-        if found.identity != identity:
-            raise PHFError(f"{path} holds samples of {found.identity.slug}; delete it")
-        samples, num_drawn = list(found.samples), len(found.samples) + found.num_rejected
+    identity = _sampling_identity(reference.identity, num_tokens, seed)
+    samples = _read_kept(cache, identity)
+    # Whole batches, always of the same indices: the last digits of a number may depend on its batch.
+    num_drawn = -(-((samples[-1].index or 0) + 1) // batch_size) * batch_size if samples else 0
     while len(samples) < num_sequences:
-        # Whole batches, always from the same index on: the last digits of a number may depend on its batch.
         drawn = reference.write(range(num_drawn, num_drawn + batch_size), num_tokens, seed)
         num_drawn += batch_size
         samples += [sample for sample in drawn if sample is not None]
-        num_rejected = num_drawn - len(samples)
-        if num_rejected == num_drawn:
+        if not samples:
             raise PHFError(f"{identity.name} wrote {num_drawn} texts of which none is UTF-8; choose another")
-        _write_samples(path, ReferenceSamples(identity, tuple(samples), num_rejected))
+        _write_samples(_kept_path(cache, identity), identity, samples)
         if progress is not None:
             progress(f"sampling {identity.name}", min(len(samples), num_sequences), num_sequences)
-    return ReferenceSamples(identity, tuple(samples[:num_sequences]), num_drawn - len(samples))
+    return ReferenceSamples(identity, tuple(samples[:num_sequences]))
 
 
 def open_reference(
@@ -271,13 +286,41 @@ def open_reference(
     cache: Path,
     progress: Progress | None = None,
 ) -> ReferenceSamples:
-    """Texts of a reference, by its spec: `.jsonl` is read (`read_samples`), anything else loaded and sampled."""
+    """Texts of a reference by its spec: `.jsonl` is read (`read_samples`); of anything else those that are kept in
+    `cache`, if they are enough, and else the model is loaded and sampled.
+
+    Raises:
+        PHFError: see `read_samples`, `load_reference` and `sample_reference`.
+    """
     if spec.endswith(".jsonl"):
         found = read_samples(Path(spec).expanduser())
-        return ReferenceSamples(found.identity, found.samples[:num_sequences], found.num_rejected)
+        return ReferenceSamples(found.identity, found.samples[:num_sequences])
+    identity = _sampling_identity(identify_reference(spec), num_tokens, seed)
+    kept = _read_kept(cache, identity)
+    if len(kept) >= num_sequences:
+        return ReferenceSamples(identity, tuple(kept[:num_sequences]))
     return sample_reference(
         load_reference(spec), num_sequences, num_tokens, seed, cache=cache, progress=progress
     )
+
+
+def _sampling_identity(model: Identity, num_tokens: int, seed: int) -> Identity:
+    settings = {"num_tokens": num_tokens, "temperature": 1, "seed": seed}
+    return Identity(model.name, model.version, model.weights_hash, {**model.parameters, **settings})
+
+
+def _kept_path(cache: Path, identity: Identity) -> Path:
+    return cache / f"{identity.slug}.jsonl"
+
+
+def _read_kept(cache: Path, identity: Identity) -> list[ReferenceSample]:
+    path = _kept_path(cache, identity)
+    if not path.exists():
+        return []
+    found = read_samples(path)
+    if found.identity != identity:
+        raise PHFError(f"{path} holds samples of {found.identity.slug}; delete it")
+    return list(found.samples)
 
 
 def read_samples(path: Path) -> ReferenceSamples:
@@ -293,7 +336,6 @@ def read_samples(path: Path) -> ReferenceSamples:
     if not path.is_file():
         raise PHFError(f"{path} does not exist; give a JSONL of texts with log-probabilities, or a model")
     identity = Identity(path.stem, "file", hash_file(path))
-    num_rejected = 0
     samples: list[ReferenceSample] = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -301,7 +343,7 @@ def read_samples(path: Path) -> ReferenceSamples:
         try:
             row = json.loads(line)
             if number == 1 and "reference" in row:
-                identity, num_rejected = Identity.from_json(row["reference"]), int(row["num_rejected"])
+                identity = Identity.from_json(row["reference"])
                 continue
             samples.append(_parse_row(row))
         except (ValueError, TypeError, KeyError) as error:
@@ -312,7 +354,7 @@ def read_samples(path: Path) -> ReferenceSamples:
             ) from None
     if not samples:
         raise PHFError(f"{path} holds no sample; a row is a text with its logprob or token_logprobs")
-    return ReferenceSamples(identity, tuple(samples), num_rejected)
+    return ReferenceSamples(identity, tuple(samples))
 
 
 def _parse_row(row: Any) -> ReferenceSample:
@@ -339,13 +381,15 @@ def _parse_row(row: Any) -> ReferenceSample:
         ended,
         tuple(int(i) for i in ids) if ids is not None else None,
         bool(canonical) if canonical is not None else None,
+        int(row["index"]) if row.get("index") is not None else None,
     )
 
 
-def _write_samples(path: Path, samples: ReferenceSamples) -> None:
-    header = {"reference": samples.identity.to_json(), "num_rejected": samples.num_rejected}
+def _write_samples(path: Path, identity: Identity, samples: Sequence[ReferenceSample]) -> None:
+    header = {"reference": identity.to_json()}
     rows = [
         {
+            "index": sample.index,
             "text": sample.text,
             "logprob": sample.log_prob,
             "num_tokens": sample.num_tokens,
@@ -353,7 +397,7 @@ def _write_samples(path: Path, samples: ReferenceSamples) -> None:
             "ids": sample.ids,
             "canonical": sample.is_canonical,
         }
-        for sample in samples.samples
+        for sample in samples
     ]
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in [header, *rows]).encode())
 
