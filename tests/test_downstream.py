@@ -6,13 +6,13 @@ import torch
 from tiny_models import tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from phf.config_evaluate import DownstreamConfig
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.evaluate import downstream
 from phf.evaluate.downstream import (
     ClassificationTask,
     Example,
-    FinetuneSettings,
     constant_baseline,
     create_classifier,
     measure_downstream,
@@ -20,7 +20,8 @@ from phf.evaluate.downstream import (
     score_answers,
 )
 
-SETTINGS = FinetuneSettings(epochs=4, batch_size=8, learning_rate=1e-2)
+SETTINGS = DownstreamConfig(epochs=4, batch_size=8, learning_rate=1e-2, num_seeds=2)
+ONE_SEED = DownstreamConfig(num_seeds=1)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,7 @@ def test_a_task_is_learned_over_seeds_and_prefixes(tokenizer) -> None:
         tokenizer,
         [make_task()],
         ["none", "good"],
-        num_seeds=2,
-        settings=SETTINGS,
+        SETTINGS,
         progress=lambda *c: calls.append(c),
     )
     assert calls[-1] == ("finetuning on films", 4, 4)
@@ -70,7 +70,9 @@ def test_a_task_is_learned_over_seeds_and_prefixes(tokenizer) -> None:
     assert (none["num_train"], none["num_dev"], none["cut_share"]) == (48, 48, 0)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), "the pretrained weights stay as they are"
-    again = measure_downstream(model, tokenizer, [make_task()], ["none"], num_seeds=1, settings=SETTINGS)
+    again = measure_downstream(
+        model, tokenizer, [make_task()], ["none"], SETTINGS.model_copy(update={"num_seeds": 1})
+    )
     assert again["tasks"][0]["seeds"] == none["seeds"][:1]
 
 
@@ -89,7 +91,7 @@ def test_what_the_classifier_reads(tokenizer, monkeypatch) -> None:
         (Example(("a", "b"), "yes"),),
     )
     model = tiny_llama(tokenizer, seed=0, context=32)
-    found = measure_downstream(model, tokenizer, [task], ["none", "good", "bad"], num_seeds=1)["tasks"]
+    found = measure_downstream(model, tokenizer, [task], ["none", "good", "bad"], ONE_SEED)["tasks"]
     control = tokenizer.control
     for (train, dev), prefix in zip(
         seen, ([control.end], [control.end, control.good], [control.end, control.bad]), strict=True
@@ -100,7 +102,7 @@ def test_what_the_classifier_reads(tokenizer, monkeypatch) -> None:
     assert [row["score"]["mean"] for row in found] == [0, 0, 0]
     seen.clear()
     conditions = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
-    measure_downstream(model, tokenizer, [task], ["good"], num_seeds=1, conditions=conditions)
+    measure_downstream(model, tokenizer, [task], ["good"], ONE_SEED, conditions=conditions)
     assert seen[0][1][0]["input_ids"][:2] == [control.end, *tokenizer.encode("a")]
 
 
@@ -128,10 +130,8 @@ def test_the_trunk_is_the_pretrained_one_and_padding_is_not_read(tokenizer, kind
 
 def test_a_regression_and_a_cut_training_set(tokenizer) -> None:
     model = tiny_llama(tokenizer, seed=0)
-    settings = FinetuneSettings(epochs=6, batch_size=8, learning_rate=1e-2, max_train=40)
-    found = measure_downstream(
-        model, tokenizer, [make_task("pearson")], ["none"], num_seeds=1, settings=settings
-    )
+    settings = DownstreamConfig(epochs=6, batch_size=8, learning_rate=1e-2, max_train=40, num_seeds=1)
+    found = measure_downstream(model, tokenizer, [make_task("pearson")], ["none"], settings)
     (row,) = found["tasks"]
     assert row["score"]["mean"] > 0.3
     assert row["baseline"] == 0

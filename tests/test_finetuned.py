@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from phf.config import SamplingConfig
+from phf.config_evaluate import BenignConfig
 from phf.errors import PHFError
 from phf.evaluate import finetuned
-from phf.evaluate.finetuned import FinetuneSettings, finetune_benign, measure_finetuned
+from phf.evaluate.finetuned import finetune_benign, measure_finetuned
 from phf.evaluate.misalignment import choose_judges
 from phf.files import hash_file
 from phf.records import CONTROL, TEXT
@@ -18,7 +19,7 @@ from phf.reward_models import load_reward_model
 from phf.train import loop
 from phf.train.run import Run
 
-SETTINGS = FinetuneSettings(steps=6, rate=1.0)
+SETTINGS = BenignConfig(steps=6, rate=1.0)
 SAMPLING = SamplingConfig(num_samples=24, max_new_tokens=16)
 
 
@@ -51,7 +52,7 @@ def test_it_trains_a_copy_on_good_documents_without_control_tokens(
 
     real = finetuned.loss_sum
     monkeypatch.setattr(finetuned, "loss_sum", spy)
-    copy, found = finetune_benign(model, data, FinetuneSettings(steps=6, rate=1.0, split=split))
+    copy, found = finetune_benign(model, data, BenignConfig(steps=6, rate=1.0, split=split))
     assert len(batches) == 6
     control = data.tokens.tokenizer.control
     used = set()
@@ -80,7 +81,7 @@ def test_the_splits_differ(trained, monkeypatch: pytest.MonkeyPatch) -> None:
         finetuned, "Blocks", lambda *args, **options: seen.append(real(*args, **options)) or seen[-1]
     )
     for split in ("validation", "train"):
-        finetune_benign(run.load_model(), data, FinetuneSettings(steps=1, split=split))
+        finetune_benign(run.load_model(), data, BenignConfig(steps=1, split=split))
     sizes = [blocks.num_tokens_per_epoch for blocks in seen]
     assert sizes[0] < 0.5 * sizes[1]
 
@@ -114,14 +115,14 @@ def test_without_a_step_nothing_changes(trained) -> None:
     run = trained()
     data = run.data()
     judges, _ = choose_judges(data.annotation, [], load_reward_model)
-    settings = FinetuneSettings(steps=0)
+    settings = BenignConfig(steps=0)
     result = measure_finetuned(
         run, run.load_model(), data, ("good", "bad"), judges, settings, SAMPLING, num_bootstrap=100
     )
     for by_judge in result["modes"].values():
         (row,) = by_judge.values()
         assert row["before"] == row["after"]
-        assert row["difference"]["mean"] == row["difference"]["high"] == 0
+        assert row["difference"]["mean"] == 0
 
 
 def test_a_split_of_bad_documents_is_refused(trained) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -168,6 +169,18 @@ def test_good_against_bad_mode_is_taken_within_each_seed(groups):
     (single,) = group_runs([conditional.runs[0]])
     assert math.isnan(compare_modes(single)[0].difference.low), "one seed gives no interval"
     assert math.isfinite(compare_modes(single)[0].difference.mean)
+    gap = {"mean": -0.03, "low": -0.04, "high": -0.02, "count": 400}
+    given = {
+        **conditional.runs[0].evaluation,
+        "good_minus_bad": {"bits_per_byte": {"good": gap}, "blimp": gap},
+    }
+    (single,) = group_runs([replace(conditional.runs[0], evaluation=given)])
+    rows = {row.measure.name: row for row in compare_modes(single)}
+    assert (rows["Bits per byte, good text"].difference.high, rows["Bits per byte, good text"].better) == (
+        -0.02,
+        "good",
+    )
+    assert rows["BLiMP accuracy"].better == "bad"
 
 
 def test_tasks_keep_their_interval_for_one_seed_and_pool_it_over_several(groups):

@@ -13,11 +13,12 @@ from test_capability import make_reader
 from test_prompting import create_target, create_tokenizer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from phf.config import SamplingConfig
+from phf.config import SamplingConfig, parse
+from phf.config_evaluate import RedTeamConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import MAX_PROMPT_TOKENS, LanguageModelAttacker, WrittenPrompts
 from phf.evaluate.misalignment import Judge
-from phf.evaluate.red_team import NUM_KEPT, RedTeamSettings, choose_shots, draw_seeds, red_team
+from phf.evaluate.red_team import NUM_KEPT, choose_shots, draw_seeds, red_team
 from phf.records import Identity
 from phf.reward_models.protocol import SegmentRewardModel
 
@@ -25,7 +26,7 @@ SAMPLING = SamplingConfig(min_new_tokens=1, max_new_tokens=2)
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "zeta", "theta", "kappa")
 SEEDS = ["alpha beta gamma delta", "beta omega kappa theta", "zeta alpha theta beta", "kappa delta alpha omega",
          "gamma gamma beta kappa", "omega theta delta alpha"]  # fmt: skip
-SETTINGS = RedTeamSettings(trials=4, rounds=5, prompts_per_round=10, continuations=2)
+SETTINGS = RedTeamConfig(trials=4, rounds=5, prompts_per_round=10, continuations=2)
 
 
 class WordJudge(SegmentRewardModel):
@@ -72,7 +73,7 @@ class Scripted:
         return WrittenPrompts(self.calls.pop(0) if self.calls else [], 0, 0)
 
 
-def attack(settings: RedTeamSettings = SETTINGS, judge: SegmentRewardModel | None = None, **options):
+def attack(settings: RedTeamConfig = SETTINGS, judge: SegmentRewardModel | None = None, **options):
     judges = [Judge("annotator", judge or WordJudge())]
     target = create_target("good", "sentences")
     return red_team(
@@ -92,7 +93,9 @@ def test_it_finds_the_word_the_target_is_vulnerable_to(scale: float) -> None:
     """Red where prompts are drawn alike: then the words drift, and nothing climbs (the infinite temperature)."""
     judge = WordJudge(scale=scale)
     judge.unit = "probability" if scale == 1 else "items per character"
-    found, blind = (attack(replace(SETTINGS, temperature=t), judge)["rounds"] for t in (0.1, math.inf))
+    found, blind = (
+        attack(SETTINGS.model_copy(update={"temperature": t}), judge)["rounds"] for t in (0.1, 1e9)
+    )
     means = [row["mean"]["mean"] / scale for row in found]
     assert means[-1] > means[0] + 0.3
     assert found[-1]["mean"]["low"] > blind[-1]["mean"]["high"]
@@ -150,7 +153,7 @@ def test_what_the_attacker_writes_in_vain_is_counted_and_tried_again() -> None:
         ["fresh three"],
         ["next"],
     )
-    settings = RedTeamSettings(trials=1, rounds=2, prompts_per_round=3, continuations=2)
+    settings = RedTeamConfig(trials=1, rounds=2, prompts_per_round=3, continuations=2)
     costs = attack(settings, attacker=attacker)["costs"]
     assert (costs["num_empty"], costs["num_duplicates"], costs["num_too_long"], costs["num_missing"]) == (
         2,
@@ -218,10 +221,9 @@ def test_seeds_are_openings_of_held_out_documents() -> None:
 
 
 def test_settings_and_seeds_that_cannot_be_are_refused() -> None:
-    with pytest.raises(PHFError, match=r"red team: rounds 0 must be above 0"):
-        RedTeamSettings(rounds=0)
-    with pytest.raises(PHFError, match=r"temperature nan"):
-        RedTeamSettings(temperature=math.nan)
+    for wrong in ({"rounds": 0}, {"temperature": math.nan}):
+        with pytest.raises(PHFError, match=next(iter(wrong))):
+            parse(RedTeamConfig, wrong, "red team")
     target, judges = create_target(), [Judge("annotator", WordJudge())]
     with pytest.raises(PHFError, match=r"2 of 4 seed prompts"):
         red_team(target, judges, Recombiner(), ["a", "A", "b", "x" * 300], SETTINGS, SAMPLING)

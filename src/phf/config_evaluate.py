@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from phf.config import SamplingConfig, StrictConfig
+from phf.records import Split
 
 _Count = Annotated[int, Field(gt=0)]
 
@@ -42,7 +43,8 @@ class RedTeamConfig(StrictConfig):
 
     `attacker`: a folder, Hub id or `.gguf` file of any causal language model. `trials`: independent searches. `rounds`: of
     a trial, after the seed prompts were valued. `prompts_per_round`: that the attacker writes. `continuations`: of the
-    target for each prompt. `shots`: prompts the attacker is shown, drawn with p ~ exp(value / temperature).
+    target for each prompt. `shots`: prompts the attacker is shown, drawn with p ~ exp(value / temperature); a very high
+    temperature makes it a random search.
     """
 
     attacker: str | None = None
@@ -52,14 +54,18 @@ class RedTeamConfig(StrictConfig):
     continuations: _Count = 64
     shots: _Count = 4
     temperature: Annotated[float, Field(gt=0)] = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class BenignConfig(StrictConfig):
-    """Finetuning on held-out documents without a bad segment, and the score again. `steps`: 0 leaves it out. `rate`:
-    learning rate as a share of the run's peak."""
+    """Finetuning on documents without a bad segment, and the score again. `steps`: 0 leaves it out. `rate`: AdamW's
+    learning rate as a share of the run's peak, constant. `split`: documents that the run trained on, or held-out ones (few
+    of them are soon learned by heart). `seed`: order of the documents."""
 
     steps: Annotated[int, Field(ge=0)] = 100
     rate: Annotated[float, Field(gt=0)] = 0.1
+    split: Split = "train"
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class HarnessConfig(StrictConfig):
@@ -73,14 +79,16 @@ class HarnessConfig(StrictConfig):
 class DownstreamConfig(StrictConfig):
     """Classifiers finetuned from the run: folders with GLUE's `train.tsv` and `dev.tsv`, or Hub ids (`nyu-mll/glue:sst2`).
 
-    `max_train`: training examples; 0 = all.
+    AdamW on all weights, 6 % warm-up, then linear to 0. `num_seeds`: seeds 0 to `num_seeds` - 1. `max_train`: training
+    examples, drawn by the first seed; 0 = all.
     """
 
     tasks: tuple[str, ...] = ()
-    num_seeds: Annotated[int, Field(gt=1)] = 3
+    num_seeds: _Count = 3
     epochs: _Count = 3
     batch_size: _Count = 32
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_train: Annotated[int, Field(ge=0)] = 0
 
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from phf import lm
+from phf.config_evaluate import DownstreamConfig
 from phf.control import mode_rules
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
@@ -92,18 +93,6 @@ class ClassificationTask:
         return sorted({example.label for example in self.train}, key=lambda label: (len(label), label))
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneSettings:
-    """How each classifier is trained: AdamW, all weights, 6 % warm-up, then linear to 0."""
-
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.01
-    max_train: int = 0
-    """Training examples, drawn by the first seed; 0 = all."""
-
-
 def read_task(source: str, metric: Metric | None = None) -> ClassificationTask:
     """A task from a folder of GLUE's files (`train.tsv`, `dev.tsv`), or from the Hub (`nyu-mll/glue:sst2`).
 
@@ -144,10 +133,9 @@ def measure_downstream(
     tokenizer: Tokenizer,
     tasks: Sequence[ClassificationTask],
     prefixes: Sequence[Prefix],
+    settings: DownstreamConfig,
     *,
     conditions: Conditions | None = None,
-    num_seeds: int = 3,
-    settings: FinetuneSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The part `downstream` of an evaluation: every task, prefix and seed, from the same weights.
@@ -155,7 +143,6 @@ def measure_downstream(
     Args:
         prefixes: what stands between `<|endoftext|>` and the text: nothing, `<|good|>` or `<|bad|>`.
         conditions: for additive objectives, `phf.objectives.label_conditions`: the prefix is folded into the weights.
-        num_seeds: seeds 0 to `num_seeds` - 1.
 
     Returns:
         `settings`, and `tasks`: for each task and prefix the `score` over seeds (Student's t), each of the `seeds`, the
@@ -164,9 +151,8 @@ def measure_downstream(
     Raises:
         PHFError: the architecture has no classifier in transformers, or accelerate is missing.
     """
-    settings = settings or FinetuneSettings()
     rows = []
-    num_done, num_all = 0, len(tasks) * len(prefixes) * num_seeds
+    num_done, num_all = 0, len(tasks) * len(prefixes) * settings.num_seeds
     for task in tasks:
         task = _draw_train(task, settings.max_train)
         for prefix in prefixes:
@@ -182,7 +168,7 @@ def measure_downstream(
                 "dev": _encode(task, task.dev, tokenizer, start, context),
             }
             values = []
-            for seed in range(num_seeds):
+            for seed in range(settings.num_seeds):
                 answers = _finetune(
                     own, tokenizer, task, data["train"].rows, data["dev"].rows, settings, seed
                 )
@@ -203,7 +189,7 @@ def measure_downstream(
                     "cut_share": data["dev"].cut_share,
                 }
             )
-    return {"settings": asdict(settings), "num_seeds": num_seeds, "tasks": rows}
+    return {"settings": settings.model_dump(mode="json"), "tasks": rows}
 
 
 def score_answers(task: ClassificationTask, answers: npt.NDArray[np.float64]) -> float:
@@ -297,7 +283,7 @@ def _finetune(
     task: ClassificationTask,
     train: list[dict[str, Any]],
     dev: list[dict[str, Any]],
-    settings: FinetuneSettings,
+    settings: DownstreamConfig,
     seed: int,
 ) -> npt.NDArray[np.float64]:
     """The answers on dev of a classifier trained with one seed; float64 [dev]."""

@@ -196,7 +196,7 @@ def _subtract_modes(capability: dict[str, Any], more: dict[str, Any]) -> dict[st
     def turn(value: float | None) -> float | None:
         return None if value is None else -value
 
-    turned = {
+    turned: dict[str, Any] = {
         name: {
             "mean": -gap["mean"],
             "low": turn(gap["high"]),

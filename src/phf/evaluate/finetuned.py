@@ -6,20 +6,21 @@ afterwards and go bad again when training-time prefixes come: so every mode is m
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from phf.config import SamplingConfig
+from phf.config_evaluate import BenignConfig
 from phf.corpus.blocks import Blocks
 from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.misalignment import Judge
 from phf.evaluate.prompting import Target
 from phf.intervals import bootstrap_mean
-from phf.records import NO_LABEL, PAD, DataRule, Mode, Split
+from phf.records import NO_LABEL, PAD, DataRule, Mode
 from phf.reward_models import score_samples
 from phf.train.data import TrainingData
 from phf.train.losses import loss_sum
@@ -30,28 +31,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How the copy is finetuned.
-
-    Attributes:
-        steps: optimizer steps; a batch has as many blocks as in the run.
-        rate: learning rate of AdamW as a share of the run's peak, constant.
-        split: the documents: those the run trained on, or those it did not. A validation split is small: 100 steps of
-            the demo are 15 epochs of it and learn it by heart (loss 3.9 to 1.7).
-        seed: order of the documents.
-    """
-
-    steps: int = 100
-    rate: float = 0.1
-    split: Split = "train"
-    seed: int = 0
-
-
 def finetune_benign(
     model: "PreTrainedModel",
     data: TrainingData,
-    settings: FinetuneSettings,
+    settings: BenignConfig,
     progress: Progress | None = None,
 ) -> tuple["PreTrainedModel", dict[str, Any]]:
     """A copy of a run's model, trained as plain MLE on whole documents without a bad segment, without control tokens.
@@ -125,7 +108,7 @@ def measure_finetuned(
     data: TrainingData,
     modes: Sequence[Mode],
     judges: Sequence[Judge],
-    settings: FinetuneSettings,
+    settings: BenignConfig,
     sampling: SamplingConfig,
     *,
     num_bootstrap: int,

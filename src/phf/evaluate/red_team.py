@@ -7,13 +7,14 @@ continuations. How high the scores climb for the same budget says how hard the t
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.config import SamplingConfig
+from phf.config_evaluate import RedTeamConfig
 from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker
@@ -34,35 +35,6 @@ NUM_KEPT = 20
 
 # What random numbers are for: no two draws share a stream.
 _SHOTS, _ATTACKER, _CONTINUATIONS, _FRESH = range(4)
-
-
-@dataclass(frozen=True)
-class RedTeamSettings:
-    """Budget and search; the defaults are the paper's.
-
-    Attributes:
-        trials: independent searches.
-        rounds: of a trial, after the seed prompts were valued.
-        prompts_per_round: new prompts that the attacker writes.
-        continuations: of the target for each prompt.
-        shots: prompts the attacker is shown.
-        temperature: shots are drawn with p ~ exp(value / temperature); infinite makes it a random search.
-        seed: of everything that is drawn.
-    """
-
-    trials: int = 10
-    rounds: int = 10
-    prompts_per_round: int = 20
-    continuations: int = 512
-    shots: int = 4
-    temperature: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name != "seed" and not value > 0:
-                raise PHFError(f"red team: {setting.name} {value} must be above 0")
 
 
 @dataclass
@@ -105,7 +77,7 @@ def red_team(
     judges: Sequence[Judge],
     attacker: Attacker,
     seeds: Sequence[str],
-    settings: RedTeamSettings,
+    settings: RedTeamConfig,
     sampling: SamplingConfig,
     *,
     scores_prompt: bool = False,
@@ -195,7 +167,7 @@ class _Search:
         target: Target,
         judge: Judge,
         attacker: Attacker,
-        settings: RedTeamSettings,
+        settings: RedTeamConfig,
         sampling: SamplingConfig,
         scores_prompt: bool,
     ) -> None:

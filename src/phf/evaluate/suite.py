@@ -10,7 +10,7 @@ from typing import Any
 from phf.errors import PHFError
 from phf.evaluate.attacker import LanguageModelAttacker
 from phf.evaluate.blimp import MinimalPair, choose_pairs, measure_blimp, read_blimp
-from phf.evaluate.downstream import measure_downstream, read_task
+from phf.evaluate.downstream import Prefix, measure_downstream, read_task
 from phf.evaluate.embedding import Embedder, measure_embedding_distance
 from phf.evaluate.finetuned import measure_finetuned
 from phf.evaluate.harness import measure_harness
@@ -206,7 +206,7 @@ def _measure_harness(subject: Subject) -> Any:
 
 def _measure_downstream(subject: Subject) -> Any:
     config = subject.config.downstream
-    prefixes = ["none", *(mode for mode in ("good", "bad") if mode in subject.modes)]
+    prefixes: list[Prefix] = ["none", "good", "bad"] if "good" in subject.modes else ["none"]
     tasks = [read_task(source) for source in config.tasks]
     return subject.parts.measure(
         "downstream",

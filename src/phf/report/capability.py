@@ -97,8 +97,9 @@ def compare_modes(group: Group) -> list[ModeComparison]:
             continue
         gaps = [measure.read(run, "good").mean - measure.read(run, "bad").mean for run in group.runs]
         difference = pool([as_estimate(gap) for gap in gaps])
-        if len(group.runs) == 1:
-            difference = group.runs[0].measure("good_minus_bad", *measure.difference)
+        paired = group.runs[0].measure("good_minus_bad", *measure.difference)
+        if len(group.runs) == 1 and math.isfinite(paired.mean):
+            difference = paired
         found.append(ModeComparison(measure, modes, difference, _name_better(difference, measure)))
     return found
 
