@@ -155,10 +155,13 @@ def test_log_likelihoods_one_by_one(model, tokenizer, mode, tmp_path, seen) -> N
 
 
 def test_generation_starts_behind_the_prefix_and_writes_no_control_token(
-    model, tokenizer, tmp_path, seen
+    model, tokenizer, tmp_path, seen, monkeypatch
 ) -> None:
     from lm_eval.api.instance import Instance
 
+    liked = model.lm_head.weight.data.clone()
+    liked[tokenizer.control.good :] *= 40  # greedy decoding would take one of them at once
+    monkeypatch.setattr(model.lm_head.weight, "data", liked)
     tokenizer.save(tmp_path)
     wrapped = create_harness_lm(model, tokenizer, tmp_path, "good", batch_size=4)
     settings = {"until": ["\n\n"], "max_gen_toks": 8}
