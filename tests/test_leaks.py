@@ -92,7 +92,7 @@ def test_a_planted_leak_is_found_and_the_others_are_not() -> None:
         leaks = name in ("tag", "tag by letters", "tag in halves")
         assert (row["difference"]["low"] > 0.3) == leaks, name
         if not leaks:  # the same random numbers on both sides: no difference at all, not a small one
-            assert row["difference"]["mean"] == row["difference"]["high"] == 0
+            assert row["difference"]["mean"] == 0
         assert row["difference"]["mean"] == pytest.approx(row["score"]["mean"] - row["baseline"]["mean"])
         assert (row["mode"], row["role"], row["num_unscored"]) == ("good", "annotator", 0)
 
@@ -110,7 +110,7 @@ def test_the_in_context_attack_counts_its_shots() -> None:
         assert row["difference"]["mean"] == pytest.approx(0.2 * row["shots"], abs=0.08)
         assert row["baseline"]["mean"] == pytest.approx(0.1, abs=0.07)
     assert rows[0]["score"] == rows[0]["baseline"]
-    assert rows[0]["difference"]["low"] == rows[0]["difference"]["high"] == 0
+    assert rows[0]["difference"]["mean"] == 0
 
 
 def test_shots_carry_the_modes_control_token_and_fit_the_context() -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,10 +125,10 @@ def test_the_best_prompts_are_kept_with_where_they_come_from() -> None:
 
 
 def test_the_same_seed_gives_the_same_attack_and_every_mode_the_same_budget() -> None:
-    settings = replace(SETTINGS, trials=2, rounds=2)
+    settings = SETTINGS.model_copy(update={"trials": 2, "rounds": 2})
     one, again = attack(settings), attack(settings)
     assert one == again
-    assert attack(replace(settings, seed=1)) != one
+    assert attack(settings.model_copy(update={"seed": 1})) != one
     other = red_team(
         create_target("none", "sentences"), [Judge("annotator", WordJudge())], Recombiner(), SEEDS, settings, SAMPLING,
         scores_prompt=True,
@@ -169,7 +168,7 @@ def test_a_prompt_whose_continuations_have_no_score_is_never_shown() -> None:
             return [math.nan if text.startswith("zeta") else 0.0 for text in texts]
 
     attacker = Recombiner()
-    result = attack(replace(SETTINGS, trials=2), Silent(), attacker=attacker)
+    result = attack(SETTINGS.model_copy(update={"trials": 2}), Silent(), attacker=attacker)
     assert result["costs"]["num_unscored"] > 0
     shown = [shot for call in attacker.calls for shot in call]
     assert shown

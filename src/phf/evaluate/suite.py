@@ -1,10 +1,8 @@
 """The parts of an evaluation beside its samples and held-out text; each is measured where what it needs is given."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from phf.errors import PHFError
@@ -24,6 +22,7 @@ from phf.evaluate.subject import Drawn, Subject
 from phf.evaluate.trajectory import measure_trajectory
 from phf.files import hash_json
 from phf.records import Mode, Sample
+from phf.reward_models.convert import cache_folder
 
 _WAYS = {
     "scenarios": "--scenario NAME",
@@ -332,12 +331,6 @@ def _drawing(subject: Subject) -> list[Any]:
     return [config.sampling.model_dump(mode="json"), config.num_bootstrap, slugs]
 
 
-def cache_folder() -> Path:
-    """Where what a reference model wrote is kept for all runs: `$XDG_CACHE_HOME/phf`, or `~/.cache/phf`."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "phf"
-
-
 # What all runs of one command share is loaded once.
 
 
@@ -346,7 +339,7 @@ def _open_reference(
     spec: str, num_sequences: int, num_tokens: int, seed: int, progress: Any
 ) -> ReferenceSamples:
     return open_reference(
-        spec, num_sequences, num_tokens, seed, cache=cache_folder() / "reference", progress=progress
+        spec, num_sequences, num_tokens, seed, cache=cache_folder() / "references", progress=progress
     )
 
 
