@@ -165,7 +165,7 @@ def _find_mass(values: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
     """
     if missing := -values.shape[1] % _MASS_BLOCK:
         values = F.pad(values, (0, missing))
-    blocks = values.unflatten(1, (-1, _MASS_BLOCK))
+    blocks = values.reshape(len(values), -1, _MASS_BLOCK)
     ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
     targets = target(ends[:, -1])[:, None]
     # `right`: the first sum *above* the target. Rounding must not lead out of a row or a block, nor to a value of 0.

@@ -83,15 +83,16 @@ def generate_with_vllm(
         raise PHFError(
             f"vLLM blocks at most {MAX_BLOCKED} ids and this model has {len(padding)} unused ones; give the engine phf"
         )
-    engine = _open_engine(model, sampling)
+    vllm = _import_vllm()
+    engine = _open_engine(vllm, model, sampling)
     pending, number = pages, 0
     while pending:
         requests = [
-            create_request(page, rules, padding, tokenizer, sampling, limit, number) for page in pending
+            _create_request(page, rules, padding, tokenizer, sampling, limit, number) for page in pending
         ]
         outputs = engine.generate(
             [{"prompt_token_ids": [*page.start, *page.new]} for page in pending],
-            [_sampling_params(request) for request in requests],
+            [vllm.SamplingParams(**request) for request in requests],
             use_tqdm=False,
         )
         for page, output in zip(pending, outputs, strict=True):
@@ -109,7 +110,7 @@ def generate_with_vllm(
     return [_read_page(page, mode, tokenizer, prompts[page.index % len(prompts)]) for page in pages]
 
 
-def create_request(
+def _create_request(
     page: _Page,
     rules: ModeRules,
     padding: range,
@@ -161,15 +162,19 @@ def _read_page(page: _Page, mode: Mode, tokenizer: TextTokenizer, prompt: Sequen
 _engine: tuple[str, Any] | None = None
 
 
-def _open_engine(model: "PreTrainedModel", sampling: SamplingConfig) -> Any:
-    """vLLM's engine for these weights: the one that runs, or a new one in its place."""
-    global _engine
+def _import_vllm() -> Any:
     try:
         import vllm
     except ImportError:
         raise PHFError(
             "the engine vllm needs vLLM, on a machine with a GPU; run pip install 'phf[vllm]', or give the engine phf"
         ) from None
+    return vllm
+
+
+def _open_engine(vllm: Any, model: "PreTrainedModel", sampling: SamplingConfig) -> Any:
+    """vLLM's engine for these weights: the one that runs, or a new one in its place."""
+    global _engine
     key = f"{_hash_weights(model)} {sampling.precision} {sampling.batch_size}"
     if _engine is not None and _engine[0] == key:
         return _engine[1]
@@ -205,9 +210,3 @@ def _hash_weights(model: "PreTrainedModel") -> str:
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sampling_params(request: dict[str, Any]) -> Any:
-    import vllm
-
-    return vllm.SamplingParams(**request)
