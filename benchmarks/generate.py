@@ -136,12 +136,9 @@ def compare(preset: str, options: argparse.Namespace) -> None:
     run_ours(models[torch.float32], tokenizer, sampling.model_copy(update={"num_samples": 8}), "fp32")
     for number in range(options.rounds):
         for name, run in runs.items():
-            if number == 0 or not name.endswith(
-                "static"
-            ):  # once is enough for the rival that is not compared
-                speed, peaks[name] = measure(run, device)
-                speeds[name].append(speed)
-                print(f"{preset} round {number}: {name} {speed:.0f} tokens/s", flush=True)
+            speed, peaks[name] = measure(run, device)
+            speeds[name].append(speed)
+            print(f"{preset} round {number}: {name} {speed:.0f} tokens/s", flush=True)
 
     print(
         f"\n{preset} ({num_parameters(models[torch.float32]):,} parameters with an untied head), batch {options.batch}, "
@@ -174,9 +171,10 @@ def count_ties(preset: str, options: argparse.Namespace) -> None:
                 same = next((place for place, (a, b) in enumerate(pairs) if a != b), one.num_tokens)
                 num_tokens += same
                 num_ties += one != other
+            rate = f"one tie in {num_tokens // num_ties}" if num_ties else "no tie"
             print(
-                f"{preset} {precision} {options.device}: batch {size} against {options.batch}: {num_ties} of {num} "
-                f"samples differ, one tie in {num_tokens / num_ties if num_ties else float('inf'):.0f} of {num_tokens} tokens",
+                f"{preset} {precision} {options.device}: batch {size} against {options.batch}: "
+                f"{num_ties} of {num} samples differ, {rate} of {num_tokens} tokens",
                 flush=True,
             )
 

@@ -205,6 +205,15 @@ def test_forced_control_does_not_make_pages_end_at_the_first_segment() -> None:
     assert all(sample.ended and sample.text.count("\n") == 1 for sample in samples)
 
 
+def test_room_for_control_tokens_does_not_depend_on_other_prompts() -> None:
+    model = create_bigram(create_table(good=4.0, end=-1e4))
+    sampling = SamplingConfig(num_samples=6, max_new_tokens=20, temperature=1.0, top_p=1.0)
+    alone = generate(model, TinyTokenizer(), "good", sampling)
+    assert 0 < max(sample.num_tokens for sample in alone) < 20, "control tokens fill the page"
+    together = generate(model, TinyTokenizer(), "good", sampling, prompts=[[], [1] * 30])
+    assert [s.text for s in together[::2]] == [s.text for s in alone[::2]]
+
+
 def test_prompts_of_different_lengths_in_one_batch() -> None:
     model = create_llama()
     prompts = [[1, 2, 3, 4, 5, 6], [], [9], [1, 2, 3]]

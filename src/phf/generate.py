@@ -321,6 +321,7 @@ class _Writer:
         Rows advance in step. A row whose page is longer than the shortest reads its own ids before it writes.
         """
         lengths = np.array([len(page) for page in pages])
+        last = np.minimum(lengths + 2 * self.sampling.max_new_tokens, self.limit)
         ids = np.zeros((len(pages), self.limit), np.int64)
         for row, page in enumerate(pages):
             ids[row, : len(page)] = page
@@ -349,9 +350,11 @@ class _Writer:
             position += 1
             ends[rows[writes]] = position
             done[rows] |= writes & (
-                (drawn == self.control.end) | (num_text[rows] == self.sampling.max_new_tokens)
+                (drawn == self.control.end)
+                | (num_text[rows] == self.sampling.max_new_tokens)
+                | (position == last[rows])
             )
-            if position == self.limit or done.all():
+            if done.all():
                 break
             rows = self._drop_finished(rows, done, cache)
             inputs = ids[rows, position - 1 : position]

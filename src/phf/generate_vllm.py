@@ -39,10 +39,11 @@ _MEMORY_SHARE = 0.5
 
 @dataclass
 class _Page:
-    """A text that is being written: its prefix and prompt, then what came after them."""
+    """A text that is being written: its prefix and prompt, what came after them, and room for so many new ids."""
 
     index: int
     start: list[int]
+    room: int
     new: list[int] = field(default_factory=list)
     num_text: int = 0
     ended: bool = False
@@ -74,10 +75,12 @@ def generate_with_vllm(
             "control=forced cannot be written by vLLM; give control=free or prefix, or the engine phf"
         )
     prompts = prompts or [()]
+    starts = [[*rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)]
+    limit = find_limit(model, max(map(len, starts)), sampling)
     pages = [
-        _Page(index, [*rules.prefix, *prompts[index % len(prompts)]]) for index in range(sampling.num_samples)
+        _Page(index, start, min(limit - len(start), 2 * sampling.max_new_tokens))
+        for index, start in enumerate(starts)
     ]
-    limit = find_limit(model, max(len(page.start) for page in pages), sampling)
     padding = range(tokenizer.vocab_size, model.get_input_embeddings().weight.shape[0])
     if len(rules.blocked) + len(padding) + 1 > MAX_BLOCKED:
         raise PHFError(
@@ -87,9 +90,7 @@ def generate_with_vllm(
     engine = _open_engine(vllm, model, sampling)
     pending, number = pages, 0
     while pending:
-        requests = [
-            _create_request(page, rules, padding, tokenizer, sampling, limit, number) for page in pending
-        ]
+        requests = [_create_request(page, rules, padding, tokenizer, sampling, number) for page in pending]
         outputs = engine.generate(
             [{"prompt_token_ids": [*page.start, *page.new]} for page in pending],
             [vllm.SamplingParams(**request) for request in requests],
@@ -100,9 +101,7 @@ def generate_with_vllm(
         pending = [
             page
             for page in pending
-            if not page.ended
-            and page.num_text < sampling.max_new_tokens
-            and len(page.start) + len(page.new) < limit
+            if not page.ended and page.num_text < sampling.max_new_tokens and len(page.new) < page.room
         ]
         number += 1
         if progress is not None:
@@ -116,7 +115,6 @@ def _create_request(
     padding: range,
     tokenizer: TextTokenizer,
     sampling: SamplingConfig,
-    limit: int,
     number: int,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `SamplingParams` for the next round of a page.
@@ -128,11 +126,10 @@ def _create_request(
     if page.num_text < sampling.min_new_tokens:
         blocked.append(tokenizer.control.end)
         wanted = sampling.min_new_tokens
-    room = limit - len(page.start) - len(page.new)
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "max_tokens": min(wanted - page.num_text, room),
+        "max_tokens": min(wanted - page.num_text, page.room - len(page.new)),
         "stop_token_ids": [tokenizer.control.end],
         "logit_bias": dict.fromkeys(blocked, -np.inf),
         "seed": _request_seed(sampling.seed, page.index, number),
