@@ -121,15 +121,19 @@ def test_text_tokens_are_counted_and_control_tokens_come_on_top() -> None:
     assert any(page.count(GOOD) > 5 for page in pages)
 
 
+def test_the_end_token_waits_for_the_smallest_length() -> None:
+    sampling = SamplingConfig(num_samples=4, min_new_tokens=6, max_new_tokens=20)
+    model = create_bigram(create_table(end=30.0, good=0.5))
+    samples = generate_with_vllm(model, TinyTokenizer(), "good", sampling)
+    assert [(sample.num_tokens, sample.ended) for sample in samples] == [(6, True)] * 4
+
+
 def test_control_tokens_without_text_stop_at_the_limit() -> None:
-    samples = generate_with_vllm(
-        create_bigram(create_table(good=40.0)),
-        TinyTokenizer(),
-        "good",
-        SamplingConfig(num_samples=2, max_new_tokens=20),
-    )
+    sampling = SamplingConfig(num_samples=2, min_new_tokens=7, max_new_tokens=10)
+    model = create_bigram(create_table(good=40.0))
+    samples = generate_with_vllm(model, TinyTokenizer(), "good", sampling)
     assert [(sample.num_tokens, sample.ended) for sample in samples] == [(0, False)] * 2
-    assert [len(page) for page in written(LLM.started[0], [END, GOOD])] == [40, 40]
+    assert [len(page) for page in written(LLM.started[0], [END, GOOD])] == [20, 20]
 
 
 def test_requests_carry_prompts_settings_and_a_seed_of_their_own() -> None:
