@@ -151,7 +151,8 @@ _MASS_BLOCK = 64
 
 
 def _find_mass(values: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
-    """The first position of each row at which the running sum is above a target; its value is above 0.
+    """The first position of each row at which the running sum is above a target; its value is above 0 (for a target below
+    0, the first position).
 
     Sums of blocks first, then the running sum (float64) within one block: a running sum over a whole row takes several
     times as long.
@@ -171,11 +172,10 @@ def _find_mass(values: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
     # `right`: the first sum *above* the target. Rounding must not lead out of a row or a block, nor to a value of 0.
     block = torch.searchsorted(ends, targets, right=True).clamp_(max=ends.shape[1] - 1)
     starts = F.pad(ends, (1, 0)).gather(-1, block)
-    inner = blocks.gather(1, block[:, :, None].expand(-1, -1, _MASS_BLOCK))[:, 0].cumsum(
-        -1, dtype=torch.float64
-    )
+    chosen = blocks.gather(1, block[:, :, None].expand(-1, -1, _MASS_BLOCK))[:, 0]
+    inner = chosen.cumsum(-1, dtype=torch.float64)
     below = torch.nextafter(inner[:, -1:], inner.new_zeros(()))
-    offset = torch.searchsorted(inner, (targets - starts).clamp_(min=0).minimum(below), right=True)
+    offset = torch.searchsorted(inner, (targets - starts).minimum(below), right=True)
     return (block * _MASS_BLOCK + offset)[:, 0]
 
 
