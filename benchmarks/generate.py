@@ -1,19 +1,27 @@
-"""Our generation against transformers' `generate`, alternating in one process, at the demo's size (2.5M parameters).
+"""Our generation against transformers' `generate`, alternating in one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/generate.py [--rounds 5] [--samples 512] [--batch 256]
+    OMP_NUM_THREADS=1 python benchmarks/generate.py [--presets 2.5M 10M] [--batch 256] [--rounds 3]
+    python benchmarks/generate.py --device cuda --presets 2.5M 124M --batch 1024 --vocabulary 50304
+    python benchmarks/generate.py --ties
 
-Both draw the same number of texts of at most 128 new tokens at temperature 0.7 and top-p 0.9 in batches of 256 from the
-same random weights; each of their settings (cache, type) is tried and the best of them is the rival. The end token is as
-likely as in a trained model (about 1 in 100). Prints new tokens per second, the ratio of every round, and peak memory.
+Both draw the same number of texts of at most 128 new tokens at temperature 0.7 and top-p 0.9 from the same random
+weights, the other control token blocked. The rival is their dynamic cache at the type that is best for them;
+`--static` measures their static cache as well. No text ends early (`--end-bias 5.5`: one token in a hundred ends its
+text, as in a trained model; our batch then shrinks). Prints new text tokens per second with each run's peak of memory
+(of the process, or of the device) and the ratio of every round.
+
+`--ties` counts the samples that a batch of another size changes (where a number falls within rounding of the edge between
+two tokens), with texts that end early, so that batches shrink as well.
 """
 
 import argparse
 import copy
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -22,118 +30,173 @@ from phf.config import ModelConfig, SamplingConfig
 from phf.control import ControlTokens
 from phf.generate import generate
 from phf.lm import create_model as create_preset
-
-END, GOOD, BAD, VOCABULARY = 0, 4094, 4095, 4096
+from phf.lm import num_parameters
 
 
 @dataclass
 class IdTokenizer:
     """Text is the ids themselves: decoding is not what is measured."""
 
-    control: ControlTokens = field(default_factory=lambda: ControlTokens(END, GOOD, BAD))
-    vocab_size: int = VOCABULARY
+    vocab_size: int
+    control: ControlTokens = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.control = ControlTokens(0, self.vocab_size - 2, self.vocab_size - 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
 
 
-def create_model(end_bias: float) -> PreTrainedModel:
+def create_model(preset: str, tokenizer: IdTokenizer, end_bias: float) -> PreTrainedModel:
     model = create_preset(
-        ModelConfig(preset="2.5M"),
-        vocab_size=VOCABULARY,
-        control=ControlTokens(END, GOOD, BAD),
+        ModelConfig(preset=preset),
+        vocab_size=tokenizer.vocab_size,
+        control=tokenizer.control,
         context=256,
         seed=0,
     ).eval()
+    width = model.config.hidden_size
     torch.manual_seed(0)
-    head = torch.nn.Linear(192, VOCABULARY)
-    # About the entropy of a small language model: logits of standard deviation 2, and the end token at about 1 in 100.
-    torch.nn.init.normal_(head.weight, std=2 / 192**0.5)
+    head = torch.nn.Linear(width, tokenizer.vocab_size)
+    # About the entropy of a small language model: logits of standard deviation 2.
+    torch.nn.init.normal_(head.weight, std=2 / width**0.5)
     torch.nn.init.zeros_(head.bias)
     with torch.no_grad():
-        head.weight[END] = 0
-        head.bias[END] = end_bias
+        head.weight[tokenizer.control.end] = 0
+        head.bias[tokenizer.control.end] = end_bias
     model.lm_head = head
     return model
 
 
-def run_ours(model: PreTrainedModel, sampling: SamplingConfig, dtype: torch.dtype) -> int:
-    samples = generate(model, IdTokenizer(), "good", sampling, dtype=dtype)
+def run_ours(model: PreTrainedModel, tokenizer: IdTokenizer, sampling: SamplingConfig, precision: str) -> int:
+    sampling = sampling.model_copy(update={"precision": precision})
+    samples = generate(model, tokenizer, "good", sampling)
     return sum(sample.num_tokens for sample in samples)
 
 
-def run_theirs(model: PreTrainedModel, sampling: SamplingConfig, cache: str) -> int:
+def run_theirs(model: PreTrainedModel, tokenizer: IdTokenizer, sampling: SamplingConfig, cache: str) -> int:
     total = 0
+    control = tokenizer.control
     for start in range(0, sampling.num_samples, sampling.batch_size):
         rows = min(sampling.batch_size, sampling.num_samples - start)
         torch.manual_seed(start)
         output = model.generate(
-            torch.tensor([[END, GOOD]] * rows),
-            attention_mask=torch.ones(rows, 2, dtype=torch.long),
+            torch.tensor([[control.end, control.good]] * rows, device=model.device),
+            attention_mask=torch.ones(rows, 2, dtype=torch.long, device=model.device),
             do_sample=True,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=0,
             min_new_tokens=sampling.min_new_tokens,
             max_new_tokens=sampling.max_new_tokens,
-            suppress_tokens=[BAD],
-            pad_token_id=END,
+            suppress_tokens=[control.bad],
+            pad_token_id=control.end,
             cache_implementation=cache,
             disable_compile=True,
         )
-        total += int((output[:, 2:] != END).sum())
+        total += int(((output[:, 2:] != control.end) & (output[:, 2:] != control.good)).sum())
     return total
 
 
-def measure(run: Callable[[], int]) -> float:
-    """New text tokens per second."""
+def measure(run: Callable[[], int], device: torch.device) -> tuple[float, float]:
+    """New text tokens per second, and the peak of memory in GiB meanwhile."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     start = time.perf_counter()
-    tokens = run()
-    return tokens / (time.perf_counter() - start)
+    tokens = run()  # ends with ids on the host, so that a device has finished
+    seconds = time.perf_counter() - start
+    if device.type == "cuda":
+        return tokens / seconds, torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status").read_text()
+    return tokens / seconds, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--end-bias", type=float, default=3.0)
-    options = parser.parse_args()
-    sampling = SamplingConfig(num_samples=options.samples, batch_size=options.batch)
-    models = {torch.float32: create_model(options.end_bias)}
+def compare(preset: str, options: argparse.Namespace) -> None:
+    """Measure every setting of both on one preset, and print."""
+    device = torch.device(options.device)
+    tokenizer = IdTokenizer(options.vocabulary)
+    sampling = SamplingConfig(num_samples=options.samples or options.batch, batch_size=options.batch)
+    models = {torch.float32: create_model(preset, tokenizer, options.end_bias).to(device)}
     models[torch.bfloat16] = copy.deepcopy(models[torch.float32])
     for parameter in models[torch.bfloat16].parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
 
     runs: dict[str, Callable[[], int]] = {}
     for dtype, model in models.items():
-        name = str(dtype).removeprefix("torch.")
-        runs[f"ours {name}"] = lambda model=model, dtype=dtype: run_ours(model, sampling, dtype)
-        for cache in ("dynamic", "static"):
+        name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        runs[f"ours {name}"] = lambda model=model, name=name: run_ours(model, tokenizer, sampling, name)
+        for cache in ("dynamic", "static") if options.static else ("dynamic",):
             runs[f"theirs {name} {cache}"] = lambda model=model, cache=cache: run_theirs(
-                model, sampling, cache
+                model, tokenizer, sampling, cache
             )
     speeds: dict[str, list[float]] = {name: [] for name in runs}
-    print(f"{torch.get_num_threads()} threads, batch {options.batch}, {options.samples} samples")
-    for _ in range(options.rounds):
+    peaks = dict.fromkeys(runs, 0.0)
+    run_ours(models[torch.float32], tokenizer, sampling.model_copy(update={"num_samples": 8}), "fp32")
+    for number in range(options.rounds):
         for name, run in runs.items():
-            speeds[name].append(measure(run))
-    for name, values in speeds.items():
-        print(f"{name:28s} {statistics.median(values):8.0f} tokens/s")
-    for name in ("float32", "bfloat16"):
-        rivals = [key for key in runs if key.startswith(f"theirs {name}")]
-        rival = max(rivals, key=lambda key: statistics.median(speeds[key]))
-        ratios = [ours / theirs for ours, theirs in zip(speeds[f"ours {name}"], speeds[rival], strict=True)]
-        print(
-            f"{name}: ours / {rival} = {statistics.median(ratios):.2f}   ({', '.join(f'{r:.2f}' for r in ratios)})"
-        )
-    best = max(statistics.median(values) for name, values in speeds.items() if name.startswith("theirs"))
+            speed, peaks[name] = measure(run, device)
+            speeds[name].append(speed)
+            print(f"{preset} round {number}: {name} {speed:.0f} tokens/s", flush=True)
+
     print(
-        f"best of ours / best of theirs = {max(statistics.median(v) for n, v in speeds.items() if n.startswith('ours')) / best:.2f}"
+        f"\n{preset} ({num_parameters(models[torch.float32]):,} parameters with an untied head), batch {options.batch}, "
+        f"{sampling.num_samples} texts, {options.rounds} rounds, {device.type}, {torch.get_num_threads()} threads"
     )
-    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name in runs:
+        print(f"  {name:20s} {medians[name]:8.0f} tokens/s   peak {peaks[name]:.2f} GiB")
+    rival = max((name for name in runs if name.endswith("dynamic")), key=medians.__getitem__)
+    for ours in ("ours fp32", "ours bf16"):
+        ratios = [a / b for a, b in zip(speeds[ours], speeds[rival], strict=True)]
+        print(
+            f"  {ours} / {rival} = {statistics.median(ratios):.2f}   ({', '.join(f'{r:.2f}' for r in ratios)})"
+        )
+
+
+def count_ties(preset: str, options: argparse.Namespace) -> None:
+    """Write the same samples in batches of several sizes, and count those that differ from the largest batch's."""
+    tokenizer = IdTokenizer(options.vocabulary)
+    model = create_model(preset, tokenizer, end_bias=5.5).to(options.device)
+    for precision in ("fp32", "bf16"):
+        sampling = SamplingConfig(num_samples=options.batch, batch_size=options.batch, precision=precision)
+        together = generate(model, tokenizer, "good", sampling)
+        for size, num in ((64, options.batch), (7, 112), (1, 16)):
+            changes = {"batch_size": size, "num_samples": num}
+            apart = generate(model, tokenizer, "good", sampling.model_copy(update=changes))
+            num_tokens, num_ties = 0, 0
+            for one, other in zip(together, apart, strict=False):
+                pairs = zip(one.text.split(), other.text.split(), strict=False)
+                same = next((place for place, (a, b) in enumerate(pairs) if a != b), one.num_tokens)
+                num_tokens += same
+                num_ties += one != other
+            rate = f"one tie in {num_tokens // num_ties}" if num_ties else "no tie"
+            print(
+                f"{preset} {precision} {options.device}: batch {size} against {options.batch}: "
+                f"{num_ties} of {num} samples differ, {rate} of {num_tokens} tokens",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presets", nargs="+", default=["2.5M", "10M"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=0, help="default: one batch")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--end-bias", type=float, default=-100.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--static", action="store_true", help="measure their static cache too")
+    parser.add_argument(
+        "--ties", action="store_true", help="count samples that depend on their batch instead"
+    )
+    options = parser.parse_args()
+    for preset in options.presets:
+        (count_ties if options.ties else compare)(preset, options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import pytest
 from phf import lm
 from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
-from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run, subject
+from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run
+from phf.evaluate.prompting import Target
 from phf.files import read_json
 from phf.records import Identity
 from phf.reward_models import load_reward_model
@@ -137,15 +138,15 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same_bytes(
     evaluate_run(run, CONFIG, say=quiet)
     whole = path.read_bytes()
     drawn = []
-    real = subject.generate_mode
+    real = Target.write
 
-    def draw(run, model, tokenizer, mode, *arguments, **options):
-        if mode == "untagged" and len(drawn) < 4:
+    def write(target, *arguments, **options):
+        if target.mode == "untagged" and len(drawn) < 4:
             raise KeyboardInterrupt
-        drawn.append(mode)
-        return real(run, model, tokenizer, mode, *arguments, **options)
+        drawn.append(target.mode)
+        return real(target, *arguments, **options)
 
-    monkeypatch.setattr(subject, "generate_mode", draw)
+    monkeypatch.setattr(Target, "write", write)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(run, CONFIG, say=quiet, force=True)
     assert not path.exists()

@@ -1,181 +1,66 @@
 """Generation: the distribution is the model's, a sample depends on nothing but its seed, and modes keep their rules."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
-from transformers import LlamaConfig, LlamaForCausalLM
+from known_models import (
+    BAD,
+    DOT,
+    END,
+    GOOD,
+    NEWLINE,
+    NUM_IDS,
+    TEXTS,
+    TinyTokenizer,
+    create_bigram,
+    create_llama,
+    create_table,
+    read_row,
+    record_rows,
+)
 
 from phf.config import SamplingConfig
 from phf.control import ControlTokens, mode_rules
 from phf.errors import PHFError
-from phf.generate import draw_tokens, generate
-
-TEXTS = ["", "a", "b", "c", "d", " e", " f", "g.", "\n", "h", "", ""]
-END, GOOD, BAD, NUM_IDS = 0, 10, 11, 16
-DOT, NEWLINE = 7, 8
+from phf.generate import generate
+from phf.records import Sample
 
 
-@dataclass
-class TinyTokenizer:
-    """Ten text tokens, three control tokens; ids 12 to 15 of the models are padding."""
-
-    control: ControlTokens = field(default_factory=lambda: ControlTokens(END, GOOD, BAD))
-    vocab_size: int = 12
-
-    def decode(self, ids: Sequence[int]) -> str:
-        assert all(0 <= token < self.vocab_size for token in ids), "padding of the vocabulary was drawn"
-        return "".join(TEXTS[token] for token in ids)
-
-
-def create_llama(*, context: int = 256, seed: int = 0) -> LlamaForCausalLM:
-    """A small random model with opinions: its next-token distribution depends on all that came before."""
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=NUM_IDS,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=context,
-            initializer_range=0.3,
-            pad_token_id=None,
-            bos_token_id=END,
-            eos_token_id=END,
-        )
-    )
-    return model.eval()
-
-
-def create_bigram(logits: torch.Tensor, context: int = 256) -> LlamaForCausalLM:
-    """A Llama whose next-token logits are a row of a table [ids, ids]: its distribution can be written down."""
-    size = len(logits)
-    model = create_llama(context=context)
-    config = model.config
-    config.hidden_size = size
-    config.head_dim = 4
-    config.tie_word_embeddings = False
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(size))
-        model.lm_head.weight.copy_(
-            logits.T / size**0.5
-        )  # the norm turns a one-hot vector into sqrt(size) of it
-    return model
-
-
-def create_table(**favourites: float) -> torch.Tensor:
-    """Logits 0 for every token but the named ones."""
-    table = torch.zeros(NUM_IDS, NUM_IDS)
-    for name, value in favourites.items():
-        table[:, {"end": END, "good": GOOD, "bad": BAD, "newline": NEWLINE, "dot": DOT, "pad": 13}[name]] = (
-            value
-        )
-    return table
-
-
-def record_rows(model: LlamaForCausalLM) -> list[torch.Tensor]:
-    """The ids the model is given, one tensor [B, T] per call, filled while it runs."""
-    calls: list[torch.Tensor] = []
-    model.register_forward_pre_hook(lambda _, __, kwargs: calls.append(kwargs["input_ids"]), with_kwargs=True)
-    return calls
-
-
-def read_row(calls: list[torch.Tensor]) -> list[int]:
-    return torch.cat(calls, dim=1)[0].tolist()
-
-
-def expected_probs(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarray:
-    """The truncated distribution, written the slow way."""
-    probs = torch.softmax(logits.double() / temperature, -1).numpy()
-    kept: list[int] = []
-    for token in np.argsort(-probs):
-        if sum(probs[kept]) >= top_p:
-            break
-        kept.append(int(token))
-    result = np.zeros_like(probs)
-    result[kept] = probs[kept]
-    return result / result.sum()
-
-
-def p_value(counts: np.ndarray, probs: np.ndarray) -> float:
-    """Chi-square test of counts against probabilities; a token that cannot come makes it 0."""
-    if counts[probs == 0].sum() > 0:
-        return 0.0
-    return float(chisquare(counts[probs > 0], probs[probs > 0] * counts.sum()).pvalue)
-
-
-def count_draws(logits: torch.Tensor, temperature: float, top_p: float, num: int = 40_000) -> np.ndarray:
-    uniforms = torch.from_numpy(np.random.default_rng(0).random(num))
-    tokens = draw_tokens(logits.expand(num, -1).clone(), uniforms, temperature, top_p)
-    return np.bincount(tokens.numpy(), minlength=len(logits))
-
-
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 1.0), (1.3, 0.5), (0.2, 0.99)])
-def test_draws_follow_the_truncated_distribution_and_a_bias_is_seen(temperature: float, top_p: float) -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 1.5
-    probs = expected_probs(logits, temperature, top_p)
-    assert p_value(count_draws(logits, temperature, top_p), probs) > 1e-3
-    if temperature > 0.5:  # at 0.2 hardly anything is left to be biased
-        assert p_value(count_draws(logits, temperature * 1.1, top_p), probs) < 1e-6
-        assert p_value(count_draws(logits, temperature, top_p * 0.9), probs) < 1e-6
-
-
-def test_top_p_keeps_the_most_likely_token_and_ties_together() -> None:
-    uniforms = torch.from_numpy(np.linspace(0, 1, 1000, endpoint=False))
-    peaked = torch.tensor([0.0, 5.0, 1.0]).expand(1000, -1)
-    assert set(draw_tokens(peaked, uniforms, 1.0, 0.01).tolist()) == {1}
-    tied = torch.tensor([0.0, 2.0, 2.0, 0.0]).expand(1000, -1)
-    assert set(draw_tokens(tied, uniforms, 1.0, 0.3).tolist()) == {1, 2}
-
-
-def test_the_largest_uniform_number_stays_in_the_vocabulary() -> None:
-    last = torch.tensor([np.nextafter(1, 0)], dtype=torch.float64)
-    logits = torch.full((1, 4096), 0.1)
-    logits[0, 4000:] = -torch.inf
-    assert draw_tokens(logits, last, 1.0, 1.0).item() == 3999
-    assert draw_tokens(logits, torch.zeros(1, dtype=torch.float64), 1.0, 1.0).item() == 0
-
-
-def test_generate_follows_a_bigram_model_token_after_token() -> None:
-    table = torch.randn(NUM_IDS, NUM_IDS, generator=torch.Generator().manual_seed(2))
-    table[:, [END, GOOD, BAD, 12, 13, 14, 15]] = -torch.inf
-    model = create_bigram(torch.nan_to_num(table, neginf=-1e4))
-    calls = record_rows(model)
-    sampling = SamplingConfig(num_samples=4000, min_new_tokens=3, max_new_tokens=3, batch_size=4000)
-    generate(model, TinyTokenizer(), "none", sampling)
-    first, second = calls[1][:, 0], calls[2][:, 0]
-    for last in first.unique():
-        follows = np.bincount(second[first == last].numpy(), minlength=NUM_IDS)
-        assert p_value(follows, expected_probs(table[last], 0.7, 0.9)) > 1e-4
-
-
-def test_a_sample_depends_neither_on_its_batch_nor_on_the_number_of_samples() -> None:
+def test_a_sample_depends_neither_on_its_batch_nor_on_what_is_asked_for() -> None:
     model = create_llama(seed=3)
     with torch.no_grad():
         model.lm_head.weight[END] *= 0.3
-    settings = {"max_new_tokens": 120, "min_new_tokens": 0, "temperature": 1.0}
-    together = generate(
-        model, TinyTokenizer(), "good", SamplingConfig(num_samples=24, batch_size=24, **settings)
-    )
-    alone = generate(model, TinyTokenizer(), "good", SamplingConfig(num_samples=16, batch_size=1, **settings))
-    other_seed = generate(model, TinyTokenizer(), "good", SamplingConfig(num_samples=16, seed=1, **settings))
-    assert together[:16] == alone
+
+    def write(num_samples: int, batch_size: int, **changes: int) -> list[Sample]:
+        settings = {"max_new_tokens": 120, "min_new_tokens": 0, "temperature": 1.0, **changes}
+        sampling = SamplingConfig(num_samples=num_samples, batch_size=batch_size, **settings)
+        return generate(model, TinyTokenizer(), "good", sampling)
+
+    together = write(256, 256)
+    assert together[:28] == write(28, 7)
+    assert together[:6] == write(6, 1)
     lengths = [sample.num_tokens for sample in together]
     # Rows finish at very different times, so that the batch is compacted and the cache grows.
     assert min(lengths) < 30
     assert max(lengths) > 100
-    assert [s.text for s in other_seed] != [s.text for s in alone]
-    assert len({s.text for s in alone if s.num_tokens > 10}) == sum(s.num_tokens > 10 for s in alone)
+    for long, short in zip(together[:28], write(28, 28, max_new_tokens=40), strict=True):
+        assert long.text.startswith(short.text)
+        assert short.num_tokens == min(40, long.num_tokens)
+    assert [s.text for s in write(28, 28, seed=1)] != [s.text for s in together[:28]]
+    texts = [sample.text for sample in together if sample.num_tokens > 20]
+    assert len(set(texts)) == len(texts)
+
+
+def test_bfloat16_writes_what_the_rounded_weights_say_in_any_batch() -> None:
+    """Ties apart, of which this seed has none: rounding is coarser, the rules are the same."""
+    model = create_llama(seed=3)
+    sampling = SamplingConfig(num_samples=14, max_new_tokens=30, precision="bf16")
+    together = generate(model, TinyTokenizer(), "good", sampling)
+    assert together == generate(model, TinyTokenizer(), "good", sampling.model_copy(update={"batch_size": 7}))
+    single = generate(model, TinyTokenizer(), "good", sampling.model_copy(update={"precision": "fp32"}))
+    assert together != single, "the weights were not rounded"
 
 
 def test_modes_share_the_random_numbers_of_a_sample() -> None:
@@ -265,6 +150,45 @@ def test_forced_control_puts_the_token_at_every_segment_end_and_nowhere_else(
     assert written[2:].count(GOOD) > 3
 
 
+@pytest.mark.parametrize(("segments", "closing"), [("lines", NEWLINE), ("sentences", DOT)])
+def test_forced_control_after_prompts_of_different_lengths(segments: str, closing: int) -> None:
+    """A prompt is read as it is; where it ends with its segment, the control token is the first thing written."""
+    table = create_table(newline=1.0, dot=1.0, bad=1.0, good=1.0)
+    table[:, END] = -1e4
+    prompts = [[1, closing], [1, 2, closing, 3], [4], [1, closing, 5, closing]]
+    sampling = SamplingConfig(
+        num_samples=8, control="forced", min_new_tokens=40, max_new_tokens=40, temperature=1.0, top_p=1.0
+    )
+    alone = sampling.model_copy(update={"batch_size": 1})
+    model = create_bigram(table)
+    together = generate(model, TinyTokenizer(), "bad", sampling, segments=segments, prompts=prompts)
+    calls = record_rows(model)
+    assert together == generate(model, TinyTokenizer(), "bad", alone, segments=segments, prompts=prompts)
+    assert [sample.num_tokens for sample in together] == [40] * 8
+    starts = [number for number, call in enumerate(calls) if call.shape[1] > 1]  # a page is read at once
+    order = sorted(range(8), key=lambda index: len(prompts[index % 4]))
+    for index, (start, stop) in zip(order, pairwise([*starts, len(calls)]), strict=True):
+        row = read_row(calls[start:stop])
+        page = [END, BAD, *prompts[index % 4]]
+        assert row[: len(page)] == page
+        assert GOOD not in row
+        for before, token in pairwise(row[len(page) - 1 :]):
+            if token == BAD:
+                assert before == closing
+            elif before == closing:
+                assert segments == "sentences"
+                assert not TEXTS[token][:1].isspace()
+        assert row[len(page) :].count(BAD) > 1
+
+
+@pytest.mark.parametrize("segments", ["paragraphs", "imported"])
+def test_forced_control_is_refused_where_segment_ends_are_not_seen(segments: str) -> None:
+    sampling = SamplingConfig(num_samples=1, control="forced", max_new_tokens=20)
+    with pytest.raises(PHFError, match=f"not {segments}; give control=free or prefix"):
+        generate(create_llama(), TinyTokenizer(), "good", sampling, segments=segments)
+    assert generate(create_llama(), TinyTokenizer(), "untagged", sampling, segments=segments)
+
+
 def test_forced_control_does_not_make_pages_end_at_the_first_segment() -> None:
     """A trained model gives a control token nearly all the mass at a segment end; the end token has the rest."""
     table = create_table(newline=2.0)
@@ -279,6 +203,15 @@ def test_forced_control_does_not_make_pages_end_at_the_first_segment() -> None:
     table[NEWLINE, END] = 20.0
     samples = generate(create_bigram(table), TinyTokenizer(), "good", sampling, segments="lines")
     assert all(sample.ended and sample.text.count("\n") == 1 for sample in samples)
+
+
+def test_room_for_control_tokens_does_not_depend_on_other_prompts() -> None:
+    model = create_bigram(create_table(good=4.0, end=-1e4))
+    sampling = SamplingConfig(num_samples=6, max_new_tokens=20, temperature=1.0, top_p=1.0)
+    alone = generate(model, TinyTokenizer(), "good", sampling)
+    assert 0 < max(sample.num_tokens for sample in alone) < 20, "control tokens fill the page"
+    together = generate(model, TinyTokenizer(), "good", sampling, prompts=[[], [1] * 30])
+    assert [s.text for s in together[::2]] == [s.text for s in alone[::2]]
 
 
 def test_prompts_of_different_lengths_in_one_batch() -> None:
@@ -304,20 +237,18 @@ def test_a_context_that_is_too_short_is_refused() -> None:
         )
 
 
-def test_another_type_leaves_the_model_alone() -> None:
+def test_another_precision_leaves_the_model_alone() -> None:
     model = create_llama().train()
-    sampling = SamplingConfig(num_samples=3, max_new_tokens=20)
+    sampling = SamplingConfig(num_samples=3, max_new_tokens=20, precision="bf16")
     seen: list[tuple[int, int]] = []
     samples = generate(
         model,
         TinyTokenizer(),
         "good",
         sampling,
-        dtype=torch.bfloat16,
         progress=lambda text, done, total: seen.append((done, total)),
     )
     assert len(samples) == 3
-    generate(model, TinyTokenizer(), "good", sampling)
     assert model.training, "generation must not leave a model in evaluation mode"
     assert model.dtype == torch.float32
     assert seen[-1] == (3, 3)

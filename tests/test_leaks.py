@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from known_models import record_rows
 from test_capability import make_reader
-from test_generate import record_rows
 from test_prompting import create_target, create_tokenizer
 from test_scenarios import CountingJudge
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_generate import record_rows
+from known_models import record_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from phf.config import SamplingConfig

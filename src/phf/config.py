@@ -270,8 +270,15 @@ class TrainConfig(StrictConfig):
     trackers: tuple[Tracker, ...] = ()
 
 
+SamplingPrecision = Literal["fp32", "bf16"]
+
+
 class SamplingConfig(StrictConfig):
-    """How samples are drawn; the defaults are the paper's (section 3)."""
+    """How samples are drawn; the defaults are the paper's (section 3).
+
+    `precision`: of weights and cache. In bf16 writing is faster, and a sample may change with the batch it is drawn in.
+    `engine`: vllm needs vLLM and a GPU, and has random numbers of its own.
+    """
 
     num_samples: Annotated[int, Field(gt=0)] = 512
     temperature: Annotated[float, Field(gt=0)] = 0.7
@@ -281,6 +288,8 @@ class SamplingConfig(StrictConfig):
     control: ControlStyle = "free"
     batch_size: Annotated[int, Field(gt=0)] = 256
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    precision: SamplingPrecision = "fp32"
+    engine: Literal["phf", "vllm"] = "phf"
 
     @model_validator(mode="after")
     def _min_below_max(self) -> "SamplingConfig":

@@ -1,11 +1,12 @@
 """Writing samples with a model: batched, with a key-value cache that is allocated once, each sample with its own seed.
 
-A sample is a pure function of (weights, mode, prompt, sampling settings, its index). Sample i draws its uniform
-numbers from a generator seeded by (seed, i) and inverts the distribution function of the truncated next-token
-distribution in the order of the vocabulary, so it does not depend on the batch it was drawn in, on how many samples
-are asked for, or on what the others do. Only rounding is left: a matrix product may round differently in a batch of
-another size, and a uniform number that falls within that difference picks the neighbour (in float32 rare enough not
-to be seen in the tests; in bfloat16 common).
+A sample is a pure function of (weights, mode, prompt, sampling settings, its index). The j-th token that is written
+into sample i comes from the uniform number u(seed, i, j), word j of the counter-based generator Philox with the key
+(seed, i), by inverting the distribution function of the truncated next-token distribution in the order of the
+vocabulary. So a sample does not depend on the batch it was drawn in, on how many samples or tokens are asked for, or
+on what the others do, and two modes of a model see the same numbers. Only rounding is left: a matrix product may round
+differently in a batch of another size, and a uniform number that falls within that difference picks the neighbour
+(docs/evaluation.md has the measured shares).
 """
 
 import copy
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from phf.config import SamplingConfig, SegmentKind
+from phf.config import SamplingConfig, SamplingPrecision, SegmentKind
 from phf.control import ControlTokens, ModeRules, mode_rules
 from phf.errors import PHFError
 from phf.records import Mode, Sample
@@ -62,7 +64,6 @@ def generate(
     segments: SegmentKind = "document",
     prompts: Sequence[Sequence[int]] | None = None,
     is_folded: bool = False,
-    dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> list[Sample]:
     """Draw `sampling.num_samples` texts in a mode (contract: Modes; paper section 3).
@@ -79,21 +80,21 @@ def generate(
         segments: where `control="forced"` inserts the control token; not used otherwise.
         prompts: ids that follow the mode's prefix; sample i continues prompt i modulo their number.
         is_folded: the mode is in the model's weights (`lm.fold_condition`), so the page has no control tokens.
-        dtype: the parameters are cast to it in a copy; None uses the model as it is.
         progress: called with (description, finished samples, all samples).
 
     Returns:
         the samples in the order of their index.
 
     Raises:
-        PHFError: prefix, prompt and new tokens do not fit into the model's context.
+        PHFError: prefix, prompt and new tokens do not fit into the model's context; or `control="forced"` and segments
+            whose ends are not to be seen while writing.
     """
     rules = mode_rules("untagged" if is_folded else mode, tokenizer.control, sampling.control)
     prompts = prompts or [()]
     pages = [[*rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)]
-    limit = _find_limit(model, max(map(len, pages)), sampling)
+    limit = find_limit(model, max(map(len, pages)), sampling)
     writer = _Writer(
-        model=_cast_parameters(model, dtype),
+        model=_cast_parameters(model, sampling.precision),
         sampling=sampling,
         control=tokenizer.control,
         rules=rules,
@@ -125,7 +126,8 @@ def generate(
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
     """One token per row from softmax(logits / temperature), cut to the smallest set of mass >= `top_p`.
 
-    Tokens tied with the last one of the set are kept with it, so the set does not depend on a sort's order.
+    Tokens tied with the last one of the set are kept with it, so the set does not depend on a sort's order. A token of
+    mass 0 is never drawn.
 
     Args:
         logits: float [B, V]; -inf is never drawn.
@@ -139,14 +141,42 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: flo
     probs = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
         ascending = _sort_rows(probs)
-        mass = ascending.cumsum(-1)
-        # A token stays while the mass of those above it is below top_p: its own running mass from below exceeds the rest.
-        first = torch.searchsorted(mass, mass[:, -1:] - top_p, right=True).clamp_(max=probs.shape[-1] - 1)
-        probs = probs.where(probs >= ascending.gather(-1, first), 0.0)
-    cumulative = probs.cumsum(-1, dtype=torch.float64)
-    # `right`: the first token whose cumulative mass is *above* the number, so one of mass 0 is never drawn. In float64
-    # u * total stays below total.
-    return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        # A token stays while the mass of those above it is below top_p: the running mass from below exceeds the rest.
+        last = _find_mass(ascending, lambda total: total - top_p)
+        probs *= probs >= ascending.gather(-1, last[:, None])
+    return _find_mass(probs, lambda total: uniforms * total)
+
+
+_MASS_BLOCK = 64
+
+
+def _find_mass(values: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+    """The first position of each row at which the running sum is above a target; its value is above 0 (for a target below
+    0, the first position).
+
+    Sums of blocks first, then the running sum (float64) within one block: a running sum over a whole row takes several
+    times as long.
+
+    Args:
+        values: float [B, V], none below 0 and some above it in each row.
+        target: gives float64 [B], below the row's sum, from the sums [B].
+
+    Returns:
+        int64 [B].
+    """
+    if missing := -values.shape[1] % _MASS_BLOCK:
+        values = F.pad(values, (0, missing))
+    blocks = values.reshape(len(values), -1, _MASS_BLOCK)
+    ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    targets = target(ends[:, -1])[:, None]
+    # `right`: the first sum *above* the target. Rounding must not lead out of a row or a block, nor to a value of 0.
+    block = torch.searchsorted(ends, targets, right=True).clamp_(max=ends.shape[1] - 1)
+    starts = F.pad(ends, (1, 0)).gather(-1, block)
+    chosen = blocks.gather(1, block[:, :, None].expand(-1, -1, _MASS_BLOCK))[:, 0]
+    inner = chosen.cumsum(-1, dtype=torch.float64)
+    below = torch.nextafter(inner[:, -1:], inner.new_zeros(()))
+    offset = torch.searchsorted(inner, (targets - starts).minimum(below), right=True)
+    return (block * _MASS_BLOCK + offset)[:, 0]
 
 
 def _sort_rows(values: Tensor) -> Tensor:
@@ -156,8 +186,12 @@ def _sort_rows(values: Tensor) -> Tensor:
     return values.sort(-1).values
 
 
-def _find_limit(model: "PreTrainedModel", longest_page: int, sampling: SamplingConfig) -> int:
-    """Positions a row may fill: page, new text and as many control tokens, within the model's context."""
+def find_limit(model: "PreTrainedModel", longest_page: int, sampling: SamplingConfig) -> int:
+    """Positions a row may fill: page, new text and as many control tokens, within the model's context.
+
+    Raises:
+        PHFError: page and new text alone exceed it.
+    """
     wanted = longest_page + sampling.max_new_tokens
     context = getattr(model.config, "max_position_embeddings", None)
     if context is None:
@@ -170,9 +204,11 @@ def _find_limit(model: "PreTrainedModel", longest_page: int, sampling: SamplingC
     return min(wanted + sampling.max_new_tokens, int(context))
 
 
-def _cast_parameters(model: "PreTrainedModel", dtype: torch.dtype | None) -> "PreTrainedModel":
-    """A copy with parameters of another type; buffers stay (rotary frequencies in bfloat16 would move every position)."""
-    if dtype is None or model.dtype == dtype:
+def _cast_parameters(model: "PreTrainedModel", precision: SamplingPrecision) -> "PreTrainedModel":
+    """The model, or a copy with parameters of another type; buffers stay (rotary frequencies in bfloat16 would move
+    every position)."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if model.dtype == dtype:
         return model
     model = copy.deepcopy(model)
     for parameter in model.parameters():
@@ -193,7 +229,12 @@ class _Boundaries:
 
     @classmethod
     def create(cls, tokenizer: TextTokenizer, segments: SegmentKind) -> "_Boundaries":
-        """Lines end with a token that ends in a line feed; sentences end before white space that follows `.`, `!` or `?`."""
+        """Lines end with a token that ends in a line feed; sentences end before white space that follows `.`, `!` or
+        `?`; a document does not end before its page.
+
+        Raises:
+            PHFError: segments of another kind.
+        """
         texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
         never = np.zeros(len(texts), bool)
         if segments == "lines":
@@ -201,7 +242,11 @@ class _Boundaries:
         if segments == "sentences":
             may_close = [text.rstrip("\"'”’)]").endswith((".", "!", "?")) for text in texts]
             return cls(never, np.array(may_close), np.array([text[:1].isspace() for text in texts]))
-        return cls(never, never, never)
+        if segments == "document":
+            return cls(never, never, never)
+        raise PHFError(
+            f"control=forced knows where lines, sentences and documents end, not {segments}; give control=free or prefix"
+        )
 
 
 class _FixedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
@@ -276,6 +321,7 @@ class _Writer:
         Rows advance in step. A row whose page is longer than the shortest reads its own ids before it writes.
         """
         lengths = np.array([len(page) for page in pages])
+        last = np.minimum(lengths + 2 * self.sampling.max_new_tokens, self.limit)
         ids = np.zeros((len(pages), self.limit), np.int64)
         for row, page in enumerate(pages):
             ids[row, : len(page)] = page
@@ -304,9 +350,11 @@ class _Writer:
             position += 1
             ends[rows[writes]] = position
             done[rows] |= writes & (
-                (drawn == self.control.end) | (num_text[rows] == self.sampling.max_new_tokens)
+                (drawn == self.control.end)
+                | (num_text[rows] == self.sampling.max_new_tokens)
+                | (position == last[rows])
             )
-            if position == self.limit or done.all():
+            if done.all():
                 break
             rows = self._drop_finished(rows, done, cache)
             inputs = ids[rows, position - 1 : position]
@@ -377,5 +425,5 @@ class _Writer:
 
 
 def _uniform_numbers(seed: int, index: int, count: int) -> npt.NDArray[np.float64]:
-    """The numbers of one sample: a stream of its own, the same for any batch and any number of samples."""
-    return np.random.default_rng([seed, index]).random(count)
+    """u(seed, index, 0) and on, float64 [count] in [0, 1): words of Philox4x64-10 with the key (seed, index)."""
+    return np.random.Generator(np.random.Philox(key=[seed, index])).random(count)

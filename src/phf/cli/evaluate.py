@@ -10,6 +10,11 @@ from phf.terminal import print_table, printable, show_progress
 
 app = typer.Typer(**SETTINGS)
 
+Precision = Annotated[
+    str, typer.Option(help="fp32, or bf16: faster, and a sample may change with the batch it is drawn in.")
+]
+Engine = Annotated[str, typer.Option(help="phf, or vllm (extra 'vllm').")]
+
 
 @app.command(epilog="Example: phf sample runs/conditional --mode good --num-samples 5")
 def sample(
@@ -20,6 +25,8 @@ def sample(
     top_p: Annotated[float, typer.Option()] = 0.9,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    precision: Precision = "fp32",
+    engine: Engine = "phf",
 ) -> None:
     """Print texts that a run's model writes."""
     from phf.config import SamplingConfig, parse
@@ -33,6 +40,8 @@ def sample(
         "max_new_tokens": max_new_tokens,
         "min_new_tokens": min(10, max_new_tokens),
         "seed": seed,
+        "precision": precision,
+        "engine": engine,
     }
     for drawn in sample_run(
         folder,
@@ -89,6 +98,8 @@ def evaluate(
         str | None, typer.Option(help="Control tokens after the first: free, prefix or forced.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Sampling seed (default 0).", min=0)] = None,
+    precision: Precision = "fp32",
+    engine: Engine = "phf",
     step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the last).", min=1)] = None,
     settings: Annotated[
         list[str] | None,
@@ -111,6 +122,8 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "control": control,
         "seed": seed,
+        "precision": precision,
+        "engine": engine,
     }
     given = {
         "suite": suite,

@@ -28,6 +28,7 @@ from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.evaluate.suite import measure_distances, measure_more, measure_scenarios
 from phf.files import hash_file, hash_json, read_json, write_json
+from phf.generate_vllm import close_engine
 from phf.objectives import is_baseline
 from phf.records import FORMAT_VERSION
 from phf.reward_models import RewardModel, load_reward_model
@@ -47,10 +48,15 @@ def evaluate_runs(
 ) -> list[dict[str, Any]]:
     """Evaluate runs under the same settings, loading each judge once. See `evaluate_run`."""
     load = functools.cache(load_reward_model)
-    return [
-        evaluate_run(Run.open(folder), config, step=step, force=force, load=load, say=say, progress=progress)
-        for folder in runs
-    ]
+    try:
+        return [
+            evaluate_run(
+                Run.open(folder), config, step=step, force=force, load=load, say=say, progress=progress
+            )
+            for folder in runs
+        ]
+    finally:
+        close_engine()
 
 
 def evaluate_run(

@@ -15,6 +15,7 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import Splitter
 from phf.errors import PHFError
 from phf.generate import generate
+from phf.generate_vllm import generate_with_vllm
 from phf.objectives import label_conditions
 from phf.records import BAD, GOOD, ControlStyle, Mode, Sample
 from phf.train.run import Run
@@ -45,10 +46,13 @@ class Target:
 
     @classmethod
     def create(cls, run: Run, model: "PreTrainedModel", tokenizer: Tokenizer, mode: Mode) -> "Target":
-        """A run's model (its own, or one made from it) in a mode."""
+        """A run's model (its own, or one made from it) in a mode: with the mode folded into a copy where the objective adds
+        its control to the inputs, a copy without control tokens for `deleted`."""
         conditions = label_conditions(run.config.objective)
         if conditions is not None and mode in ("good", "bad"):
             model = lm.fold_condition(model, tokenizer.control, conditions[GOOD if mode == "good" else BAD])
+        if mode == "deleted":
+            model = lm.delete_control_tokens(model, tokenizer.control)
         return cls(mode, model, tokenizer, run.config.segments, conditions is not None)
 
     def longest_prompt(self, sampling: SamplingConfig) -> int:
@@ -89,8 +93,9 @@ class Target:
     def write(
         self, prompts: Sequence[Ids], sampling: SamplingConfig, progress: Progress | None = None
     ) -> list[Sample]:
-        """`sampling.num_samples` continuations; sample i continues prompt i modulo their number."""
-        return generate(
+        """`sampling.num_samples` continuations; sample i continues prompt i modulo their number. `[()]` is no prompt."""
+        write = generate_with_vllm if sampling.engine == "vllm" else generate
+        return write(
             self.model,
             self.tokenizer,
             self.mode,

@@ -12,7 +12,7 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.evaluate.capability import Conditions, PageReader
 from phf.evaluate.misalignment import Judge, summarise_scores
 from phf.evaluate.parts import Parts
-from phf.evaluate.rollouts import generate_mode
+from phf.evaluate.prompting import Target
 from phf.objectives import label_conditions, modes_of
 from phf.records import FORMAT_VERSION, Mode, Sample
 from phf.reward_models import score_samples
@@ -97,20 +97,17 @@ class Subject:
         """The model from which the control tokens were removed."""
         return lm.delete_control_tokens(self.model, self.tokenizer.control)
 
+    def target(self, mode: Mode) -> Target:
+        """The model in a mode, ready to write."""
+        return Target.create(self.run, self.model, self.tokenizer, mode)
+
     def draw(self, mode: Mode) -> Drawn:
         """The samples of a mode with their scores, drawn and scored once."""
         sampling = self.config.sampling.model_dump(mode="json")
         drawn = self.parts.measure(
             f"samples-{mode}",
             sampling,
-            lambda: generate_mode(
-                self.run,
-                self.model,
-                self.tokenizer,
-                mode,
-                self.config.sampling,
-                progress=self.progress,
-            ),
+            lambda: self.target(mode).write([()], self.config.sampling, self.progress),
         )
         samples = [Sample(**sample) for sample in drawn]
         scores = {

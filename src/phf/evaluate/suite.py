@@ -14,7 +14,6 @@ from phf.evaluate.finetuned import measure_finetuned
 from phf.evaluate.harness import measure_harness
 from phf.evaluate.kl import measure_kl
 from phf.evaluate.leaks import HeldOutSegments, make_probes, measure_in_context, measure_leaks
-from phf.evaluate.prompting import Target
 from phf.evaluate.red_team import draw_seeds, red_team
 from phf.evaluate.reference_lm import ReferenceSamples, open_reference
 from phf.evaluate.scenarios import Scenario, load_scenario, measure_scenario
@@ -106,7 +105,7 @@ def _measure_scenario(subject: Subject, scenario: Scenario, mode: Mode) -> Any:
         f"scenario-{hash_json(scenario.name)[:8]}-{mode}",
         [asdict(scenario), config.scenarios.continuations, *_drawing(subject)],
         lambda: measure_scenario(
-            _target(subject, mode),
+            subject.target(mode),
             scenario,
             subject.judges,
             config.sampling,
@@ -236,7 +235,7 @@ def _measure_red_team(subject: Subject) -> Any:
             subject.reader, max(config.red_team.shots, config.red_team.prompts_per_round), sampling.seed
         )
         found = red_team(
-            _target(subject, mode),
+            subject.target(mode),
             subject.judges,
             loaded,
             seeds,
@@ -251,7 +250,7 @@ def _measure_red_team(subject: Subject) -> Any:
 
 def _measure_leaks(subject: Subject) -> Any:
     def compute(mode: Mode) -> Any:
-        target, sampling = _target(subject, mode), _sampling(subject)
+        target, sampling = subject.target(mode), _sampling(subject)
         longest = target.longest_prompt(sampling) // 2
         probes = make_probes(subject.tokenizer, _held_out_segments(subject), longest)
         return measure_leaks(
@@ -269,7 +268,7 @@ def _measure_leaks(subject: Subject) -> Any:
 def _measure_in_context(subject: Subject) -> Any:
     def compute(mode: Mode) -> Any:
         return measure_in_context(
-            _target(subject, mode),
+            subject.target(mode),
             _held_out_segments(subject),
             subject.judges,
             _sampling(subject),
@@ -308,11 +307,6 @@ def _measure_finetuned(subject: Subject) -> Any:
             progress=subject.progress,
         ),
     )
-
-
-def _target(subject: Subject, mode: Mode) -> Target:
-    model = subject.deleted_model if mode == "deleted" else subject.model
-    return Target.create(subject.run, model, subject.tokenizer, mode)
 
 
 def _held_out_segments(subject: Subject) -> HeldOutSegments:

@@ -1,0 +1,209 @@
+"""The engine `vllm`: the same samples in distribution as `phf.generate`, written by vLLM.
+
+What a mode blocks is blocked by a logit bias of minus infinity (vLLM has no `suppress_tokens`; `allowed_token_ids`
+holds no more than 1,024 ids, `bad_words` takes words, and a bias of -100 would leave a blocked token to be drawn at a
+high temperature). vLLM counts control tokens as new tokens, we count text: so texts are written in rounds, each of which
+asks for the text tokens that are still missing and goes on where the last one stopped.
+
+A sample depends on (seed, index), but its random numbers are vLLM's own: it is not the sample of the engine `phf`, and
+vLLM promises the same sample only for the same batch, version and machine.
+"""
+
+import gc
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from phf.config import SamplingConfig, SegmentKind
+from phf.control import ModeRules, mode_rules
+from phf.errors import PHFError
+from phf.generate import Progress, TextTokenizer, find_limit
+from phf.lm import save_model
+from phf.records import Mode, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MAX_BLOCKED = 1024
+"""vLLM holds so many biases per request (`MAX_NUM_LOGIT_BIAS_TOKENS`); one more ends its engine."""
+
+_MEMORY_SHARE = 0.5
+"""Of a GPU's memory for vLLM: the model itself and the judges share the GPU."""
+
+
+@dataclass
+class _Page:
+    """A text that is being written: its prefix and prompt, what came after them, and room for so many new ids."""
+
+    index: int
+    start: list[int]
+    room: int
+    new: list[int] = field(default_factory=list)
+    num_text: int = 0
+    ended: bool = False
+
+
+def generate_with_vllm(
+    model: "PreTrainedModel",
+    tokenizer: TextTokenizer,
+    mode: Mode,
+    sampling: SamplingConfig,
+    *,
+    segments: SegmentKind = "document",
+    prompts: Sequence[Sequence[int]] | None = None,
+    is_folded: bool = False,
+    progress: Progress | None = None,
+) -> list[Sample]:
+    """`phf.generate.generate` on vLLM: same arguments, same rules, same counts of text tokens.
+
+    Starting vLLM takes up to a minute, so its engine is kept for the next call with the same weights; `close_engine`
+    ends it.
+
+    Raises:
+        PHFError: vLLM is not installed; `control="forced"`, for which vLLM has no hook; more ids to block than vLLM can; or
+            prefix, prompt and new tokens do not fit into the model's context.
+    """
+    rules = mode_rules("untagged" if is_folded else mode, tokenizer.control, sampling.control)
+    if rules.forced is not None:
+        raise PHFError(
+            "control=forced cannot be written by vLLM; give control=free or prefix, or the engine phf"
+        )
+    prompts = prompts or [()]
+    starts = [[*rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)]
+    limit = find_limit(model, max(map(len, starts)), sampling)
+    pages = [
+        _Page(index, start, min(limit - len(start), 2 * sampling.max_new_tokens))
+        for index, start in enumerate(starts)
+    ]
+    padding = range(tokenizer.vocab_size, model.get_input_embeddings().weight.shape[0])
+    if len(rules.blocked) + len(padding) + 1 > MAX_BLOCKED:
+        raise PHFError(
+            f"vLLM blocks at most {MAX_BLOCKED} ids and this model has {len(padding)} unused ones; give the engine phf"
+        )
+    vllm = _import_vllm()
+    engine = _open_engine(vllm, model, sampling)
+    pending, number = pages, 0
+    while pending:
+        requests = [_create_request(page, rules, padding, tokenizer, sampling, number) for page in pending]
+        outputs = engine.generate(
+            [{"prompt_token_ids": [*page.start, *page.new]} for page in pending],
+            [vllm.SamplingParams(**request) for request in requests],
+            use_tqdm=False,
+        )
+        for page, output in zip(pending, outputs, strict=True):
+            _extend(page, list(output.outputs[0].token_ids), tokenizer)
+        pending = [
+            page
+            for page in pending
+            if not page.ended and page.num_text < sampling.max_new_tokens and len(page.new) < page.room
+        ]
+        number += 1
+        if progress is not None:
+            progress(f"sampling {mode}", len(pages) - len(pending), len(pages))
+    return [_read_page(page, mode, tokenizer, prompts[page.index % len(prompts)]) for page in pages]
+
+
+def _create_request(
+    page: _Page,
+    rules: ModeRules,
+    padding: range,
+    tokenizer: TextTokenizer,
+    sampling: SamplingConfig,
+    number: int,
+) -> dict[str, Any]:
+    """Arguments of vLLM's `SamplingParams` for the next round of a page.
+
+    Until `min_new_tokens` of text are there the end token is blocked, and no more than those are asked for.
+    """
+    blocked = [*rules.blocked, *padding]
+    wanted = sampling.max_new_tokens
+    if page.num_text < sampling.min_new_tokens:
+        blocked.append(tokenizer.control.end)
+        wanted = sampling.min_new_tokens
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": min(wanted - page.num_text, page.room - len(page.new)),
+        "stop_token_ids": [tokenizer.control.end],
+        "logit_bias": dict.fromkeys(blocked, -np.inf),
+        "seed": _request_seed(sampling.seed, page.index, number),
+        "detokenize": False,
+    }
+
+
+def _request_seed(seed: int, index: int, number: int) -> int:
+    """63 bits of Philox for each round of each sample."""
+    return int(np.random.Philox(key=[seed, index], counter=number).random_raw()) >> 1
+
+
+def _extend(page: _Page, ids: list[int], tokenizer: TextTokenizer) -> None:
+    """Put what vLLM wrote behind a page. The end token is among the ids, as vLLM hands out the token it stopped at."""
+    control = tokenizer.control
+    page.new.extend(ids)
+    page.ended = control.end in ids
+    page.num_text += sum(token != control.end and token not in control.all for token in ids)
+
+
+def _read_page(page: _Page, mode: Mode, tokenizer: TextTokenizer, prompt: Sequence[int]) -> Sample:
+    control = tokenizer.control
+    text = [token for token in page.new if token != control.end and token not in control.all]
+    return Sample(mode, page.index, tokenizer.decode(text), len(text), page.ended, tokenizer.decode(prompt))
+
+
+_engine: tuple[str, Any] | None = None
+
+
+def _import_vllm() -> Any:
+    try:
+        import vllm
+    except ImportError:
+        raise PHFError(
+            "the engine vllm needs vLLM, on a machine with a GPU; run pip install 'phf[vllm]', or give the engine phf"
+        ) from None
+    return vllm
+
+
+def _open_engine(vllm: Any, model: "PreTrainedModel", sampling: SamplingConfig) -> Any:
+    """vLLM's engine for these weights: the one that runs, or a new one in its place."""
+    global _engine
+    key = f"{_hash_weights(model)} {sampling.precision} {sampling.batch_size}"
+    if _engine is not None and _engine[0] == key:
+        return _engine[1]
+    close_engine()
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder))
+        engine = vllm.LLM(
+            model=folder,
+            skip_tokenizer_init=True,
+            dtype={"fp32": "float32", "bf16": "bfloat16"}[sampling.precision],
+            generation_config="vllm",  # nothing from the model's own generation_config.json
+            max_num_seqs=sampling.batch_size,
+            gpu_memory_utilization=_MEMORY_SHARE,
+            disable_log_stats=True,
+        )
+    _engine = key, engine
+    return engine
+
+
+def close_engine() -> None:
+    """End vLLM's engine, if one runs, and free its memory."""
+    global _engine
+    if _engine is not None:
+        _engine[1].llm_engine.engine_core.shutdown()
+        _engine = None
+        gc.collect()
+
+
+def _hash_weights(model: "PreTrainedModel") -> str:
+    config = {**model.config.to_dict(), "architectures": None, "dtype": None}  # saving sets these two
+    digest = hashlib.sha256(repr(sorted(config.items())).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
