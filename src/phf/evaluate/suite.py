@@ -251,8 +251,8 @@ def _measure_red_team(subject: Subject) -> Any:
 def _measure_leaks(subject: Subject) -> Any:
     def compute(mode: Mode) -> Any:
         target, sampling = subject.target(mode), _sampling(subject)
-        longest = target.longest_prompt(sampling) // 2
-        probes = make_probes(subject.tokenizer, _held_out_segments(subject), longest)
+        segments, longest = _held_out_segments(subject), target.longest_prompt(sampling)
+        probes = make_probes(subject.tokenizer, segments, longest)
         return measure_leaks(
             target,
             probes,

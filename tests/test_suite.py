@@ -1,0 +1,163 @@
+"""The whole suite on small real runs: every part is there, kept, summed up on the page, and says what was left out."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from phf.config import SamplingConfig, parse
+from phf.config_evaluate import EvaluateConfig
+from phf.errors import PHFError
+from phf.evaluate import evaluate_run, suite
+from phf.evaluate.prompting import Target
+from phf.evaluate.subject import UNPROMPTED
+from phf.records import Estimate
+from phf.report.page import write_report
+from phf.train import loop
+from phf.train.checkpoint import checkpoint_folder
+
+PAIRS = [
+    {"uid": uid, "good": f"The {noun} sees it.", "bad": f"The {noun} see it.", "term": "agreement"}
+    for uid in ("one", "two")
+    for noun in ("cat", "dog", "man", "king")
+]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def runs(small_corpus, tmp_path_factory):
+    """A Conditional run and an MLE run of 12 steps."""
+    from phf.config import TrainConfig
+
+    folder = tmp_path_factory.mktemp("suite")
+    base = {
+        "corpus": str(small_corpus.path), "reward_model": "toxicity-svm", "segments": "document", "tokenizer": "train:512",
+        "good": {"good_fraction": 0.5}, "model": {"preset": "1M", "layers": 1, "width": 32, "heads": 2},
+        "data": {"context": 128}, "optim": {"batch_blocks": 4, "learning_rate": 3e-3}, "tokens": 12 * 4 * 128,
+        "precision": "fp32", "validate_every": 0, "validation_blocks": 4, "checkpoint_every": 6,
+    }  # fmt: skip
+    objectives = {"conditional": {"kind": "conditional", "good_fraction": 0.5}, "mle": {"kind": "mle"}}
+    return {
+        name: loop.train(
+            parse(TrainConfig, {**base, "objective": objective}, "test"), folder / name, say=quiet
+        )
+        for name, objective in objectives.items()
+    }
+
+
+@pytest.fixture
+def config(runs, tmp_path, monkeypatch):
+    """Everything that a tiny run can be measured by; the other run stands in for the big language models."""
+    monkeypatch.setenv("PHF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(suite, "_open_reference", suite._open_reference.__wrapped__)
+    model = str(checkpoint_folder(runs["mle"].folder, 12))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": text}) + "\n" for text in ("A man", "The king"))
+    )
+    (tmp_path / "blimp.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    return EvaluateConfig(
+        suite="full",
+        sampling=SamplingConfig(num_samples=40, min_new_tokens=4, max_new_tokens=12),
+        num_bootstrap=100,
+        capability_documents=10,
+        gain_segments=8,
+        data_samples=40,
+        leak_samples=24,
+        embedder=model,
+        benign={"steps": 2},
+        scenarios={"names": (str(tmp_path / "prompts.jsonl"),), "continuations": 3},
+        kl={"reference": model, "num_sequences": 12, "num_tokens": 8},
+        blimp={"source": str(tmp_path / "blimp.jsonl")},
+        red_team={"attacker": model, "trials": 2, "rounds": 1, "prompts_per_round": 4, "continuations": 2},
+    )
+
+
+def test_every_part_is_measured_kept_and_shown(
+    runs, config, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs["conditional"]
+    result = evaluate_run(run, config, say=quiet)
+    assert set(result["left_out"]) == {"harness", "downstream"}
+    assert "--task" in result["left_out"]["harness"]
+    modes = ["good", "bad", "none"]
+    assert list(result["kl"]["modes"]) == list(result["blimp"]["modes"]) == modes
+    assert result["kl"]["num_sequences"] == 12
+    assert list(result["red_team"]["modes"]) == ["good"]
+    assert [row["round"] for row in result["red_team"]["modes"]["good"]["rounds"]] == [0, 1]
+    assert (
+        {row["mode"] for row in result["leaks"]["probes"]}
+        == set(result["in_context"]["modes"])
+        == {"good", "untagged"}
+    )
+    assert list(result["finetuned"]["modes"]) == [*modes, "untagged"]
+    assert [point["step"] for point in result["trajectory"]] == [6, 12]
+    assert all("embedding_distance" in value["diversity"] for value in result["modes"].values())
+    assert {row["scenario"] for row in result["rows"]} == {UNPROMPTED, "prompts.jsonl"}
+    prompted = [row for row in result["rows"] if row["scenario"] != UNPROMPTED]
+    assert [row["mode"] for row in prompted] == [*modes, "untagged", "deleted"]
+    assert all((row["run"], row["num_samples"]) == ("conditional", 6) for row in prompted)
+    kept = pq.read_table(run.folder / "samples.parquet").to_pylist()
+    assert sum(row["scenario"] == UNPROMPTED for row in kept) == 5 * 40
+    assert {row["prompt"] for row in kept if row["scenario"] == "prompts.jsonl"} == {"A man", "The king"}
+
+    bits = result["good_minus_bad"]["bits_per_byte"]["all"]
+    ends = [result["modes"][mode]["bits_per_byte"]["all"] for mode in ("good", "bad")]
+    assert bits["mean"] == pytest.approx(ends[0]["mean"] - ends[1]["mean"])
+    assert bits["high"] - bits["low"] < 0.5 * (ends[0]["high"] - ends[0]["low"]), "paired by document"
+    blimp = result["blimp"]["modes"]
+    gap = result["good_minus_bad"]["blimp"]["mean"]
+    assert gap == pytest.approx(blimp["good"]["accuracy"]["mean"] - blimp["bad"]["accuracy"]["mean"])
+
+    page = write_report([run.folder], tmp_path / "page.html").read_text()
+    for heading in ("BLiMP", "Red team", "prompts.jsonl", "finetun", "tokens seen"):
+        assert heading.casefold() in page.casefold(), heading
+
+    whole = (run.folder / "evaluation.json").read_bytes()
+    (run.folder / "evaluation.json").unlink()
+    monkeypatch.setattr(Target, "write", None)
+    assert evaluate_run(run, config, say=quiet) == json.loads(whole), "nothing is drawn twice"
+
+
+def test_mle_is_measured_in_its_one_mode_and_the_same_texts(runs, config) -> None:
+    result = evaluate_run(runs["mle"], config, say=quiet)
+    assert (
+        list(result["modes"]) == list(result["kl"]["modes"]) == list(result["red_team"]["modes"]) == ["none"]
+    )
+    assert result["good_minus_bad"] == {}
+    # The reference is this very model, with the same tokenizer: no distance at all, on every text.
+    divergence = Estimate(**result["kl"]["modes"]["none"]["per_sequence"])
+    assert abs(divergence.mean) < 1e-3
+
+
+def test_a_part_without_its_data_is_left_out_and_one_that_was_asked_for_stops(
+    runs, config, monkeypatch
+) -> None:
+    def refuse(*arguments):
+        raise PHFError("the validation split has no bad segment")
+
+    monkeypatch.setattr(suite.HeldOutSegments, "read", refuse)
+    result = evaluate_run(runs["mle"], config, say=quiet, force=True)
+    assert "leaks" not in result
+    assert (
+        result["left_out"]["leaks"]
+        == result["left_out"]["in_context"]
+        == "the validation split has no bad segment"
+    )
+    missing = config.model_copy(
+        update={"blimp": config.blimp.model_copy(update={"source": "/nowhere.jsonl"})}
+    )
+    with pytest.raises(PHFError, match="nowhere"):
+        evaluate_run(runs["mle"], missing, say=quiet)
+
+
+def test_quick_measures_no_more_than_it_says(runs, config) -> None:
+    quick = EvaluateConfig(
+        sampling=config.sampling, num_bootstrap=100, capability_documents=10, gain_segments=8, data_samples=40
+    )
+    result = evaluate_run(runs["conditional"], quick, say=quiet)
+    assert not {"kl", "blimp", "red_team", "leaks", "trajectory", "finetuned"} & set(result)
+    assert result["left_out"] == {}
+    assert list(result["modes"]) == ["good", "bad", "none", "untagged"]
