@@ -14,7 +14,7 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import replace_atomically
 from phf.generate import generate
-from phf.objectives import has_control_tokens, label_conditions
+from phf.objectives import has_control_tokens, is_additive, label_conditions
 from phf.records import BAD, GOOD, Mode, Sample
 from phf.train.run import Run
 
@@ -51,19 +51,23 @@ def generate_mode(
 ) -> list[Sample]:
     """Draw samples from a run's model in a mode; where an objective adds its control to the inputs, from weights into
     which the mode is folded (`lm.fold_condition`)."""
-    conditions = label_conditions(run.config.objective)
-    if conditions is not None and mode in ("good", "bad"):
-        condition = conditions[GOOD if mode == "good" else BAD]
-        model = lm.fold_condition(model, tokenizer.control, condition)
     return generate(
-        model,
+        fold_mode(run, model, tokenizer, mode),
         tokenizer,
         mode,
         sampling,
         segments=run.config.segments,
-        is_folded=conditions is not None,
+        is_folded=is_additive(run.config.objective),
         progress=progress,
     )
+
+
+def fold_mode(run: Run, model: "PreTrainedModel", tokenizer: Tokenizer, mode: Mode) -> "PreTrainedModel":
+    """The model itself; where the run's objective adds its control to the inputs, a copy with the mode in its weights."""
+    conditions = label_conditions(run.config.objective)
+    if conditions is None or mode not in ("good", "bad"):
+        return model
+    return lm.fold_condition(model, tokenizer.control, conditions[GOOD if mode == "good" else BAD])
 
 
 def write_samples(path: Path, samples: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> None:
