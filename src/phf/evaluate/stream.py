@@ -26,9 +26,9 @@ class WrittenToken:
     Attributes:
         token: its id.
         kind: `end` is `<|endoftext|>`, the last token there is.
-        bad_share: of a control token, which stands where a segment ends (or the page begins): p(`<|bad|>`) / (p(`<|good|>`)
-            + p(`<|bad|>`)) there, by the model's own probabilities, before temperature, top-p and the mode's rules. It
-            speaks of the segment that comes next (contract: Calibration of control).
+        bad_share: where a segment ends, that is of control tokens and the end: p(`<|bad|>`) / (p(`<|good|>`) + p(`<|bad|>`))
+            there, by the model's own probabilities, before temperature, top-p and the mode's rules. It speaks of the
+            segment that comes next, or would have come (contract: Calibration of control).
     """
 
     token: int
@@ -114,7 +114,7 @@ def _write(
         number = torch.tensor([rng.random()], dtype=torch.float64, device=model.device)
         token = int(draw_tokens(allowed, number, sampling.temperature, sampling.top_p))
         if token == control.end:
-            yield WrittenToken(token, "end")
+            yield WrittenToken(token, "end", _bad_share(logits[0], tokenizer))
             return
         if token in control.all:
             yield WrittenToken(token, "control", _bad_share(logits[0], tokenizer))

@@ -37,10 +37,12 @@ def check_address(host: str, port: int) -> None:
     Raises:
         PHFError: the port is taken or not allowed; the host is not this machine.
     """
+    if not 0 <= port < 1 << 16:
+        raise PHFError(f"port {port} does not exist; give one from 1024 to 65535 with --port")
     family = AddressFamily.AF_INET6 if ":" in host else AddressFamily.AF_INET
     try:
         create_server((host, port), family=family).close()
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None) or 0  # below 0: of the look-up of a name
         reason = (os.strerror(number) if number > 0 else str(error)).lower()
         if is_loopback(host):

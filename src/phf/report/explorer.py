@@ -1,5 +1,6 @@
 """What `phf explore` shows of a corpus or a run (docs/explore.md); needs no Gradio (that is explorer_app.py)."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from phf.report.reading import read_runs
 from phf.train.run import Run
 
 MAX_QUERY = 200
+_SLIDER_STEPS = 100  # at least; at most ten times as many
 _FRAME_SECONDS = 0.05
 """The page is redrawn at most so often while a model writes."""
 
@@ -58,8 +60,8 @@ class Explorer:
     slug: str | None = None
     threshold: float | None = None
 
-    def choose_threshold(self, slug: str) -> tuple[float, float, float]:
-        """Lowest and highest score of an annotation, and the threshold to begin with, between them.
+    def choose_threshold(self, slug: str) -> tuple[float, float, float, float]:
+        """A slider over the scores of an annotation: its ends, its step, and the threshold to begin with.
 
         Raises:
             PHFError: the annotation is damaged or stale.
@@ -67,10 +69,13 @@ class Explorer:
         assert isinstance(self.documents, DocumentBrowser)
         scores = self.documents.scores(slug)
         low, high = scores.range
+        step = 10.0 ** math.floor(math.log10(max(high - low, 1e-6) / _SLIDER_STEPS))
+        low, high = math.floor(low / step) * step, math.ceil(high / step) * step
         first = scores.default_threshold
         if self.threshold is not None and slug == self.slug:
             first = self.threshold
-        return low, high, min(max(first, low), high)
+        low, high, step, first = (float(f"{value:.6g}") for value in (low, high, step, first))
+        return low, high, step, min(max(first, low), high)
 
     def describe_scores(self, slug: str | None) -> str:
         """HTML that says how to read the documents."""

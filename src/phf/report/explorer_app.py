@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import gradio as gr
 
 _CSS = (Path(__file__).parent / "explorer.css").read_text(encoding="utf-8")
-_STEPS = 500
 _QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
 
@@ -54,7 +53,7 @@ def build_app(explorer: Explorer) -> "gr.Blocks":
         gradio.HTML(
             f"<h1>{escape_text(explorer.title)}</h1>{render_sentence(explorer.subtitle)}", elem_id="explored"
         )
-        with gradio.Tabs():
+        with gradio.Tabs(overflow_behavior="wrap"):
             with gradio.Tab("Documents"):
                 _add_documents(gradio, app, explorer)
             with gradio.Tab("Samples"):
@@ -92,7 +91,10 @@ def _add_documents(gradio: Any, app: Any, explorer: Explorer) -> None:
     with gradio.Row(elem_classes="pager"):
         count = gradio.HTML(elem_id="count")
         search_on = gradio.Button("Search on", visible=False, elem_id="search-on")
-        previous, following = gradio.Button("← Previous"), gradio.Button("Next →", elem_id="next-documents")
+        previous, following = (
+            gradio.Button("← Previous", size="md"),
+            gradio.Button("Next →", size="md", elem_id="next-documents"),
+        )
     documents = gradio.HTML(elem_id="documents")
     page = gradio.State(0)
 
@@ -106,8 +108,7 @@ def _add_documents(gradio: Any, app: Any, explorer: Explorer) -> None:
     def choose(slug: str | None) -> list[Any]:
         if slug is None:
             return [explorer.describe_scores(None), gradio.update()]
-        low, high, value = explorer.choose_threshold(slug)
-        step = (high - low) / _STEPS or 1
+        low, high, step, value = explorer.choose_threshold(slug)
         slider = gradio.update(minimum=low, maximum=high, step=step, value=value)
         return [explorer.describe_scores(slug), slider]
 
@@ -139,7 +140,7 @@ def _add_samples(gradio: Any, app: Any, explorer: Explorer) -> None:
         judge = gradio.Dropdown(judges, value=judges[0] if judges else None, label="Judge")
         order = gradio.Dropdown(list(ORDERS), value=ORDERS[0], label="Order", elem_id="sample-order")
         blurred = gradio.Checkbox(True, label="Blur bad samples (hover or tap to read one)")
-        previous, following = gradio.Button("← Previous"), gradio.Button("Next →")
+        previous, following = gradio.Button("← Previous", size="md"), gradio.Button("Next →", size="md")
     samples = gradio.HTML(elem_id="samples")
     page = gradio.State(0)
 
@@ -171,7 +172,7 @@ def _add_playground(gradio: Any, explorer: Explorer) -> None:
         seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
         temperature = gradio.Slider(0.05, 2, 0.7, step=0.05, label="Temperature")
         top_p = gradio.Slider(0.05, 1, 0.9, step=0.05, label="Top-p")
-        tokens = gradio.Slider(1, MAX_NEW_TOKENS, 60, step=1, label="New tokens, at most")
+        tokens = gradio.Slider(1, MAX_NEW_TOKENS, 60, step=1, label="Max tokens")
     with gradio.Row():
         start = gradio.Button("Write", variant="primary", elem_id="write")
         stop = gradio.Button("Stop")

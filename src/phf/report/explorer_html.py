@@ -161,7 +161,7 @@ def render_verdicts(verdicts: Iterable[Verdict], unit: str) -> str:
     )
     return (
         "<table class='verdicts'><thead><tr><th>objective</th>"
-        f"<th>good {escape(unit)}</th><th>what it would do with the training documents</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"<th>good {escape(unit)}</th><th>what it would do with the training documents at this threshold</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
 

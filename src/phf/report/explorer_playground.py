@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import Any
 
 from phf.config import SamplingConfig, parse
 from phf.control import BAD_TOKEN, GOOD_TOKEN
@@ -15,9 +15,6 @@ from phf.objectives import has_control_tokens, is_additive, modes_of, num_levels
 from phf.records import Mode
 from phf.report.explorer_html import escape_text
 from phf.train.run import Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MAX_NEW_TOKENS = 1024
 _STARTS = {
@@ -33,7 +30,8 @@ class WrittenSegment:
     """A part of a continuation, up to the next control token.
 
     Attributes:
-        control: the token before it; None at the beginning.
+        control: the token before it: a control token, the end of the page (then no text follows), or None at the
+            beginning.
         bad_share: P(`<|bad|>`) where that token stands (see `WrittenToken`).
         ids: its text.
     """
@@ -45,20 +43,20 @@ class WrittenSegment:
 
 @dataclass(slots=True)
 class Continuation:
-    """What a mode has written so far."""
+    """What a mode has written so far: until the page ended, or the length limit stopped it."""
 
     mode: Mode
     segments: list[WrittenSegment]
-    state: str = "writing …"
+    is_ended: bool = False
+    is_stopped: bool = False
 
     def add(self, written: WrittenToken) -> None:
         """Take the next token in."""
-        if written.kind == "control":
-            self.segments.append(WrittenSegment(written.token, written.bad_share))
-        elif written.kind == "text":
+        if written.kind == "text":
             self.segments[-1].ids.append(written.token)
         else:
-            self.state = "the page ended here"
+            self.segments.append(WrittenSegment(written.token, written.bad_share))
+            self.is_ended = written.kind == "end"
 
     @property
     def ids(self) -> list[int]:
@@ -87,7 +85,7 @@ class Playground:
         if has_control_tokens(objective):
             levels = " (the best and the worst of its levels)" if num_levels(objective) > 0 else ""
             return (
-                f"◆ stands where the model ended a segment and chose the control token of the next one. P(bad) = "
+                f"◆ stands where the model ended a segment and chose what comes next. P(bad) = "
                 f"p({BAD_TOKEN}) / (p({GOOD_TOKEN}) + p({BAD_TOKEN})){levels} there, before a mode blocks one of the two: "
                 "what the model expects of the NEXT segment, not what it thinks of the text before."
             )
@@ -138,8 +136,7 @@ class Playground:
                     continuation.add(token)
                 elif stream is not None:
                     del streams[continuation.mode]
-                    if continuation.state.startswith("writing"):
-                        continuation.state = "stopped at the length limit"
+                    continuation.is_stopped = not continuation.is_ended
             yield written
 
     @cached_property
@@ -148,7 +145,7 @@ class Playground:
         return self.run.load_tokenizer()
 
     @cached_property
-    def _models(self) -> "dict[Mode, PreTrainedModel]":
+    def _models(self) -> dict[Mode, Any]:
         model = self.run.load_model()
         return {mode: fold_mode(self.run, model, self.tokenizer, mode) for mode in self.modes}
 
@@ -173,22 +170,25 @@ class Playground:
 
     def _render_mode(self, prompt: str, continuation: Continuation) -> str:
         body = "".join(map(self._render_segment, continuation.segments))
+        state = "writing …"
+        if continuation.is_ended or continuation.is_stopped:
+            state = "the page ended" if continuation.is_ended else "stopped at the length limit"
         return (
             f"<section><h3 class='mode-{continuation.mode}'>{continuation.mode} mode "
             f"<small>{escape_text(_STARTS[continuation.mode])}</small></h3>"
             f"<article><div class='document' dir='auto'><span class='prompt'>{escape_text(prompt)}</span>{body}</div>"
-            f"<p class='phf-cut'>{len(continuation.ids)} tokens; {escape_text(continuation.state)}</p></article></section>"
+            f"<p class='phf-cut'>{len(continuation.ids)} tokens; {state}</p></article></section>"
         )
 
     def _render_segment(self, segment: WrittenSegment) -> str:
         text = f"<span class='text'>{escape_text(self.tokenizer.decode(segment.ids))}</span>"
         if segment.control is None:
             return text
-        name = escape_text(self.tokenizer.pieces[segment.control])
-        share = ""
-        if segment.bad_share is not None and has_control_tokens(self.run.config.objective):
-            share = f"P(bad) {_render_share(segment.bad_share)} → "
-        return f"<span class='ending'>◆ {share}{name}</span>{text}"
+        is_end = segment.control == self.tokenizer.control.end
+        name = "page ends" if is_end else escape_text(self.tokenizer.pieces[segment.control])
+        if segment.bad_share is None or self._first_bad_share is None:
+            return f"<span class='ending'>◆ {name}</span>{text}"
+        return f"<span class='ending'>◆ P(bad) {_render_share(segment.bad_share)} → {name}</span>{text}"
 
 
 def _render_share(share: float) -> str:

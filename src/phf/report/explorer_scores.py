@@ -155,7 +155,7 @@ class _Entry:
     name: str
     make: Callable[[float], ObjectiveConfig]
     corpus: str
-    document: Callable[["Verdicts", Objective, int], str]
+    document: Callable[["Verdicts", Objective, int], str] | None
 
 
 class Verdicts:
@@ -187,7 +187,7 @@ class Verdicts:
         return [
             Verdict(entry.name, None, entry.document(self, objective, number))
             for entry in _ENTRIES
-            if isinstance(objective := self._resolved[entry.name], Objective)
+            if entry.document is not None and isinstance(objective := self._resolved[entry.name], Objective)
         ]
 
     def _of_corpus(self, entry: _Entry, objective: Objective | PHFError) -> Verdict:
@@ -234,17 +234,17 @@ def _tell_left(verdicts: Verdicts, objective: Objective, number: int) -> str:
     num_good, num = verdicts.count_good(objective, number)
     if not objective.rule.keep[number]:
         return "drops it: nothing is left"
-    return f"keeps {num_good} of {num} segments"
+    return f"keeps {num_good} of {num}"
 
 
 def _tell_learned(verdicts: Verdicts, objective: Objective, number: int) -> str:
     num_good, num = verdicts.count_good(objective, number)
-    return f"learns {num_good} of {num} segments, reads all"
+    return f"learns {num_good} of {num}"
 
 
 def _tell_pushed(verdicts: Verdicts, objective: Objective, number: int) -> str:
     num_good, num = verdicts.count_good(objective, number)
-    return f"pushes down {num - num_good} of {num} segments"
+    return f"pushes down {num - num_good} of {num}"
 
 
 def _tell_weights(verdicts: Verdicts, objective: Objective, number: int) -> str:
@@ -265,11 +265,11 @@ _ENTRIES = (
     _Entry("Unlikelihood", lambda t: Unlikelihood(threshold=t),
            "learns to write {part} of the segments and not to write the other {rest}", _tell_pushed),
     _Entry("RWR", lambda _: RWR(),
-           "has no threshold: weight {worst:.2g} for the worst segment, {best:.2g} for the best; counts like {effective} "
+           "has no threshold: weight {worst:.2g} for the worst segment, {best:.2g} for the best; effective sample: {effective} "
            "of the tokens", _tell_weights),
     _Entry("AWR", lambda _: AWR(),
            "has no threshold: begins with RWR's weights, then weighs how much better a segment is than its value head "
-           "expects", _tell_weights),
+           "expects", None),
 )  # fmt: skip
 
 
