@@ -105,16 +105,21 @@ def test_verdicts_are_those_of_the_objectives_own_rules(browser, slug, corpus):
     assert of_corpus["Filtering"].share == filtering.threshold.token_share
     conditional = resolve_objective(Conditional(threshold=threshold), *arguments)
     for number in range(len(scores.num_segments)):
+        if not tokens.is_train[number]:
+            assert [verdict.name for verdict in verdicts.of_document(number)] == ["Held out"]
+            continue
         segments = scores.of_document(number)
         told = {verdict.name: verdict.text for verdict in verdicts.of_document(number)}
         labels = conditional.rule.labels[segments]
         assert told["Conditional"] == f"<|good|> × {(labels == 1).sum()}, <|bad|> × {(labels == 2).sum()}"
         assert np.array_equal(verdicts.is_bad(segments), labels == 2)
         assert told["Unlikelihood"] == f"pushes down {(labels == 2).sum()} of {len(labels)}"
-        if tokens.is_train[number]:
-            assert told["Filtering"].startswith("keeps" if filtering.rule.keep[number] else "drops")
-        else:
-            assert told["Filtering"].startswith("stays")
+        assert told["Filtering"].startswith("keeps" if filtering.rule.keep[number] else "drops")
+        assert told["Removal"] == (
+            f"keeps {(labels == 1).sum()} of {len(labels)}"
+            if (labels == 1).any()
+            else "drops it: nothing is left"
+        )
         weights = segment_weights(resolve_objective(RWR(), *arguments), scores.values[segments])
         assert all(f"{weight:.2g}" in told["RWR"] for weight in (weights.min(), weights.max()))
 
@@ -124,7 +129,8 @@ def test_a_threshold_that_cannot_be_trained_with_is_a_sentence(browser, slug):
     texts = {verdict.name: verdict.text for verdict in verdicts.of_corpus()}
     assert "threshold 2 marks every segment good (highest score is 0.9)" in texts["Conditional"]
     assert "weight" in texts["RWR"]
-    assert [verdict.name for verdict in verdicts.of_document(0)] == ["RWR"]
+    number = int(browser.scores(slug).is_train.argmax())
+    assert [verdict.name for verdict in verdicts.of_document(number)] == ["RWR"]
 
 
 def test_orders_and_pages(browser, slug):
@@ -209,6 +215,25 @@ def test_an_annotation_of_other_texts_is_said(corpus, slug, tmp_path, monkeypatc
     assert shown.histogram == ""
 
 
+def test_a_damaged_annotation_is_a_sentence_in_the_tab(corpus, slug, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(corpus.path, folder)
+    path = folder / "annotations" / slug / "00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    explorer = explore(folder, tmp_path)
+    assert explorer.choose_threshold(slug) == (0, 1, 0.01, 0.5)
+    shown = show(explorer, slug)
+    assert "class='phf-error'" in shown.documents
+    assert "phf annotate" in shown.documents
+
+
+def test_the_slider_spans_the_scores(corpus, run, slug, tmp_path):
+    low, high, step, first = explore(corpus.path, tmp_path).choose_threshold(slug)
+    assert (low, high, first) == (0.0, 0.9, 0.5)
+    assert step <= 0.01
+    assert explore(run.folder, tmp_path).choose_threshold(slug)[3] == 0.4, "a run begins with its own"
+
+
 def test_a_corpus_without_scores_shows_its_texts(folders, tmp_path):
     corpus = make_corpus(tmp_path / "plain", annotated=False)
     explorer = explore(corpus.path, tmp_path)
@@ -229,7 +254,7 @@ def test_unscored_segments_are_said_and_left_out(tmp_path):
     slug = annotate_by(corpus, JUDGE, "lines", lambda s: Unscored("no") if "unknown" in s else score(s)).slug
     shown = show(explore(corpus.path, tmp_path), slug).documents
     assert shown.count("<b>unscored</b>") == 1
-    assert "a segment has no score: every objective leaves this document out" in shown
+    assert "<b>Left out</b> by every objective, because a segment has no score" in shown
     assert "mean unscored · worst 0.05" in shown
 
 
@@ -374,7 +399,11 @@ def test_a_run_without_samples_or_corpus_says_so(run, tmp_path):
     explorer = explore(folder, tmp_path)
     assert "has no evaluation.json; run 'phf evaluate" in explorer.samples
     assert "gone holds no corpus" in explorer.documents
+    assert "relative to" not in explorer.documents
     assert "gone holds no corpus" in explorer.label
+    record["config"]["corpus"] = "gone"
+    (folder / "run.json").write_text(json.dumps(record))
+    assert "start phf explore there" in explore(folder, tmp_path).documents
     assert len(list(islice(explorer.write("", 0, 0.7, 0.9, 5), 3))) == 3, "the model can still write"
 
 

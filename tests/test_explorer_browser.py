@@ -201,6 +201,9 @@ def test_labels_are_stored_and_keys_work_on_their_tab_alone(page, folders):
     open_tab(page, "Playground")
     page.locator("#prompt textarea").press("g")
     assert page.locator("#prompt textarea").input_value() == "g"
+    page.locator("#explored").click()
+    page.keyboard.press("g")
+    page.wait_for_timeout(300)
     assert len((folders / "labels.jsonl").read_text().splitlines()) == 2
 
 

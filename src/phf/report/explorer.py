@@ -61,16 +61,15 @@ class Explorer:
     threshold: float | None = None
 
     def choose_threshold(self, slug: str) -> tuple[float, float, float, float]:
-        """A slider over the scores of an annotation: its ends, its step, and the threshold to begin with.
-
-        Raises:
-            PHFError: the annotation is damaged or stale.
-        """
+        """A slider over the scores of an annotation: its ends, its step, and the threshold to begin with."""
         assert isinstance(self.documents, DocumentBrowser)
-        scores = self.documents.scores(slug)
+        try:
+            scores = self.documents.scores(slug)
+        except (PHFError, OSError):  # `show_documents` says it
+            return 0.0, 1.0, 0.01, 0.5
         low, high = scores.range
-        step = 10.0 ** math.floor(math.log10(max(high - low, 1e-6) / _SLIDER_STEPS))
-        low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+        step = 10.0 ** math.floor(math.log10((high - low or 1.0) / _SLIDER_STEPS))
+        low, high = math.floor(low / step) * step, math.ceil((high if high > low else low + 1) / step) * step
         first = scores.default_threshold
         if self.threshold is not None and slug == self.slug:
             first = self.threshold
@@ -193,10 +192,15 @@ def open_explorer(place: Path | str, labels: Path, task: Task) -> Explorer:
 def _open_run(run: Run, labels: Path, task: Task) -> Explorer:
     config = run.config
     documents = _attempt(lambda: DocumentBrowser(Corpus.open(config.corpus)))
-    label: LabelTab | str = documents if isinstance(documents, str) else ""
-    slug = None
-    note = ""
-    if isinstance(documents, DocumentBrowser):
+    slug, note = None, ""
+    label: LabelTab | str
+    if isinstance(documents, str):
+        if not Path(config.corpus).is_absolute():
+            documents += (
+                " (the run names it relative to the folder that it was trained in: start phf explore there)"
+            )
+        label = documents
+    else:
         own = _attempt(lambda: Annotation.open(documents.corpus, config.reward_model, config.segments))
         slug = own.slug if isinstance(own, Annotation) else next(iter(documents.annotations), None)
         label = LabelTab(documents.corpus, documents.annotations.get(slug or ""), labels, task)

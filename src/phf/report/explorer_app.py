@@ -74,28 +74,50 @@ def _add_documents(gradio: Any, app: Any, explorer: Explorer) -> None:
     legend = gradio.HTML(explorer.describe_scores(explorer.slug))
     with gradio.Row(visible=has_scores):
         threshold = gradio.Slider(
-            0, 1, 0.5, label="Threshold: a segment that scores above it is bad", elem_id="threshold", scale=3
+            0,
+            1,
+            0.5,
+            label="Threshold: a segment that scores above it is bad",
+            elem_id="threshold",
+            scale=3,
+            min_width=320,
         )
         slug = gradio.Dropdown(
-            list(browser.annotations), value=explorer.slug, label="Scores (annotation)", scale=1
+            list(browser.annotations),
+            value=explorer.slug,
+            label="Scores (annotation)",
+            scale=1,
+            min_width=240,
         )
-    histogram, verdicts = gradio.HTML(), gradio.HTML(elem_id="verdicts")
-    with gradio.Row(elem_classes="controls"):
-        query = gradio.Textbox(label="Search texts and ids", max_length=MAX_QUERY, elem_id="search", scale=2)
-        order = gradio.Dropdown(
-            list(get_args(Order)), value="corpus order", label="Order", elem_id="order", visible=has_scores
-        )
-        blurred = gradio.Checkbox(
-            True, label="Blur bad segments (hover or tap to read one)", visible=has_scores
-        )
-    with gradio.Row(elem_classes="pager"):
-        count = gradio.HTML(elem_id="count")
-        search_on = gradio.Button("Search on", visible=False, elem_id="search-on")
-        previous, following = (
-            gradio.Button("← Previous", size="md"),
-            gradio.Button("Next →", size="md", elem_id="next-documents"),
-        )
-    documents = gradio.HTML(elem_id="documents")
+    histogram = gradio.HTML()
+    with gradio.Row(elem_id="corpus"):
+        with gradio.Column(scale=3, min_width=320):
+            with gradio.Row(elem_classes="controls"):
+                query = gradio.Textbox(
+                    label="Search texts and ids",
+                    max_length=MAX_QUERY,
+                    elem_id="search",
+                    scale=2,
+                    min_width=240,
+                )
+                order = gradio.Dropdown(
+                    list(get_args(Order)),
+                    value="corpus order",
+                    label="Order",
+                    elem_id="order",
+                    visible=has_scores,
+                )
+            with gradio.Row(elem_classes="pager"):
+                count = gradio.HTML(elem_id="count", min_width=240)
+                search_on = gradio.Button("Search on", visible=False, size="md", elem_id="search-on")
+                previous = gradio.Button("← Previous", size="md")
+                following = gradio.Button("Next →", size="md", elem_id="next-documents")
+            documents = gradio.HTML(elem_id="documents")
+        with gradio.Column(scale=2, min_width=320, elem_id="aside", visible=has_scores):
+            blurred = gradio.Checkbox(
+                True, label="Blur bad segments (hover or tap to read one)", visible=has_scores
+            )
+            verdicts = gradio.HTML(elem_id="verdicts")
     page = gradio.State(0)
 
     def show(

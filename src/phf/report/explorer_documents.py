@@ -49,6 +49,7 @@ class ShownDocument:
         scores: of its segments; NaN = unscored.
         is_bad: which of them score above the threshold.
         verdicts: what each objective would do with it.
+        is_scored: whether an annotation is shown.
     """
 
     number: int
@@ -59,6 +60,7 @@ class ShownDocument:
     mean: float
     worst: float
     verdicts: list[Verdict]
+    is_scored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ class DocumentBrowser:
                 np.nan,
                 np.nan,
                 [],
+                is_scored=False,
             )
         scores = verdicts.scores
         table = self._read_ends(scores.annotation.slug, shard)
@@ -211,6 +214,7 @@ class DocumentBrowser:
             float(scores.means[number]),
             float(scores.worst[number]),
             verdicts.of_document(number),
+            is_scored=True,
         )
 
     def _load_scores(self, slug: str) -> CorpusScores:

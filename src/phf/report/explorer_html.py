@@ -61,14 +61,12 @@ def render_page(page: DocumentPage, dark: float, query: str) -> str:
 def _render_document(shown: ShownDocument, dark: float, query: str) -> str:
     document = shown.document
     facts: list[str] = [document.split]
-    if shown.verdicts or not math.isnan(shown.worst):
+    if shown.is_scored:
         facts += [f"{len(shown.ends):,} segments" if len(shown.ends) != 1 else "1 segment"]
         facts += [f"mean {format_score(shown.mean)}", f"worst {format_score(shown.worst)}"]
     verdicts = "".join(
         f"<li><b>{escape(verdict.name)}</b> {escape(verdict.text)}</li>" for verdict in shown.verdicts
     )
-    if not verdicts and not math.isnan(shown.worst):
-        verdicts = "<li>a segment has no score: every objective leaves this document out</li>"
     return (
         f"<article><header><strong>{escape_text(document.id[:_MAX_QUERY])}</strong> <span>{escape(' · '.join(facts))}</span></header>"
         f"<div class='document' dir='auto'>{_render_beginning(shown, dark, query)}</div>"
@@ -85,7 +83,7 @@ def _render_beginning(shown: ShownDocument, dark: float, query: str) -> str:
         shown.ends[:_MAX_SEGMENTS].tolist(), shown.scores.tolist(), shown.is_bad.tolist(), strict=False
     ):
         shown_text = text[start : min(end, MAX_CHARACTERS)]
-        if math.isnan(score) and not shown.verdicts and math.isnan(shown.worst):
+        if not shown.is_scored:
             parts.append(f"<span class='text'>{_mark(shown_text, query)}</span>")
         else:
             parts.append(render_segment(shown_text, score, is_bad=is_bad, dark=dark, query=query))
@@ -155,19 +153,18 @@ def _describe_search(found: Found, num_documents: int, query: str) -> str:
 def render_verdicts(verdicts: Iterable[Verdict], unit: str) -> str:
     """What each objective would do with the training split: a bar and a sentence each."""
     rows = "".join(
-        f"<tr><th scope='row'>{escape(verdict.name)}</th><td class='bar'>{_render_bar(verdict)}</td>"
-        f"<td>{escape(verdict.text)}</td></tr>"
+        f"<li><b>{escape(verdict.name)}</b>{_render_bar(verdict)}<div>{escape(verdict.text).replace(' %', '&nbsp;%')}</div></li>"
         for verdict in verdicts
     )
     return (
-        "<table class='verdicts'><thead><tr><th>objective</th>"
-        f"<th>good {escape(unit)}</th><th>what it would do with the training documents at this threshold</th></tr></thead><tbody>{rows}</tbody></table>"
+        "<p class='phf-count'>What each objective would do with the training documents at this threshold. Bars: share of the "
+        f"{escape(unit)} that it takes as good.</p><ul class='objectives'>{rows}</ul>"
     )
 
 
 def _render_bar(verdict: Verdict) -> str:
     if verdict.share is None:
-        return "–"
+        return ""
     percent = 100 * verdict.share
     return f"<i style='--share:{percent:.2f}%'></i><span>{percent:.3g} %</span>"
 
@@ -196,4 +193,4 @@ def format_score(score: float) -> str:
     """A score in few digits."""
     if math.isnan(score):
         return "unscored"
-    return f"{score:.2f}" if abs(score) >= 0.01 or score == 0 else f"{score:.1g}"
+    return f"{score:.2f}" if abs(score) >= 0.01 or score == 0 else f"{score:.2g}"

@@ -20,7 +20,7 @@ MAX_NEW_TOKENS = 1024
 _STARTS = {
     "good": f"the page begins with {GOOD_TOKEN}; {BAD_TOKEN} is blocked",
     "bad": f"the page begins with {BAD_TOKEN}; {GOOD_TOKEN} is blocked",
-    "none": "nothing is asked for; the model chooses",
+    "none": "nothing is asked for",
     "untagged": "tags are blocked",
 }
 

@@ -181,9 +181,11 @@ class Verdicts:
         return [self._of_corpus(entry, self._resolved[entry.name]) for entry in _ENTRIES]
 
     def of_document(self, number: int) -> list[Verdict]:
-        """What each objective would do with a document; none if its scores do not all exist."""
+        """What each objective would do with a document, or why none uses it."""
         if np.isnan(self.scores.values[self.scores.of_document(number)]).any():
-            return []
+            return [Verdict("Left out", None, "by every objective, because a segment has no score")]
+        if not self.scores.is_train[number]:
+            return [Verdict("Held out", None, "no objective trains on this document")]
         return [
             Verdict(entry.name, None, entry.document(self, objective, number))
             for entry in _ENTRIES
@@ -225,8 +227,6 @@ def _tell_labels(verdicts: Verdicts, objective: Objective, number: int) -> str:
 
 def _tell_kept(verdicts: Verdicts, objective: Objective, number: int) -> str:
     mean = f"mean {verdicts.scores.means[number]:.3g}"
-    if not verdicts.scores.is_train[number]:
-        return "stays: held-out text is not filtered"
     return f"keeps it ({mean})" if objective.rule.keep[number] else f"drops it ({mean})"
 
 
