@@ -365,6 +365,8 @@ def test_what_the_playground_cannot_do_is_a_sentence(run, tmp_path):
     assert "exceed the model&#x27;s context of 128" in last
     *_, last = explorer.write("", 0, -1, 0.9, 60)
     assert "temperature=-1" in last
+    assert "give a number for each of seed" in list(explorer.write("", None, 0.7, 0.9, 60))[-1]
+    assert len(list(explorer.write("", 0, 0.7, 0.9, 60))) > 3, "shown while it is written"
     folder = tmp_path / "empty"
     shutil.copytree(run.folder, folder)
     shutil.rmtree(folder / "checkpoints")

@@ -36,13 +36,11 @@ class WrittenToken:
     bad_share: float | None = None
 
 
-def read_bad_share(
-    model: "PreTrainedModel", tokenizer: TextTokenizer, page: Sequence[int] | None = None
-) -> float:
-    """p(`<|bad|>`) / (p(`<|good|>`) + p(`<|bad|>`)) after a page that ends where a segment ends (default: an empty one)."""
+def read_bad_share(model: "PreTrainedModel", tokenizer: TextTokenizer) -> float:
+    """p(`<|bad|>`) / (p(`<|good|>`) + p(`<|bad|>`)) where a page begins."""
     with torch.inference_mode():
-        ids = torch.tensor([list(page or [tokenizer.control.end])], device=model.device)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        ids = torch.tensor([[tokenizer.control.end]], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, -1]
     return _bad_share(logits.float(), tokenizer)
 
 

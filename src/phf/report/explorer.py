@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from phf.corpus.annotation import Annotation
 from phf.corpus.store import Corpus
@@ -90,10 +90,12 @@ class Explorer:
         return html.render_legend(annotation.identity.name, annotation.segments, annotation.unit)
 
     def show_documents(
-        self, slug: str | None, threshold: float, query: str, order: Order, page: int, is_blurred: bool
+        self, slug: str | None, threshold: float | None, query: str, order: Order, page: int, is_blurred: bool
     ) -> DocumentsShown:
         """The documents tab. Errors are shown in it."""
         assert isinstance(self.documents, DocumentBrowser)
+        if threshold is None:  # a field that was emptied
+            threshold = 0.0
         browser, query = self.documents, query[:MAX_QUERY]
         try:
             shown = browser.show(slug, threshold=threshold, query=query, order=order, page=page)
@@ -129,20 +131,25 @@ class Explorer:
         )
 
     def write(
-        self, prompt: str, seed: float, temperature: float, top_p: float, max_new_tokens: float
+        self, prompt: str, seed: int, temperature: float, top_p: float, max_new_tokens: int
     ) -> Iterator[str]:
         """HTML of the playground, again and again while the model writes. Errors are shown in it."""
         assert isinstance(self.playground, Playground)
+        settings: dict[str, Any] = {
+            "seed": seed,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+        }
+        if None in settings.values():  # a field that was emptied
+            yield html.render_sentence(
+                "give a number for each of seed, temperature, top-p and max tokens", "error"
+            )
+            return
         yield html.render_sentence("loading the model …")
         try:
             written, next_frame = [], 0.0
-            for written in self.playground.write(
-                prompt,
-                seed=int(seed),
-                temperature=temperature,
-                top_p=top_p,
-                max_new_tokens=int(max_new_tokens),
-            ):
+            for written in self.playground.write(prompt, **settings):
                 if monotonic() >= next_frame:
                     yield self.playground.render(prompt, written)
                     next_frame = monotonic() + _FRAME_SECONDS

@@ -121,7 +121,13 @@ def _add_documents(gradio: Any, app: Any, explorer: Explorer) -> None:
     page = gradio.State(0)
 
     def show(
-        slug: str | None, threshold: float, query: str, order: Order, blurred: bool, page: int, step: int = 0
+        slug: str | None,
+        threshold: float | None,
+        query: str,
+        order: Order,
+        blurred: bool,
+        page: int,
+        step: int = 0,
     ) -> list[Any]:
         shown = explorer.show_documents(slug, threshold, query, order, page + step, blurred)
         *parts, can_search_on = astuple(shown)

@@ -91,7 +91,7 @@ class DocumentBrowser:
         self._found: OrderedDict[str, Found] = OrderedDict()
         self._lock = Lock()  # windows may ask at once
         self._load = lru_cache(maxsize=2)(self._load_scores)
-        self._resolve = lru_cache(maxsize=4)(self._resolve_verdicts)
+        self._resolve = lru_cache(maxsize=2)(self._resolve_verdicts)
         self._read_ends = lru_cache(maxsize=2)(self._read_annotation_shard)
 
     def scores(self, slug: str) -> CorpusScores:

@@ -13,7 +13,7 @@ MAX_CHARACTERS = 1500
 """A longer text is cut on the page, and that is said."""
 _MAX_SEGMENTS = 150
 _EXCERPT_CHARACTERS = 400
-_MAX_QUERY = 200
+_MAX_ID = 200
 
 
 def escape_text(text: str) -> str:
@@ -68,7 +68,7 @@ def _render_document(shown: ShownDocument, dark: float, query: str) -> str:
         f"<li><b>{escape(verdict.name)}</b> {escape(verdict.text)}</li>" for verdict in shown.verdicts
     )
     return (
-        f"<article><header><strong>{escape_text(document.id[:_MAX_QUERY])}</strong> <span>{escape(' · '.join(facts))}</span></header>"
+        f"<article><header><strong>{escape_text(document.id[:_MAX_ID])}</strong> <span>{escape(' · '.join(facts))}</span></header>"
         f"<div class='document' dir='auto'>{_render_beginning(shown, dark, query)}</div>"
         f"{''.join(_render_beyond(shown, dark, query))}"
         + (f"<ul class='verdicts'>{verdicts}</ul>" if verdicts else "")
