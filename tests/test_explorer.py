@@ -205,10 +205,12 @@ def test_the_worst_segment_is_shown_wherever_it_is(tmp_path):
     assert "line number 500" not in shown
 
 
-def test_an_annotation_of_other_texts_is_said(corpus, slug, tmp_path, monkeypatch):
+@pytest.mark.parametrize("column", ["id", "text_hash", "ends"])
+def test_an_annotation_of_other_texts_is_said(corpus, slug, tmp_path, monkeypatch, column):
     explorer = explore(corpus.path, tmp_path)
     table = explorer.documents.annotations[slug].read_shard(0)
-    turned = table.take(list(reversed(range(len(table)))))
+    other = table[column].take(list(reversed(range(len(table)))))
+    turned = table.set_column(table.column_names.index(column), column, other)
     monkeypatch.setattr(explorer.documents, "_read_ends", lambda slug, shard: turned)
     shown = show(explorer, slug)
     assert "does not hold the scores of document doc:0; delete it and run phf annotate" in shown.documents
@@ -384,6 +386,8 @@ def test_samples_stand_by_mode_and_are_sorted(run, tmp_path):
     assert page == explorer.samples.num_pages - 1 == 0
     assert re.findall(r"<h3 class='mode-(\w+)'", html) == ["good", "bad", "none"]
     assert re.findall(r"sample (\d)", html) == [*"43210", *"43210", *"32104"], "unscored comes last"
+    best = explorer.show_samples(judge, "best first", 0, True)[0]
+    assert re.findall(r"sample (\d)", best) == [*"01234"] * 3, "here too"
     assert "mean score 0.50 [0.40, 0.60]; 40.0 % score above 0.50" in html
     for raw in ("<script", "<img", "\u202e", "<i>prompt"):
         assert raw not in html
@@ -429,6 +433,7 @@ def test_the_label_tab_opens_its_file_when_it_is_shown_and_lets_go(corpus, tmp_p
     assert "1 judged (0 good, 1 bad)" in status
     other = explore(corpus.path, tmp_path)
     assert "another process is labelling into" in other.label.show()[1]
+    assert "give --labels another file" in other.label.show()[1]
     explorer.close()
     assert [json.loads(line)["label"] for line in out.read_text().splitlines()] == [1]
     assert "@lines" in other.label.show()[1]

@@ -30,7 +30,8 @@ class LabelTab:
         try:
             return self._open().show()
         except (PHFError, OSError) as error:
-            return "", render_sentence(f"nothing can be labelled: {error}", "error"), 0
+            reason = str(error).replace("give -o ", "give --labels ")  # the option's name in `phf explore`
+            return "", render_sentence(f"nothing can be labelled: {reason}", "error"), 0
 
     def press(self, key: str, number: int) -> Shown:
         """Do what a button says."""
