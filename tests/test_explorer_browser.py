@@ -1,13 +1,13 @@
 """The explorer in headless Chromium: every tab, a slider move, a continuation, a label, and text that stays text."""
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from explorer_folders import HOSTILE, add_evaluation, make_corpus, make_run
@@ -26,7 +26,11 @@ def serve(place, labels, *options):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "phf", "explore", str(place), "--labels", str(labels), "--port", port]
-    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=os.environ) as server:
+    # A shell's background jobs ignore Ctrl-C, and hand that on.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    ) as server:
         try:
             said = []
             while "in the browser" not in (said[-1] if said else ""):

@@ -87,11 +87,11 @@ def serve_app(
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    name = f"[{host}]" if ":" in host else host
     middleware = [Middleware(_PolicyHeader)]
-    if is_loopback(
-        host
-    ):  # another site's page must not get here by a name of its own that leads to 127.0.0.1
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", HOST, "[::1]", host]))
+    if is_loopback(host):
+        # Another site's page must not get here by a name of its own that leads to this machine.
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", HOST, name]))
     else:
         say(
             f"warning: --host {host} shows this page to everybody who can reach that address, without a password: they "
@@ -101,7 +101,7 @@ def serve_app(
     app = build()
     try:
         _, address, _ = app.launch(
-            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
+            server_name=name, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
             footer_links=[], theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
             css=css, head=head, app_kwargs={"middleware": middleware},
         )  # fmt: skip
