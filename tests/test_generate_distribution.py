@@ -24,7 +24,7 @@ from transformers import (
 
 import phf.generate
 from phf.config import SamplingConfig
-from phf.generate import _uniform_numbers, draw_tokens, generate
+from phf.generate import draw_tokens, generate, uniform_numbers
 
 FALSE_ALARMS = 1e-4
 MOVED = 0.01
@@ -145,18 +145,18 @@ def test_no_number_leads_to_a_blocked_token(allowed: list[int], top_p: float) ->
 
 def test_the_numbers_of_a_sample_are_words_of_a_counter() -> None:
     """Word j needs neither the words before it nor how many are asked for, and (seed, index) is the key as it is."""
-    long = _uniform_numbers(seed=7, index=3, count=200)
-    np.testing.assert_array_equal(_uniform_numbers(7, 3, 50), long[:50])
+    long = uniform_numbers(seed=7, index=3, count=200)
+    np.testing.assert_array_equal(uniform_numbers(7, 3, 50), long[:50])
     for word in (0, 1, 77, 199):
         # Philox counts from 1 and gives four words of 64 bits a count, of which 53 bits make a number.
         words = np.random.Philox(key=[7, 3], counter=word // 4).random_raw(4)
         assert (int(words[word % 4]) >> 11) * 2.0**-53 == long[word]
     others = [(7, 4), (8, 3), (3, 7), (0, 0)]
-    assert all(not np.isin(_uniform_numbers(*other, 200), long).any() for other in others)
+    assert all(not np.isin(uniform_numbers(*other, 200), long).any() for other in others)
 
 
 def test_the_numbers_are_uniform_along_samples_and_across_them() -> None:
-    numbers = np.stack([_uniform_numbers(0, index, 256) for index in range(4096)])
+    numbers = np.stack([uniform_numbers(0, index, 256) for index in range(4096)])
     for part in (numbers, numbers[:, :1], numbers[:1], numbers[:, 100:101], np.diff(numbers, axis=0) % 1):
         assert kstest(part.ravel(), "uniform").pvalue > FALSE_ALARMS
     neighbours = [np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]]
@@ -209,7 +209,7 @@ def test_every_token_is_the_one_its_number_picks_from_the_exact_distribution(
             drawn = torch.from_numpy(ids)[:, None]
             high = probs.cumsum(-1).gather(-1, drawn)[:, 0]
             low = high - probs.gather(-1, drawn)[:, 0]
-            numbers = torch.from_numpy(_uniform_numbers(0, index, 50))
+            numbers = torch.from_numpy(uniform_numbers(0, index, 50))
             num += int(((numbers < low - 1e-5) | (numbers > high + 1e-5)).sum())
         return num
 

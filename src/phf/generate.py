@@ -325,7 +325,7 @@ class _Writer:
         ids = np.zeros((len(pages), self.limit), np.int64)
         for row, page in enumerate(pages):
             ids[row, : len(page)] = page
-        uniforms = np.stack([_uniform_numbers(self.sampling.seed, i, self.limit) for i in indices])
+        uniforms = np.stack([uniform_numbers(self.sampling.seed, i, self.limit) for i in indices])
         num_text = np.zeros(len(pages), np.int64)
         done = np.zeros(len(pages), bool)
         ends = lengths.copy()
@@ -424,6 +424,6 @@ class _Writer:
         return rows[alive]
 
 
-def _uniform_numbers(seed: int, index: int, count: int) -> npt.NDArray[np.float64]:
+def uniform_numbers(seed: int, index: int, count: int) -> npt.NDArray[np.float64]:
     """u(seed, index, 0) and on, float64 [count] in [0, 1): words of Philox4x64-10 with the key (seed, index)."""
     return np.random.Generator(np.random.Philox(key=[seed, index])).random(count)

@@ -356,9 +356,17 @@ def _effective_share(
     objective: Objective, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
 ) -> float:
     """Kish's effective sample size of the weights of all training tokens, as a share of their number."""
-    kinds = torch.full((1, len(scores)), TEXT, dtype=torch.uint8)
-    weights = token_weights(objective, torch.from_numpy(scores)[None], kinds, None)[0].double().numpy()
+    weights = segment_weights(objective, scores)
     return float((tokens @ weights) ** 2 / (tokens.sum() * (tokens @ weights**2)))
+
+
+def segment_weights(objective: Objective, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """What RWR (and AWR, while its value is 0) multiplies the NLL of each segment's text with [S]; 1 for the others."""
+    kinds = torch.full((1, len(scores)), TEXT, dtype=torch.uint8)
+    weights: npt.NDArray[np.float64] = (
+        token_weights(objective, torch.from_numpy(scores)[None], kinds, None)[0].double().numpy()
+    )
+    return weights
 
 
 def warn_of_mle(objective: Objective) -> str | None:

@@ -1,6 +1,5 @@
 """`phf label`: human feedback, collected."""
 
-import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -80,28 +79,28 @@ def label(
     if folder is None:
         raise PHFError("no corpus is given; run: phf label DIR -o labels.jsonl (or --import FILE)")
     from phf.corpus.store import Corpus
-    from phf.feedback.judgements import Task, open_judgements
-    from phf.feedback.pool import read_pool
-    from phf.feedback.queue import Order, Queue
-    from phf.feedback.session import LabelSession
+    from phf.feedback.judgements import Task
+    from phf.feedback.queue import Order
+    from phf.feedback.session import open_session
 
     chosen_task: Task = check_choice("task", task, get_args(Task))
     chosen_order: Order = check_choice("order", order, get_args(Order))
     kind = segment_kind(segments)
     corpus = Corpus.open(folder)
     annotation = _find_annotation(corpus, kind, reward_model, chosen_order)
-    with open_judgements(out, chosen_task) as file:
-        if file.repair is not None:
-            say(printable(file.repair))
-        judged = [] if chosen_task == "pair" else [row["text"] for row in file.rows]
-        pool = read_pool(
-            corpus, kind, seed=seed, annotation=annotation, worst=order == "worst", judged=judged
-        )
-        threshold = 0.5 if annotation is None or annotation.unit == "probability" else 0.0
-        queue = Queue(
-            pool, file.rows, task=chosen_task, order=chosen_order, seed=seed, hit_threshold=threshold
-        )
-        session = LabelSession(file, queue, task=chosen_task, labeler=labeler or _user_name(), num=num)
+    with open_session(
+        corpus,
+        out,
+        kind,
+        task=chosen_task,
+        order=chosen_order,
+        annotation=annotation,
+        seed=seed,
+        labeler=labeler,
+        num=num,
+    ) as session:
+        if session.file.repair is not None:
+            say(printable(session.file.repair))
         if in_browser:
             from phf.feedback.label_app import serve
 
@@ -128,13 +127,6 @@ def _find_annotation(
     if found:
         say(f"beginning from the annotation {found[0].slug}; --reward-model chooses another")
     return found[0] if found else None
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container without users
-        return "unknown"
 
 
 def _import(

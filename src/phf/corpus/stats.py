@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.corpus.annotation import Annotation
-from phf.corpus.store import Corpus, Progress, read_manifest
+from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, Progress, read_manifest
 from phf.corpus.tokens import TokenCache
 from phf.errors import PHFError
 from phf.files import check_hash
+from phf.records import Document
 from phf.thresholds import mean_document_scores
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -55,7 +56,7 @@ def corpus_stats(
     """
     if budget is not None and budget < 1:
         raise PHFError(f"budget {budget} must be at least 1 token")
-    caches = _find_token_caches(corpus, tokenizer)
+    caches = find_token_caches(corpus, tokenizer)
     return {
         "path": str(corpus.path),
         "id": corpus.id,
@@ -90,7 +91,7 @@ def _choose_annotations(corpus: Corpus, reward_model: str | None) -> list[Annota
     return chosen
 
 
-def _find_token_caches(corpus: Corpus, tokenizer: str | None) -> list[TokenCache]:
+def find_token_caches(corpus: Corpus, tokenizer: str | None = None) -> list[TokenCache]:
     """The corpus's finished tokens, by slug; those of one tokenizer if it is named."""
     found = []
     inputs = [shard.sha256 for shard in corpus.shards]
@@ -109,7 +110,7 @@ def _find_token_caches(corpus: Corpus, tokenizer: str | None) -> list[TokenCache
     return found
 
 
-class _TokenCounter:
+class TokenCounter:
     """Tokens of each segment: counted, where a token cache has the same segment ends, else estimated."""
 
     def __init__(self, annotation: Annotation, caches: Sequence[TokenCache]) -> None:
@@ -170,7 +171,7 @@ class _Parts:
 def _annotation_stats(
     annotation: Annotation, caches: Sequence[TokenCache], budget: int | None, progress: Progress | None
 ) -> dict[str, Any]:
-    counter = _TokenCounter(annotation, caches)
+    counter = TokenCounter(annotation, caches)
     parts = _Parts([], [], [], [], [], [], [])
     best: list[_Example] = []
     worst: list[_Example] = []
@@ -178,7 +179,7 @@ def _annotation_stats(
     num_done = 0
     for index, entry in enumerate(annotation.manifest["shards"]):
         num_segments, ends, scores = annotation.join_shard(index)
-        lengths = _find_lengths(num_segments, ends)
+        lengths = find_lengths(num_segments, ends)
         _add_shard(parts, annotation.corpus, index, num_segments, counter.count(lengths), scores)
         found = _find_examples(index, num_segments, ends, lengths, scores)
         best = sorted([*best, *found], key=lambda example: example.rank)[:_NUM_EXAMPLES]
@@ -323,7 +324,7 @@ def _list_candidates(
     return [{"rule": rule, "threshold": value, **describe(value)} for rule, value in rules]
 
 
-def _find_lengths(num_segments: _Counts, ends: npt.NDArray[np.int32]) -> _Counts:
+def find_lengths(num_segments: _Counts, ends: npt.NDArray[np.int32]) -> _Counts:
     """Characters of each segment."""
     lengths: _Counts = ends.astype(np.int64)
     lengths[1:] -= ends[:-1]
@@ -380,19 +381,18 @@ def _read_examples(corpus: Corpus, examples: Sequence[_Example]) -> list[dict[st
     """The text of each, read only for those that were the extremes of all shards."""
     found = []
     for example in examples:
-        document = _read_document(corpus, example.shard, example.row)
-        text = document["text"][example.start : min(example.end, example.start + _EXAMPLE_CHARACTERS)]
-        found.append({"score": example.score, "document": document["id"], "text": text})
+        document = read_document(corpus, example.shard, example.row)
+        text = document.text[example.start : min(example.end, example.start + _EXAMPLE_CHARACTERS)]
+        found.append({"score": example.score, "document": document.id, "text": text})
     return found
 
 
-def _read_document(corpus: Corpus, shard: int, row: int) -> dict[str, Any]:
+def read_document(corpus: Corpus, shard: int, row: int) -> Document:
+    """A document by its place; reads its row group alone (about 1 MB)."""
     with corpus.open_shard(shard) as file:
         group = 0
         while row >= (num_rows := file.metadata.row_group(group).num_rows):
             row -= num_rows
             group += 1
-        document: dict[str, Any] = (
-            file.read_row_group(group, columns=["id", "text"]).slice(row, 1).to_pylist()[0]
-        )
-    return document
+        table = file.read_row_group(group, columns=DOCUMENT_SCHEMA.names)
+    return Document(**table.slice(row, 1).to_pylist()[0])

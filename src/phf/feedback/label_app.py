@@ -1,48 +1,60 @@
 """Labelling in the browser (extra `app`): the same session, file and keys as in the terminal, on this machine alone."""
 
-import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from socket import create_server
-from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
 
-from phf.errors import PHFError
+from phf.feedback.app_server import import_gradio, serve_app
+from phf.feedback.judgements import Task
 from phf.feedback.pool import Segment
 from phf.feedback.session import KEYS, LabelSession
 
 if TYPE_CHECKING:
     import gradio as gr
 
-HOST = "127.0.0.1"
-# Nothing may be fetched from, or sent to, another machine: Gradio's page itself names some.
-_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'"
-_CSS = (Path(__file__).parent / "label_app.css").read_text(encoding="utf-8")
-# A key presses the button of that id, unless a modifier is held, so that the browser's own shortcuts stay.
-_KEYBOARD = """<script>
+CSS = (Path(__file__).parent / "label_app.css").read_text(encoding="utf-8")
+# A key presses the button of that id, if it is on the screen, unless a modifier is held (so that the browser's own
+# shortcuts stay) or something is being typed.
+KEYBOARD = """<script>
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.closest("input, textarea, select, [contenteditable=true], [role=tab], [role=slider]")) return;
   const key = {ArrowLeft: "left", ArrowRight: "right"}[event.key] || event.key;
   const names = {left: "1", right: "2"};
   const button = document.querySelector(`#key-${CSS.escape(names[key] || key)}`);
-  if (button && !button.disabled) { event.preventDefault(); button.click(); }
+  if (button && !button.disabled && button.offsetParent !== null) { event.preventDefault(); button.click(); }
 });
 </script>"""
 
 # Characters that turn the direction of reading would show another text than the one that is judged.
 _DIRECTIONS = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-_Shown = tuple[str, str, int]
+Shown = tuple[str, str, int]
+"""HTML of the status and of the question, and the question's number."""
+
+
+class LabelScreen(Protocol):
+    """What `add_label_screen` puts on a page."""
+
+    task: Task
+
+    def show(self) -> Shown:
+        """The question as it stands, for a window that was opened."""
+
+    def press(self, key: str, number: int) -> Shown:
+        """Do what a button says, if the window shows question `number`, the one that is on the table."""
 
 
 class LabelPage:
-    """What the browser shows and what its buttons do; needs no Gradio."""
+    """What the browser shows and what its buttons do; needs no Gradio. A `LabelScreen`."""
 
     def __init__(self, session: LabelSession) -> None:
         self.session = session
+        self.task = session.task
         self._lock = Lock()  # windows may press at once
 
-    def press(self, key: str, number: int) -> _Shown:
+    def press(self, key: str, number: int) -> Shown:
         """Do what a button says, if the window shows question `number`, the one that is on the table."""
         with self._lock:
             if number != self.session.number:
@@ -52,13 +64,12 @@ class LabelPage:
             except OSError as error:
                 return self._render(f"not saved: {error.strerror or error}; make room and press again")
 
-    def show(self) -> _Shown:
+    def show(self) -> Shown:
         """The question as it stands, for a window that was opened."""
         with self._lock:
             return self._render("")
 
-    def _render(self, notice: str) -> _Shown:
-        """HTML of the status and of the question, and the question's number."""
+    def _render(self, notice: str) -> Shown:
         session = self.session
         status = f"<p class='status'>{escape(session.describe())}</p>"
         notice = f"<p class='notice'>{escape(notice)}</p>"
@@ -85,31 +96,35 @@ def build_app(session: LabelSession) -> "gr.Blocks":
     Raises:
         PHFError: Gradio is not installed.
     """
-    gradio = _import_gradio()
+    gradio = import_gradio()
     page = LabelPage(session)
     app: gr.Blocks
     with gradio.Blocks(title="phf label", analytics_enabled=False, fill_width=True) as app:
-        number = gradio.State(0)
-        status, question = gradio.HTML(elem_id="status"), gradio.HTML(elem_id="question")
-        shown = [status, question, number]
-        with gradio.Row(elem_id="answers"):
-            for key, choice in KEYS[session.task].items():
-                if len(key) == 1:  # arrows press the buttons of 1 and 2
-                    name = choice + (" is better" if session.task == "pair" else "")
-                    _add_button(
-                        gradio, page, shown, key if key == choice else f"{name}  ({key})", key, choice
-                    )
-        with gradio.Row(elem_id="commands"):
-            for key, name in (("s", "skip  (s)"), ("u", "undo  (u)")):
-                _add_button(gradio, page, shown, name, key, "")
-        gradio.HTML(
-            "<p class='keys'>The keys in brackets do the same; the left and right arrows choose 1 and 2.</p>"
-        )
+        shown = add_label_screen(gradio, page)
         app.load(page.show, outputs=shown, api_name="show", show_progress="hidden")
     return app
 
 
-def _add_button(gradio: Any, page: LabelPage, shown: list[Any], name: str, key: str, kind: str) -> None:
+def add_label_screen(gradio: Any, page: LabelScreen) -> list[Any]:
+    """Put the screen into the Gradio app that is being built; `page.show` fills the components that are returned."""
+    number = gradio.State(0)
+    status, question = gradio.HTML(elem_id="status"), gradio.HTML(elem_id="question")
+    shown = [status, question, number]
+    with gradio.Row(elem_id="answers"):
+        for key, choice in KEYS[page.task].items():
+            if len(key) == 1:  # arrows press the buttons of 1 and 2
+                name = choice + (" is better" if page.task == "pair" else "")
+                _add_button(gradio, page, shown, key if key == choice else f"{name}  ({key})", key, choice)
+    with gradio.Row(elem_id="commands"):
+        for key, name in (("s", "skip  (s)"), ("u", "undo  (u)")):
+            _add_button(gradio, page, shown, name, key, "")
+    gradio.HTML(
+        "<p class='keys'>The keys in brackets do the same; the left and right arrows choose 1 and 2.</p>"
+    )
+    return shown
+
+
+def _add_button(gradio: Any, page: LabelScreen, shown: list[Any], name: str, key: str, kind: str) -> None:
     button = gradio.Button(name, elem_id=f"key-{key}", elem_classes=[kind] if kind else None)
     button.click(
         lambda number: page.press(key, number),
@@ -126,49 +141,4 @@ def serve(session: LabelSession, *, port: int, say: Callable[[str], None]) -> No
     Raises:
         PHFError: the port is taken or not allowed; Gradio is not installed.
     """
-    try:  # Gradio itself would try for ten seconds
-        create_server((HOST, port)).close()
-    except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        raise PHFError(f"port {port} cannot be used ({reason}); give another one with --port") from None
-    app = build_app(session)
-    gradio = _import_gradio()
-    from starlette.middleware import Middleware
-
-    fonts = ["system-ui", "sans-serif"]  # names: Gradio's own would come from Google
-    try:
-        _, address, _ = app.launch(
-            server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
-            footer_links=[], theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
-            css=_CSS, head=_KEYBOARD, app_kwargs={"middleware": [Middleware(_PolicyHeader)]},
-        )  # fmt: skip
-        say(f"label in the browser at {address}  (Ctrl-C ends)")
-        Event().wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        app.close(verbose=False)
-
-
-class _PolicyHeader:
-    """Puts the content security policy on every answer."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY)]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
-
-
-def _import_gradio() -> Any:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
-    try:
-        import gradio
-    except ImportError:
-        raise PHFError("labelling in the browser needs Gradio; run: pip install 'phf[app]'") from None
-    return gradio
+    serve_app(lambda: build_app(session), port=port, say=say, css=CSS, head=KEYBOARD, verb="label")

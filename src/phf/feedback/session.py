@@ -1,12 +1,20 @@
 """A sitting of one labeler: the question on the table, and what the keys do. The terminal and the browser share it."""
 
+import getpass
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from time import monotonic
 
+from phf.config import SegmentKind
+from phf.corpus.annotation import Annotation
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
-from phf.feedback.judgements import JudgementFile, Row, Task
-from phf.feedback.queue import Question, Queue
+from phf.feedback.judgements import JudgementFile, Row, Task, open_judgements
+from phf.feedback.pool import read_pool
+from phf.feedback.queue import Order, Question, Queue
 
 KEYS: dict[Task, dict[str, str]] = {
     "label": {"g": "good", "b": "bad"},
@@ -140,3 +148,45 @@ class LabelSession:
         segment = question[0]
         value = {"label": int(choice == "bad")} if self.task == "label" else {"rating": int(choice)}
         return {"text": segment.text, **value, "segment_id": segment.id, **now}
+
+
+@contextmanager
+def open_session(
+    corpus: Corpus,
+    out: Path,
+    kind: SegmentKind,
+    *,
+    task: Task,
+    order: Order = "uncertain",
+    annotation: Annotation | None = None,
+    seed: int = 0,
+    labeler: str | None = None,
+    num: int | None = None,
+) -> Iterator[LabelSession]:
+    """A sitting over a corpus, its file of judgements open and locked.
+
+    Args:
+        out: the file; goes on if it exists.
+        kind: what is judged.
+        annotation: whose scores the questions begin from.
+        labeler: written beside each judgement (default: the name of the user).
+        num: end after so many judgements.
+
+    Raises:
+        PHFError: see `open_judgements`, `read_pool` and `Queue`.
+    """
+    with open_judgements(out, task) as file:
+        judged = [] if task == "pair" else [row["text"] for row in file.rows]
+        pool = read_pool(
+            corpus, kind, seed=seed, annotation=annotation, worst=order == "worst", judged=judged
+        )
+        threshold = 0.5 if annotation is None or annotation.unit == "probability" else 0.0
+        queue = Queue(pool, file.rows, task=task, order=order, seed=seed, hit_threshold=threshold)
+        yield LabelSession(file, queue, task=task, labeler=labeler or _user_name(), num=num)
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without users
+        return "unknown"
