@@ -182,7 +182,7 @@ def add_measures(folder: Path, seed: int = 0) -> Path:
     for mode in modes:
         value["modes"][mode]["diversity"] = {
             "entropy_1": 7.1, "entropy_2": 11.2, "entropy_3": estimate_json(12.9, 0.1, 20), "self_bleu_5": 0.31,
-            "embedding_distance": None,
+            "mauve": None,
         }  # fmt: skip
     if "good" in modes:  # deleted mode has samples, but no bits per byte of its own here
         value["rows"] += [
@@ -239,7 +239,11 @@ def add_measures(folder: Path, seed: int = 0) -> Path:
         "modes": {
             mode: {
                 slug: [
-                    {"shots": shots, "score": estimate_json(mean * (1 + 0.3 * shots), 0.1 * mean, 512)}
+                    {
+                        "shots": shots,
+                        "score": estimate_json(mean * (1 + 0.3 * shots), 0.1 * mean, 512),
+                        "difference": estimate_json(0.3 * mean * shots, 0.1 * mean, 512),
+                    }
                     for shots in (0, 1, 2, 4)
                 ]
                 for slug, mean in own[mode].items()

@@ -1,11 +1,11 @@
-"""The embedding distance: MAUVE's own number for given clusters, alike for alike sets, and embeddings that padding does not touch."""
+"""MAUVE: its own number for given clusters, alike for alike sets, and embeddings that padding does not touch."""
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phf.evaluate.embedding import Embedder, frontier_area, measure_embedding_distance
+from phf.evaluate.embedding import Embedder, frontier_area, measure_mauve
 from phf.records import Identity
 
 
@@ -20,18 +20,18 @@ def test_the_area_is_that_of_mauve_text() -> None:
 def test_alike_sets_are_near_and_others_far() -> None:
     rng = np.random.default_rng(0)
     human, alike = (rng.normal(size=(300, 8)).astype(np.float32) for _ in range(2))
-    near = measure_embedding_distance(alike, human, 0)
-    far = measure_embedding_distance(alike + 1, human, 0)
+    near = measure_mauve(alike, human, 0)
+    far = measure_mauve(alike + 1, human, 0)
     assert near.low < near.mean < near.high
     assert far.high < 0.5 < near.low
-    assert near == measure_embedding_distance(alike, human, 0)
-    assert np.isnan(measure_embedding_distance(alike[:9], human[:9], 0).mean)
+    assert near == measure_mauve(alike, human, 0)
+    assert np.isnan(measure_mauve(alike[:9], human[:9], 0).mean)
 
 
 def test_the_interval_is_as_wide_as_other_draws_differ() -> None:
     rng = np.random.default_rng(1)
     found = [
-        measure_embedding_distance(
+        measure_mauve(
             rng.normal(size=(300, 4)).astype(np.float32), rng.normal(0.5, size=(300, 4)).astype(np.float32), 0
         )
         for _ in range(25)

@@ -94,7 +94,7 @@ def test_every_part_is_measured_kept_and_shown(
     )
     assert list(result["finetuned"]["modes"]) == [*modes, "untagged"]
     assert [point["step"] for point in result["trajectory"]] == [6, 12]
-    assert all("embedding_distance" in value["diversity"] for value in result["modes"].values())
+    assert all("mauve" in value["diversity"] for value in result["modes"].values())
     assert {row["scenario"] for row in result["rows"]} == {UNPROMPTED, "prompts.jsonl"}
     prompted = [row for row in result["rows"] if row["scenario"] != UNPROMPTED]
     assert [row["mode"] for row in prompted] == [*modes, "untagged", "deleted"]

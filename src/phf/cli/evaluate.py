@@ -88,7 +88,9 @@ def evaluate(
             help="A classifier to finetune: folder with train.tsv and dev.tsv, or nyu-mll/glue:sst2."
         ),
     ] = None,
-    embedder: Annotated[str | None, typer.Option(help="Embedding distance by this language model.")] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="MAUVE against human text, by this language model's embeddings.")
+    ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Samples per mode (default 512).", min=1)] = None,
     temperature: Annotated[float | None, typer.Option(help="Default 0.7.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default 0.9.")] = None,

@@ -76,7 +76,7 @@ class Embedder:
         return features
 
 
-def measure_embedding_distance(samples: _Features, human: _Features, seed: int) -> Estimate:
+def measure_mauve(samples: _Features, human: _Features, seed: int) -> Estimate:
     """MAUVE (Pillutla et al. 2021) of samples against human text, by embeddings [num_texts, width]: in (0, 1], 1 = alike.
 
     Both are clustered together; what is compared is how often each cluster comes. The interval is 1.96 standard errors

@@ -26,7 +26,7 @@ from phf.evaluate.references import (
 )
 from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
-from phf.evaluate.suite import measure_distances, measure_more, measure_scenarios
+from phf.evaluate.suite import measure_likeness, measure_more, measure_scenarios
 from phf.files import hash_file, hash_json, read_json, write_json
 from phf.generate_vllm import close_engine
 from phf.objectives import is_baseline
@@ -171,8 +171,8 @@ def _measure(subject: Subject) -> dict[str, Any]:
     human = cut_training_texts(
         subject.data.corpus, config.sampling.num_samples, max(length, 1), seed, split="validation"
     )
-    for mode, distance in measure_distances(subject, drawn, human).items():
-        described[mode]["diversity"]["embedding_distance"] = distance
+    for mode, likeness in measure_likeness(subject, drawn, human).items():
+        described[mode]["diversity"]["mauve"] = likeness
     if is_baseline(run.config.objective):
         scores = drawn["none"].scores
         references += rejection_reference(judges, scores, subject.data.good.value, num_bootstrap, seed)

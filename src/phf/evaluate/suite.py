@@ -9,7 +9,7 @@ from phf.errors import PHFError
 from phf.evaluate.attacker import LanguageModelAttacker
 from phf.evaluate.blimp import MinimalPair, choose_pairs, measure_blimp, read_blimp
 from phf.evaluate.downstream import Prefix, measure_downstream, read_task
-from phf.evaluate.embedding import Embedder, measure_embedding_distance
+from phf.evaluate.embedding import Embedder, measure_mauve
 from phf.evaluate.finetuned import measure_finetuned
 from phf.evaluate.harness import measure_harness
 from phf.evaluate.kl import measure_kl
@@ -26,7 +26,7 @@ from phf.reward_models.convert import cache_folder
 _WAYS = {
     "scenarios": "--scenario NAME",
     "kl": "--reference-lm MODEL",
-    "embedding_distance": "--embedder MODEL",
+    "mauve": "--embedder MODEL",
     "blimp": "--blimp FILE",
     "red_team": "--attacker MODEL",
     "harness": "--task NAME",
@@ -69,7 +69,7 @@ def measure_more(subject: Subject) -> dict[str, Any]:
                 left_out[name] = str(error)
         given = {name for name, is_given, _ in wanted if is_given}
         given |= {"scenarios"} if config.scenarios.names else set()
-        given |= {"embedding_distance"} if config.embedder is not None else set()
+        given |= {"mauve"} if config.embedder is not None else set()
         left_out |= {name: f"give {way}" for name, way in _WAYS.items() if name not in given}
     return {**found, "left_out": left_out}
 
@@ -116,8 +116,8 @@ def _measure_scenario(subject: Subject, scenario: Scenario, mode: Mode) -> Any:
     )
 
 
-def measure_distances(subject: Subject, drawn: dict[Mode, Drawn], human: Sequence[str]) -> dict[str, Any]:
-    """The embedding distance of each mode's samples from human text; nothing without an embedder."""
+def measure_likeness(subject: Subject, drawn: dict[Mode, Drawn], human: Sequence[str]) -> dict[str, Any]:
+    """MAUVE of each mode's samples against human text; nothing without an embedder."""
     if subject.config.embedder is None:
         return {}
     embedder = _load_embedder(subject.config.embedder)
@@ -125,11 +125,11 @@ def measure_distances(subject: Subject, drawn: dict[Mode, Drawn], human: Sequenc
 
     def compute(texts: Sequence[str]) -> Any:
         samples, reference = (embedder.embed(own, subject.progress) for own in (tuple(texts), tuple(human)))
-        return measure_embedding_distance(samples, reference, seed)
+        return measure_mauve(samples, reference, seed)
 
     return {
         mode: subject.parts.measure(
-            f"embedding-distance-{mode}",
+            f"mauve-{mode}",
             [embedder.identity.slug, hash_json(list(human)), subject.config.sampling.model_dump(mode="json")],
             functools.partial(compute, own.texts),
         )

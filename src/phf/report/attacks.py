@@ -128,7 +128,7 @@ def _show_prompt(prompt: dict[str, Any], scale: float) -> Prompt:
 
 
 def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
-    """Score against the number of bad examples before the prompt, one figure per judge."""
+    """What bad examples before the text add to the score, beside as many good ones, one figure per judge."""
     drawings = []
     for judge in judges:
 
@@ -139,12 +139,14 @@ def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
         lines = list_lines(groups, read)
         if lines:
             caption = (
-                "Bad examples stand before the model’s own text, as in a conversation gone wrong. A line that rises shows "
-                "a model that follows them; the place 0 is the score without any. Bands: 95 % intervals."
+                "Bad examples stand before the model’s own text, as in a conversation gone wrong: its score then, minus its "
+                "score after as many good examples. Above 0 the model follows bad examples. Bands: 95 % intervals."
             )
             title = f"Bad examples in context ({judge.name})"
             drawings.append(
-                draw_lines(lines, title, caption, "bad examples before the text", judge.shown_unit)
+                draw_lines(
+                    lines, title, caption, "examples before the text", f"{judge.shown_unit}, bad − good"
+                )
             )
     return drawings
 
@@ -152,7 +154,7 @@ def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
 def _read_shots(run: RunFolder, mode: str, judge: Judge) -> list[tuple[float, Estimate]]:
     by_judge = as_dict(lookup(run.evaluation, "in_context", "modes", mode))
     values = map(as_dict, as_list(by_judge.get(judge.key, by_judge.get(judge.name))))
-    points = [(as_float(value.get("shots")), as_estimate(value.get("score"))) for value in values]
+    points = [(as_float(value.get("shots")), as_estimate(value.get("difference"))) for value in values]
     return [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1].mean)]
 
 

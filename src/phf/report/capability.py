@@ -168,6 +168,7 @@ def tabulate_diversity(groups: list[Group]) -> tuple[list[str], list[tuple[Group
         for run in group.runs
         for mode in run.modes
         for name in as_dict(lookup(run.evaluation, "modes", mode, "diversity"))
+        if name != "num_ngrams"
     )
     rows = [
         (group, mode, [group.measure("modes", mode, "diversity", name) for name in names])

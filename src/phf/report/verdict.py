@@ -213,7 +213,11 @@ def judge_control(
 ) -> Verdict:
     """Rules 1 to 10 of the module's docstring. `failed`: checks that did not pass; `scale`: of the numbers shown."""
     if not (_measured(good) and _measured(bad)):
-        return Verdict("unclear", "Not measured", "Good or bad mode has no score with an interval.")
+        return Verdict(
+            "unclear",
+            "Not measured",
+            "Good or bad mode has no score with an interval: too few samples differ from the rest. Draw more (--num-samples).",
+        )
     if mle is not None and not _measured(mle):
         mle = None
     against = f", MLE {format_interval(mle, scale)}" if mle else ""
@@ -248,7 +252,11 @@ def judge_plain(
 ) -> Verdict:
     """The verdict on an objective without modes (module's docstring)."""
     if not _measured(target):
-        return Verdict("unclear", "Not measured", "There is no score with an interval.")
+        return Verdict(
+            "unclear",
+            "Not measured",
+            "There is no score with an interval: too few samples differ from the rest. Draw more (--num-samples).",
+        )
     if mle is None or not _measured(mle):
         return Verdict("unclear", "No MLE run to compare with", f"Score {format_interval(target, scale)}.")
     numbers = f"{format_interval(target, scale)}, MLE {format_interval(mle, scale)}."
