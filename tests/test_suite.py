@@ -112,6 +112,8 @@ def test_every_part_is_measured_kept_and_shown(
     assert gap == pytest.approx(blimp["good"]["accuracy"]["mean"] - blimp["bad"]["accuracy"]["mean"])
 
     page = write_report([run.folder], tmp_path / "page.html").read_text()
+    assert "--suite full" in page
+    assert "--set red_team.trials=2" in page
     for heading in ("BLiMP", "Red team", "prompts.jsonl", "finetun", "tokens seen"):
         assert heading.casefold() in page.casefold(), heading
 

@@ -113,7 +113,7 @@ def evaluate_run(
             "tokens_seen": step * run.tokens_per_step,
             "num_parameters": run.record["num_parameters"],
             "judges": [judge.to_json() for judge in judges],
-            "suite": config.suite,
+            "config": config.model_dump(mode="json"),
             "sampling": config.sampling.model_dump(mode="json"),
             "threshold": data.good.value,
             "notes": notes,

@@ -5,10 +5,23 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from phf.config_evaluate import EvaluateConfig
 from phf.records import Estimate
 from phf.report.figures import Reference
 from phf.report.reading import Judge, RunFolder, as_dict, as_estimate, as_float, as_list, lookup
-from phf.report.verdict import Group, format_number, pool_tables
+from phf.report.verdict import Group, flatten, format_number, pool_tables
+
+_OPTIONS = {
+    "suite": "--suite",
+    "scenarios.names": "--scenario",
+    "kl.reference": "--reference-lm",
+    "blimp.source": "--blimp",
+    "embedder": "--embedder",
+    "red_team.attacker": "--attacker",
+    "harness.tasks": "--task",
+    "downstream.tasks": "--glue",
+}
+"""Settings of an evaluation that have an option of their own; for the others there is `--set`."""
 
 
 def state_facts(runs: list[RunFolder]) -> dict[str, Any]:
@@ -171,11 +184,21 @@ def list_commands(run: RunFolder) -> str:
 
 
 def _list_evaluate_options(run: RunFolder) -> list[Any]:
-    """Judges and sampling of an evaluation as options of `phf evaluate` (the batch size is not one)."""
-    judges = [
+    """The settings of an evaluation as options of `phf evaluate`: all of sampling but the batch size, and what is no default."""
+    sampling = as_dict(run.evaluation.get("sampling"))
+    options: list[Any] = [
         option for judge in run.judges if judge.role == "held-out" for option in ("--judge", judge.name)
     ]
-    sampling = as_dict(run.evaluation.get("sampling"))
-    names = ("num_samples", "temperature", "top_p", "min_new_tokens", "max_new_tokens", "control", "seed")
-    given = [(name, sampling[name]) for name in names if name in sampling]
-    return [*judges, *(part for name, value in given for part in (f"--{name.replace('_', '-')}", value))]
+    options += [
+        part
+        for name, value in sampling.items()
+        if name != "batch_size"
+        for part in (f"--{name.replace('_', '-')}", value)
+    ]
+    defaults = flatten(EvaluateConfig().model_dump(mode="json"))
+    for name, value in flatten(as_dict(run.evaluation.get("config"))).items():
+        if name == "judges" or name.startswith("sampling.") or value == defaults.get(name):
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            options += [_OPTIONS[name], item] if name in _OPTIONS else ["--set", f"{name}={item}"]
+    return options
