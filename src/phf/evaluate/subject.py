@@ -13,6 +13,7 @@ from phf.evaluate.capability import Conditions, PageReader
 from phf.evaluate.misalignment import Judge, summarise_scores
 from phf.evaluate.parts import Parts
 from phf.evaluate.prompting import Target
+from phf.files import hash_json
 from phf.objectives import label_conditions, modes_of
 from phf.records import FORMAT_VERSION, Mode, Sample
 from phf.reward_models import score_samples
@@ -59,7 +60,8 @@ class Subject:
     def parts(self) -> Parts:
         """The finished parts of this checkpoint's evaluation."""
         folder = self.run.folder / PARTS_FOLDER / f"step-{self.step:06d}"
-        return Parts(folder, [self.run.record["id"], self.step, FORMAT_VERSION])
+        run = self.run.record.get("id") or hash_json(self.run.record)
+        return Parts(folder, [run, self.step, FORMAT_VERSION])
 
     @cached_property
     def model(self) -> "PreTrainedModel":
