@@ -324,7 +324,7 @@ def test_an_edited_checkpoint_state_is_refused(small_config, tmp_path):
 
 def test_sampling_in_a_mode_that_was_not_learned_is_refused(small_config, tmp_path):
     run = train(small_config("objective.kind=mle"), tmp_path / "mle")
-    with pytest.raises(PHFError, match=r"trained with mle, which learns no control tokens; give --mode none"):
+    with pytest.raises(PHFError, match=r"trained with mle, which has no good mode; give --mode none"):
         sample_run(run.folder, "good", SamplingConfig(num_samples=1))
 
 
