@@ -110,7 +110,7 @@ def test_mle_has_one_mode_and_three_references_and_scores_the_same_text(trained)
     assert rejection["cost"] == pytest.approx(30 / rejection["count"])
 
 
-def test_a_finished_evaluation_is_reused_and_repeats_itself(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_used_again_and_repeats_itself(trained, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained("mle")
     path = run.folder / "evaluation.json"
     evaluate_run(run, CONFIG, say=quiet)
@@ -119,8 +119,12 @@ def test_a_finished_evaluation_is_reused_and_repeats_itself(trained, monkeypatch
     assert path.read_bytes() == first, "all randomness is seeded"
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "Subject", None)
-        assert evaluate_run(run, CONFIG, say=quiet) == read_json(path)
+        patch.setattr(Target, "write", None)
+        patch.setattr(evaluation, "segment_nll", None)
+        evaluate_run(run, CONFIG, say=quiet)
+        assert path.read_bytes() == first, "nothing is drawn or read twice"
+        larger = CONFIG.sampling.model_copy(update={"batch_size": 7})
+        evaluate_run(run, CONFIG.model_copy(update={"sampling": larger}), say=quiet)
 
     other = CONFIG.model_copy(update={"sampling": CONFIG.sampling.model_copy(update={"seed": 1})})
     again = evaluate_run(run, other, say=quiet)
@@ -149,7 +153,7 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(Target, "write", write)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(run, CONFIG, say=quiet, force=True)
-    assert not path.exists()
+    assert path.read_bytes() == whole, "the earlier one stays until the next is whole"
     assert drawn == ["good", "bad", "none"]
     (damaged := run.folder / "evaluation" / "step-000012" / "samples-bad.json").write_text('{"key": "half')
     drawn.append("")  # the fourth: from here on nothing fails
@@ -210,9 +214,17 @@ def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pyt
     run = trained("mle")
     evaluate_run(run, CONFIG, say=quiet)
     monkeypatch.setattr(evaluation, "measure_degeneracy", None)
+    before = (run.folder / "evaluation.json").read_bytes()
     with pytest.raises(TypeError):
         evaluate_run(run, CONFIG, say=quiet, force=True)
-    assert not (run.folder / "evaluation.json").exists()
+    assert (run.folder / "evaluation.json").read_bytes() == before, (
+        "what was there stays until there is another"
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation, "write_json", None)
+    with pytest.raises(TypeError):
+        evaluate_run(run, CONFIG, say=quiet)
+    assert not (run.folder / "evaluation.json").exists(), "it would speak of other samples"
 
 
 def test_an_annotator_that_changed_is_said_and_is_not_called_the_annotator(trained) -> None:

@@ -11,15 +11,19 @@ from test_prompting import create_target
 
 from phf.config import SamplingConfig
 from phf.errors import PHFError
+from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.misalignment import Judge
 from phf.evaluate.scenarios import (
     Scenario,
     _summarise_prompts,
+    judged_texts,
     list_scenarios,
     load_scenario,
-    measure_scenario,
+    summarise_scenario,
+    write_scenario,
 )
 from phf.records import Identity
+from phf.reward_models import score_samples
 from phf.reward_models.protocol import SegmentRewardModel
 
 
@@ -127,27 +131,24 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_what_is_scored(scores_prompt: bool) -> None:
     judge = CountingJudge()
     scenario = Scenario("test", ("aaa\n", "bbb\n", "x" * 200), scores_prompt, "here", "none")
-    result = measure_scenario(
-        create_target("good"),
-        scenario,
-        [Judge("annotator", judge)],
-        SAMPLING,
-        continuations=4,
-        num_bootstrap=100,
+    samples = write_scenario(create_target("good"), scenario, SAMPLING, 4)
+    scores = {judge.identity.slug: score_samples(judge, judged_texts(scenario, samples))}
+    judges = [Judge("annotator", judge)]
+    (row,) = summarise_scenario(
+        scenario, "good", samples, judges, scores, continuations=4, num_bootstrap=100, seed=0
     )
-    (row,) = result.rows
     assert (row["num_prompts"], row["num_too_long"], row["num_samples"], row["continuations"]) == (2, 1, 8, 4)
-    assert [sample.prompt for sample in result.samples] == ["aaa\n"] * 4 + ["bbb\n"] * 4
-    assert judge.texts == [sample.prompt * scores_prompt + sample.text for sample in result.samples]
-    assert row["mean"] == pytest.approx(np.mean(result.scores[row["judge"]]))
+    assert [sample.prompt for sample in samples] == ["aaa\n"] * 4 + ["bbb\n"] * 4
+    assert judge.texts == [sample.prompt * scores_prompt + sample.text for sample in samples]
+    assert row["mean"] == pytest.approx(np.mean(scores[row["judge"]]))
     assert (row["scenario"], row["mode"], row["role"]) == ("test", "good", "annotator")
-    assert result.degeneracy["distinct_2"] == pytest.approx(row["distinct_2"], nan_ok=True)
+    assert row["distinct_2"] == pytest.approx(measure_degeneracy(samples).distinct_2, nan_ok=True)
 
 
 def test_a_scenario_of_which_no_prompt_fits_is_refused() -> None:
     scenario = Scenario("test", ("x" * 200,), False, "here", "none")
     with pytest.raises(PHFError, match=r"no prompt fits"):
-        measure_scenario(create_target(), scenario, [], SAMPLING, continuations=1, num_bootstrap=100)
+        write_scenario(create_target(), scenario, SAMPLING, 1)
 
 
 def test_the_interval_is_over_prompts_and_not_over_their_continuations() -> None:
@@ -174,6 +175,8 @@ def test_unscored_continuations_are_left_out_and_counted() -> None:
     row = _summarise_prompts(judge, [""] * 6, [nan, nan, 0.2, nan, 0.4, 0.8], 2, 100, 0)
     assert row["mean"] == pytest.approx((0.2 + 0.4 + 0.8) / 3)
     assert (row["num_unscored"], row["num_samples"], row["hits"]) == (3, 6, 1)
+    some = _summarise_prompts(judge, [""] * 100, [*[nan, *[0.9] * 24], *[0.1] * 75], 25, 100, 0)
+    assert np.isnan(some["expected_max_25"]), "of all prompts or of none"
     nothing = _summarise_prompts(judge, [""] * 2, [nan, nan], 2, 100, 0)
     assert np.isnan(
         [nothing["mean"], nothing["hit_rate"], nothing["hit_low"], nothing["expected_max_25"]]

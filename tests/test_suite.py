@@ -117,10 +117,24 @@ def test_every_part_is_measured_kept_and_shown(
     for heading in ("BLiMP", "Red team", "prompts.jsonl", "finetun", "tokens seen"):
         assert heading.casefold() in page.casefold(), heading
 
-    whole = (run.folder / "evaluation.json").read_bytes()
-    (run.folder / "evaluation.json").unlink()
-    monkeypatch.setattr(Target, "write", None)
-    assert evaluate_run(run, config, say=quiet) == json.loads(whole), "nothing is drawn twice"
+    whole = json.loads((run.folder / "evaluation.json").read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "write", None)
+        assert evaluate_run(run, config, say=quiet) == whole, "nothing is drawn twice"
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "One more"}) + "\n")
+    again = [
+        row["num_samples"]
+        for row in evaluate_run(run, config, say=quiet)["rows"]
+        if row["scenario"] != UNPROMPTED
+    ]
+    assert again == [9] * 5, "a source that changed is measured again"
+    twice = config.model_copy(
+        update={"scenarios": config.scenarios.model_copy(update={"names": config.scenarios.names * 2})}
+    )
+    with pytest.raises(PHFError, match="given twice"):
+        evaluate_run(run, twice, say=quiet)
+    assert json.loads((run.folder / "evaluation.json").read_bytes()), "a wrong setting loses nothing"
 
 
 def test_mle_is_measured_in_its_one_mode_and_the_same_texts(runs, config) -> None:

@@ -44,7 +44,7 @@ def bootstrap_mean(values: npt.ArrayLike, num_bootstrap: int, seed: int) -> Esti
         np.nan_to_num(distances, nan=0.0, posinf=np.inf, neginf=-np.inf), _TAILS, method="nearest"
     )
     low, high = mean - tails[1] * error, mean - tails[0] * error
-    bounded = [float(end) if error > 0 and np.isfinite(end) else np.nan for end in (low, high)]
+    bounded = [float(end) if np.ptp(kept) > 0 and np.isfinite(end) else np.nan for end in (low, high)]
     return Estimate(mean, bounded[0], bounded[1], len(kept))
 
 

@@ -100,7 +100,7 @@ def measure_mauve(samples: _Features, human: _Features, seed: int) -> Estimate:
         frontier_area(*(_count(part, num_clusters) for part in (own, reference))),
         float(np.std(halves, ddof=1)),
     )
-    return Estimate(mean, mean - 1.96 * error, mean + 1.96 * error, count)
+    return Estimate(mean, max(mean - 1.96 * error, 0.0), min(mean + 1.96 * error, 1.0), count)
 
 
 def frontier_area(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:

@@ -27,7 +27,7 @@ from phf.evaluate.references import (
 from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.evaluate.suite import measure_likeness, measure_more, measure_scenarios
-from phf.files import hash_file, hash_json, read_json, write_json
+from phf.files import hash_file, hash_json, write_json
 from phf.generate_vllm import close_engine
 from phf.objectives import is_baseline
 from phf.records import FORMAT_VERSION
@@ -71,8 +71,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measure alignment, degeneracy and capability of a run in each mode; writes evaluation.json and samples.parquet.
 
-    A finished evaluation of the same checkpoint with the same settings is returned as it is; the finished parts of one
-    that was stopped, or had other settings, are used (`phf.evaluate.parts`).
+    Finished parts are used again (`phf.evaluate.parts`): of an evaluation that was stopped, or that asked for less.
 
     Args:
         run: a run with a checkpoint and its data still there.
@@ -90,22 +89,20 @@ def evaluate_run(
         PHFError: no checkpoint, the data is gone or changed, a judge is not known or not installed.
     """
     step = run.resolve_step(step)
-    key = hash_json([run.record, step, config.model_dump(mode="json"), FORMAT_VERSION])
     path = run.folder / EVALUATION_FILE
-    if not force and (found := _find_finished(path, key)) is not None:
-        return found
     data = run.data()
     judges, notes = choose_judges(data.annotation, config.judges, load)
     for note in notes:
         say(f"{run.name}: {note}")
-    path.unlink(missing_ok=True)  # from here on the samples on disk are not those it speaks of
     if force:
         shutil.rmtree(run.folder / PARTS_FOLDER, ignore_errors=True)
     subject = Subject(run, step, data, judges, config, progress)
+    drawn, measured = _measure(subject)
+    path.unlink(missing_ok=True)  # from here on the samples on disk are not those it speaks of
+    _keep_samples(run.folder / SAMPLES_FILE, drawn)
     evaluation: dict[str, Any] = to_json(
         {
             "format_version": FORMAT_VERSION,
-            "key": key,
             "run": run.name,
             "objective": run.config.objective.kind,
             "seed": run.config.seed,
@@ -117,32 +114,20 @@ def evaluate_run(
             "sampling": config.sampling.model_dump(mode="json"),
             "threshold": data.good.value,
             "notes": notes,
-            **_measure(subject),
+            "samples_sha256": hash_file(run.folder / SAMPLES_FILE),
+            **measured,
         }
     )
     write_json(path, evaluation)
     return evaluation
 
 
-def _find_finished(path: Path, key: str) -> dict[str, Any] | None:
-    """The evaluation on disk, if it is of this key and its samples are those it was made from."""
-    if not path.exists():
-        return None
-    evaluation: dict[str, Any] = read_json(path)
-    samples = path.parent / SAMPLES_FILE
-    if evaluation.get("key") != key or not samples.exists():
-        return None
-    return evaluation if hash_file(samples) == evaluation["samples_sha256"] else None
-
-
-def _measure(subject: Subject) -> dict[str, Any]:
-    """All the numbers of a checkpoint, and the run's samples.parquet."""
+def _measure(subject: Subject) -> tuple[list[Drawn], dict[str, Any]]:
+    """All samples and all numbers of a checkpoint."""
     run, config, judges = subject.run, subject.config, subject.judges
     seed, num_bootstrap = config.sampling.seed, config.num_bootstrap
     drawn = {mode: subject.draw(mode) for mode in subject.modes}
-    samples_path = run.folder / SAMPLES_FILE
     scenarios, scenario_rows, prompted = measure_scenarios(subject)
-    _keep_samples(samples_path, [*drawn.values(), *prompted])
     capability = _measure_capability(subject)
     described = {
         str(mode): {
@@ -167,7 +152,11 @@ def _measure(subject: Subject) -> dict[str, Any]:
     ]
     length = round(np.mean([value["degeneracy"]["mean_characters"] for value in described.values()]))
     texts = cut_training_texts(subject.data.corpus, config.data_samples, max(length, 1), seed)
-    references = training_reference(judges, texts, num_bootstrap, seed)
+    references = subject.parts.measure(
+        "training-data",
+        [hash_json(texts), [judge.slug for judge in judges], num_bootstrap, seed],
+        lambda: training_reference(judges, texts, num_bootstrap, seed),
+    )
     human = cut_training_texts(
         subject.data.corpus, config.sampling.num_samples, max(length, 1), seed, split="validation"
     )
@@ -178,8 +167,7 @@ def _measure(subject: Subject) -> dict[str, Any]:
         references += rejection_reference(judges, scores, subject.data.good.value, num_bootstrap, seed)
         references += best_of_reference(judges, scores, config.best_of, num_bootstrap, seed)
     more = measure_more(subject)
-    return {
-        "samples_sha256": hash_file(samples_path),
+    return [*drawn.values(), *prompted], {
         "rows": rows + scenario_rows,
         "modes": described,
         "labelled_bits_per_byte": capability["labelled"],
@@ -255,7 +243,7 @@ def _measure_capability(subject: Subject) -> dict[str, Any]:
     settings = [config.capability_documents, seed]
     nll = {
         name: [
-            np.array(values)
+            np.array(values, np.float64)  # None, which is JSON's NaN, is NaN again
             for values in subject.parts.measure(f"nll-{name}", settings, functools.partial(measure_nll, name))
         ]
         for name in labels

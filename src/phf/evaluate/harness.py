@@ -24,6 +24,7 @@ from phf.control import mode_rules
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.capability import Conditions
+from phf.files import hash_file
 from phf.records import BAD, GOOD, Mode
 
 if TYPE_CHECKING:
@@ -231,6 +232,18 @@ def _import_harness() -> Any:
             "harness tasks need the lm-evaluation-harness; run: pip install 'phf[harness]'"
         ) from None
     return lm_eval
+
+
+def hash_tasks(tasks: Sequence[str]) -> list[str]:
+    """What tells one measurement by the harness from another: its version, names of tasks, and the content of task files.
+
+    Raises:
+        PHFError: the harness is not installed, or a task file cannot be read.
+    """
+    _import_harness()
+    _find_tasks(tasks)
+    files = [Path(task).expanduser() for task in tasks if task.endswith((".yaml", ".yml"))]
+    return [version("lm_eval"), *tasks, *map(hash_file, files)]
 
 
 def _find_tasks(tasks: Sequence[str]) -> tuple[list[str], list[str]]:

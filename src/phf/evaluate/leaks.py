@@ -223,7 +223,7 @@ def measure_in_context(
         for number, row in enumerate(chosen[:, :shots].tolist()):
             bad = [segments.bad[place][:longest] for place in row]
             good = [
-                _cut_twin(segments.good, len(segment), number + shot * len(chosen))
+                _cut_twin(segments.good, len(segment), number * max(SHOTS) + shot)
                 for shot, segment in enumerate(bad)
             ]
             cut = [segment[: len(twin)] for segment, twin in zip(bad, good, strict=True)]

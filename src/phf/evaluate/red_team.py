@@ -250,6 +250,8 @@ class _Search:
         stream: tuple[int, ...],
     ) -> list[list[float]]:
         """For each judge what each prompt is worth: the mean score of its continuations, NaN if none has a score."""
+        if not prompts:
+            return [[] for _ in judges]
         sampling = self.sampling.model_copy(update={"seed": self._draw_seed(*stream)})
         written = self.target.write_each(ids, self.settings.continuations, sampling)
         texts = [

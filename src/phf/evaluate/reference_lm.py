@@ -196,7 +196,8 @@ def identify_reference(spec: str) -> Identity:
     """The identity of a model by its files, without loading it. See `load_reference`."""
     path, folder = _find_model(spec)
     is_gguf = path.suffix == ".gguf"
-    files = [path] if is_gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+    names = ("*.safetensors", "config.json", "tokenizer*")
+    files = [path] if is_gguf else sorted(file for name in names for file in folder.glob(name))
     name = path.stem if is_gguf else path.resolve().name if path.is_dir() else spec.replace("/", "--")
     return Identity(name, "1", hash_json({file.name: hash_file(file) for file in files}))
 

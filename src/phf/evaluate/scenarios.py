@@ -10,8 +10,8 @@ import json
 import math
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.misalignment import MAX_OF, Judge, summarise_scores
 from phf.evaluate.prompting import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
-from phf.records import Sample
-from phf.reward_models import score_samples
+from phf.records import Mode, Sample
 
 RTP_KINDS = (
     "flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat",
@@ -54,23 +53,6 @@ class Scenario:
     scores_prompt: bool
     source: str
     licence: str
-
-
-@dataclass(frozen=True)
-class ScenarioResult:
-    """What one mode wrote in a scenario.
-
-    Attributes:
-        samples: continuations in the order of the prompts, as many of each.
-        scores: by the judge's slug, one per sample; NaN = unscored.
-        rows: one per judge, as those of evaluation.json; intervals are over prompts.
-        degeneracy: of the continuations.
-    """
-
-    samples: list[Sample]
-    scores: dict[str, list[float]]
-    rows: list[dict[str, Any]]
-    degeneracy: dict[str, Any]
 
 
 def list_scenarios() -> list[str]:
@@ -215,24 +197,19 @@ def _read_lines(path: Path, scenario: str) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def measure_scenario(
+def write_scenario(
     target: Target,
     scenario: Scenario,
-    judges: Sequence[Judge],
     sampling: SamplingConfig,
-    *,
     continuations: int,
-    num_bootstrap: int,
     progress: Progress | None = None,
-) -> ScenarioResult:
-    """Let one mode continue every prompt of a scenario, and score it.
+) -> list[Sample]:
+    """Let one mode continue every prompt of a scenario: `continuations` of the first that fits, then of the next.
 
-    Prompts that do not fit the model's context beside the new tokens are left out and counted in `num_too_long`.
+    Prompts that do not fit the model's context beside the new tokens are left out.
 
     Args:
         sampling: `num_samples` is not used.
-        continuations: of each prompt.
-        num_bootstrap: resamples, over prompts: continuations of one prompt are no independent samples.
 
     Raises:
         PHFError: no prompt fits.
@@ -247,32 +224,53 @@ def measure_scenario(
         )
     written = target.write_each([encoded[place] for place in fitting], continuations, sampling, progress)
     # The prompt as it was given: a tokenizer may not give it back exactly.
-    samples = [
+    return [
         replace(sample, prompt=scenario.prompts[place])
         for place, own in zip(fitting, written, strict=True)
         for sample in own
     ]
-    texts = [sample.prompt + sample.text if scenario.scores_prompt else sample.text for sample in samples]
-    scores = {judge.slug: score_samples(judge.model, texts) for judge in judges}
-    degeneracy = asdict(measure_degeneracy(samples))
-    rows = [
+
+
+def judged_texts(scenario: Scenario, samples: Sequence[Sample]) -> list[str]:
+    """What a judge reads of each continuation."""
+    return [sample.prompt + sample.text if scenario.scores_prompt else sample.text for sample in samples]
+
+
+def summarise_scenario(
+    scenario: Scenario,
+    mode: Mode,
+    samples: Sequence[Sample],
+    judges: Sequence[Judge],
+    scores: Mapping[str, Sequence[float]],
+    *,
+    continuations: int,
+    num_bootstrap: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """A row for each judge, as those of unprompted samples, with `num_too_long`: prompts that were left out.
+
+    Args:
+        samples: what `write_scenario` gave.
+        scores: by the judge's slug, of `judged_texts`; NaN = unscored.
+        num_bootstrap: resamples, over prompts: continuations of one prompt are no independent samples.
+    """
+    texts, distinct_2 = judged_texts(scenario, samples), measure_degeneracy(samples).distinct_2
+    num_prompts = len(samples) // continuations
+    return [
         {
             "scenario": scenario.name,
-            "mode": target.mode,
+            "mode": mode,
             "judge": judge.slug,
             "role": judge.role,
-            **_summarise_prompts(
-                judge, texts, scores[judge.slug], continuations, num_bootstrap, sampling.seed
-            ),
-            "distinct_2": degeneracy["distinct_2"],
-            "num_prompts": len(fitting),
-            "num_too_long": len(encoded) - len(fitting),
+            **_summarise_prompts(judge, texts, scores[judge.slug], continuations, num_bootstrap, seed),
+            "distinct_2": distinct_2,
+            "num_prompts": num_prompts,
+            "num_too_long": len(scenario.prompts) - num_prompts,
             "continuations": continuations,
             "scores_prompt": scenario.scores_prompt,
         }
         for judge in judges
     ]
-    return ScenarioResult(samples, scores, rows, degeneracy)
 
 
 def _summarise_prompts(
@@ -292,7 +290,9 @@ def _summarise_prompts(
     num_independent = int(np.count_nonzero(counts))
     share = summary["hit_rate"]
     rate = wilson(0 if math.isnan(share) else share * num_independent, num_independent)
-    maxima = [expected_max(own, MAX_OF, 1, seed).mean for own in of_prompts]
+    # Of all prompts or of none: those with unscored continuations may be the mild ones.
+    is_whole = bool((counts >= MAX_OF).all())
+    maxima = [expected_max(own, MAX_OF, 1, seed).mean if is_whole else math.nan for own in of_prompts]
     largest = bootstrap_mean(maxima, num_bootstrap, seed)
     return {
         **summary,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from phf import lm
@@ -61,7 +62,7 @@ class Subject:
         """The finished parts of this checkpoint's evaluation."""
         folder = self.run.folder / PARTS_FOLDER / f"step-{self.step:06d}"
         run = self.run.record.get("id") or hash_json(self.run.record)
-        return Parts(folder, [run, self.step, FORMAT_VERSION])
+        return Parts(folder, [run, self.step, FORMAT_VERSION, version("phf")])
 
     @cached_property
     def model(self) -> "PreTrainedModel":
@@ -99,31 +100,39 @@ class Subject:
         """The model from which the control tokens were removed."""
         return lm.delete_control_tokens(self.model, self.tokenizer.control)
 
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The settings that samples depend on (they do not on the batch, up to rounding)."""
+        return self.config.sampling.model_dump(mode="json", exclude={"batch_size"})
+
     def target(self, mode: Mode) -> Target:
         """The model in a mode, ready to write."""
         return Target.create(self.run, self.model, self.tokenizer, mode)
 
     def draw(self, mode: Mode) -> Drawn:
         """The samples of a mode with their scores, drawn and scored once."""
-        sampling = self.config.sampling.model_dump(mode="json")
+        sampling = self.drawing
         drawn = self.parts.measure(
             f"samples-{mode}",
             sampling,
             lambda: self.target(mode).write([()], self.config.sampling, self.progress),
         )
         samples = [Sample(**sample) for sample in drawn]
-        scores = {
-            judge.slug: self._score(judge, f"{mode}-{judge.slug}", sampling, samples) for judge in self.judges
-        }
+        texts = [sample.text for sample in samples]
+        scores = {judge.slug: self.score(judge, mode, texts) for judge in self.judges}
         return Drawn(UNPROMPTED, mode, samples, scores)
 
-    def _score(self, judge: Judge, name: str, sampling: Any, samples: Sequence[Sample]) -> list[float]:
-        """The scores of samples by one judge, scored once."""
+    def score(self, judge: Judge, name: str, texts: Sequence[str]) -> list[float]:
+        """The scores of texts by one judge, scored once (NaN = unscored).
+
+        Args:
+            name: what the texts are; a part is named after it.
+        """
 
         def compute() -> list[float]:
-            return [float(score) for score in score_samples(judge.model, [sample.text for sample in samples])]
+            return [float(score) for score in score_samples(judge.model, texts)]
 
-        values = self.parts.measure(f"scores-{name}", [sampling, judge.slug], compute)
+        values = self.parts.measure(f"scores-{name}-{judge.slug}", hash_json(list(texts)), compute)
         return [math.nan if value is None else value for value in values]
 
     def name_row(self) -> dict[str, Any]:

@@ -11,12 +11,18 @@ from phf.evaluate.blimp import MinimalPair, choose_pairs, measure_blimp, read_bl
 from phf.evaluate.downstream import Prefix, measure_downstream, read_task
 from phf.evaluate.embedding import Embedder, measure_mauve
 from phf.evaluate.finetuned import measure_finetuned
-from phf.evaluate.harness import measure_harness
+from phf.evaluate.harness import hash_tasks, measure_harness
 from phf.evaluate.kl import measure_kl
 from phf.evaluate.leaks import HeldOutSegments, make_probes, measure_in_context, measure_leaks
 from phf.evaluate.red_team import draw_seeds, red_team
-from phf.evaluate.reference_lm import ReferenceSamples, open_reference
-from phf.evaluate.scenarios import Scenario, load_scenario, measure_scenario
+from phf.evaluate.reference_lm import ReferenceSamples, identify_reference, open_reference
+from phf.evaluate.scenarios import (
+    Scenario,
+    judged_texts,
+    load_scenario,
+    summarise_scenario,
+    write_scenario,
+)
 from phf.evaluate.subject import Drawn, Subject
 from phf.evaluate.trajectory import measure_trajectory
 from phf.files import hash_json
@@ -81,39 +87,52 @@ def measure_scenarios(subject: Subject) -> tuple[list[dict[str, Any]], list[dict
         what each scenario is; rows as those of unprompted samples; the samples.
     """
     config, sampling = subject.config.scenarios, subject.config.sampling
+    if len(set(config.names)) < len(config.names):
+        raise PHFError(f"a scenario is given twice among {', '.join(config.names)}; give each once")
+    scenarios = [
+        load_scenario(name, num_prompts=config.num_prompts, seed=sampling.seed) for name in config.names
+    ]
+    names = [scenario.name for scenario in scenarios]
+    if len(set(names)) < len(names):
+        raise PHFError(f"two scenario files have one name among {', '.join(names)}; rename one of them")
     described, rows, drawn = [], [], []
-    for name in config.names:
-        scenario = load_scenario(name, num_prompts=config.num_prompts, seed=sampling.seed)
+    for scenario in scenarios:
         described.append(
             {**asdict(scenario), "prompts": len(scenario.prompts), "continuations": config.continuations}
         )
         for mode in subject.modes:
-            result = _measure_scenario(subject, scenario, mode)
-            rows += [{**subject.name_row(), **row} for row in result["rows"]]
-            samples = [Sample(**sample) for sample in result["samples"]]
-            scores = {
-                slug: [float("nan") if value is None else value for value in values]
-                for slug, values in result["scores"].items()
-            }
-            drawn.append(Drawn(scenario.name, mode, samples, scores))
+            own = _write_scenario(subject, scenario, mode)
+            summary = summarise_scenario(
+                scenario,
+                mode,
+                own.samples,
+                subject.judges,
+                own.scores,
+                continuations=config.continuations,
+                num_bootstrap=subject.config.num_bootstrap,
+                seed=sampling.seed,
+            )
+            rows += [{**subject.name_row(), **row} for row in summary]
+            drawn.append(own)
     return described, rows, drawn
 
 
-def _measure_scenario(subject: Subject, scenario: Scenario, mode: Mode) -> Any:
+def _write_scenario(subject: Subject, scenario: Scenario, mode: Mode) -> Drawn:
+    """Continuations of a scenario's prompts and their scores, each made once."""
     config = subject.config
-    return subject.parts.measure(
-        f"scenario-{hash_json(scenario.name)[:8]}-{mode}",
-        [asdict(scenario), config.scenarios.continuations, *_drawing(subject)],
-        lambda: measure_scenario(
-            subject.target(mode),
-            scenario,
-            subject.judges,
-            config.sampling,
-            continuations=config.scenarios.continuations,
-            num_bootstrap=config.num_bootstrap,
-            progress=subject.progress,
+    name = f"{scenario.name}-{mode}"
+    drawing = {key: value for key, value in subject.drawing.items() if key != "num_samples"}
+    written = subject.parts.measure(
+        f"scenario-{name}",
+        [asdict(scenario), config.scenarios.continuations, drawing],
+        lambda: write_scenario(
+            subject.target(mode), scenario, config.sampling, config.scenarios.continuations, subject.progress
         ),
     )
+    samples = [Sample(**sample) for sample in written]
+    texts = judged_texts(scenario, samples)
+    scores = {judge.slug: subject.score(judge, f"scenario-{name}", texts) for judge in subject.judges}
+    return Drawn(scenario.name, mode, samples, scores)
 
 
 def measure_likeness(subject: Subject, drawn: dict[Mode, Drawn], human: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +149,7 @@ def measure_likeness(subject: Subject, drawn: dict[Mode, Drawn], human: Sequence
     return {
         mode: subject.parts.measure(
             f"mauve-{mode}",
-            [embedder.identity.slug, hash_json(list(human)), subject.config.sampling.model_dump(mode="json")],
+            [embedder.identity.slug, hash_json(list(human)), hash_json(own.texts)],
             functools.partial(compute, own.texts),
         )
         for mode, own in drawn.items()
@@ -187,7 +206,7 @@ def _measure_harness(subject: Subject) -> Any:
     config, seed = subject.config.harness, subject.config.sampling.seed
     return subject.parts.measure(
         "harness",
-        [config.model_dump(mode="json"), seed],
+        [config.model_dump(mode="json"), seed, hash_tasks(config.tasks)],
         lambda: measure_harness(
             subject.model,
             subject.tokenizer,
@@ -245,7 +264,8 @@ def _measure_red_team(subject: Subject) -> Any:
         )
         return {"attacker": loaded.name, "settings": settings, "modes": {mode: found}}
 
-    return subject.parts.measure("red-team", [settings, *_drawing(subject)], compute)
+    identity = identify_reference(attacker).slug
+    return subject.parts.measure("red-team", [settings, identity, *_drawing(subject)], compute)
 
 
 def _measure_leaks(subject: Subject) -> Any:
@@ -319,10 +339,9 @@ def _sampling(subject: Subject) -> Any:
 
 
 def _drawing(subject: Subject) -> list[Any]:
-    """What samples and their summary depend on."""
-    config = subject.config
-    slugs = [judge.slug for judge in subject.judges]
-    return [config.sampling.model_dump(mode="json"), config.num_bootstrap, slugs]
+    """What attacks depend on: they draw their own number of samples, and keep no texts apart from scores."""
+    drawing = {key: value for key, value in subject.drawing.items() if key != "num_samples"}
+    return [drawing, subject.config.num_bootstrap, [judge.slug for judge in subject.judges]]
 
 
 # What all runs of one command share is loaded once.
