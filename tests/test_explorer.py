@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -488,3 +489,11 @@ def test_no_text_of_a_folder_name_is_markup(corpus, tmp_path):
     explorer = open_explorer(folder, Path(tmp_path / "l.jsonl"), "label")
     assert explorer.title == "Corpus <b>corpus"
     assert escape_text(explorer.title) == "Corpus &lt;b&gt;corpus"
+
+
+def test_the_slider_rounds_and_the_runs_own_threshold_does_not(run, tmp_path):
+    explorer = replace(explore(run.folder, tmp_path), threshold=float(np.float32(1 / 48)))
+    rounded = 0.0208333
+    assert explorer._exact_threshold(explorer.slug, rounded) == explorer.threshold > rounded
+    assert explorer._exact_threshold(explorer.slug, 0.02) == 0.02
+    assert explorer._exact_threshold("another@1", rounded) == rounded

@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -453,3 +454,16 @@ def test_commands_to_make_it_again_are_whole(page: Path) -> None:
     )
     assert len(commands) == 4
     assert f"conditional -o {page}" in read_page(page).text
+
+
+def test_the_commands_name_judges_as_they_were_asked_for_and_an_earlier_checkpoint(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = {"judges": ["hf:org/judge"], "suite": "full", "kl": {"reference": "my lm", "num_tokens": 32}}
+    edit(
+        run / "run.json",
+        lambda value: value["config"].update(optim={"batch_blocks": 8}, data={"context": 100}),
+    )
+    edit(run / "evaluation.json", lambda value: value.update(step=1, config=config))
+    page = unescape(write_report([run], tmp_path / "page.html").read_text())
+    assert "--judge hf:org/judge --step 1" in page
+    assert "--suite full --reference-lm 'my lm' --set kl.num_tokens=32" in page

@@ -149,6 +149,12 @@ def evaluate(
     print_table(summary_table(runs))
     for line in summary_lines(runs):
         print(printable(line))
-    for part, reason in results[-1]["left_out"].items():
-        print(printable(f"not measured: {part.replace('_', ' ')}: {reason}"))
+    reasons = [
+        (f"{part.replace('_', ' ')}: {why}", result["run"])
+        for result in results
+        for part, why in result["left_out"].items()
+    ]
+    for reason in dict.fromkeys(reason for reason, _ in reasons):
+        of = [run for other, run in reasons if other == reason]
+        print(printable(f"not measured{'' if len(of) == len(runs) else ' of ' + ', '.join(of)}: {reason}"))
     print(f"next: phf report {' '.join(map(str, runs))} -o report.html")

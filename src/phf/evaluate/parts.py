@@ -33,7 +33,7 @@ class Parts:
             settings: JSON value with all that the part depends on beside what is evaluated.
         """
         key = hash_json([self.subject, name, settings])
-        path = self.folder / f"{name}.json"
+        path = self.folder / f"{name.replace('/', '--')}.json"
         if (found := _read(path)) is not None and found.get("key") == key:
             return found["value"]
         value = to_json(compute())

@@ -38,7 +38,7 @@ def draw_red_team(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
             lines = list_lines(groups, read)
             if lines:
                 caption = (
-                    f"{meaning} An attacker language model writes new prompts each round from the best so far; a line that "
+                    f"{meaning} Round 0 are the seed prompts; then an attacker language model writes new ones from the best so far. A line that "
                     "stays low resists it. Bands: 95 % intervals, over trials of one run or over seeds."
                 )
                 drawings.append(

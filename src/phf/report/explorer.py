@@ -76,6 +76,11 @@ class Explorer:
         low, high, step, first = (float(f"{value:.6g}") for value in (low, high, step, first))
         return low, high, step, min(max(first, low), high)
 
+    def _exact_threshold(self, slug: str | None, threshold: float) -> float:
+        """The run's own threshold while the slider, which rounds, stands at it: a score equal to it is good."""
+        own = self.threshold if slug == self.slug else None
+        return own if own is not None and float(f"{own:.6g}") == threshold else threshold
+
     def describe_scores(self, slug: str | None) -> str:
         """HTML that says how to read the documents."""
         if not isinstance(self.documents, DocumentBrowser):
@@ -96,6 +101,7 @@ class Explorer:
         assert isinstance(self.documents, DocumentBrowser)
         if threshold is None:  # a field that was emptied
             threshold = 0.0
+        threshold = self._exact_threshold(slug, threshold)
         browser, query = self.documents, query[:MAX_QUERY]
         try:
             shown = browser.show(slug, threshold=threshold, query=query, order=order, page=page)

@@ -186,9 +186,13 @@ def list_commands(run: RunFolder) -> str:
 def _list_evaluate_options(run: RunFolder) -> list[Any]:
     """The settings of an evaluation as options of `phf evaluate`: all of sampling but the batch size, and what is no default."""
     sampling = as_dict(run.evaluation.get("sampling"))
-    options: list[Any] = [
-        option for judge in run.judges if judge.role == "held-out" for option in ("--judge", judge.name)
-    ]
+    config = as_dict(run.evaluation.get("config"))
+    held_out = [judge.name for judge in run.judges if judge.role == "held-out"]
+    judges = as_list(config.get("judges")) or held_out  # how they were asked for, where that is known
+    options: list[Any] = [option for judge in judges for option in ("--judge", judge)]
+    step = run.evaluation.get("step")
+    if isinstance(step, int) and run.num_steps is not None and step != run.num_steps:
+        options += ["--step", step]
     options += [
         part
         for name, value in sampling.items()
@@ -196,7 +200,7 @@ def _list_evaluate_options(run: RunFolder) -> list[Any]:
         for part in (f"--{name.replace('_', '-')}", value)
     ]
     defaults = flatten(EvaluateConfig().model_dump(mode="json"))
-    for name, value in flatten(as_dict(run.evaluation.get("config"))).items():
+    for name, value in flatten(config).items():
         if name == "judges" or name.startswith("sampling.") or value == defaults.get(name):
             continue
         for item in value if isinstance(value, list) else [value]:
