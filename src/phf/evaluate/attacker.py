@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from phf import lm
 from phf.control import END_TOKEN
-from phf.errors import PHFError
+from phf.evaluate.reference_lm import load_reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,30 +82,11 @@ class LanguageModelAttacker:
         Raises:
             PHFError: it cannot be loaded.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        is_bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else lm.probe_bf16()
-        path = Path(spec)
-        place, options = (
-            (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (spec, {})
-        )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                place,
-                dtype=torch.bfloat16 if is_bf16 else torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                **options,
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise PHFError(
-                f"attacker '{spec}' cannot be loaded ({reason}); give a folder or Hub id of a causal language model "
-                "with its tokenizer, or a .gguf file"
-            ) from None
-        return cls(path.stem if path.suffix == ".gguf" else path.name, model.to(device), tokenizer)
+        found = load_reference(spec)
+        on_gpu = found.model.device.type == "cuda"
+        is_bf16 = torch.cuda.is_bf16_supported() if on_gpu else lm.probe_bf16()
+        model = found.model.to(torch.bfloat16) if is_bf16 else found.model
+        return cls(found.identity.name, model, found.tokenizer)
 
     @torch.inference_mode()
     def write_prompts(self, shots: Sequence[str], count: int, seed: int) -> WrittenPrompts:
