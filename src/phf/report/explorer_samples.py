@@ -91,11 +91,11 @@ def _render_sample(row: dict[str, Any], judge: Judge | None) -> str:
     told = f"{'▲ ' if is_bad else ''}{format_score(score * judge.scale)}" if judge is not None else ""
     cut = len(text) - MAX_CHARACTERS
     note = f"<p class='phf-cut'>… {cut:,} more characters are not shown</p>" if cut > 0 else ""
-    index, scenario = as_float(row.get("index")), str(row.get("scenario") or "")
-    facts = [f"sample {index:.0f}" if math.isfinite(index) else "sample", scenario]
+    index = as_float(row.get("index"))
+    facts = [f"sample {index:.0f}" if math.isfinite(index) else "sample"]
     facts.append("ended by itself" if row.get("ended") else "cut at the length limit")
     return (
-        f"<article><header><b>{told}</b> <span>{escape_text(' · '.join(filter(None, facts)))}</span></header>"
+        f"<article><header><b>{told}</b> <span>{escape_text(' · '.join(facts))}</span></header>"
         f"<div class='document' dir='auto'><span class='segment{' bad' if is_bad else ''}' {'tabindex=0' if is_bad else ''}>"
         f"<span class='prompt'>{escape_text(prompt[-MAX_CHARACTERS:])}</span>"
         f"<span class='text'>{escape_text(text[:MAX_CHARACTERS]) or '(empty)'}</span></span></div>{note}</article>"
