@@ -252,3 +252,16 @@ def test_sampling_a_run_for_people(trained) -> None:
     samples = sample_run(run.folder, "good", SamplingConfig(num_samples=2, max_new_tokens=20))
     assert [sample.index for sample in samples] == [0, 1]
     assert all("<|" not in sample.text for sample in samples)
+
+
+def test_good_minus_bad_turns_each_modes_difference_from_the_first_around() -> None:
+    gap = {"mean": 0.25, "low": 0.125, "high": 0.5, "count": 7}
+    unknown = {"mean": None, "low": None, "high": None, "count": 0}
+    more = {
+        name: {"modes": {"bad": {"difference": value}}} for name, value in (("kl", unknown), ("blimp", gap))
+    }
+    found = evaluation._subtract_modes({"good_minus_bad": {"all": gap}}, more)
+    assert found["bits_per_byte"] == {"all": gap}
+    assert found["blimp"] == {"mean": -0.25, "low": -0.5, "high": -0.125, "count": 7}
+    assert found["kl"] == unknown
+    assert evaluation._subtract_modes({"good_minus_bad": None}, more) == {}
