@@ -192,7 +192,7 @@ def _subtract_modes(capability: dict[str, Any], more: dict[str, Any]) -> dict[st
 
     turned: dict[str, Any] = {
         name: {
-            "mean": -gap["mean"],
+            "mean": turn(gap["mean"]),
             "low": turn(gap["high"]),
             "high": turn(gap["low"]),
             "count": gap["count"],
