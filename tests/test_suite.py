@@ -169,6 +169,27 @@ def test_a_part_without_its_data_is_left_out_and_one_that_was_asked_for_stops(
         evaluate_run(runs["mle"], missing, say=quiet)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scenarios": {"names": ["rpt"]}},
+        {"kl": {"reference": "/nowhere"}},
+        {"kl": {"reference": "/nowhere.jsonl"}},
+        {"embedder": "/nowhere"},
+        {"red_team": {"attacker": "/nowhere"}},
+        {"blimp": {"source": "/nowhere.jsonl"}},
+        {"harness": {"tasks": ["/nowhere.yaml"]}},
+        {"downstream": {"tasks": ["/nowhere"]}},
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_drawn(runs, wrong, monkeypatch) -> None:
+    if "harness" in wrong:
+        pytest.importorskip("lm_eval")
+    monkeypatch.setattr(Target, "write", None)
+    with pytest.raises(PHFError, match=r"nowhere|rpt"):
+        evaluate_run(runs["mle"], parse(EvaluateConfig, wrong, "test"), say=quiet)
+
+
 def test_quick_measures_no_more_than_it_says(runs, config) -> None:
     quick = EvaluateConfig(
         sampling=config.sampling, num_bootstrap=100, capability_documents=10, gain_segments=8, data_samples=40

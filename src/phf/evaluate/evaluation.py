@@ -26,7 +26,7 @@ from phf.evaluate.references import (
 )
 from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
-from phf.evaluate.suite import measure_likeness, measure_more, measure_scenarios
+from phf.evaluate.suite import check_sources, measure_likeness, measure_more, measure_scenarios
 from phf.files import hash_file, hash_json, write_json
 from phf.generate_vllm import close_engine
 from phf.objectives import is_baseline
@@ -88,6 +88,7 @@ def evaluate_run(
     Raises:
         PHFError: no checkpoint, the data is gone or changed, a judge is not known or not installed.
     """
+    check_sources(config)
     step = run.resolve_step(step)
     path = run.folder / EVALUATION_FILE
     data = run.data()

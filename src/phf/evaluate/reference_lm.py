@@ -194,7 +194,7 @@ class ReferenceLM:
 
 def identify_reference(spec: str) -> Identity:
     """The identity of a model by its files, without loading it. See `load_reference`."""
-    path, folder = _find_model(spec)
+    path, folder = find_model(spec)
     is_gguf = path.suffix == ".gguf"
     names = ("*.safetensors", "config.json", "tokenizer*")
     files = [path] if is_gguf else sorted(file for name in names for file in folder.glob(name))
@@ -202,8 +202,12 @@ def identify_reference(spec: str) -> Identity:
     return Identity(name, "1", hash_json({file.name: hash_file(file) for file in files}))
 
 
-def _find_model(spec: str) -> tuple[Path, Path]:
-    """What the spec names as a path, and the folder that holds the model."""
+def find_model(spec: str) -> tuple[Path, Path]:
+    """What the spec names as a path, and the folder that holds the model.
+
+    Raises:
+        PHFError: there is none.
+    """
     path = Path(spec).expanduser()
     if not path.exists() and (path.suffix == ".gguf" or spec.startswith((".", "/", "~"))):
         raise PHFError(
@@ -221,7 +225,7 @@ def load_reference(spec: str) -> ReferenceLM:
     Raises:
         PHFError: there is no such model, it cannot be loaded, or it has no token to start with.
     """
-    path, folder = _find_model(spec)
+    path, folder = find_model(spec)
     gguf: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -3,8 +3,10 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import LanguageModelAttacker
 from phf.evaluate.blimp import MinimalPair, choose_pairs, measure_blimp, read_blimp
@@ -15,7 +17,13 @@ from phf.evaluate.harness import hash_tasks, measure_harness
 from phf.evaluate.kl import measure_kl
 from phf.evaluate.leaks import HeldOutSegments, make_probes, measure_in_context, measure_leaks
 from phf.evaluate.red_team import draw_seeds, red_team
-from phf.evaluate.reference_lm import ReferenceSamples, identify_reference, open_reference
+from phf.evaluate.reference_lm import (
+    ReferenceSamples,
+    find_model,
+    identify_reference,
+    open_reference,
+    read_samples,
+)
 from phf.evaluate.scenarios import (
     Scenario,
     judged_texts,
@@ -39,6 +47,27 @@ _WAYS = {
     "downstream": "--glue FOLDER",
 }
 """The option that gives each part its source."""
+
+
+def check_sources(config: EvaluateConfig) -> None:
+    """Find all that an evaluation was given, before hours go into the parts that come first.
+
+    Raises:
+        PHFError: a scenario, file or model is not there, or cannot be read.
+    """
+    for name in config.scenarios.names:
+        load_scenario(name, num_prompts=config.scenarios.num_prompts)
+    for model in (config.kl.reference, config.embedder, config.red_team.attacker):
+        if model is not None and model.endswith(".jsonl"):
+            read_samples(Path(model).expanduser())
+        elif model is not None:
+            find_model(model)
+    if config.blimp.source is not None:
+        _read_blimp(config.blimp.source)
+    if config.harness.tasks:
+        hash_tasks(config.harness.tasks)
+    for source in config.downstream.tasks:
+        read_task(source)
 
 
 def measure_more(subject: Subject) -> dict[str, Any]:
