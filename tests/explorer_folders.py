@@ -7,7 +7,7 @@ from fake_annotations import annotate_by
 from phf.config import TrainConfig, parse
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize
-from phf.evaluate.rollouts import write_samples
+from phf.evaluate.rollouts import encode_samples
 from phf.files import write_json
 from phf.records import Identity, Sample
 from phf.train import loop
@@ -67,9 +67,8 @@ def add_evaluation(run):
     ]  # fmt: skip
     scores = [0.1 + 0.2 * sample.index for sample in samples]
     scores[-1] = float("nan")
-    write_samples(
-        run.folder / "samples.parquet", [("unprompted", sample) for sample in samples], {JUDGE.slug: scores}
-    )
+    content = encode_samples([("unprompted", sample) for sample in samples], {JUDGE.slug: scores})
+    (run.folder / "samples.parquet").write_bytes(content)
     judge = {
         "role": "annotator", "unit": "probability", "display_scale": 1, "hit_threshold": 0.5, "slug": JUDGE.slug,
         "identity": JUDGE.to_json(),

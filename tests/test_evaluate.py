@@ -121,8 +121,10 @@ def test_what_was_measured_is_used_again_and_repeats_itself(trained, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Target, "write", None)
         patch.setattr(evaluation, "segment_nll", None)
+        stamps = [file.stat().st_mtime_ns for file in (path, run.folder / "samples.parquet")]
         evaluate_run(run, CONFIG, say=quiet)
         assert path.read_bytes() == first, "nothing is drawn or read twice"
+        assert stamps == [file.stat().st_mtime_ns for file in (path, run.folder / "samples.parquet")]
         larger = CONFIG.sampling.model_copy(update={"batch_size": 7})
         evaluate_run(run, CONFIG.model_copy(update={"sampling": larger}), say=quiet)
 
@@ -222,8 +224,9 @@ def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pyt
     )
     monkeypatch.undo()
     monkeypatch.setattr(evaluation, "write_json", None)
+    other = CONFIG.sampling.model_copy(update={"seed": 1})
     with pytest.raises(TypeError):
-        evaluate_run(run, CONFIG, say=quiet)
+        evaluate_run(run, CONFIG.model_copy(update={"sampling": other}), say=quiet)
     assert not (run.folder / "evaluation.json").exists(), "it would speak of other samples"
 
 

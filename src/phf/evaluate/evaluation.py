@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from phf.config_evaluate import EvaluateConfig
 from phf.corpus.store import Progress
+from phf.errors import PHFError
 from phf.evaluate.calibration import measure_calibration
 from phf.evaluate.capability import bits_per_byte, control_gain, mode_labels, segment_nll
 from phf.evaluate.degeneracy import measure_degeneracy
@@ -24,10 +25,10 @@ from phf.evaluate.references import (
     rejection_reference,
     training_reference,
 )
-from phf.evaluate.rollouts import SAMPLES_FILE, write_samples
+from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.evaluate.suite import check_sources, measure_likeness, measure_more, measure_scenarios
-from phf.files import hash_file, hash_json, write_json
+from phf.files import hash_bytes, hash_file, hash_json, read_json, write_bytes, write_json
 from phf.generate_vllm import close_engine
 from phf.objectives import is_baseline
 from phf.records import FORMAT_VERSION
@@ -99,8 +100,7 @@ def evaluate_run(
         shutil.rmtree(run.folder / PARTS_FOLDER, ignore_errors=True)
     subject = Subject(run, step, data, judges, config, progress)
     drawn, measured = _measure(subject)
-    path.unlink(missing_ok=True)  # from here on the samples on disk are not those it speaks of
-    _keep_samples(run.folder / SAMPLES_FILE, drawn)
+    samples = _encode(drawn)
     evaluation: dict[str, Any] = to_json(
         {
             "format_version": FORMAT_VERSION,
@@ -115,12 +115,24 @@ def evaluate_run(
             "sampling": config.sampling.model_dump(mode="json"),
             "threshold": data.good.value,
             "notes": notes,
-            "samples_sha256": hash_file(run.folder / SAMPLES_FILE),
+            "samples_sha256": hash_bytes(samples),
             **measured,
         }
     )
-    write_json(path, evaluation)
+    samples_path = run.folder / SAMPLES_FILE
+    if not _is_kept(path, evaluation, samples_path):
+        path.unlink(missing_ok=True)  # until it is written again, the samples would not be those it speaks of
+        write_bytes(samples_path, samples)
+        write_json(path, evaluation)
     return evaluation
+
+
+def _is_kept(path: Path, evaluation: dict[str, Any], samples_path: Path) -> bool:
+    """Whether this very evaluation and its samples are on the disk already."""
+    try:
+        return bool(read_json(path) == evaluation and hash_file(samples_path) == evaluation["samples_sha256"])
+    except (PHFError, OSError):  # missing or damaged
+        return False
 
 
 def _measure(subject: Subject) -> tuple[list[Drawn], dict[str, Any]]:
@@ -203,13 +215,13 @@ def _subtract_modes(capability: dict[str, Any], more: dict[str, Any]) -> dict[st
     return {"bits_per_byte": capability["good_minus_bad"], **turned}
 
 
-def _keep_samples(path: Path, drawn: Sequence[Drawn]) -> None:
-    """Write samples.parquet."""
+def _encode(drawn: Sequence[Drawn]) -> bytes:
+    """The content of samples.parquet."""
     scores: dict[str, list[float]] = {}
     for own in drawn:
         for slug, values in own.scores.items():
             scores.setdefault(slug, []).extend(values)
-    write_samples(path, [(own.scenario, sample) for own in drawn for sample in own.samples], scores)
+    return encode_samples([(own.scenario, sample) for own in drawn for sample in own.samples], scores)
 
 
 def _measure_capability(subject: Subject) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Samples of a run: drawn in every mode under the same settings and random numbers, and kept with their scores."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from phf.config import SamplingConfig
 from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.prompting import Target
-from phf.files import replace_atomically
 from phf.objectives import modes_of
 from phf.records import Mode, Sample
 from phf.train.run import Run
@@ -37,13 +37,13 @@ def sample_run(
     return target.write([()], sampling, progress)
 
 
-def write_samples(
-    path: Path, samples: Sequence[tuple[str, Sample]], scores: Mapping[str, Sequence[float]]
-) -> None:
-    """Keep samples, each with its scenario, and a column `score:<judge>` for each judge (NaN = unscored)."""
+def encode_samples(samples: Sequence[tuple[str, Sample]], scores: Mapping[str, Sequence[float]]) -> bytes:
+    """The content of samples.parquet: samples, each with its scenario, and a column `score:<judge>` for each judge (NaN =
+    unscored). The same samples give the same bytes."""
     names = ("mode", "index", "text", "num_tokens", "ended", "prompt")
     columns = {"scenario": pa.array([scenario for scenario, _ in samples])}
     columns |= {name: pa.array([getattr(sample, name) for _, sample in samples]) for name in names}
     columns |= {f"score:{judge}": pa.array(values, pa.float64()) for judge, values in scores.items()}
-    with replace_atomically(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
