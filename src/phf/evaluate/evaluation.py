@@ -147,7 +147,7 @@ def _measure(subject: Subject) -> tuple[list[Drawn], dict[str, Any]]:
             "degeneracy": asdict(measure_degeneracy(own.samples)),
             "diversity": subject.parts.measure(
                 f"diversity-{mode}",
-                [config.sampling.model_dump(mode="json"), num_bootstrap],
+                [subject.drawing, num_bootstrap],
                 functools.partial(measure_diversity, own.texts, num_bootstrap, seed),
             ),
             "bits_per_byte": capability["bits_per_byte"][mode],
@@ -163,7 +163,10 @@ def _measure(subject: Subject) -> tuple[list[Drawn], dict[str, Any]]:
         for own in drawn.values()
         for row in subject.summarise(own)
     ]
-    length = round(np.mean([value["degeneracy"]["mean_characters"] for value in described.values()]))
+    lengths = [
+        value["degeneracy"]["mean_characters"] for mode, value in described.items() if mode != "deleted"
+    ]
+    length = round(np.mean(lengths))  # in either suite the same
     texts = cut_training_texts(subject.data.corpus, config.data_samples, max(length, 1), seed)
     references = subject.parts.measure(
         "training-data",
