@@ -1,6 +1,6 @@
 """What a worker of any engine does: score the documents of one row group, or say which document the model fails on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -62,10 +62,6 @@ class Scorer:
         flat_ends = np.fromiter(chain.from_iterable(ends), np.int32, len(scores))
         table = make_annotation_table(rows["id"], rows["text_hash"], num_segments, flat_ends, scores)
         return ScoredDocuments(table, count_reasons(unscored))
-
-    def score_shard(self, shard: int) -> Iterator[ScoredDocuments]:
-        """Score a shard, row group by row group."""
-        return map(self.score, list_turns(self.corpus, shard))
 
     def describe(self, turn: Turn) -> str:
         """The documents of a row group, for an error."""
