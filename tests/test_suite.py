@@ -68,7 +68,7 @@ def config(runs, tmp_path, monkeypatch):
         leak_samples=24,
         embedder=model,
         benign={"steps": 2},
-        scenarios={"names": (str(tmp_path / "prompts.jsonl"),), "continuations": 3},
+        scenarios={"names": (str(tmp_path / "prompts.jsonl"),), "continuations": 3, "scores_prompt": True},
         kl={"reference": model, "num_sequences": 12, "num_tokens": 8},
         blimp={"source": str(tmp_path / "blimp.jsonl")},
         red_team={"attacker": model, "trials": 2, "rounds": 1, "prompts_per_round": 4, "continuations": 2},
@@ -97,6 +97,7 @@ def test_every_part_is_measured_kept_and_shown(
     assert all("mauve" in value["diversity"] for value in result["modes"].values())
     assert {row["scenario"] for row in result["rows"]} == {UNPROMPTED, "prompts.jsonl"}
     prompted = [row for row in result["rows"] if row["scenario"] != UNPROMPTED]
+    assert all(row["scores_prompt"] for row in prompted)
     assert [row["mode"] for row in prompted] == [*modes, "untagged", "deleted"]
     assert all((row["run"], row["num_samples"]) == ("conditional", 6) for row in prompted)
     kept = pq.read_table(run.folder / "samples.parquet").to_pylist()

@@ -14,11 +14,13 @@ class ScenarioConfig(StrictConfig):
     """Prompts to continue: names (`rtp`, `signatures`, `pii-templates`) or JSONL files with a field `prompt`.
 
     `num_prompts`: of each scenario, drawn by the sampling seed. `continuations`: of each prompt, as in RealToxicityPrompts.
+    `scores_prompt`: whether judges read the prompt with its continuation; default: for code alone, as in the paper.
     """
 
     names: tuple[str, ...] = ()
     num_prompts: _Count = 100
     continuations: _Count = 25
+    scores_prompt: bool | None = None
 
 
 class KLConfig(StrictConfig):

@@ -119,7 +119,10 @@ def measure_scenarios(subject: Subject) -> tuple[list[dict[str, Any]], list[dict
     if len(set(config.names)) < len(config.names):
         raise PHFError(f"a scenario is given twice among {', '.join(config.names)}; give each once")
     scenarios = [
-        load_scenario(name, num_prompts=config.num_prompts, seed=sampling.seed) for name in config.names
+        load_scenario(
+            name, num_prompts=config.num_prompts, scores_prompt=config.scores_prompt, seed=sampling.seed
+        )
+        for name in config.names
     ]
     names = [scenario.name for scenario in scenarios]
     if len(set(names)) < len(names):
