@@ -1,0 +1,48 @@
+"""Held-out segments by their label, as contexts and as texts that directions are estimated on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from phf.errors import PHFError
+from phf.evaluate.pages import Labels, PageReader, choose_segments
+from phf.records import BAD, GOOD, NO_LABEL
+
+NUM_SEGMENTS = 512
+"""Held-out segments of each label that contexts are made of, at most one of a document."""
+
+
+@dataclass(frozen=True)
+class HeldOutSegments:
+    """Segments of held-out documents as text ids, at most one good and one bad one of a document, shuffled."""
+
+    good: list[list[int]]
+    bad: list[list[int]]
+
+    @classmethod
+    def read(cls, reader: PageReader, threshold: float, seed: int) -> "HeldOutSegments":
+        """Up to `NUM_SEGMENTS` of each; score <= threshold is good.
+
+        Raises:
+            PHFError: the validation split lacks one of the two.
+        """
+
+        def label(scores: npt.NDArray[np.float32]) -> Labels:
+            labels = np.where(scores <= threshold, GOOD, BAD)
+            return np.where(np.isnan(scores), NO_LABEL, labels).astype(np.uint8)
+
+        found = [
+            [
+                page.segments[-1].tolist()
+                for page in choose_segments(reader, label, (wanted,), NUM_SEGMENTS, seed)
+            ]
+            for wanted in (GOOD, BAD)
+        ]
+        for name, segments in zip(("good", "bad"), found, strict=True):
+            if not segments:
+                raise PHFError(
+                    f"the validation split has no {name} segment (score against {threshold:.4g}) to make contexts of; "
+                    "build the corpus with a larger validation fraction"
+                )
+        return cls(*found)
