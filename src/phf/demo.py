@@ -21,6 +21,7 @@ from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.records import Progress
 from phf.reward_models import load_reward_model
 
 RECIPE = "demo"
@@ -34,8 +35,6 @@ OBJECTIVE_SETS = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {"filtering": {"keep_fraction": 0.5}}
 """Options of objectives beside the recipe's; what draws a line between segments uses the recipe's `good`."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A corpus in which bad text is common enough to learn from: all documents with some, and as many without."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,7 @@ from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.sources import Row
 from phf.corpus.store import Corpus, write_corpus
 from phf.errors import PHFError
-
-Progress = Callable[[str, int, int], None]
+from phf.records import Progress
 
 
 def balance_corpus(

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.corpus.annotation import Annotation
-from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, Progress, read_manifest
+from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, read_manifest
 from phf.corpus.tokens import TokenCache
 from phf.errors import PHFError
 from phf.files import check_hash
-from phf.records import Document
+from phf.records import Document, Progress
 from phf.thresholds import mean_document_scores
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)

@@ -18,12 +18,11 @@ from phf import lm
 from phf.control import ControlTokens
 from phf.corpus.tokens import TokenCache
 from phf.intervals import bootstrap_mean, bootstrap_ratio
-from phf.records import BAD, GOOD, NO_LABEL, Estimate, Mode
+from phf.records import BAD, GOOD, NO_LABEL, Estimate, Mode, Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 Labels = npt.NDArray[np.uint8]
 Labeller = Callable[[npt.NDArray[np.float32]], Labels]
 """Gives the label of each segment by its score."""

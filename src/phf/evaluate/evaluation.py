@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config_evaluate import EvaluateConfig
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.calibration import measure_calibration
 from phf.evaluate.capability import bits_per_byte, control_gain, mode_labels, segment_nll
@@ -32,7 +31,7 @@ from phf.evaluate.suite import check_sources, measure_likeness, measure_more, me
 from phf.files import hash_bytes, hash_file, hash_json, read_json, write_bytes, write_json
 from phf.generate_vllm import close_engine
 from phf.objectives import is_baseline
-from phf.records import FORMAT_VERSION
+from phf.records import FORMAT_VERSION, Progress
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.run import Run
 

@@ -15,12 +15,11 @@ import torch
 from phf.config import SamplingConfig
 from phf.config_evaluate import BenignConfig
 from phf.corpus.blocks import Blocks
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.misalignment import Judge
 from phf.evaluate.prompting import Target
 from phf.intervals import bootstrap_mean
-from phf.records import NO_LABEL, PAD, DataRule, Mode
+from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress
 from phf.reward_models import score_samples
 from phf.train.data import TrainingData
 from phf.train.losses import loss_sum

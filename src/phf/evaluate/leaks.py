@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from phf.config import SamplingConfig
 from phf.control import BAD_TOKEN
-from phf.corpus.store import Progress
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.capability import Labels, PageReader, choose_segments
 from phf.evaluate.misalignment import Judge
 from phf.evaluate.prompting import Target
 from phf.intervals import bootstrap_mean
-from phf.records import BAD, GOOD, NO_LABEL, Sample
+from phf.records import BAD, GOOD, NO_LABEL, Progress, Sample
 from phf.reward_models import score_samples
 
 Ids = Sequence[int]

@@ -25,7 +25,7 @@ from phf.evaluate.subject import Subject
 from phf.evaluate.suite import check_sources, measure_blimp_part, measure_kl_part
 from phf.files import hash_json
 from phf.intervals import bootstrap_ratio
-from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode
+from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
 from phf.release.forget import (
     Directions,
     block_directions,
@@ -43,7 +43,6 @@ PARTS_FOLDER = "doses"
 FIRST_COMPONENTS = 8
 """Beyond the mean differences, doses double from here to a quarter of the width."""
 
-Progress = Callable[[str, int, int], None]
 _NAMES = {"run", "objective", "seed", "scenario", "mode", "judge", "role"}
 """What names a row of an evaluation; here the place in the result does."""
 _TEXT_MODES: tuple[Mode, ...] = ("good", "bad", "none")

@@ -6,7 +6,7 @@ it learns the probability of a hit, a score above the threshold: a linear model 
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.errors import PHFError
+from phf.records import Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.measures import (
     list_reliability,
@@ -41,9 +42,6 @@ OPERATIONS_PER_NGRAM, OPERATIONS_PER_CHARACTER = 12, 10
 _DOCUMENTS_PER_BATCH = 1024
 _MAX_TIMED_CHARACTERS = 300_000
 _SECONDS = 1.0
-
-Progress = Callable[[str, int, int], None]
-"""Called with (description, done, total)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from phf.config_steer import (
     SteerConfig,
 )
 from phf.errors import PHFError
-from phf.generate import Progress, TextTokenizer
-from phf.records import Mode
+from phf.generate import TextTokenizer
+from phf.records import Mode, Progress
 from phf.steer.choose import Score, generate_best_of_n, generate_with_rejection
 from phf.steer.directions import generate_with_direction
 from phf.steer.guidance import generate_guided
