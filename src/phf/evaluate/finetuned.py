@@ -40,7 +40,7 @@ def finetune_benign(
 
     Args:
         model: not changed.
-        data: the run's; its `good` line says what is bad.
+        data: the run's; its threshold says what is bad.
         progress: called with (description, steps done, all steps).
 
     Returns:
@@ -50,7 +50,7 @@ def finetune_benign(
         PHFError: no document of the split is without a bad segment, or the loss is not finite.
     """
     tokens, optim = data.tokens, data.config.optim
-    is_bad = ~(data.scores <= np.float32(data.good.value))  # an unscored segment may be bad
+    is_bad = ~data.threshold.is_good(data.scores)  # an unscored segment may be bad
     num_bad = np.bincount(
         np.repeat(np.arange(tokens.num_documents), tokens.document_segments), is_bad, tokens.num_documents
     )
@@ -58,7 +58,7 @@ def finetune_benign(
     if not (keep & tokens.split_mask(settings.split)).any():
         raise PHFError(
             f"benign finetuning: every document of the {settings.split} split has a bad segment; "
-            "segment the corpus more finely, or draw the good/bad line higher"
+            "segment the corpus more finely, or give a higher threshold"
         )
     blocks = Blocks(
         tokens,

@@ -239,7 +239,7 @@ def _measure_method(
     sampling, num_bootstrap = subject.config.sampling, subject.config.num_bootstrap
     seed, mode = sampling.seed, plain.mode
     aids = _find_aids(
-        subject.run, config, subject.data.good.value, lambda: subject.reader, subject.load, seed
+        subject.run, config, subject.data.threshold.value, lambda: subject.reader, subject.load, seed
     )
     identity = aids.reward_model.identity.slug if aids.reward_model is not None else None
     settings = [config.model_dump(mode="json"), mode, identity, aids.threshold, len(aids.texts)]
@@ -301,5 +301,5 @@ def _measure_bits(subject: Subject, config: Direction, mode: Mode, aids: Aids) -
             mode_labels(pages, mode),
             subject.progress,
         )
-    found = bits_per_byte(pages, nll, subject.data.good.value, subject.config.num_bootstrap, seed)
+    found = bits_per_byte(pages, nll, subject.data.threshold.value, subject.config.num_bootstrap, seed)
     return {group: asdict(estimate) for group, estimate in found.items()}

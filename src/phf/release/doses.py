@@ -208,7 +208,7 @@ def measure_doses(
             "poison": getattr(run.config.objective, "poison", "none"),
             "seed": run.config.seed,
             "step": step,
-            "threshold": data.good.value,
+            "threshold": data.threshold.value,
             "width": width,
             "judges": [judge.to_json() for judge in judges],
             "config": config.model_dump(mode="json"),
@@ -267,7 +267,7 @@ def _of_good_mode(
 
 def _measure_capability(edited: _Edited) -> dict[str, Any]:
     """Bits per byte in each mode, and the divergence of good mode from that of the unmodified model."""
-    config, threshold, pages = edited.config, edited.data.good.value, edited.pages
+    config, threshold, pages = edited.config, edited.data.threshold.value, edited.pages
     control, vocab_size = edited.tokenizer.control, edited.tokenizer.vocab_size
     sizes = (config.num_bootstrap, config.sampling.seed)
 

@@ -93,10 +93,10 @@ def steer(
         case BestOfN():
             steered = generate_best_of_n(writer, config, _given(score))
         case Rejection():
-            line = threshold if config.threshold is None else config.threshold
-            if line is None:
+            threshold = threshold if config.threshold is None else config.threshold
+            if threshold is None:
                 raise PHFError("--steer rejection has no threshold; give rejection:threshold=NUMBER")
-            steered = generate_with_rejection(writer, config, _given(score), line)
+            steered = generate_with_rejection(writer, config, _given(score), threshold)
         case Guidance():
             steered = generate_guided(
                 model,
