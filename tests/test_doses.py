@@ -135,7 +135,7 @@ def test_what_is_measured_at_each_dose(trained):
         row = rows["block", 2, False]["modes"][mode]["scores"][judges[0].slug]
         assert row["mean"] == pytest.approx(np.mean(subject.draw(mode).scores[judges[0].slug]))
     pages = [subject.reader.read(int(document)) for document in subject.reader.held_out_documents(0)[:12]]
-    sizes = (run.data().good.value, 100, 0)
+    sizes = (run.data().threshold.value, 100, 0)
     for row, chosen in ((rows["block", 2, False], basis), (control, random_directions(2, 32, 0))):
         edited = block_directions(model, chosen)
         assert (

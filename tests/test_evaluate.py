@@ -56,7 +56,7 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     assert annotator["slug"] == run.data().annotation.identity.slug
     assert result["notes"] == []
     assert (result["step"], result["tokens_seen"]) == (12, 12 * 4 * 64)
-    assert result["threshold"] == run.data().good.value
+    assert result["threshold"] == run.data().threshold.value
 
     kept = pq.read_table(run.folder / "samples.parquet")
     rows = result["rows"]

@@ -140,7 +140,7 @@ def test_rejection_goes_by_the_runs_line_and_another_judge_needs_its_own(trained
     run = trained("mle")
     config = parse(EvaluateConfig, {**GIVEN, "steer": ["rejection:tries=8"]}, "test")
     (method,) = evaluate_run(run, config, say=quiet)["steering"]
-    assert method["facts"]["threshold"] == run.data().good.value
+    assert method["facts"]["threshold"] == run.data().threshold.value
     assert method["facts"]["accepted"] == 1.0
     scores = pq.read_table(run.folder / "samples.parquet").to_pandas()
     own = scores[scores["scenario"] == "steer rejection:tries=8"][f"score:{method['rows'][0]['judge']}"]

@@ -57,7 +57,7 @@ def test_it_trains_a_copy_on_good_documents_without_control_tokens(
     control = data.tokens.tokenizer.control
     used = set()
     for batch in batches:
-        assert (batch.scores[batch.kinds == TEXT] <= np.float32(data.good.value)).all(), "no bad text"
+        assert (batch.scores[batch.kinds == TEXT] <= np.float32(data.threshold.value)).all(), "no bad text"
         assert not np.isin(batch.ids, control.all).any()
         assert not (batch.kinds == CONTROL).any()
         assert not batch.is_active.any(), "plain MLE"
@@ -127,6 +127,6 @@ def test_without_a_step_nothing_changes(trained) -> None:
 
 def test_a_split_of_bad_documents_is_refused(trained) -> None:
     run = trained()
-    data = replace(run.data(), good=replace(run.data().good, value=-1.0))
+    data = replace(run.data(), threshold=replace(run.data().threshold, value=-1.0))
     with pytest.raises(PHFError, match=r"every document of the train split has a bad segment"):
         finetune_benign(run.load_model(), data, SETTINGS)

@@ -23,9 +23,9 @@ import torch
 from phf.config import SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.errors import PHFError
-from phf.generate import Progress, TextTokenizer, find_limit
+from phf.generate import TextTokenizer, find_limit
 from phf.lm import save_model
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,14 +10,13 @@ from phf import lm
 from phf.config import SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.corpus.segment import segment_ends
-from phf.corpus.store import Progress
 from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import Splitter
 from phf.errors import PHFError
 from phf.generate import generate
 from phf.generate_vllm import generate_with_vllm
 from phf.objectives import label_conditions
-from phf.records import BAD, GOOD, ControlStyle, Mode, Sample
+from phf.records import BAD, GOOD, ControlStyle, Mode, Progress, Sample
 from phf.train.run import Run
 
 if TYPE_CHECKING:

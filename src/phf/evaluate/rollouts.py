@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf.config import SamplingConfig
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.prompting import Target
 from phf.objectives import modes_of
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.train.run import Run
 
 SAMPLES_FILE = "samples.parquet"

@@ -16,7 +16,7 @@ from phf.evaluate.parts import Parts
 from phf.evaluate.prompting import Target
 from phf.files import hash_json
 from phf.objectives import label_conditions, modes_of
-from phf.records import FORMAT_VERSION, Mode, Sample
+from phf.records import FORMAT_VERSION, Mode, Progress, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
 from phf.train.run import Run
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 PARTS_FOLDER = "evaluation"
 UNPROMPTED = "unprompted"
 """The scenario in which a page has no text before the model's own."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

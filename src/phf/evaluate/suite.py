@@ -366,7 +366,7 @@ def _measure_finetuned(subject: Subject) -> Any:
 
 
 def _held_out_segments(subject: Subject) -> HeldOutSegments:
-    return HeldOutSegments.read(subject.reader, subject.data.good.value, subject.config.sampling.seed)
+    return HeldOutSegments.read(subject.reader, subject.data.threshold.value, subject.config.sampling.seed)
 
 
 def _sampling(subject: Subject) -> Any:

@@ -6,7 +6,7 @@ Every check names the file at fault.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,13 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.prompting import Target
 from phf.files import read_json
+from phf.records import Progress
 from phf.release.folder import Edited, generation_settings, list_files
 from phf.release.record import build_record
 from phf.reward_models import load_reward_model, score_samples
 from phf.train.run import Run
 
 Outcome = Literal["ok", "FAILED", "not shown"]
-Progress = Callable[[str, int, int], None]
 
 LOGIT_TOLERANCE = 1e-5
 PROBE_TOLERANCE = 1e-4

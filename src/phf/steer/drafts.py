@@ -23,14 +23,13 @@ from phf.config import SamplingConfig, SegmentKind
 from phf.errors import PHFError
 from phf.generate import (
     COMPACT_SHARE,
-    Progress,
     TextTokenizer,
     TokenDrawer,
     cast_parameters,
     find_limit,
     uniform_numbers,
 )
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.steer.streams import Stream, text_log_probs
 
 if TYPE_CHECKING:

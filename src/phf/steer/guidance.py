@@ -7,8 +7,8 @@ from torch import Tensor
 
 from phf.config import SamplingConfig, SegmentKind
 from phf.config_steer import Guidance
-from phf.generate import Progress, TextTokenizer
-from phf.records import Mode, Sample
+from phf.generate import TextTokenizer
+from phf.records import Mode, Progress, Sample
 from phf.steer.drafts import Pages, report_progress
 from phf.steer.streams import Steered
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from phf.config import SamplingConfig, SegmentKind
 from phf.config_steer import Lookahead
-from phf.generate import Progress, TextTokenizer
-from phf.records import Mode, Sample
+from phf.generate import TextTokenizer
+from phf.records import Mode, Progress, Sample
 from phf.steer.drafts import Pages, report_progress
 from phf.steer.streams import Steered
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phf.config import SamplingConfig, SegmentKind
-from phf.generate import Progress, TextTokenizer, generate
-from phf.records import Mode, Sample
+from phf.generate import TextTokenizer, generate
+from phf.records import Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

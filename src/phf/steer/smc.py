@@ -24,9 +24,9 @@ from scipy.special import logsumexp
 from phf.config import SamplingConfig, SegmentKind
 from phf.config_steer import SMC
 from phf.errors import PHFError
-from phf.generate import Progress, TextTokenizer, uniform_numbers
+from phf.generate import TextTokenizer, uniform_numbers
 from phf.intervals import bootstrap_mean
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.steer.drafts import Drafts, Pages, report_progress
 from phf.steer.streams import Steered
 

@@ -16,8 +16,8 @@ from phf.config_steer import (
     SteerConfig,
 )
 from phf.errors import PHFError
-from phf.generate import Progress, TextTokenizer
-from phf.records import Mode
+from phf.generate import TextTokenizer
+from phf.records import Mode, Progress
 from phf.steer.choose import Score, generate_best_of_n, generate_with_rejection
 from phf.steer.directions import generate_with_direction
 from phf.steer.guidance import generate_guided
@@ -93,10 +93,10 @@ def steer(
         case BestOfN():
             steered = generate_best_of_n(writer, config, _given(score))
         case Rejection():
-            line = threshold if config.threshold is None else config.threshold
-            if line is None:
+            threshold = threshold if config.threshold is None else config.threshold
+            if threshold is None:
                 raise PHFError("--steer rejection has no threshold; give rejection:threshold=NUMBER")
-            steered = generate_with_rejection(writer, config, _given(score), line)
+            steered = generate_with_rejection(writer, config, _given(score), threshold)
         case Guidance():
             steered = generate_guided(
                 model,
