@@ -29,7 +29,7 @@ from phf.evaluate.steering import check_steering, measure_steering
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.evaluate.suite import check_sources, measure_likeness, measure_more, measure_scenarios
 from phf.files import hash_bytes, hash_file, hash_json, read_json, write_bytes, write_json
-from phf.generate_vllm import close_engine
+from phf.generate.vllm import close_engine
 from phf.objectives import is_baseline
 from phf.records import FORMAT_VERSION, Progress
 from phf.reward_models import RewardModel, load_reward_model
