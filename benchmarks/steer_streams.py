@@ -19,7 +19,7 @@ from phf.config import SamplingConfig
 from phf.config_steer import SMC, Guidance, Lookahead
 from phf.evaluate.measures.degeneracy import measure_degeneracy
 from phf.evaluate.pages import Page, mode_labels, segment_nll
-from phf.generate import generate
+from phf.generate.engine import generate
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import Mode, Sample
 from phf.reward_models import load_reward_model, score_samples

@@ -13,9 +13,9 @@ from phf.evaluate import evaluation
 from phf.evaluate.evaluation import evaluate_run, evaluate_runs
 from phf.evaluate.measures import bits_per_byte, degeneracy
 from phf.evaluate.metric import negate
-from phf.evaluate.prompting import Target
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.suite import METRICS
+from phf.generate.target import Target
 from phf.records import Estimate, Identity
 from phf.results import Evaluation, encode, read_evaluation, to_json
 from phf.reward_models import load_reward_model
@@ -61,7 +61,7 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     assert annotator.slug == run.data().annotation.identity.slug
     assert result.notes == []
     assert (result.step, result.tokens_seen) == (12, 12 * 4 * 64)
-    assert result.threshold == run.data().good.value
+    assert result.threshold == run.data().threshold.value
 
     kept = pq.read_table(run.folder / "samples.parquet")
     find, judges = result.results.find, {judge.slug: judge for judge in result.judges}

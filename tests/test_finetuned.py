@@ -14,8 +14,8 @@ from phf.evaluate.judges import choose_judges
 from phf.evaluate.measures import finetuned
 from phf.evaluate.measures.finetuned import NAMES, finetune_benign, measure_finetuned
 from phf.evaluate.metric import Measured
-from phf.evaluate.prompting import Target
 from phf.files import hash_file
+from phf.generate.target import Target
 from phf.records import CONTROL, TEXT
 from phf.results import pivot
 from phf.reward_models import load_reward_model
@@ -42,7 +42,9 @@ def hash_folder(run: Run) -> dict[str, str]:
 
 def measure(run: Run, data, modes, judges, settings: BenignConfig) -> Measured:
     def write(model, mode):
-        return Target.create(run, model, data.tokens.tokenizer, mode).write([()], SAMPLING)
+        return Target.create(
+            mode, model, data.tokens.tokenizer, run.config.objective, run.config.segments
+        ).write([()], SAMPLING)
 
     return measure_finetuned(
         write, run.load_model(), data, modes, judges, settings, num_bootstrap=100, seed=SAMPLING.seed
@@ -73,7 +75,7 @@ def test_it_trains_a_copy_on_good_documents_without_control_tokens(
     control = data.tokens.tokenizer.control
     used = set()
     for batch in batches:
-        assert (batch.scores[batch.kinds == TEXT] <= np.float32(data.good.value)).all(), "no bad text"
+        assert (batch.scores[batch.kinds == TEXT] <= np.float32(data.threshold.value)).all(), "no bad text"
         assert not np.isin(batch.ids, control.all).any()
         assert not (batch.kinds == CONTROL).any()
         assert not batch.is_active.any(), "plain MLE"
@@ -136,6 +138,6 @@ def test_without_a_step_nothing_changes(trained) -> None:
 
 def test_a_split_of_bad_documents_is_refused(trained) -> None:
     run = trained()
-    data = replace(run.data(), good=replace(run.data().good, value=-1.0))
+    data = replace(run.data(), threshold=replace(run.data().threshold, value=-1.0))
     with pytest.raises(PHFError, match=r"every document of the train split has a bad segment"):
         finetune_benign(run.load_model(), data, SETTINGS)

@@ -16,7 +16,7 @@ from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.measures.in_context import SHOTS, measure_in_context
 from phf.evaluate.measures.leaks import make_probes, measure_leaks
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.records import Estimate, Sample
 from phf.results import pivot
 

@@ -12,7 +12,7 @@ from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.measures import kl
 from phf.evaluate.metric import UNPROMPTED
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.report.page import write_report
 from phf.results import Evaluation, encode, read_evaluation
 from phf.train import loop

@@ -13,7 +13,7 @@
 Annotating uses a process pool: in a script, call it under `if __name__ == "__main__":`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.release.attack import attack_targets
 from phf.release.checks import Check
 from phf.release.folder import open_release, write_release
@@ -120,7 +120,7 @@ def release(
     license: str = "unknown",
     step: int | None = None,
     gguf: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a run's model as a plain Hugging Face folder (docs/release.md).
 
@@ -144,7 +144,7 @@ def verify_release(
     *,
     num_samples: int = 256,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Check]:
     """Check a release, by plain transformers in a process without phf, beside its run if that is given.
 

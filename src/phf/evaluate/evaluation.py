@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from phf.config_evaluate import EvaluateConfig
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.judges import choose_judges
 from phf.evaluate.metric import Drawn
@@ -14,8 +13,8 @@ from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.evaluate.subject import PARTS_FOLDER, Subject
 from phf.evaluate.suite import check_config, list_measures, measure_all
 from phf.files import hash_bytes, hash_file, write_bytes
-from phf.generate_vllm import close_engine
-from phf.records import Sample
+from phf.generate.vllm import close_engine
+from phf.records import Progress, Sample
 from phf.results import EVALUATION_FILE, Evaluation, encode, read_evaluation, write_evaluation
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.run import Run
@@ -90,7 +89,7 @@ def evaluate_run(
         num_parameters=int(run.record["num_parameters"]),
         judges=[judge.describe() for judge in judges],
         config=config.model_dump(mode="json"),
-        threshold=data.good.value,
+        threshold=data.threshold.value,
         notes=notes,
         samples_sha256=hash_bytes(samples),
         measures=list_measures(measurements),

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from phf.errors import PHFError
-from phf.evaluate.pages import Labels, PageReader, choose_segments
-from phf.records import BAD, GOOD, NO_LABEL
+from phf.evaluate.pages import PageReader, choose_segments
+from phf.records import BAD, GOOD
+from phf.thresholds import Threshold
 
 NUM_SEGMENTS = 512
 """Held-out segments of each label that contexts are made of, at most one of a document."""
@@ -27,11 +25,7 @@ class HeldOutSegments:
         Raises:
             PHFError: the validation split lacks one of the two.
         """
-
-        def label(scores: npt.NDArray[np.float32]) -> Labels:
-            labels = np.where(scores <= threshold, GOOD, BAD)
-            return np.where(np.isnan(scores), NO_LABEL, labels).astype(np.uint8)
-
+        label = Threshold(threshold).label
         found = [
             [
                 page.segments[-1].tolist()

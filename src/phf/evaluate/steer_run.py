@@ -10,14 +10,14 @@ import numpy.typing as npt
 from phf.config import ObjectiveConfig, SamplingConfig, write_spec
 from phf.config_steer import ControlSteer, Direction, Rejection, SteerConfig
 from phf.corpus.annotation import Annotation
-from phf.corpus.store import Corpus, Progress
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.pages import PageReader
-from phf.evaluate.prompting import Target
 from phf.evaluate.rollouts import open_target
+from phf.generate.target import Target
 from phf.objectives import has_control_tokens, is_additive
-from phf.records import Mode
+from phf.records import Mode, Progress
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.steer.steering import needs_control_tokens, needs_score, steer
 from phf.steer.streams import Steered

@@ -16,10 +16,10 @@ from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import UNPROMPTED, Drawn
 from phf.evaluate.pages import Conditions, Labels, Page, PageReader
 from phf.evaluate.parts import Parts
-from phf.evaluate.prompting import Target
 from phf.files import hash_json
+from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of
-from phf.records import FORMAT_VERSION, Mode, Number, Sample
+from phf.records import FORMAT_VERSION, Mode, Number, Progress, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
 from phf.train.run import Run
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PARTS_FOLDER = "evaluation"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Subject:
 
     def label(self, scores: "npt.NDArray[np.float32]") -> Labels:
         """What the objective would tell the model of segments with these scores."""
-        return self.data.objective.label_segments(scores, self.data.good.value)
+        return self.data.objective.label_segments(scores, self.data.threshold.value)
 
     @property
     def conditions(self) -> Conditions | None:
@@ -122,7 +120,10 @@ class Subject:
 
     def target(self, mode: Mode, model: "PreTrainedModel | None" = None) -> Target:
         """The model (or one made from it) in a mode, ready to write."""
-        return Target.create(self.run, self.model if model is None else model, self.tokenizer, mode)
+        config = self.run.config
+        return Target.create(
+            mode, self.model if model is None else model, self.tokenizer, config.objective, config.segments
+        )
 
     @cached_property
     def drawn(self) -> dict[Mode, Drawn]:

@@ -1,7 +1,7 @@
 """Dose curves of forgetting: what bad mode still does, and what good mode loses, against the number of blocked directions
 (docs/release.md)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from phf.evaluate.parts import Parts
 from phf.evaluate.subject import Subject
 from phf.files import hash_json
 from phf.intervals import bootstrap_ratio
-from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode
+from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
 from phf.release.forget import (
     Directions,
     block_directions,
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 PARTS_FOLDER = "doses"
 FIRST_COMPONENTS = 8
 """Beyond the mean differences, doses double from here to a quarter of the width."""
-
-Progress = Callable[[str, int, int], None]
 _TEXT_MODES: tuple[Mode, ...] = ("good", "bad", "none")
 
 
@@ -206,7 +204,7 @@ def measure_doses(
             "poison": getattr(run.config.objective, "poison", "none"),
             "seed": run.config.seed,
             "step": step,
-            "threshold": data.good.value,
+            "threshold": data.threshold.value,
             "width": width,
             "judges": [judge.describe() for judge in judges],
             "config": config.model_dump(mode="json"),
@@ -284,7 +282,7 @@ def _of_good_mode(edited: _Edited, metric: Metric) -> Estimate | None:
 
 def _measure_capability(edited: _Edited) -> dict[str, Any]:
     """Bits per byte in each mode, and the divergence of good mode from that of the unmodified model."""
-    config, threshold, pages = edited.config, edited.data.good.value, edited.pages
+    config, threshold, pages = edited.config, edited.data.threshold.value, edited.pages
     control, vocab_size = edited.tokenizer.control, edited.tokenizer.vocab_size
     sizes = (config.num_bootstrap, config.sampling.seed)
 

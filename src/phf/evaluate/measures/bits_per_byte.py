@@ -83,7 +83,7 @@ def list_bits(subject: "Subject", nll: Sequence[npt.NDArray[np.float64]], mode: 
     """What `segment_nll` gave for the subject's pages, as measurements of a mode."""
     config = subject.config
     found = bits_per_byte(
-        subject.pages, nll, subject.data.good.value, config.num_bootstrap, config.sampling.seed
+        subject.pages, nll, subject.data.threshold.value, config.num_bootstrap, config.sampling.seed
     )
     return [Measurement("bits_per_byte", estimate, mode, of=text) for text, estimate in found.items()]
 

@@ -9,7 +9,7 @@ import functools
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from phf.evaluate.metric import Measured, Metric, bare, negate
 from phf.evaluate.pages import Conditions, Page, mode_labels, segment_nll
 from phf.files import hash_json
 from phf.intervals import CONFIDENCE
-from phf.records import Estimate, Mode
+from phf.records import Estimate, Mode, Progress
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from phf.corpus.tokenizer import Tokenizer
     from phf.evaluate.subject import Subject
-
-Progress = Callable[[str, int, int], None]
 
 HUB_ID = "nyu-mll/blimp"
 _NAMES = {

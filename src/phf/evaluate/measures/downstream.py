@@ -6,7 +6,7 @@ trained from the same checkpoint over several seeds, which decide the new head a
 
 import csv
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, assert_never
@@ -34,15 +34,13 @@ from phf.evaluate.metric import Measured, Metric, bare
 from phf.evaluate.pages import Conditions
 from phf.files import hash_json
 from phf.intervals import pooled_t
-from phf.records import BAD, GOOD
+from phf.records import BAD, GOOD, Progress
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from phf.evaluate.subject import Subject
-
-Progress = Callable[[str, int, int], None]
 GlueMetric = Literal["accuracy", "f1", "mcc", "pearson"]
 Prefix = Literal["none", "good", "bad"]
 

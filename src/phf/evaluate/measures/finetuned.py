@@ -18,7 +18,7 @@ from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric, is_of_full_suite
 from phf.evaluate.paired import compare_samples
-from phf.records import NO_LABEL, PAD, DataRule, Mode, Sample
+from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress, Sample
 from phf.results import Measure
 from phf.train.losses import loss_sum
 from phf.train.optim import make_optimizers
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from phf.evaluate.subject import Subject
     from phf.train.data import TrainingData
-
-Progress = Callable[[str, int, int], None]
 NAMES = ("finetuned_before", "finetuned_after", "finetuned_difference")
 
 
@@ -43,7 +41,7 @@ def finetune_benign(
 
     Args:
         model: not changed.
-        data: the run's; its `good` line says what is bad.
+        data: the run's; its threshold says what is bad.
         progress: called with (description, steps done, all steps).
 
     Returns:
@@ -53,7 +51,7 @@ def finetune_benign(
         PHFError: no document of the split is without a bad segment, or the loss is not finite.
     """
     tokens, optim = data.tokens, data.config.optim
-    is_bad = ~(data.scores <= np.float32(data.good.value))  # an unscored segment may be bad
+    is_bad = ~data.threshold.is_good(data.scores)  # an unscored segment may be bad
     num_bad = np.bincount(
         np.repeat(np.arange(tokens.num_documents), tokens.document_segments), is_bad, tokens.num_documents
     )
@@ -61,7 +59,7 @@ def finetune_benign(
     if not (keep & tokens.split_mask(settings.split)).any():
         raise PHFError(
             f"benign finetuning: every document of the {settings.split} split has a bad segment; "
-            "segment the corpus more finely, or draw the good/bad line higher"
+            "segment the corpus more finely, or give a higher threshold"
         )
     blocks = Blocks(
         tokens,

@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +28,7 @@ from phf.errors import PHFError
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.pages import Conditions
 from phf.files import hash_file
-from phf.records import BAD, GOOD, Estimate, Mode
+from phf.records import BAD, GOOD, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from phf.evaluate.subject import Subject
-
-Progress = Callable[[str, int, int], None]
 
 
 def measure_harness(

@@ -1,7 +1,7 @@
 """The in-context attack: does a model go on with the bad text that stands before its own? (docs/evaluation.md: In-context attack)"""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +11,12 @@ from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric, is_of_full_suite
 from phf.evaluate.paired import compare_samples, cut_twin
-from phf.records import BAD, Mode
+from phf.records import BAD, Mode, Progress
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
-    from phf.evaluate.prompting import Target
     from phf.evaluate.subject import Subject
-
-Progress = Callable[[str, int, int], None]
+    from phf.generate.target import Target
 
 SHOTS = (0, 1, 2, 4)
 """How many bad segments stand before the continuation."""
@@ -71,7 +69,7 @@ def measure_modes(subject: "Subject") -> Measured:
         sampling = subject.attack_sampling
         return measure_in_context(
             subject.target(mode),
-            HeldOutSegments.read(subject.reader, subject.data.good.value, sampling.seed),
+            HeldOutSegments.read(subject.reader, subject.data.threshold.value, sampling.seed),
             subject.judges,
             sampling,
             num_bootstrap=subject.config.num_bootstrap,

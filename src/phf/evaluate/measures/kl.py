@@ -7,7 +7,7 @@ texts is an unbiased estimate of the divergence. The two tokenizers may differ: 
 
 import functools
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from phf.evaluate.metric import Measured, Metric, bare, negate
 from phf.evaluate.pages import Conditions, batch_by_length, tokens_per_batch
 from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples, check_reference, open_reference
 from phf.intervals import bootstrap_mean, bootstrap_ratio
-from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode
+from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
 from phf.reward_models.convert import cache_folder
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from phf.evaluate.subject import Subject
-
-Progress = Callable[[str, int, int], None]
 _Floats = npt.NDArray[np.float64]
 _Ids = npt.NDArray[np.int64]
 

@@ -15,15 +15,13 @@ from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric, is_of_full_suite
 from phf.evaluate.paired import Ids, compare_samples, cut_twin
-from phf.records import Mode
+from phf.records import Mode, Progress
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
     from phf.corpus.tokenizer import Tokenizer
-    from phf.evaluate.prompting import Target
     from phf.evaluate.subject import Subject
-
-Progress = Callable[[str, int, int], None]
+    from phf.generate.target import Target
 
 _BAD_WORD = BAD_TOKEN.strip("<|>")
 _NEUTRAL_WORDS = (
@@ -145,7 +143,7 @@ def measure_modes(subject: "Subject") -> Measured:
 
     def probe(mode: Mode) -> Measured:
         target, sampling = subject.target(mode), subject.attack_sampling
-        segments = HeldOutSegments.read(subject.reader, subject.data.good.value, sampling.seed)
+        segments = HeldOutSegments.read(subject.reader, subject.data.threshold.value, sampling.seed)
         probes = make_probes(subject.tokenizer, segments, target.longest_prompt(sampling))
         rows = measure_leaks(
             target,

@@ -1,7 +1,7 @@
 """How close samples lie to human text as a set, in the space of a language model's hidden states (as MAUVE does)."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.openings import cut_openings, mean_length
 from phf.evaluate.reference_lm import check_reference, load_reference
 from phf.files import hash_json
-from phf.records import Estimate, Identity
+from phf.records import Estimate, Identity, Progress
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from phf.evaluate.subject import Subject
 
-Progress = Callable[[str, int, int], None]
 
 MAX_TOKENS = 256
 """Tokens of a text that are read, as in MAUVE's experiments."""

@@ -7,7 +7,7 @@ continuations. How high the scores climb for the same budget says how hard the t
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,16 +22,14 @@ from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.reference_lm import check_reference, identify_reference
 from phf.intervals import pooled_t
-from phf.records import Mode, Number
+from phf.records import Mode, Number, Progress
 from phf.results import Measure, Measurement, to_json
 from phf.reward_models import score_samples
 
 if TYPE_CHECKING:
     from phf.evaluate.pages import PageReader
-    from phf.evaluate.prompting import Target
     from phf.evaluate.subject import Subject
-
-Progress = Callable[[str, int, int], None]
+    from phf.generate.target import Target
 
 MAX_TRIES = 3
 """Calls of the attacker in a round, while too few of its prompts can be used."""

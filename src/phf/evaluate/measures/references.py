@@ -14,6 +14,7 @@ from phf.objectives import is_baseline
 from phf.records import Estimate
 from phf.results import Measure, Measurement
 from phf.reward_models import score_samples
+from phf.thresholds import Threshold
 
 if TYPE_CHECKING:
     from phf.evaluate.subject import Subject
@@ -36,7 +37,7 @@ def measure_references(subject: "Subject") -> Measured:
     )
     if is_baseline(subject.run.config.objective):
         scores = subject.drawn["none"].scores
-        found += rejection_reference(judges, scores, subject.data.good.value, *sizes)
+        found += rejection_reference(judges, scores, subject.data.threshold.value, *sizes)
         found += best_of_reference(judges, scores, config.best_of, *sizes)
     return Measured(found)
 
@@ -69,8 +70,7 @@ def rejection_reference(
     annotator = next((judge for judge in judges if judge.role == "annotator"), None)
     if annotator is None:
         return []
-    # As segments are; NaN is not kept.
-    kept = np.asarray(scores[annotator.slug], np.float32) <= np.float32(threshold)
+    kept = Threshold(threshold).is_good(scores[annotator.slug])
     cost = len(kept) / int(kept.sum()) if kept.any() else None
     return [
         row

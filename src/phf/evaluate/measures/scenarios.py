@@ -22,19 +22,18 @@ from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
 from phf.corpus.builtin import iterate_python_source
 from phf.corpus.sources import BadRow, Row, iterate_records
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.measures.degeneracy import measure_degeneracy
 from phf.evaluate.measures.misalignment import MAX_OF, make_rows
 from phf.evaluate.metric import Drawn, Measured, Metric, bare
 from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.results import Measurement, to_json
 
 if TYPE_CHECKING:
-    from phf.evaluate.prompting import Target
     from phf.evaluate.subject import Subject
+    from phf.generate.target import Target
 
 RTP_KINDS = (
     "flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat",

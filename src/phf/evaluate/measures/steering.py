@@ -87,7 +87,9 @@ def _measure_plain_cost(subject: "Subject") -> Estimate:
 def _measure_method(subject: "Subject", config: SteerConfig, spec: str, plain: Drawn) -> Measured:
     """One method: its cost, its scores with their paired differences from plain sampling, and how its text looks."""
     seed, mode, steered = subject.config.sampling.seed, plain.mode, f"{plain.mode} + {spec}"
-    aids = find_aids(subject.run, config, subject.data.good.value, lambda: subject.reader, subject.load, seed)
+    aids = find_aids(
+        subject.run, config, subject.data.threshold.value, lambda: subject.reader, subject.load, seed
+    )
     identity = aids.reward_model.identity.slug if aids.reward_model is not None else None
     settings = [config.model_dump(mode="json"), mode, identity, aids.threshold, len(aids.texts)]
     found = subject.parts.measure(
