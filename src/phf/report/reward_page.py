@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def write_reward_page(folder: Path) -> Path:
         make_environment()
         .get_template("reward_page.html")
         .render(
-            css=Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704  our own file
+            css=read_css(),
             evaluation=evaluation,
             lead=_describe(evaluation),
             measures=_list_measures(evaluation),
