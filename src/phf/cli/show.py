@@ -287,9 +287,10 @@ def _tabulate_capability(runs: "list[RunFolder]") -> Table:
 
 def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
     """The verdict of each judge on a group that is not MLE, and what it rests on."""
+    from phf.objective_facts import is_baseline
     from phf.report.verdict import find_mle, judge_group
 
-    if group.objective == "mle":
+    if is_baseline(group.objective):
         return []
     mle = find_mle(group, groups)
     judges = {judge.key: judge for run in group.runs for judge in run.judges}.values()

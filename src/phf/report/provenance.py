@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from phf.config_evaluate import EvaluateConfig
+from phf.objective_facts import is_baseline
 from phf.records import Estimate
 from phf.report.figures import Reference
 from phf.report.reading import Judge, RunFolder, as_dict, as_estimate, as_float, as_list, lookup
@@ -61,7 +62,7 @@ def list_references(groups: list[Group]) -> list[Reference]:
     Training text is cut to the length of a run's own samples, so every run has its own; MLE's is the one to compare.
     Where there are several such groups, the name says whose it is.
     """
-    owners = [group for group in groups if group.objective == "mle"] or groups[:1]
+    owners = [group for group in groups if is_baseline(group.objective)] or groups[:1]
     references = []
     for group in owners:
         tables: list[dict[tuple[str, str], Estimate]] = []
@@ -108,7 +109,7 @@ def tabulate_references(
 def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]) -> list[str]:
     """What a sceptic should know before reading on: unlike runs, missing files, unfinished training."""
     notices = []
-    if not any(group.objective == "mle" for group in groups):
+    if not any(is_baseline(group.objective) for group in groups):
         notices.append("There is no MLE run on this page, so no score can be compared with plain training.")
     if not any(judge.role == "held-out" for judge in judges):
         notices.append(
