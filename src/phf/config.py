@@ -377,6 +377,12 @@ class SamplingConfig(StrictConfig):
         return self
 
 
+SAMPLING_OPTIONS = {
+    name: f"--{name.replace('_', '-')}" for name in SamplingConfig.model_fields if name != "batch_size"
+}
+"""Settings of sampling that have an option of their own: all that decide what is drawn."""
+
+
 def list_recipes() -> list[str]:
     """Names of the recipes shipped with the package."""
     folder = resources.files("phf") / "recipes"

@@ -89,7 +89,7 @@ class AttackSuiteConfig(StrictConfig):
     """What `phf attack` tries and measures."""
 
     attacks: tuple[AttackConfig, ...] = (Soft(), Soft(tokens=8), Finetune(), FewShot())
-    """The attacks, each as KIND:key=value,..."""
+    """An attack, as KIND:key=value,...: soft, finetune, lora, few-shot, prefix or lens (docs/release.md)."""
     num_texts: tuple[_Count, ...] = (10, 100, 1000)
     """Bad texts that the attacker has, in ascending order; more than the corpus can give are left out, and that is
     said."""
@@ -120,3 +120,14 @@ class AttackSuiteConfig(StrictConfig):
         if not specs or len(set(specs)) < len(specs):
             raise ValueError(f"attacks must be different ones, and at least one, not {specs}")
         return self
+
+
+OPTIONS = {
+    "attacks": "--attack",
+    "num_texts": "--num-texts",
+    "num_seeds": "--num-seeds",
+    "texts": "--texts",
+    "judges": "--judge",
+    "sampling.num_samples": "--num-samples",
+}
+"""Settings that have an option of their own, by dotted key; for the others there is `--set`."""

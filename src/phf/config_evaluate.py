@@ -1,10 +1,11 @@
 """What a user may choose of an evaluation (docs/evaluation.md)."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from phf.config import SamplingConfig, StrictConfig, parse_spec
+from phf.config import SAMPLING_OPTIONS, SamplingConfig, StrictConfig, parse_spec, write_spec
 from phf.config_steer import SteerConfig
 from phf.records import Split
 
@@ -108,7 +109,7 @@ class DownstreamConfig(StrictConfig):
     """Training examples, drawn by the first seed; 0 takes all."""
 
 
-def _read_steer(value: object) -> object:
+def _read_steer(value: object) -> Any:
     """A method by its spec, or by its settings, whose errors then name what is valid."""
     if isinstance(value, dict) and isinstance(value.get("kind"), str):
         settings = ",".join(
@@ -159,3 +160,29 @@ class EvaluateConfig(StrictConfig):
     """Classifiers finetuned from the run."""
     steer: tuple[Annotated[SteerConfig, BeforeValidator(_read_steer)], ...] = ()
     """A method of steering beside plain sampling, as KIND:key=value,..., such as guidance:scale=2."""
+
+
+OPTIONS = {
+    "suite": "--suite",
+    "judges": "--judge",
+    "scenarios.names": "--scenario",
+    "kl.reference": "--reference-lm",
+    "blimp.source": "--blimp",
+    "red_team.attacker": "--attacker",
+    "harness.tasks": "--task",
+    "downstream.tasks": "--glue",
+    "embedder": "--embedder",
+    "steer": "--steer",
+    **{f"sampling.{name}": option for name, option in SAMPLING_OPTIONS.items()},
+}
+"""Settings of an evaluation that have an option of their own, by dotted key; for the others there is `--set`."""
+
+
+def list_options(settings: Mapping[str, object]) -> list[str]:
+    """The options of `phf evaluate` that give these settings (by dotted key): the inverse of how it reads them."""
+    options = []
+    for key, value in settings.items():
+        for item in value if isinstance(value, list) else [value]:
+            text = write_spec(_read_steer(item)) if isinstance(item, dict) else str(item)
+            options += [OPTIONS[key], text] if key in OPTIONS else ["--set", f"{key}={text}"]
+    return options
