@@ -41,7 +41,7 @@ class _Threshold(StrictConfig):
 
 
 class _Scheduled(StrictConfig):
-    """When the objective is active."""
+    """An objective that may be active in a part of the budget alone."""
 
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The objective is active from this fraction of the budget on; before it the run trains as plain MLE."""

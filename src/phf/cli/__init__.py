@@ -14,7 +14,7 @@ from phf.terminal import printable
 
 _STOPPED = 130
 
-_GROUPS = {
+GROUPS = {
     "Start": ["demo"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
     "Train": ["train", "sweep"],
@@ -29,12 +29,12 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of use."""
-        return [name for names in _GROUPS.values() for name in names]
+        return [name for names in GROUPS.values() for name in names]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Names and what each is for; one width for the names of all groups."""
         width = max(map(len, self.commands))
-        for title, names in _GROUPS.items():
+        for title, names in GROUPS.items():
             with formatter.section(title):
                 limit = formatter.width - width - 6
                 formatter.write_dl(
