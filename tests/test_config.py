@@ -5,19 +5,10 @@ import importlib
 import pytest
 import yaml
 
-from phf.config import (
-    AWR,
-    Conditional,
-    StrictConfig,
-    TrainConfig,
-    Unlikelihood,
-    apply_overrides,
-    list_recipes,
-    load_train_config,
-    parse,
-)
+from phf.config import AWR, Conditional, StrictConfig, TrainConfig, Unlikelihood, load_train_config, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.config_fields import describe_fields, find_field
+from phf.config_recipes import apply_overrides, list_recipes
 from phf.errors import PHFError
 
 BASE = {

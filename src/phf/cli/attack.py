@@ -45,8 +45,9 @@ def attack(
 
     What is finished is kept: a stopped command goes on, and asking for more repeats nothing.
     """
-    from phf.config import apply_overrides, parse, parse_spec
+    from phf.config import parse, parse_spec
     from phf.config_attack import AttackConfig, AttackSuiteConfig
+    from phf.config_recipes import apply_overrides
 
     given = ctx.obj
     if "attacks" in given:

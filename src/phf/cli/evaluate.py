@@ -115,8 +115,9 @@ def evaluate(
 
     What is finished is kept: a stopped evaluation goes on, and asking for more repeats nothing.
     """
-    from phf.config import apply_overrides, parse
+    from phf.config import parse
     from phf.config_evaluate import EvaluateConfig
+    from phf.config_recipes import apply_overrides
 
     config = parse(EvaluateConfig, apply_overrides(ctx.obj, settings or []), "phf evaluate")
 
