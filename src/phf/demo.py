@@ -6,14 +6,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from phf.config import (
-    SamplingConfig,
-    TrainConfig,
-    objective_kinds,
-    parse,
-    read_recipe,
-)
+from phf.config import SamplingConfig, TrainConfig, objective_kinds, parse
 from phf.config_evaluate import EvaluateConfig
+from phf.config_recipes import read_recipe
 from phf.corpus.annotate import annotate
 from phf.corpus.balance import balance_corpus
 from phf.corpus.store import Corpus, build_corpus
