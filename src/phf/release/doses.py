@@ -28,6 +28,7 @@ from phf.evaluate.parts import Parts
 from phf.evaluate.subject import Subject
 from phf.files import hash_json
 from phf.intervals import bootstrap_ratio
+from phf.objectives import poison_of
 from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
 from phf.release.forget import (
     Directions,
@@ -201,7 +202,7 @@ def measure_doses(
             "format_version": FORMAT_VERSION,
             "run": run.name,
             "objective": run.config.objective.kind,
-            "poison": getattr(run.config.objective, "poison", "none"),
+            "poison": poison_of(run.config.objective),
             "seed": run.config.seed,
             "step": step,
             "threshold": data.threshold.value,

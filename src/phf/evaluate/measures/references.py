@@ -10,7 +10,7 @@ from phf.evaluate.metric import Measured, Metric, bare
 from phf.evaluate.openings import cut_openings, mean_length
 from phf.files import hash_json
 from phf.intervals import best_of, bootstrap_mean
-from phf.objectives import is_baseline
+from phf.objective_facts import is_baseline
 from phf.records import Estimate
 from phf.results import Measure, Measurement
 from phf.reward_models import score_samples
@@ -35,7 +35,7 @@ def measure_references(subject: "Subject") -> Measured:
         lambda: training_reference(judges, texts, *sizes),
         list[Measurement],
     )
-    if is_baseline(subject.run.config.objective):
+    if is_baseline(subject.run.config.objective.kind):
         scores = subject.drawn["none"].scores
         found += rejection_reference(judges, scores, subject.data.threshold.value, *sizes)
         found += best_of_reference(judges, scores, config.best_of, *sizes)
