@@ -11,7 +11,7 @@ _Count = Annotated[int, Field(gt=0)]
 
 
 class ControlSteer(StrictConfig):
-    """Who writes control tokens after the first (contract: Modes)."""
+    """Who writes control tokens after the first; see docs/evaluation.md, Samples."""
 
     kind: Literal["control"] = "control"
     style: ControlStyle = "forced"

@@ -68,7 +68,7 @@ def generate(
     indices: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[Sample]:
-    """Draw `sampling.num_samples` texts in a mode (contract: Modes; paper section 3).
+    """Draw `sampling.num_samples` texts in a mode (docs/evaluation.md, Samples).
 
     `min_new_tokens`, `max_new_tokens` and `Sample.num_tokens` count *text* tokens, so that modes compare at equal
     amounts of text: control tokens come on top of them, up to one per text token and the model's context. Until
