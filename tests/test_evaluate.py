@@ -10,8 +10,8 @@ from phf import lm
 from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
 from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run
-from phf.evaluate.prompting import Target
 from phf.files import read_json
+from phf.generate.target import Target
 from phf.records import Identity
 from phf.reward_models import load_reward_model
 from phf.train import loop

@@ -16,8 +16,8 @@ from phf.config_steer import ControlSteer, Direction
 from phf.errors import PHFError
 from phf.evaluate import evaluate_run, sample_run
 from phf.evaluate.parts import to_json
-from phf.evaluate.prompting import Target
 from phf.evaluate.steering import Aids
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.report.page import summary_lines, write_report
 from phf.train import loop

@@ -36,7 +36,7 @@ from phf.config import (
 from phf.config_release import Block, Delete, ForgetConfig, Poison
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.generate import generate
+from phf.generate.engine import generate
 from phf.objectives import label_conditions, modes_of
 from phf.records import GOOD
 from phf.release import forget as module

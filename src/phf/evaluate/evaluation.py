@@ -29,8 +29,8 @@ from phf.evaluate.steering import check_steering, measure_steering
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.evaluate.suite import check_sources, measure_likeness, measure_more, measure_scenarios
 from phf.files import hash_bytes, hash_file, hash_json, read_json, write_bytes, write_json
-from phf.generate_vllm import close_engine
-from phf.objectives import is_baseline
+from phf.generate.vllm import close_engine
+from phf.objective_facts import is_baseline
 from phf.records import FORMAT_VERSION, Progress
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.run import Run
@@ -180,7 +180,7 @@ def _measure(subject: Subject) -> tuple[list[Drawn], dict[str, Any]]:
     )
     for mode, likeness in measure_likeness(subject, drawn, human).items():
         described[mode]["diversity"]["mauve"] = likeness
-    if is_baseline(run.config.objective):
+    if is_baseline(run.config.objective.kind):
         scores = drawn["none"].scores
         references += rejection_reference(judges, scores, subject.data.threshold.value, num_bootstrap, seed)
         references += best_of_reference(judges, scores, config.best_of, num_bootstrap, seed)

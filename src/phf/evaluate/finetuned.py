@@ -17,14 +17,13 @@ from phf.config_evaluate import BenignConfig
 from phf.corpus.blocks import Blocks
 from phf.errors import PHFError
 from phf.evaluate.misalignment import Judge
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress
 from phf.reward_models import score_samples
 from phf.train.data import TrainingData
 from phf.train.losses import loss_sum
 from phf.train.optim import make_optimizers
-from phf.train.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +101,6 @@ def finetune_benign(
 
 
 def measure_finetuned(
-    run: Run,
     model: "PreTrainedModel",
     data: TrainingData,
     modes: Sequence[Mode],
@@ -125,9 +123,9 @@ def measure_finetuned(
         texts = [
             [
                 sample.text
-                for sample in Target.create(run, own, data.tokens.tokenizer, mode).write(
-                    [()], sampling, progress
-                )
+                for sample in Target.create(
+                    mode, own, data.tokens.tokenizer, data.config.objective, data.config.segments
+                ).write([()], sampling, progress)
             ]
             for own in (model, finetuned)
         ]

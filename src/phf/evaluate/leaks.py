@@ -16,7 +16,7 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.capability import PageReader, choose_segments
 from phf.evaluate.misalignment import Judge
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.records import BAD, GOOD, Progress, Sample
 from phf.reward_models import score_samples

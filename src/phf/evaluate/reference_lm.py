@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from phf.control import END_TOKEN
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, write_bytes
-from phf.generate import draw_tokens
+from phf.generate.engine import draw_tokens
 from phf.records import Identity, Progress
 from phf.reward_models.hugging_face import find_snapshot
 

@@ -25,7 +25,7 @@ from phf.corpus.sources import iterate_records
 from phf.errors import PHFError
 from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.misalignment import MAX_OF, Judge, summarise_scores
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
 from phf.records import Mode, Progress, Sample
 

@@ -19,9 +19,9 @@ from phf.evaluate.capability import PageReader, bits_per_byte, mode_labels, segm
 from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.diversity import measure_diversity
 from phf.evaluate.leaks import HeldOutSegments
-from phf.evaluate.prompting import Target
 from phf.evaluate.rollouts import open_target
 from phf.evaluate.subject import Drawn, Subject
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.objectives import has_control_tokens, is_additive
 from phf.records import Mode, Progress, Sample

@@ -352,7 +352,6 @@ def _measure_finetuned(subject: Subject) -> Any:
         "finetuned",
         [config.benign.model_dump(mode="json"), config.leak_samples, *_drawing(subject)],
         lambda: measure_finetuned(
-            subject.run,
             subject.model,
             subject.data,
             modes,

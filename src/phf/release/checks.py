@@ -22,8 +22,8 @@ from phf.config import SamplingConfig
 from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.prompting import Target
 from phf.files import read_json
+from phf.generate.target import Target
 from phf.records import Progress
 from phf.release.edited import Edited
 from phf.release.folder import generation_settings, list_files
@@ -403,7 +403,8 @@ def check_scores(
     except PHFError as error:
         return Check(name, "not shown", str(error))
     run, tokenizer = known.run, known.run.load_tokenizer(known.step)
-    target = Target.create(run, run.load_model(known.step), tokenizer, known.edited.mode)
+    model, config = run.load_model(known.step), run.config
+    target = Target.create(known.edited.mode, model, tokenizer, config.objective, config.segments)
     given = {
         "num_samples": num_samples,
         "seed": seed,

@@ -25,6 +25,7 @@ from phf.evaluate.subject import Subject
 from phf.evaluate.suite import check_sources, measure_blimp_part, measure_kl_part
 from phf.files import hash_json
 from phf.intervals import bootstrap_ratio
+from phf.objectives import poison_of
 from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
 from phf.release.forget import (
     Directions,
@@ -205,7 +206,7 @@ def measure_doses(
             "format_version": FORMAT_VERSION,
             "run": run.name,
             "objective": run.config.objective.kind,
-            "poison": getattr(run.config.objective, "poison", "none"),
+            "poison": poison_of(run.config.objective),
             "seed": run.config.seed,
             "step": step,
             "threshold": data.threshold.value,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config_steer import BestOfN, Rejection
-from phf.generate import REDRAW
+from phf.generate.engine import REDRAW
 from phf.records import Sample
 from phf.steer.plain import Writer, count_passes
 from phf.steer.streams import Steered

@@ -15,9 +15,9 @@ from phf.config import TrainConfig, parse
 from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import TokenCache, cumulate
 from phf.errors import PHFError
-from phf.evaluate.prompting import Target as Writer
 from phf.files import hash_bytes
-from phf.objectives import label_conditions, modes_of
+from phf.generate.target import Target as Writer
+from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import Identity, Mode
 from phf.release.attack.victim import Ids, Victim
 from phf.thresholds import Threshold
@@ -97,7 +97,7 @@ def open_target(folder: Path | str) -> Target:
     model, tokenizer = run.load_model(), run.load_tokenizer()
     objective, control = run.config.objective, tokenizer.control
     modes = modes_of(objective)
-    writers = {mode: Writer.create(run, model, tokenizer, mode) for mode in modes}
+    writers = {mode: Writer.create(mode, model, tokenizer, objective, run.config.segments) for mode in modes}
     return Target(
         name=folder.resolve().name,
         folder=folder,
@@ -105,7 +105,7 @@ def open_target(folder: Path | str) -> Target:
         corpus=run.record["corpus"]["id"],
         annotator=Identity.from_json(run.record["reward_model"]),
         threshold=float(run.record["good"]["value"]),
-        forget=("poison",) if getattr(objective, "poison", "none") != "none" else (),
+        forget=("poison",) if poison_of(objective) != "none" else (),
         model=writers[modes[0]].model,
         tokenizer=tokenizer,
         prefix=(control.end, control.good) if "good" in modes and "untagged" in modes else (control.end,),
