@@ -24,7 +24,7 @@ class WrittenToken:
         kind: `end` is `<|endoftext|>`, the last token there is.
         bad_share: where a segment ends, that is of control tokens and the end: p(`<|bad|>`) / (p(`<|good|>`) + p(`<|bad|>`))
             there, by the model's own probabilities, before temperature, top-p and the mode's rules. It speaks of the
-            segment that comes next, or would have come (contract: Calibration of control).
+            segment that comes next, or would have come.
     """
 
     token: int

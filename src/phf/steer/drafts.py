@@ -5,8 +5,8 @@ The *mode's* stream reads a page as plain generation does. A *twin* reads the sa
 - `other`: every control token exchanged for that of the other mode (guidance);
 - `none`: control tokens left out; they are hidden from attention and take no position (guidance);
 - `segment`: the page so far as it is, the control token of the segment being written exchanged. At each segment start
-  the twin takes over the mode's cache, so that both tell one segment apart in one context (contract: Calibration of
-  control), which gives the model's own posterior of good.
+  the twin takes over the mode's cache, so that both tell one segment apart in one context, which gives
+  the model's own posterior of good (docs/steering.md).
 """
 
 from collections.abc import Callable, Sequence
