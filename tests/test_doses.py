@@ -12,9 +12,9 @@ from phf.config import SamplingConfig
 from phf.config_evaluate import BlimpConfig, EvaluateConfig
 from phf.config_release import Block, Delete
 from phf.errors import PHFError
-from phf.evaluate.capability import Page
 from phf.evaluate.evaluation import evaluate_run
-from phf.evaluate.misalignment import choose_judges
+from phf.evaluate.judges import choose_judges
+from phf.evaluate.pages import Page
 from phf.evaluate.subject import Subject
 from phf.generate.target import Target
 from phf.release import doses

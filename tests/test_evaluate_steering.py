@@ -14,9 +14,10 @@ from phf.config import SamplingConfig, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.config_steer import ControlSteer, Direction
 from phf.errors import PHFError
-from phf.evaluate import evaluate_run, sample_run, steering
+from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.parts import to_json
-from phf.evaluate.steering import steer_prompts
+from phf.evaluate.rollouts import sample_run
+from phf.evaluate.steer_run import steer_prompts
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.report.page import summary_lines, write_report

@@ -19,7 +19,7 @@ from phf.control import mode_rules
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
-from phf.evaluate import sample_run
+from phf.evaluate.rollouts import sample_run
 from phf.feedback.app_server import check_address, is_loopback
 from phf.feedback.judgements import open_judgements
 from phf.generate.stream import read_bad_share, stream_sample
