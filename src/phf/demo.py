@@ -20,6 +20,7 @@ from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.records import Progress
 from phf.reward_models import load_reward_model
 
 RECIPE = "demo"
@@ -31,7 +32,6 @@ OBJECTIVE_SETS = {
     "paper": ("mle", "filtering", "conditional", "unlikelihood", "rwr", "awr"),
     "all": tuple(objective_kinds()),
 }
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,15 @@ def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = No
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
     fields = objective_kinds()[kind].model_fields
-    # What draws a line between segments draws the recipe's `good`.
-    line = recipe["good"] if "good_fraction" in fields else {}
+    # What needs a threshold for segments uses the recipe's `good`.
+    threshold = recipe["good"] if "good_fraction" in fields else {}
     keep = {"keep_fraction": 0.5} if "keep_fraction" in fields else {}
     recipe |= {
         "corpus": str(corpus.path),
         "seed": seed,
         "tokens": recipe["tokens"] if tokens is None else tokens,
     }
-    recipe["objective"] = {"kind": kind, **line, **keep}
+    recipe["objective"] = {"kind": kind, **threshold, **keep}
     return parse(TrainConfig, recipe, f"recipe {RECIPE}")
 
 

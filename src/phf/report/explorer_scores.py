@@ -17,7 +17,7 @@ from phf.errors import PHFError
 from phf.objective_facts import OBJECTIVES, Telling
 from phf.objectives import Objective, num_levels, resolve_objective, segment_rewards, segment_weights
 from phf.records import BAD, GOOD
-from phf.thresholds import mean_document_scores
+from phf.thresholds import Threshold, mean_document_scores
 
 Order = Literal["corpus order", "worst segment first", "highest mean first", "lowest mean first"]
 
@@ -169,8 +169,7 @@ class Verdicts:
 
     def is_bad(self, segments: slice) -> npt.NDArray[np.bool_]:
         """Which segments score above the threshold; an unscored one does not."""
-        bad: npt.NDArray[np.bool_] = self.scores.values[segments] > np.float32(self.threshold)
-        return bad
+        return Threshold(self.threshold).is_bad(self.scores.values[segments])
 
     def of_corpus(self) -> list[Verdict]:
         """What each objective would do with the training split."""

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from phf.files import write_bytes
 from phf.records import Estimate
-from phf.report.figures import MODE_COLOURS, Drawing, draw_figure
+from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
 from phf.report.page import make_environment
 from phf.report.reading import as_dict, as_estimate, as_float, as_list
 from phf.report.reliability import Bin, Series, draw_reliability

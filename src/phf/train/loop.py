@@ -14,6 +14,7 @@ from phf.attention import use_page_attention
 from phf.config import TrainConfig
 from phf.errors import PHFError
 from phf.objectives import value_head_of
+from phf.records import Progress
 from phf.train.checkpoint import (
     Checkpointer,
     TrainState,
@@ -41,7 +42,6 @@ COMPILE_FLOPS = 1e13
 """Runs of fewer FLOPs (about a minute on two CPU cores) end sooner without."""
 
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 
 def train(
