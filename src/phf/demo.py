@@ -6,14 +6,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from phf.config import (
-    SamplingConfig,
-    TrainConfig,
-    objective_kinds,
-    parse,
-    read_recipe,
-)
+from phf.config import SamplingConfig, TrainConfig, objective_kinds, parse
 from phf.config_evaluate import EvaluateConfig
+from phf.config_recipes import read_recipe
 from phf.corpus.annotate import annotate
 from phf.corpus.balance import balance_corpus
 from phf.corpus.store import Corpus, build_corpus
@@ -142,7 +137,7 @@ def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = No
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
     fields = objective_kinds()[kind].model_fields
-    # What needs a threshold for segments uses the recipe's `good`.
+    # What needs a threshold for segments takes the recipe's `good`.
     threshold = recipe["good"] if "good_fraction" in fields else {}
     keep = {"keep_fraction": 0.5} if "keep_fraction" in fields else {}
     recipe |= {

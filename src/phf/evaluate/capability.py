@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text in each mode, and what its control tokens are worth (contract: Bits per byte).
+"""How well a model predicts held-out text in each mode, and what its control tokens are worth (docs/evaluation.md).
 
 A *page* is `<|endoftext|>` and as many whole segments as fit into the context, each with room for a control token. The
 same text tokens are scored for every objective and mode: a control token's own loss, padding, and the loss of the
@@ -250,7 +250,7 @@ def control_gain(
     *,
     conditions: Conditions | None = None,
 ) -> dict[str, Estimate]:
-    """Mean of log p(segment | own token) - log p(segment | other token), in context (contract: Calibration of control).
+    """Mean of log p(segment | own token) - log p(segment | other token), in context (docs/evaluation.md).
 
     Earlier segments of the page carry their own labels' tokens; only the token of the segment in question changes. At
     most one good and one bad segment of a document is taken, so that the interval over segments is honest.

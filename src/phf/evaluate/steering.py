@@ -2,16 +2,15 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from phf.config import ObjectiveConfig, SamplingConfig, write_spec
 from phf.config_evaluate import EvaluateConfig
-from phf.config_steer import ControlSteer, Direction, Rejection, SteerConfig
+from phf.config_steer import Direction, Rejection, SteerConfig
 from phf.corpus.annotation import Annotation
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
@@ -25,65 +24,16 @@ from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.objectives import has_control_tokens, is_additive
 from phf.records import Mode, Progress, Sample
-from phf.reward_models import RewardModel, load_reward_model, score_samples
+from phf.reward_models import RewardModel, load_reward_model
 from phf.steer.directions import find_directions, subtract_directions
-from phf.steer.plain import Writer, count_passes
-from phf.steer.steering import needs_control_tokens, needs_score, steer
-from phf.steer.streams import Steered
+from phf.steer.steering import Aids, choose_style, needs_control_tokens, needs_score, steer
+from phf.steer.streams import Steered, count_passes
 from phf.train.run import Run
 
 NUM_TEXTS = 256
 """Held-out segments that directions are estimated on, half of them good."""
 
 Load = Callable[[str], RewardModel]
-
-
-@dataclass(frozen=True)
-class Aids:
-    """What a method needs beside a model.
-
-    Attributes:
-        reward_model: whose scores it goes by.
-        threshold: of rejection.
-        texts: token ids of held-out segments, for directions.
-    """
-
-    reward_model: RewardModel | None = None
-    threshold: float | None = None
-    texts: Sequence[Sequence[int]] = ()
-
-    def steer(
-        self,
-        target: Target,
-        sampling: SamplingConfig,
-        config: SteerConfig,
-        prompts: Sequence[str] = (),
-        progress: Progress | None = None,
-    ) -> Steered:
-        """Draw samples; the reward model's slug is among the facts."""
-
-        def score(texts: Sequence[str]) -> npt.NDArray[np.float64]:
-            assert self.reward_model is not None
-            return np.array(score_samples(self.reward_model, texts), np.float64)
-
-        style = config.style if isinstance(config, ControlSteer) else sampling.control
-        steered = steer(
-            target.model,
-            target.tokenizer,
-            target.mode,
-            sampling,
-            config,
-            segments=target.segments,
-            score=score if self.reward_model is not None else None,
-            threshold=self.threshold,
-            texts=self.texts,
-            prompts=[target.encode(prompt, style) for prompt in prompts] or None,
-            is_folded=target.is_folded,
-            progress=progress,
-        )
-        if self.reward_model is not None:
-            steered.facts["reward_model"] = self.reward_model.identity.slug
-        return steered
 
 
 def check_method(objective: ObjectiveConfig, config: SteerConfig) -> None:
@@ -128,7 +78,21 @@ def steer_run(
         return PageReader(data.tokens, data.scores, run.config.data.context)
 
     aids = _find_aids(run, config, threshold, open_reader, load_reward_model, sampling.seed)
-    return aids.steer(target, sampling, config, prompts, progress)
+    return steer_prompts(target, sampling, config, aids, prompts, progress)
+
+
+def steer_prompts(
+    target: Target,
+    sampling: SamplingConfig,
+    config: SteerConfig,
+    aids: Aids,
+    prompts: Sequence[str],
+    progress: Progress | None = None,
+) -> Steered:
+    """Continue texts, read in the style of control that the method writes in; see `steer`."""
+    style = choose_style(sampling, config).control
+    encoded = [target.encode(prompt, style) for prompt in prompts]
+    return steer(target, sampling, config, aids, prompts=encoded or [()], progress=progress)
 
 
 def _find_aids(
@@ -157,7 +121,7 @@ def _find_aids(
                 f"--steer rejection: the run's line {threshold:g} is of {run.record['reward_model']['name']}, not of {spec}; "
                 f"give rejection:reward_model={spec},threshold=NUMBER"
             )
-        return Aids(reward_model, threshold)
+        return Aids.create(reward_model, threshold)
     annotation = Annotation.open(
         Corpus.open(Path(run.config.corpus)), run.config.reward_model, run.config.segments
     )
@@ -166,7 +130,7 @@ def _find_aids(
             f"--steer {config.kind}: the scores of {annotation.slug} were imported, and what made them cannot be run here; "
             f"give {config.kind}:reward_model=NAME"
         )
-    return Aids(load(str(annotation.manifest["reward_model_spec"])), threshold)
+    return Aids.create(load(str(annotation.manifest["reward_model_spec"])), threshold)
 
 
 def check_steering(config: EvaluateConfig) -> None:
@@ -215,18 +179,9 @@ def _measure_plain_cost(subject: Subject) -> float | None:
     target, sampling = subject.target(subject.modes[0]), subject.config.sampling
 
     def count() -> float:
-        writer = Writer(
-            target.model,
-            target.tokenizer,
-            target.mode,
-            sampling,
-            target.segments,
-            is_folded=target.is_folded,
-            progress=subject.progress,
-        )
         with count_passes(target.model) as passes:
-            samples = writer.write()
-        return passes.per_token(samples)
+            samples = target.write([()], sampling, subject.progress)
+        return Steered.create(samples, passes.count, {}).passes_per_token
 
     cost: float | None = subject.parts.measure("steer-plain", subject.drawing, count)
     return cost
@@ -241,12 +196,11 @@ def _measure_method(
     aids = _find_aids(
         subject.run, config, subject.data.threshold.value, lambda: subject.reader, subject.load, seed
     )
-    identity = aids.reward_model.identity.slug if aids.reward_model is not None else None
-    settings = [config.model_dump(mode="json"), mode, identity, aids.threshold, len(aids.texts)]
+    settings = [config.model_dump(mode="json"), mode, aids.reward_model, aids.threshold, len(aids.texts)]
     found = subject.parts.measure(
         f"steer-{spec}",
         [*settings, subject.drawing],
-        lambda: asdict(aids.steer(subject.target(mode), sampling, config, progress=subject.progress)),
+        lambda: asdict(steer(subject.target(mode), sampling, config, aids, progress=subject.progress)),
     )
     samples = [Sample(**sample) for sample in found["samples"]]
     texts = [sample.text for sample in samples]

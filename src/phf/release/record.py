@@ -4,17 +4,15 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phf.config import SamplingConfig, parse
 from phf.errors import PHFError
 from phf.evaluate.evaluation import EVALUATION_FILE
 from phf.files import hash_json, read_json
 from phf.records import FORMAT_VERSION, Identity
+from phf.release.edited import Edited
 from phf.train.run import Run
-
-if TYPE_CHECKING:
-    from phf.release.folder import Edited
 
 PROVENANCE = (
     "corpus",
@@ -43,7 +41,7 @@ MEASURED = (
 
 
 def build_record(
-    run: Run, step: int, edited: "Edited", *, license: str, probe: Sequence[dict[str, Any]]
+    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_evaluation(run, step)
