@@ -1,14 +1,20 @@
 """Shapes of what is saved and passed between rooms. No torch here."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BeforeValidator
 
 from phf.files import hash_json
 
 FORMAT_VERSION = 1
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A float whose NaN is null on disk (written by `phf.results.to_json`)."""
 
 Split = Literal["train", "validation"]
 Mode = Literal["good", "bad", "none", "untagged", "deleted"]
@@ -18,6 +24,8 @@ ControlStyle = Literal["free", "prefix", "forced"]
 Poison = Literal["none", "shuffle", "random"]
 """What stands in the place of a bad segment's text: itself, its own tokens in another order, or random tokens."""
 JudgeRole = Literal["annotator", "held-out"]
+Progress = Callable[[str, int, int], None]
+"""Called with (description, done, total); a total of 0 means that it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +145,7 @@ class Sample:
 class Estimate:
     """A number with its 95 % interval and what it was made from."""
 
-    mean: float
-    low: float
-    high: float
+    mean: Number
+    low: Number
+    high: Number
     count: int
