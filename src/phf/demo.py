@@ -66,7 +66,7 @@ def run_demo(
         config = demo_config(kind, corpus, seed=seed, tokens=tokens)
         runs.append(train_once(config, out / "runs" / f"{kind}-seed{seed}", say=say, progress=progress))
 
-    from phf.evaluate import evaluate_runs
+    from phf.evaluate.evaluation import evaluate_runs
     from phf.report.page import summary_rows, summary_table, write_report
 
     sampling = SamplingConfig(num_samples=num_samples, seed=seed)

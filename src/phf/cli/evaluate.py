@@ -67,7 +67,8 @@ def sample(
     chosen = check_choice("mode", mode, get_args(Mode))
     method = parse_spec(SteerConfig, steer, "--steer") if steer is not None else None
 
-    from phf.evaluate import sample_run, steer_run
+    from phf.evaluate.rollouts import sample_run
+    from phf.evaluate.steer_run import steer_run
 
     if chosen == "bad":
         say(_BAD_MODE)
@@ -121,7 +122,7 @@ def evaluate(
 
     config = parse(EvaluateConfig, apply_overrides(ctx.obj, settings or []), "phf evaluate")
 
-    from phf.evaluate import evaluate_runs
+    from phf.evaluate.evaluation import evaluate_runs
     from phf.report.page import summary_lines, summary_table
 
     with show_progress() as progress:
@@ -130,9 +131,9 @@ def evaluate(
     for line in summary_lines(runs):
         print(printable(line))
     reasons = [
-        (f"{part.replace('_', ' ')}: {why}", result["run"])
+        (f"{part.replace('_', ' ')}: {why}", result.run)
         for result in results
-        for part, why in result["left_out"].items()
+        for part, why in result.left_out.items()
     ]
     for reason in dict.fromkeys(reason for reason, _ in reasons):
         of = [run for other, run in reasons if other == reason]

@@ -137,7 +137,7 @@ def doses(
     """Measure every mode and capability before and after each dose of blocking and deleting."""
     from phf.config import parse
     from phf.config_evaluate import EvaluateConfig
-    from phf.evaluate.misalignment import choose_judges
+    from phf.evaluate.judges import choose_judges
     from phf.files import write_json
     from phf.release.doses import measure_doses
     from phf.report.doses import write_dose_figure

@@ -21,8 +21,8 @@ from phf.config_release import Block, Delete, ForgetConfig, Poison
 from phf.control import BAD_TOKEN, ControlTokens
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.capability import PageReader
-from phf.evaluate.leaks import HeldOutSegments
+from phf.evaluate.held_out import HeldOutSegments
+from phf.evaluate.pages import PageReader
 from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import GOOD
 from phf.residual import mean_differences, mode_differences, read_residual, residual_layers
