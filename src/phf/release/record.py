@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -12,11 +12,9 @@ from phf.config import SamplingConfig
 from phf.errors import PHFError
 from phf.files import hash_json
 from phf.records import FORMAT_VERSION, Identity
+from phf.release.edited import Edited
 from phf.results import EVALUATION_FILE, Evaluation, encode, parse_json, read_evaluation, to_json
 from phf.train.run import Run
-
-if TYPE_CHECKING:
-    from phf.release.folder import Edited
 
 PROVENANCE = (
     "corpus",
@@ -32,7 +30,7 @@ PROVENANCE = (
 
 
 def build_record(
-    run: Run, step: int, edited: "Edited", *, license: str, probe: Sequence[dict[str, Any]]
+    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_run_evaluation(run, step)
