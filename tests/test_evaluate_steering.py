@@ -14,6 +14,7 @@ from phf.config_evaluate import EvaluateConfig
 from phf.config_steer import ControlSteer, Direction
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
+from phf.evaluate.measures import steering
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_prompts
 from phf.generate.target import Target
