@@ -13,7 +13,7 @@ PAGES = docs_pages.guide_pages()
 
 @pytest.fixture(scope="module")
 def readme_folder(tmp_path_factory):
-    """A folder in which the README's commands were run, on 300 of the tutorial's texts."""
+    """A folder in which the README's commands were run, on 1,000 of the tutorial's texts."""
     folder = tmp_path_factory.mktemp("readme")
     [maker] = [block for block in docs_pages.read_blocks(PAGES[0]) if block.title == "make_texts.py"]
     with pytest.MonkeyPatch.context() as patch:
