@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import phf.evaluate
-from phf.evaluate.metric import Drawn, Measured, Metric
+from phf.evaluate.drawn import Drawn
+from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.suite import METRICS, list_measures, measure_all
 from phf.records import Estimate
 from phf.results import Measure, Measurement
