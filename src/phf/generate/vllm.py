@@ -14,8 +14,10 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from phf.lm import save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from vllm import LLM
 
 MAX_BLOCKED = 1024
 """vLLM holds so many biases per request (`MAX_NUM_LOGIT_BIAS_TOKENS`); one more ends its engine."""
@@ -101,7 +104,9 @@ def write_pages_with_vllm(
     return [(_find_text(page.new, drawer), page.ended) for page in texts]
 
 
-def _create_request(page: _Page, drawer: TokenDrawer, blocked: Sequence[int], number: int) -> dict[str, Any]:
+def _create_request(
+    page: _Page, drawer: TokenDrawer, blocked: Sequence[int], number: int
+) -> dict[str, object]:
     """Arguments of vLLM's `SamplingParams` for the next round of a page.
 
     Until `min_new_tokens` of text are there the end token is blocked, and no more than those are asked for.
@@ -141,20 +146,19 @@ def _find_text(ids: Sequence[int], drawer: TokenDrawer) -> list[int]:
     return text
 
 
-_engine: tuple[str, Any] | None = None
+_engine: "tuple[str, LLM] | None" = None
 
 
-def _import_vllm() -> Any:
+def _import_vllm() -> ModuleType:
     try:
-        import vllm
+        return import_module("vllm")
     except ImportError:
         raise PHFError(
             "the engine vllm needs vLLM, on a machine with a GPU; run pip install 'phf[vllm]', or give the engine phf"
         ) from None
-    return vllm
 
 
-def _open_engine(vllm: Any, model: "PreTrainedModel", sampling: SamplingConfig) -> Any:
+def _open_engine(vllm: ModuleType, model: "PreTrainedModel", sampling: SamplingConfig) -> "LLM":
     """vLLM's engine for these weights: the one that runs, or a new one in its place."""
     global _engine
     key = f"{_hash_weights(model)} {sampling.precision} {sampling.batch_size}"
