@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any, assert_never
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +147,7 @@ def _write_shard(
                     writer.write_table(table)
         case "jsonl":
             with _open_lines(folder / "data" / f"{file}.jsonl.zst") as write:
-                for row in _iterate_rows(tables):
+                for row in chain.from_iterable(map(pa.Table.to_pylist, tables)):
                     write(row)
         case "dolma":
             _write_dolma(folder, f"{file}.jsonl.gz", tables, names)
@@ -159,11 +160,6 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) ->
     with open_parquet_writer(path, schema) as writer:
         for table in tables:
             writer.write_table(table)
-
-
-def _iterate_rows(tables: Iterator[pa.Table]) -> Iterator[dict[str, Any]]:
-    for table in tables:
-        yield from table.to_pylist()
 
 
 def _make_phf_table(table: pa.Table, name: str) -> pa.Table:
@@ -190,7 +186,7 @@ def _write_dolma(folder: Path, file: str, tables: Iterator[pa.Table], names: lis
         writers = {
             name: stack.enter_context(_open_lines(folder / "attributes" / name / file)) for name in names
         }
-        for row in _iterate_rows(tables):
+        for row in chain.from_iterable(map(pa.Table.to_pylist, tables)):
             key = {"id": row["id"], "source": row["source"]}
             write_document({**key, "text": row["text"], "metadata": {"split": row["split"]}})
             for name, write in writers.items():
@@ -211,7 +207,7 @@ def _open_lines(path: Path) -> Iterator[Callable[[dict[str, object]], None]]:
     """Give a function that writes a row to a compressed JSONL file, whose bytes hold no time and no name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as raw:
-        compressed: Any = (
+        compressed: gzip.GzipFile | zstandard.ZstdCompressionWriter = (
             gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0)
             if path.suffix == ".gz"
             else zstandard.ZstdCompressor().stream_writer(raw, closefd=False)

@@ -8,61 +8,55 @@ from typing import NotRequired, TypedDict
 from phf.config import SegmentKind
 from phf.records import IdentityRecord
 
-Segmentation = dict[str, str | int]
-"""See `phf.corpus.segment.segmentation_identity`."""
+
+class _Shard(TypedDict):
+    input_sha256: str
+    num_documents: int
+    num_segments: int
+    segment_ends_hash: str
 
 
-class AnnotationShard(TypedDict):
+class _Manifest(TypedDict):
+    kind: str
+    segments: SegmentKind
+    segmentation: dict[str, str | int]
+    complete: NotRequired[bool]
+    segment_ends_hash: NotRequired[str | None]
+
+
+class AnnotationShard(_Shard):
     """The scores of one document shard; `reasons` counts the unscored segments by why they are."""
 
     file: str
     sha256: str
-    input_sha256: str
-    num_documents: int
-    num_segments: int
     num_unscored: int
     reasons: dict[str, int]
-    segment_ends_hash: str
 
 
-class AnnotationManifest(TypedDict):
+class AnnotationManifest(_Manifest):
     """What scored, on which segments; `components` is there for a combination alone."""
 
-    kind: str
     reward_model: IdentityRecord
     reward_model_spec: str
     unit: str
-    segments: SegmentKind
-    segmentation: Segmentation
     shards: list[AnnotationShard | None]
     components: NotRequired[list[dict[str, object]]]
-    complete: NotRequired[bool]
-    segment_ends_hash: NotRequired[str | None]
 
 
-class TokenShard(TypedDict):
+class TokenShard(_Shard):
     """The tokens of one document shard; `files` gives the SHA-256 of each array by its file's name."""
 
     files: dict[str, str]
-    input_sha256: str
-    num_documents: int
-    num_segments: int
     num_tokens: int
     num_bytes: int
-    segment_ends_hash: str
 
 
-class TokenManifest(TypedDict):
+class TokenManifest(_Manifest):
     """What tokenized, on which segments; `trained_on` hashes what a tokenizer of `train:N` was trained on."""
 
-    kind: str
     tokenizer: IdentityRecord
     tokenizer_spec: str
     tokenizer_files: dict[str, str]
     trained_on: str | None
-    segments: SegmentKind
-    segmentation: Segmentation
     dtype: str
     shards: list[TokenShard | None]
-    complete: NotRequired[bool]
-    segment_ends_hash: NotRequired[str | None]

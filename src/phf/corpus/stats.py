@@ -275,7 +275,8 @@ def _annotation_stats(
     means, worst_scores = np.concatenate(parts.means), np.concatenate(parts.worst)
     sizes = np.concatenate(parts.num_segments)
     num_train_tokens = counter.to_tokens(parts.train_count)
-    thresholds = _absolute_thresholds(annotation.unit)
+    # Where people draw the line by habit: a count at 0, a probability at 0.5.
+    thresholds = [0.0, 0.5] if annotation.unit == "probability" else [0.0]
 
     def describe_good(threshold: float) -> Kept:
         num_good, count = good.at_or_below(threshold)
@@ -350,11 +351,6 @@ def _summarize(scores: _Floats) -> Summary:
         ],
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
-
-
-def _absolute_thresholds(unit: str) -> list[float]:
-    """Where people draw the line by habit: a count at 0, a probability at 0.5."""
-    return [0.0, 0.5] if unit == "probability" else [0.0]
 
 
 class _Ranked:

@@ -396,7 +396,10 @@ class _Builder:
             return
         source.num_documents += 1
         self.num_documents += 1
-        split = "validation" if _hash_fraction(digest.digest()) < self.validation_fraction else "train"
+        fraction = (
+            int.from_bytes(digest.digest()[-6:], "big") / 2**48
+        )  # the text's hash as a number in [0, 1)
+        split = "validation" if fraction < self.validation_fraction else "train"
         document: dict[str, object] = {
             "id": self._choose_id(source, row),
             "text": row.text,
@@ -472,8 +475,3 @@ class _Builder:
         write_manifest(self.folder / "manifest.json", manifest)
         if self.progress:
             self.progress("reading documents", self.num_documents, self.num_documents)
-
-
-def _hash_fraction(digest: bytes) -> float:
-    """A digest as a number in [0, 1)."""
-    return int.from_bytes(digest[-6:], "big") / 2**48

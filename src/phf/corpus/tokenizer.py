@@ -313,12 +313,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
         if _find_control(backend, config) is not None:
             return _restore_control(Tokenizer.load(folder))
     backend, end_token = _load_foreign(spec)
-    return _with_control(backend, end_token, _name_of(spec))
-
-
-def _name_of(spec: str) -> str:
     name = Path(spec).name if Path(spec).is_dir() else spec.replace("/", "--")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer"
+    return _with_control(backend, end_token, re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer")
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:

@@ -112,6 +112,9 @@ def _create_request(
     Until `min_new_tokens` of text are there the end token is blocked, and no more than those are asked for.
     """
     sampling, end = drawer.sampling, drawer.control.end
+    philox = np.random.Philox(
+        key=[sampling.seed, page.index], counter=number
+    )  # for each round of each sample
     wanted = sampling.max_new_tokens
     if page.num_text < sampling.min_new_tokens:
         blocked = [*blocked, end]
@@ -122,14 +125,9 @@ def _create_request(
         "max_tokens": min(wanted - page.num_text, page.room - len(page.new)),
         "stop_token_ids": [end],
         "logit_bias": dict.fromkeys(blocked, -np.inf),
-        "seed": _request_seed(sampling.seed, page.index, number),
+        "seed": int(philox.random_raw()) >> 1,
         "detokenize": False,
     }
-
-
-def _request_seed(seed: int, index: int, number: int) -> int:
-    """63 bits of Philox for each round of each sample."""
-    return int(np.random.Philox(key=[seed, index], counter=number).random_raw()) >> 1
 
 
 def _extend(page: _Page, ids: list[int], drawer: TokenDrawer) -> None:

@@ -93,9 +93,12 @@ def convert_once(name: str, inputs: Sequence[Path], read: Callable[[], Converted
     source = {"converter": CONVERTER_VERSION, "inputs": {path.name: hash_file(path) for path in inputs}}
     folder = cache_folder() / f"{name}@{hash_json(source)[:8]}"
     if not _is_complete(folder, source):
+        from safetensors.numpy import save
+
         weights, vocabulary = read()
         write_json(folder / VOCABULARY, vocabulary)
-        write_bytes(folder / WEIGHTS, _serialise(weights))
+        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+        write_bytes(folder / WEIGHTS, save(arrays))
         hashes = {name: hash_file(folder / name) for name in (WEIGHTS, VOCABULARY)}
         write_json(folder / MANIFEST, {"source": source, "files": hashes})
     return folder
@@ -108,9 +111,3 @@ def _is_complete(folder: Path, source: dict[str, object]) -> bool:
     except (PHFError, FileNotFoundError):
         return False
     return bool(manifest == {"source": source, "files": hashes})
-
-
-def _serialise(weights: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
-    from safetensors.numpy import save
-
-    return bytes(save({name: np.ascontiguousarray(array) for name, array in weights.items()}))
