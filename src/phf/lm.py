@@ -293,11 +293,7 @@ class _HeadNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        take_slopes: Callable[[Tensor, Tensor], Tensor],
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, take_slopes: Callable[..., Tensor]
     ) -> Tensor:
         """[N D], [V D], [N] -> [N]; `take_slopes` is `_take_slopes`, compiled or not."""
         device = hidden.device.type

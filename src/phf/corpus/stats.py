@@ -29,21 +29,16 @@ _Floats = npt.NDArray[np.float32]
 _Counts = npt.NDArray[np.int64]
 
 
-class Kept(TypedDict):
-    """The shares that are good, or kept, under a rule, and how many epochs a budget makes of them."""
+class Candidate(TypedDict):
+    """A rule as a recipe names it, its threshold, and the shares that are good, or kept, under it."""
 
+    rule: str
+    threshold: float
     segments: float
     tokens: float
     num_tokens: int
     documents: float
     epochs: NotRequired[float]
-
-
-class Candidate(Kept):
-    """A rule as a recipe names it, and the threshold that it comes to."""
-
-    rule: str
-    threshold: float
 
 
 class Example(TypedDict):
@@ -278,20 +273,24 @@ def _annotation_stats(
     # Where people draw the line by habit: a count at 0, a probability at 0.5.
     thresholds = [0.0, 0.5] if annotation.unit == "probability" else [0.0]
 
-    def describe_good(threshold: float) -> Kept:
+    def describe_good(rule: str, threshold: float) -> Candidate:
         num_good, count = good.at_or_below(threshold)
         return {
+            "rule": rule,
+            "threshold": threshold,
             "segments": num_good / len(good.scores),
             "tokens": count / good.total,
             "num_tokens": counter.to_tokens(count),
             "documents": float(Threshold(threshold).is_good(worst_scores).mean()),
         }
 
-    def describe_kept(threshold: float) -> Kept:
+    def describe_kept(rule: str, threshold: float) -> Candidate:
         num_kept, count = keep.at_or_below(threshold)
         is_kept = Threshold(threshold).is_good(means)
         num_tokens = counter.to_tokens(count)
-        kept: Kept = {
+        kept: Candidate = {
+            "rule": rule,
+            "threshold": threshold,
             "segments": float(sizes[is_kept].sum() / sizes.sum()),
             "tokens": count / keep.total,
             "num_tokens": num_tokens,
@@ -374,7 +373,7 @@ class _Ranked:
 
 
 def _list_candidates(
-    ranked: _Ranked, name: str, thresholds: Sequence[float], describe: Callable[[float], Kept]
+    ranked: _Ranked, name: str, thresholds: Sequence[float], describe: Callable[[str, float], Candidate]
 ) -> list[Candidate]:
     """Rules in order of their thresholds, without those that keep nothing or everything."""
     if len(ranked.scores) == 0 or ranked.scores[0] == ranked.scores[-1]:  # nothing to choose between
@@ -388,7 +387,7 @@ def _list_candidates(
         if Threshold(value).is_good(ranked.scores[[0, -1]]).tolist() == [True, False]
     ]
     rules.sort(key=lambda rule: rule[1])
-    return [{"rule": rule, "threshold": value, **describe(value)} for rule, value in rules]
+    return [describe(rule, value) for rule, value in rules]
 
 
 def find_lengths(num_segments: _Counts, ends: npt.NDArray[np.int32]) -> _Counts:

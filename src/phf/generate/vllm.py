@@ -93,7 +93,10 @@ def write_pages_with_vllm(
             use_tqdm=False,
         )
         for page, output in zip(pending, outputs, strict=True):
-            _extend(page, list(output.outputs[0].token_ids), drawer)
+            ids = list(output.outputs[0].token_ids)  # the end too: vLLM hands out the token it stopped at
+            page.new.extend(ids)
+            page.ended = drawer.control.end in ids
+            page.num_text += len(_find_text(ids, drawer))
         pending = [
             page
             for page in pending
@@ -112,9 +115,8 @@ def _create_request(
     Until `min_new_tokens` of text are there the end token is blocked, and no more than those are asked for.
     """
     sampling, end = drawer.sampling, drawer.control.end
-    philox = np.random.Philox(
-        key=[sampling.seed, page.index], counter=number
-    )  # for each round of each sample
+    # Random bits of its own for each round of each sample.
+    philox = np.random.Philox(key=[sampling.seed, page.index], counter=number)
     wanted = sampling.max_new_tokens
     if page.num_text < sampling.min_new_tokens:
         blocked = [*blocked, end]
@@ -128,13 +130,6 @@ def _create_request(
         "seed": int(philox.random_raw()) >> 1,
         "detokenize": False,
     }
-
-
-def _extend(page: _Page, ids: list[int], drawer: TokenDrawer) -> None:
-    """Put what vLLM wrote behind a page. The end token is among the ids, as vLLM hands out the token it stopped at."""
-    page.new.extend(ids)
-    page.ended = drawer.control.end in ids
-    page.num_text += len(_find_text(ids, drawer))
 
 
 def _find_text(ids: Sequence[int], drawer: TokenDrawer) -> list[int]:
