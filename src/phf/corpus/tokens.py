@@ -3,7 +3,7 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -100,8 +100,7 @@ class TokenCache:
 
     Attributes:
         path: its folder.
-        manifest: `manifest.json`, its own hash checked.
-        shards: the manifest's entries, in order.
+        manifest, shards: `manifest.json`, its own hash checked, and its entries in order.
         num_documents, num_segments, num_tokens: of all splits, without control tokens and `<|endoftext|>`.
     """
 
@@ -267,16 +266,12 @@ def _obtain_tokenizer(corpus: Corpus, spec: str) -> tuple[Tokenizer, str | None]
             for name in _TOKENIZER_FILES:
                 check_hash(path.parent / name, manifest["tokenizer_files"][name], _remedy(path.parent))
             return Tokenizer.load(path.parent / "tokenizer"), trained_on
-    return train_tokenizer(_iterate_training_texts(corpus), int(number)), trained_on
-
-
-def _iterate_training_texts(corpus: Corpus) -> Iterator[str]:
-    """Texts of the training split; of a large one, the share that has about TRAINING_BYTES, chosen by the texts' hashes."""
-    share = TRAINING_BYTES / max(1, corpus.manifest["counts"]["train"]["bytes"])
-    for document in corpus.iterate_documents("train"):
-        # The first digits of the hash: the last ones decide the split.
-        if int(document.text_hash[:12], 16) < share * 2**48:
-            yield document.text
+    # Of a large training split the share that has about TRAINING_BYTES, chosen by the first digits of the texts' hashes:
+    # the last ones decide the split.
+    limit = TRAINING_BYTES / max(1, corpus.manifest["counts"]["train"]["bytes"]) * 2**48
+    documents = corpus.iterate_documents("train")
+    texts = (document.text for document in documents if int(document.text_hash[:12], 16) < limit)
+    return train_tokenizer(texts, int(number)), trained_on
 
 
 def _find_valid_entries(corpus: Corpus, folder: Path) -> list[TokenShard | None]:
