@@ -73,7 +73,7 @@ def sample(
     *,
     steer: str | SteerConfig | None = None,
     prompts: Sequence[str] = (),
-    **sampling: Any,
+    **sampling: object,
 ) -> list[Sample]:
     """Texts that a run's model writes in one mode.
 
@@ -96,8 +96,8 @@ def sample(
 def evaluate(
     runs: Sequence[str | Path],
     judges: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
-    **sampling: Any,
+    settings: Mapping[str, object] | None = None,
+    **sampling: object,
 ) -> list[Evaluation]:
     """Measure runs in each mode, by their annotator and by held-out judges; the content of each evaluation.json.
 
@@ -159,7 +159,7 @@ def attack(
     targets: Sequence[str | Path],
     out: str | Path,
     attacks: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Try to get bad mode back from releases and runs without `<|bad|>`; the content of OUT/attack.json.
 

@@ -77,10 +77,11 @@ def _cost_table(result: dict[str, Any]) -> Table:
     from phf.release.attack.rediscovery import LEVELS
 
     judge = result["judges"][0]
+    scale = judge["display_scale"]
     half, most = LEVELS
     table = Table(
         title=f"Bad texts that bring back {half:.0%} and {most:.0%} of bad mode, with 95 % intervals",
-        caption=f"score: {judge['slug']} x {judge['display_scale']:g}, with the most texts",
+        caption=f"score: {judge['slug']} x {scale:g}, with the most texts",
         caption_justify="left",
     )
     for column in ("target", "attack"):
@@ -90,7 +91,7 @@ def _cost_table(result: dict[str, Any]) -> Table:
     for target in result["targets"]:
         start = target["modes"][target["start"]][judge["slug"]]
         name = f"{target['name']} ({'+'.join(target['forget'])})" if target["forget"] else target["name"]
-        table.add_row(Text(printable(name)), "none", "", "", "", _format_score(start, judge))
+        table.add_row(Text(printable(name)), "none", "", "", "", _format_score(start, scale))
         own = [
             row for row in result["best"] if (row["target"], row["judge"]) == (target["name"], judge["slug"])
         ]
@@ -105,13 +106,13 @@ def _cost_table(result: dict[str, Any]) -> Table:
             cells = [describe_cost(cost) for cost in costs] or ["", ""]
             steps = str(costs[0]["steps"]) if costs and costs[0]["steps"] is not None else ""
             table.add_row(
-                "", most_texts["attack"], cells[0], steps, cells[1], _format_score(most_texts["score"], judge)
+                "", most_texts["attack"], cells[0], steps, cells[1], _format_score(most_texts["score"], scale)
             )
         table.add_section()
     return table
 
 
-def _format_score(score: dict[str, float | None], judge: dict[str, Any]) -> str:
+def _format_score(score: dict[str, float | None], scale: float) -> str:
     values = [score[key] for key in ("mean", "low", "high")]
-    mean, low, high = ("-" if value is None else f"{value * judge['display_scale']:.3g}" for value in values)
+    mean, low, high = ("-" if value is None else f"{value * scale:.3g}" for value in values)
     return f"{mean} [{low}, {high}]"
