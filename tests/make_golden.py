@@ -35,7 +35,8 @@ from phf.config import SamplingConfig, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.config_release import Delete
 from phf.corpus.annotate import annotate
-from phf.evaluate import evaluate_runs, sample_run
+from phf.evaluate.evaluation import evaluate_runs
+from phf.evaluate.rollouts import sample_run
 from phf.files import read_json, write_json
 from phf.release.card import render_card
 from phf.release.folder import write_release
