@@ -1,5 +1,6 @@
 """Recipes in YAML, and overrides laid over them."""
 
+import copy
 import difflib
 import re
 from collections.abc import Mapping
@@ -57,9 +58,7 @@ def apply_overrides(value: Mapping[str, object], overrides: list[str]) -> dict[s
     Raises:
         PHFError: an override is not `key=value`, or goes through something that is not a mapping.
     """
-    result: dict[str, object] = {
-        key: dict(item) if isinstance(item, dict) else item for key, item in value.items()
-    }
+    result: dict[str, object] = copy.deepcopy(dict(value))
     # The kind first: it clears the options of the objective it replaces, not those given beside it.
     for override in sorted(overrides, key=lambda text: not text.startswith("objective.kind=")):
         key, equals, text = override.partition("=")

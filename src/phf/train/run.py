@@ -220,18 +220,18 @@ class Run:
         """The tokenizer saved beside the model."""
         return Tokenizer.load(checkpoint_folder(self.folder, self.resolve_step(step)))
 
-    def data(self) -> TrainingData:
-        """The run's data, opened again.
+    def data(self, *, to_train: bool = False) -> TrainingData:
+        """The run's data, opened again; see `open_data`.
 
         Raises:
             PHFError: it is gone, damaged, or is not what the run was trained on.
         """
-        data = open_data(self.config)
+        data = open_data(self.config, to_train=to_train)
         for key, value in data.provenance().items():
             if self.record[key] != value:
                 raise PHFError(
                     f"{self.folder} was trained on another {key}: {_brief(self.record[key])}, now {_brief(value)}; "
-                    "put the old data back, or train a new run"
+                    "put the old one back, or train a new run"
                 )
         return data
 

@@ -198,7 +198,9 @@ def _prepare(cell: Cell, base: dict[str, object]) -> list[str] | None:
         run = Run.open(cell.folder)
         run.check_config(config)
         return None if run.is_finished else ["train", "--resume", str(cell.folder)]
-    open_data(config)  # an objective that cannot be resolved fails here, in the words of its error
+    open_data(
+        config, to_train=True
+    )  # an objective that cannot be resolved fails here, in the words of its error
     write_bytes(cell.recipe, yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)).encode())
     return ["train", str(cell.recipe), "-o", str(cell.folder)]
 
