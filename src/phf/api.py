@@ -30,7 +30,8 @@ from phf.corpus.tokens import TokenCache, tokenize
 from phf.errors import PHFError
 from phf.evaluate import evaluate_runs, sample_run, steer_run
 from phf.records import Mode, Progress, Sample
-from phf.release.attack import attack_targets
+from phf.release.attack.results import AttackResults
+from phf.release.attack.suite import attack_targets
 from phf.release.checks import Check
 from phf.release.folder import open_release, write_release
 from phf.release.verify import verify_release as _verify_release
@@ -157,8 +158,8 @@ def attack(
     out: str | Path,
     attacks: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Try to get bad mode back from releases and runs without `<|bad|>`; the content of OUT/attack.json.
+) -> AttackResults:
+    """Try to get bad mode back from releases and runs without `<|bad|>`; what OUT/attack.json holds.
 
     Args:
         targets: folders of one corpus, the unmodified run too.
