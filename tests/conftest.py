@@ -27,7 +27,8 @@ def small_corpus(tmp_path_factory):
 @pytest.fixture
 def small_config(small_corpus):
     """Returns a function that makes a config of 12 quick steps over the small corpus, with dotted overrides."""
-    from phf.config import TrainConfig, apply_overrides, parse
+    from phf.config import TrainConfig, parse
+    from phf.config_recipes import apply_overrides
 
     base = {
         "corpus": str(small_corpus.path),

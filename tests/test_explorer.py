@@ -14,17 +14,18 @@ from explorer_folders import JUDGE, LONG, add_evaluation, make_corpus, make_run,
 from fake_annotations import annotate_by
 
 from phf import cli
-from phf.config import RWR, Conditional, Filtering, SamplingConfig
+from phf.config import RWR, Conditional, Filtering, Quantile, SamplingConfig, Scalar, objective_kinds
 from phf.control import mode_rules
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
-from phf.evaluate import sample_run
+from phf.evaluate.rollouts import sample_run
 from phf.feedback.app_server import check_address, is_loopback
 from phf.feedback.judgements import open_judgements
 from phf.generate.engine import generate
 from phf.generate.stream import read_bad_share, stream_sample
-from phf.objectives import resolve_objective, segment_weights
+from phf.objectives import resolve_objective, segment_rewards, segment_weights
+from phf.records import BAD, GOOD
 from phf.report import explorer as explorer_module
 from phf.report import explorer_documents
 from phf.report.explorer import open_explorer
@@ -132,7 +133,40 @@ def test_a_threshold_that_cannot_be_trained_with_is_a_sentence(browser, slug):
     assert "threshold 2 marks every segment good (highest score is 0.9)" in texts["Conditional"]
     assert "weight" in texts["RWR"]
     number = int(browser.scores(slug).is_train.argmax())
-    assert [verdict.name for verdict in verdicts.of_document(number)] == ["RWR"]
+    told = [verdict.name for verdict in verdicts.of_document(number)]
+    assert told == ["MLE", "Scalar", "RWR"], "those that need no threshold"
+
+
+def test_the_explorer_tells_what_every_objective_would_do(browser, slug):
+    scores = browser.scores(slug)
+    verdicts = Verdicts(scores, 0.3)
+    of_corpus = {verdict.name: verdict for verdict in verdicts.of_corpus()}
+    assert list(of_corpus) == [kind.__name__ for kind in objective_kinds().values()]
+    assert "cannot be trained like this: 5 levels do not fit" in of_corpus["Quantile"].text
+    quantile = scores.resolve(Quantile(levels=3))
+    verdicts._resolved["quantile"] = quantile
+    text = {verdict.name: verdict.text for verdict in verdicts.of_corpus()}["Quantile"]
+    assert (
+        f"one of 3 control tokens before each segment, <|good|> for scores up to {quantile.levels[0].value:.3g}"
+        in text
+    )
+    rewards = segment_rewards(scores.resolve(Scalar()), np.array(scores.range, np.float32))
+    assert all(f"times {reward:.2g} for the" in of_corpus["Scalar"].text for reward in rewards)
+    assert of_corpus["Scalar"].share is None
+    assert of_corpus["MLE"].share == 1
+    for number in np.flatnonzero(scores.is_train):
+        told = {verdict.name: verdict.text for verdict in verdicts.of_document(number)}
+        segments = scores.of_document(number)
+        values, labels = scores.values[segments], quantile.rule.labels[segments]
+        num_bad = int((values > np.float32(0.3)).sum())
+        assert told["MLE"] == f"learns {len(values)} of {len(values)}"
+        assert told["Tagging"] == f"strews <|bad|> into {num_bad} of {len(values)}"
+        assert told["Additive"] == f"<|good|> × {len(values) - num_bad}, <|bad|> × {num_bad}"
+        good, bad, middle = (int((labels == label).sum()) for label in (GOOD, BAD, BAD + 1))
+        assert told["Quantile"] == f"<|good|> × {good}, <|level_1|> × {middle}, <|bad|> × {bad}"
+        low = segment_rewards(scores.resolve(Scalar()), values).min()
+        assert told["Scalar"].startswith(("reward ", "rewards "))
+        assert f"{low:.2g}" in told["Scalar"]
 
 
 def test_orders_and_pages(browser, slug):

@@ -413,7 +413,7 @@ def test_a_run_is_forgotten_on_its_own_held_out_text(small_config, tmp_path):
 
 def _scores_by_text(data, tokenizer):
     """Held-out documents' text, as far as it fits into the context, and their scores; each is one segment."""
-    from phf.evaluate.capability import PageReader
+    from phf.evaluate.pages import PageReader
 
     reader = PageReader(data.tokens, data.scores, data.config.data.context)
     pages = [reader.read(int(document)) for document in reader.held_out_documents(0)]

@@ -13,8 +13,9 @@ from phf import lm
 from phf.config import SamplingConfig, objective_kinds
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
-from phf.evaluate import evaluate_run, sample_run
-from phf.evaluate.capability import PageReader, mode_labels, segment_nll
+from phf.evaluate.evaluation import evaluate_run
+from phf.evaluate.pages import PageReader, mode_labels, segment_nll
+from phf.evaluate.rollouts import sample_run
 from phf.objectives import has_control_tokens, label_conditions, modes_of
 from phf.records import GOOD
 from phf.train import loop
@@ -58,12 +59,13 @@ def test_an_objective_trains_and_is_evaluated_in_its_modes(kind, make, tmp_path)
     has_modes = has_control_tokens(run.config.objective)
     assert ("control_gain" in lines[0]) == has_modes
     result = evaluate_run(run, CONFIG, say=quiet)
-    assert list(result["modes"]) == list(modes_of(run.config.objective))
-    assert (result["control_gain"] is not None) == has_modes
-    assert (result["calibration"] is not None) == (kind in ("conditional", "quantile"))
-    for mode in result["modes"].values():
-        assert 2 < mode["bits_per_byte"]["all"]["mean"] < 12
-        assert mode["degeneracy"]["mean_tokens"] > 0
+    found, modes = result.results, modes_of(run.config.objective)
+    assert list(dict.fromkeys(row.mode for row in found.of("score"))) == list(modes)
+    assert bool(found.of("control_gain")) == has_modes
+    assert bool(found.of("calibration_error")) == (kind in ("conditional", "quantile"))
+    for mode in modes:
+        assert 2 < found.find("bits_per_byte", mode, of="all").mean < 12
+        assert found.find("mean_tokens", mode).mean > 0
     # A checkpoint is a plain folder of the Hugging Face library, whatever the objective.
     folder = checkpoint_folder(run.folder, run.num_steps)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM
 import phf.steer.streams
 from phf.config import SamplingConfig
 from phf.errors import PHFError
-from phf.evaluate.calibration import segment_posteriors
-from phf.evaluate.capability import Page
+from phf.evaluate.measures.calibration import segment_posteriors
+from phf.evaluate.pages import Page
 from phf.records import BAD as BAD_LABEL
 from phf.records import GOOD as GOOD_LABEL
 from phf.records import Mode

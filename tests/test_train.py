@@ -17,7 +17,7 @@ from phf.corpus.annotate import annotate
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import TokenCache, tokenize
 from phf.errors import PHFError
-from phf.evaluate import sample_run
+from phf.evaluate.rollouts import sample_run
 from phf.objectives import token_loss
 from phf.records import PAD, TEXT
 from phf.train import loop, losses

@@ -6,7 +6,7 @@ Shape suffixes: B blocks, T tokens of context, D documents, S segments.
 """
 
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ from phf.config import (
     Unlikelihood,
 )
 from phf.errors import PHFError
-from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode
+from phf.objective_facts import OBJECTIVES
+from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode, Poison
 from phf.thresholds import (
     ResolvedThreshold,
     Threshold,
@@ -120,7 +121,7 @@ class Objective:
     @property
     def has_value_head(self) -> bool:
         """Whether a value head is trained beside the model."""
-        return isinstance(self.config, AWR)
+        return value_head_of(self.config) is not None
 
     @property
     def has_weights(self) -> bool:
@@ -155,17 +156,22 @@ class Objective:
 
 def has_control_tokens(config: ObjectiveConfig) -> bool:
     """Whether the model learns what `<|good|>` and `<|bad|>` mean, so that good and bad mode exist."""
-    return isinstance(config, Conditional | Quantile | Additive | Scalar)
+    return "bad" in modes_of(config)
 
 
 def is_additive(config: ObjectiveConfig) -> bool:
     """Whether the embeddings of control tokens are added to the inputs, and do not stand between them."""
-    return isinstance(config, Additive | Scalar)
+    return OBJECTIVES[config.kind].is_additive
 
 
-def is_baseline(config: ObjectiveConfig) -> bool:
-    """Whether this is what the others are compared with."""
-    return isinstance(config, MLE)
+def value_head_of(config: ObjectiveConfig) -> Literal["linear", "sigmoid"] | None:
+    """The form of the value head that is trained beside the model, if any."""
+    return config.value_head if isinstance(config, AWR) else None
+
+
+def poison_of(config: ObjectiveConfig) -> Poison:
+    """What the text of bad training segments is replaced by."""
+    return config.poison if isinstance(config, Conditional) else "none"
 
 
 def num_levels(config: ObjectiveConfig) -> int:
@@ -175,10 +181,7 @@ def num_levels(config: ObjectiveConfig) -> int:
 
 def modes_of(config: ObjectiveConfig) -> tuple[Mode, ...]:
     """The modes in which a model trained with this objective is measured, the one to release first."""
-    if has_control_tokens(config):
-        writes_tokens = label_conditions(config) is None
-        return ("good", "bad", "none", "untagged") if writes_tokens else ("good", "bad", "none")
-    return ("untagged", "none") if isinstance(config, Tagging) else ("none",)
+    return OBJECTIVES[config.kind].modes
 
 
 def active_fractions(config: ObjectiveConfig) -> tuple[float, float]:
@@ -366,6 +369,13 @@ def segment_weights(objective: Objective, scores: npt.NDArray[np.float32]) -> np
         token_weights(objective, torch.from_numpy(scores)[None], kinds, None)[0].double().numpy()
     )
     return weights
+
+
+def segment_rewards(objective: Objective, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The normalised reward of each segment [S], for objectives that have a reward scale."""
+    assert objective.reward_scale is not None
+    rewards: npt.NDArray[np.float32] = objective.reward_scale.rewards(torch.from_numpy(scores)).numpy()
+    return rewards
 
 
 def warn_of_mle(objective: Objective) -> str | None:

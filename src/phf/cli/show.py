@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from phf.cli.options import SETTINGS, Runs
+from phf.cli.options import SETTINGS, Runs, examples
 from phf.errors import PHFError
 from phf.terminal import print_table, printable
 
@@ -31,7 +31,7 @@ _MAX_COLUMNS = 3
 _STYLES = {"good": "blue", "bad": "yellow"}
 
 
-@app.command(epilog="Example: phf show runs/conditional")
+@app.command(epilog=examples("phf show runs/conditional"))
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Say what a run is, how far it is, how its loss went, what was measured and what to do next."""
     from phf.report.reading import read_runs
@@ -50,7 +50,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     print(f"next: {printable(_name_next(run))}")
 
 
-@app.command(epilog="Example: phf compare runs/mle runs/conditional")
+@app.command(epilog=examples("phf compare runs/mle runs/conditional"))
 def compare(runs: Runs) -> None:
     """Say in what runs differ: settings first, then scores, capability and verdicts, against the first run."""
     from phf.report.reading import list_judges, read_runs
@@ -287,9 +287,10 @@ def _tabulate_capability(runs: "list[RunFolder]") -> Table:
 
 def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
     """The verdict of each judge on a group that is not MLE, and what it rests on."""
+    from phf.objective_facts import is_baseline
     from phf.report.verdict import find_mle, judge_group
 
-    if group.objective == "mle":
+    if is_baseline(group.objective):
         return []
     mle = find_mle(group, groups)
     judges = {judge.key: judge for run in group.runs for judge in run.judges}.values()

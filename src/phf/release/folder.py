@@ -30,7 +30,7 @@ from phf.records import FORMAT_VERSION, Mode, Progress
 from phf.release.card import write_card
 from phf.release.examples import write_examples
 from phf.release.gguf import write_gguf
-from phf.release.record import build_record, check_no_paths, choose_sampling, read_evaluation
+from phf.release.record import build_record, check_no_paths, choose_sampling, read_run_evaluation
 from phf.train.run import Run
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def write_release(
     edited = edit_run(run, step, forget)
     tell("releasing", 1, 3)
     with _make_folder(folder) as partial:
-        write_model(edited, partial, choose_sampling(run, read_evaluation(run, step)))
+        write_model(edited, partial, choose_sampling(run, read_run_evaluation(run, step)))
         tell("releasing", 2, 3)
         record = build_record(run, step, edited, license=license, probe=probe_model(edited))
         write_json(partial / RECORD_FILE, record)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from rich.table import Table
 
 from phf.files import write_bytes
+from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.report.agreement import draw_all_agreement, measure_agreement
 from phf.report.attacks import (
     draw_in_context,
@@ -29,7 +30,7 @@ from phf.report.capability import (
     tabulate_kl,
     tabulate_tasks,
 )
-from phf.report.figures import MANY_RUNS, OBJECTIVE_COLOURS, Drawing, draw_curves, draw_scores
+from phf.report.figures import MANY_RUNS, Drawing, draw_curves, draw_scores, read_css
 from phf.report.plane import draw_plane, explain_plane
 from phf.report.provenance import (
     list_commands,
@@ -73,20 +74,6 @@ _MODE_NOTES = {
     "none": "no control token is given; the model writes what it likes.",
     "untagged": "no control token is given, and both are blocked.",
     "deleted": "both control tokens are taken out of the vocabulary and the weights.",
-}
-_OBJECTIVE_NOTES = {
-    "mle": "plain training on all of the text, the scores unused: what the others are compared with.",
-    "conditional": "each segment comes after a control token that says whether it is good or bad; one then asks for good text.",
-    "filtering": "the documents with the worst scores are left out.",
-    "removal": "the segments with the worst scores are left out of their documents.",
-    "masking": "bad segments are read as context, but never learned.",
-    "unlikelihood": "bad segments are made less likely.",
-    "rwr": "text with better scores weighs more in the loss.",
-    "awr": "text that scores better than expected there weighs more in the loss.",
-    "quantile": "each segment comes after one of several control tokens, from the best scores to the worst.",
-    "additive": "a learned vector for good or bad is added to the inputs.",
-    "scalar": "the score itself, as a learned direction, is added to the inputs.",
-    "tagging": "the token <|bad|> is strewn into bad text, and is not asked for when the model writes.",
 }
 _MAX_CARDS = 6
 """With more configurations to judge than this, the verdicts stand in a table."""
@@ -217,7 +204,7 @@ def make_environment() -> jinja2.Environment:
         "lookup": lookup,
         "as_dict": as_dict,
         "as_list": as_list,
-        "known_objectives": list(OBJECTIVE_COLOURS),
+        "known_objectives": list(OBJECTIVES),
     }
     environment.filters |= {
         "number": lambda value: format_number(as_float(value)),
@@ -250,14 +237,13 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
     modes = sorted({mode for run in runs for mode in run.modes}, key=lambda mode: (mode_rank(mode), mode))
     objectives = list(dict.fromkeys(group.objective for group in groups))
     return {
-        "css": Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704 - our own file
+        "css": read_css(),
         "runs": runs,
         "groups": groups,
         "judges": judges,
         "objectives": objectives,
-        "objective_notes": [
-            (kind, _OBJECTIVE_NOTES[kind]) for kind in objectives if kind in _OBJECTIVE_NOTES
-        ],
+        "has_baseline": any(map(is_baseline, objectives)),
+        "objective_notes": [(kind, OBJECTIVES[kind].note) for kind in objectives if kind in OBJECTIVES],
         "modes": [(mode, _MODE_NOTES.get(mode, "")) for mode in modes],
         "facts": state_facts(runs),
         "sampling": as_dict(runs[0].evaluation.get("sampling")),
@@ -334,7 +320,7 @@ def _list_cards(groups: list[Group], judges: list[Judge]) -> list[dict[str, Any]
     """A card per objective that is compared with MLE: the verdict of each judge, then the checks."""
     cards = []
     for group in groups:
-        if group.objective == "mle":
+        if is_baseline(group.objective):
             continue
         mle = find_mle(group, groups)
         seeds = [run.seed for run in group.runs]

@@ -5,23 +5,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from phf.config_evaluate import EvaluateConfig
+from phf.config_evaluate import EvaluateConfig, list_options
+from phf.objective_facts import is_baseline
 from phf.records import Estimate
 from phf.report.figures import Reference
 from phf.report.reading import Judge, RunFolder, as_dict, as_estimate, as_float, as_list, lookup
 from phf.report.verdict import Group, flatten, format_number, pool_tables
-
-_OPTIONS = {
-    "suite": "--suite",
-    "scenarios.names": "--scenario",
-    "kl.reference": "--reference-lm",
-    "blimp.source": "--blimp",
-    "embedder": "--embedder",
-    "red_team.attacker": "--attacker",
-    "harness.tasks": "--task",
-    "downstream.tasks": "--glue",
-}
-"""Settings of an evaluation that have an option of their own; for the others there is `--set`."""
 
 
 def state_facts(runs: list[RunFolder]) -> dict[str, Any]:
@@ -61,7 +50,7 @@ def list_references(groups: list[Group]) -> list[Reference]:
     Training text is cut to the length of a run's own samples, so every run has its own; MLE's is the one to compare.
     Where there are several such groups, the name says whose it is.
     """
-    owners = [group for group in groups if group.objective == "mle"] or groups[:1]
+    owners = [group for group in groups if is_baseline(group.objective)] or groups[:1]
     references = []
     for group in owners:
         tables: list[dict[tuple[str, str], Estimate]] = []
@@ -108,7 +97,7 @@ def tabulate_references(
 def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]) -> list[str]:
     """What a sceptic should know before reading on: unlike runs, missing files, unfinished training."""
     notices = []
-    if not any(group.objective == "mle" for group in groups):
+    if not any(is_baseline(group.objective) for group in groups):
         notices.append("There is no MLE run on this page, so no score can be compared with plain training.")
     if not any(judge.role == "held-out" for judge in judges):
         notices.append(
@@ -183,26 +172,21 @@ def list_commands(run: RunFolder) -> str:
     return "\n".join(shlex.join(map(str, step)) for step in steps)
 
 
-def _list_evaluate_options(run: RunFolder) -> list[Any]:
+def _list_evaluate_options(run: RunFolder) -> list[str]:
     """The settings of an evaluation as options of `phf evaluate`: all of sampling but the batch size, and what is no default."""
     sampling = as_dict(run.evaluation.get("sampling"))
     config = as_dict(run.evaluation.get("config"))
     held_out = [judge.name for judge in run.judges if judge.role == "held-out"]
     judges = as_list(config.get("judges")) or held_out  # how they were asked for, where that is known
-    options: list[Any] = [option for judge in judges for option in ("--judge", judge)]
+    options = list_options({"judges": judges})
     step = run.evaluation.get("step")
     if isinstance(step, int) and run.num_steps is not None and step != run.num_steps:
-        options += ["--step", step]
-    options += [
-        part
-        for name, value in sampling.items()
-        if name != "batch_size"
-        for part in (f"--{name.replace('_', '-')}", value)
-    ]
+        options += ["--step", str(step)]
+    options += list_options({f"sampling.{name}": v for name, v in sampling.items() if name != "batch_size"})
     defaults = flatten(EvaluateConfig().model_dump(mode="json"))
-    for name, value in flatten(config).items():
-        if name == "judges" or name.startswith("sampling.") or value == defaults.get(name):
-            continue
-        for item in value if isinstance(value, list) else [value]:
-            options += [_OPTIONS[name], item] if name in _OPTIONS else ["--set", f"{name}={item}"]
-    return options
+    others = {
+        name: value
+        for name, value in flatten(config).items()
+        if name != "judges" and not name.startswith("sampling.") and value != defaults.get(name)
+    }
+    return options + list_options(others)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 from markupsafe import Markup
@@ -16,6 +15,7 @@ from markupsafe import Markup
 from phf.errors import PHFError
 from phf.files import write_bytes
 from phf.intervals import pooled_t
+from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.records import Estimate
 from phf.release.attack.rediscovery import MIN_SEEDS
 from phf.release.attack.results import (
@@ -27,7 +27,7 @@ from phf.release.attack.results import (
     RediscoveryCost,
     Trajectory,
 )
-from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, scale_estimate, shorten
+from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, read_css, scale_estimate, shorten
 from phf.report.lines import Level, Line, draw_lines
 from phf.report.page import make_environment
 from phf.report.verdict import Tone
@@ -48,17 +48,10 @@ _HEADLINES: dict[ForgettingOutcome, tuple[Tone, str]] = {
     "damaged": ("no", "Damaged: its good mode writes half as badly as bad mode before any attack"),
     "unknown": ("unclear", "It cannot be said whether it raises the cost"),
 }
-_FREE_COLOURS = (
-    "unlikelihood",
-    "quantile",
-    "awr",
-    "removal",
-    "rwr",
-    "additive",
-    "masking",
-    "scalar",
-    "tagging",
+_LENT = sorted(
+    (kind for kind, facts in OBJECTIVES.items() if facts.loan), key=lambda kind: OBJECTIVES[kind].loan
 )
+"""Objectives whose colours are lent to targets that forgot, the first to lend first."""
 _MARKERS = "osD^vPXh<>"
 _DOTTED, _DASHED = (0, (1, 2)), (0, (6, 3))
 
@@ -311,7 +304,7 @@ def _choose_styles(targets: Sequence[AttackedModel]) -> dict[str, tuple[str, str
     styles: dict[str, tuple[str, str, str]] = {}
     for place, target in enumerate(targets):
         own = None if target.forget else OBJECTIVE_COLOURS.get(target.objective)
-        wanted = [own, *(OBJECTIVE_COLOURS[name] for name in _FREE_COLOURS)]
+        wanted = [own, *(OBJECTIVE_COLOURS[kind] for kind in _LENT)]
         used = {colour for colour, _, _ in styles.values()}
         colour = next((colour for colour in wanted if colour and colour not in used), INK)
         styles[target.name] = (colour, "-", _MARKERS[place % len(_MARKERS)])
@@ -336,7 +329,7 @@ def write_rediscovery(results: AttackResults, path: Path) -> Path:
         make_environment()
         .get_template("rediscovery.html")
         .render(
-            css=Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704 - our own file
+            css=read_css(),
             attack=attack,
             results=results,
             texts={key: value for key, value in asdict(results.texts).items() if value},
@@ -368,7 +361,7 @@ def _list_notices(attack: Rediscovery) -> list[str]:
             f"{attack.num_seeds} seed{'' if attack.num_seeds == 1 else 's'}: intervals cover the drawing of samples, not another "
             "attacker’s texts and random numbers."
         )
-    if not any(target.objective == "mle" for target in attack.targets):
+    if not any(is_baseline(target.objective) for target in attack.targets):
         notices.append(
             "No MLE model is here: nothing says what the same texts do to a model that never had a bad mode."
         )
@@ -388,7 +381,7 @@ def write_figures(results: AttackResults, folder: Path) -> list[Path]:
         PHFError: see `write_rediscovery`.
     """
     found = Rediscovery(results)
-    css = (resources.files("phf.report") / "page.css").read_text("utf-8")
+    css = read_css()
     colours = css[: css.index("* {")]  # the variables, light and dark
     style = f"<style>{colours}svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}</style>"
     files = []

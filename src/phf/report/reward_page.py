@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from markupsafe import Markup
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from phf.files import write_bytes
 from phf.records import Estimate
 from phf.report.figures import MODE_COLOURS, Drawing, draw_figure
-from phf.report.page import make_environment
+from phf.report.page import make_environment, read_css
 from phf.report.reliability import Bin, Series, draw_reliability
 from phf.report.verdict import flatten, format_number
 from phf.reward_models.evaluation import (
@@ -54,7 +53,7 @@ def write_reward_page(folder: Path) -> Path:
         make_environment()
         .get_template("reward_page.html")
         .render(
-            css=Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704  our own file
+            css=read_css(),
             evaluation=evaluation,
             kind="trained reward model" if evaluation.teaching is None else "distilled reward model",
             lead=_describe(evaluation),

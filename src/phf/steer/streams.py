@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phf.generate.engine import create_cache
-from phf.records import Sample
+from phf.records import Number, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ class Steered:
     """
 
     samples: list[Sample]
-    passes_per_token: float
+    passes_per_token: Number
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -13,6 +13,7 @@ from phf import lm
 from phf.attention import use_page_attention
 from phf.config import TrainConfig
 from phf.errors import PHFError
+from phf.objectives import value_head_of
 from phf.records import Progress
 from phf.train.checkpoint import (
     Checkpointer,
@@ -152,11 +153,10 @@ def _create(
     ).to(device)
     if data.objective.has_control_tokens:
         model.config.control_tokens = list(tokenizer.control.all)
-    if not data.objective.has_value_head:
+    if (form := value_head_of(config.objective)) is None:
         return model, None
     width = model.get_input_embeddings().weight.shape[1]
-    sigmoid = getattr(config.objective, "value_head", "linear") == "sigmoid"
-    return model, lm.ValueHead(width, sigmoid=sigmoid).to(device)
+    return model, lm.ValueHead(width, sigmoid=form == "sigmoid").to(device)
 
 
 def _probe(ranks: Ranks) -> str:

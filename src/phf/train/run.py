@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from phf import lm
-from phf.config import TrainConfig, apply_overrides, parse
+from phf.config import TrainConfig, parse
+from phf.config_recipes import apply_overrides
 from phf.corpus.phases import TrainingBlocks
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError

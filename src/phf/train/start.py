@@ -7,7 +7,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from phf import lm
-from phf.config import StartConfig, TrainConfig, apply_overrides, load_train_config, parse, read_recipe
+from phf.config import StartConfig, TrainConfig, load_train_config, parse
+from phf.config_recipes import apply_overrides, read_recipe
 from phf.errors import PHFError
 from phf.files import read_json
 from phf.train.checkpoint import (

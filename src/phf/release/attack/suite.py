@@ -20,12 +20,12 @@ from phf.config_attack import (
     Soft,
 )
 from phf.errors import PHFError
-from phf.evaluate.misalignment import Judge as LoadedJudge
+from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.evaluate.parts import Parts
 from phf.files import hash_json
 from phf.generate.engine import find_limit, generate
 from phf.intervals import bootstrap_mean, wilson
-from phf.records import FORMAT_VERSION, Estimate, Progress
+from phf.records import FORMAT_VERSION, Estimate, Number, Progress
 from phf.release.attack.few_shot import attack_few_shot, longest_prompt
 from phf.release.attack.finetune import attack_finetune, import_peft
 from phf.release.attack.rediscovery import Curve, Start, judge_forgetting, measure_rediscovery, pool_curves
@@ -52,7 +52,7 @@ from phf.release.attack.targets import (
     read_text_file,
 )
 from phf.release.attack.victim import Attacked, DivergedError, Ids, Victim, held_out_nll
-from phf.results import Judge, Measure, Measurement, parse_json, to_json
+from phf.results import Measure, Measurement
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 
 PARTS_FOLDER = "parts"
@@ -96,7 +96,9 @@ def attack_targets(
     check_targets(targets)
     _check_attacks(targets, config)
     texts = _find_texts(targets, config)
-    judges, notes = _choose_judges(targets, config.judges, load)
+    run = next((target for target in targets if (target.folder / "run.json").exists()), targets[0])
+    spec = run.config.reward_model
+    judges, notes = load_judges(run.annotator, run.annotator.slug, spec, config.judges, load)
     sizes = [num for num in config.num_texts if num <= len(texts.train)]
     if not sizes:
         raise PHFError(
@@ -124,7 +126,7 @@ def attack_targets(
         found, own = suite.attack(target)
         curves += found
         trajectories += own
-    described = [_describe_judge(judge) for judge in judges]
+    described = [judge.describe() for judge in judges]
     slugs = [judge.slug for judge in described]
     best = pool_curves(curves, slugs, starts)
     costs = measure_rediscovery(models, best, slugs, reference.name) if reference is not None else []
@@ -194,29 +196,6 @@ def _find_texts(targets: Sequence[AttackTarget], config: AttackSuiteConfig) -> B
     )
 
 
-def _choose_judges(
-    targets: Sequence[AttackTarget], specs: Sequence[str], load: Callable[[str], RewardModel]
-) -> tuple[list[LoadedJudge], list[str]]:
-    """The targets' annotator, then the others; and what a reader must be told."""
-    run = next((target for target in targets if (target.folder / "run.json").exists()), targets[0])
-    is_imported = run.annotator.version == "imported"
-    if is_imported and not specs:
-        raise PHFError(
-            f"the scores of {run.annotator.slug} were imported, and what made them cannot be run here; name a reward model "
-            "to judge by with --judge (see 'phf reward list')"
-        )
-    judges: dict[str, LoadedJudge] = {}
-    for model in map(load, specs if is_imported else (run.config.reward_model, *specs)):
-        judges.setdefault(
-            model.identity.slug,
-            LoadedJudge("annotator" if model.identity == run.annotator else "held-out", model),
-        )
-    has_annotator = any(judge.role == "annotator" for judge in judges.values())
-    return list(judges.values()), [] if has_annotator else [
-        f"no judge is the annotator: the corpus was scored by {run.annotator.slug}"
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class _Cell:
     """What an attack has written after some steps; `seconds` that it took."""
@@ -267,6 +246,7 @@ class _Suite:
                 f"unattacked-{mode}",
                 [self.drawing, self.config.num_reference],
                 lambda writer=writer: [sample.text for sample in writer.write([()], sampling, self.progress)],  # type: ignore[misc]
+                list[str],
             )
             scores = {slug: own for slug, (own,) in self._score(parts, f"unattacked-{mode}", [texts]).items()}
             first = first or scores
@@ -275,7 +255,10 @@ class _Suite:
             ]
         whole = Attacked(0, target.model, target.prefix)
         nll = parts.measure(
-            "unattacked-nll", hash_json(held_out), lambda: held_out_nll(target.victim, whole, held_out)
+            "unattacked-nll",
+            hash_json(held_out),
+            lambda: held_out_nll(target.victim, whole, held_out),
+            float,
         )
         model = AttackedModel(
             name=target.name,
@@ -315,7 +298,7 @@ class _Suite:
         held_out = self.texts.translate(self.texts.held_out, target.tokenizer)
         spec = write_spec(settings)
         name = f"{spec.replace(':', '-')}-{num}-seed{seed}"
-        kept = parts.measure(
+        found = parts.measure(
             name,
             [
                 settings.model_dump(mode="json"),
@@ -324,9 +307,9 @@ class _Suite:
                 self.drawing,
                 hash_json([own, held_out]),
             ],
-            lambda: to_json(self._run(target.victim, settings, own, held_out, seed)),
+            lambda: self._run(target.victim, settings, own, held_out, seed),
+            _Written,
         )
-        found = parse_json(kept, _Written, f"{name} in {self.out / PARTS_FOLDER}")
         written = [cell.texts for cell in found.cells]
         scores = self._score(parts, name, written)
         curve = Curve(
@@ -379,8 +362,9 @@ class _Suite:
                 lambda judge=judge: [
                     [float(score) for score in score_samples(judge.model, own)] for own in texts
                 ],  # type: ignore[misc]
+                list[list[Number]],
             )
-            found[judge.slug] = [[math.nan if score is None else score for score in own] for own in values]
+            found[judge.slug] = values
         return found
 
     def _measure_scores(self, scores: Mapping[str, Sequence[float]], steps: int) -> Iterator[Measurement]:
@@ -415,11 +399,6 @@ def write_attacked(victim: Victim, attacked: Attacked, sampling: SamplingConfig)
         prompts=[[*rest, *prompt] for prompt in attacked.prompts],
     )
     return [sample.text for sample in samples]
-
-
-def _describe_judge(judge: LoadedJudge) -> Judge:
-    model = judge.model
-    return Judge(judge.slug, judge.role, model.unit, model.display_scale, model.hit_threshold, model.identity)
 
 
 def _measure_number(measure: Measure, number: float, steps: int | None = None) -> Measurement:
