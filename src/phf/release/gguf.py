@@ -34,7 +34,7 @@ _PRE_TOKENIZERS: tuple[tuple[str, list[dict[str, Any]]], ...] = (
     ("gpt-2", [{**_BYTE_LEVEL, "use_regex": True}]),
     ("smollm", [{"type": "Digits", "individual_digits": True}, {**_BYTE_LEVEL, "use_regex": True}]),
     # Ours. Of the splits that llama.cpp knows GPT-2's is the nearest: where a line that ends in white space is followed
-    # by text, the white space and the line end are two pieces there and one here (measured: docs/release.md).
+    # by text, the white space and the line end are two pieces there and one here (measured: docs/lab/release.md).
     (
         "gpt-2",
         [
