@@ -9,7 +9,7 @@ Two things that the other files of a release say cannot be said in a GGUF, so th
   tokens are the last ids, so `<|bad|>` and all behind it are cut off: every other logit stays what it was.
 - *A prefix of two tokens.* llama.cpp puts one token in front of a text, which here is the last of the prefix, `<|good|>`:
   a program that passes text is then in good mode, though without the `<|endoftext|>` that training had before it (cost:
-  docs/release.md). A program that passes ids, as examples/with_llama_cpp.py does, gets both.
+  docs/lab/release.md). A program that passes ids, as examples/with_llama_cpp.py does, gets both.
 """
 
 import json
