@@ -98,10 +98,10 @@ def test_a_part_is_the_same_whether_it_was_kept(tmp_path) -> None:
     value = {"good": Estimate(math.nan, 0.5, 1.0, 3), "bad": Estimate(0.25, math.nan, 1.0, 3)}
     parts = Parts(tmp_path, ["run"])
     fresh = parts.measure("part", [1], lambda: value, dict[str, Estimate])
-    kept = Parts(tmp_path, ["run"]).measure("part", [1], lambda: {}, dict[str, Estimate])
+    kept = Parts(tmp_path, ["run"]).measure("part", [1], dict, dict[str, Estimate])
     assert repr(fresh) == repr(kept)
     assert math.isnan(kept["good"].mean)
-    assert parts.measure("part", [2], lambda: {}, dict[str, Estimate]) == {}, "made of something else"
+    assert parts.measure("part", [2], dict, dict[str, Estimate]) == {}, "made of something else"
     assert parts.measure("part", [2], lambda: [1], list[int]) == [1], "another shape is made anew"
     (tmp_path / "part.json").write_text('{"key": "half')
     assert parts.measure("part", [2], lambda: [2], list[int]) == [2]
