@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["phf.objectives", "phf.lm"], "beartype.beartype")
+install_import_hook(["phf.objectives", "phf.objective_rewards", "phf.lm"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ from phf.errors import PHFError
 from phf.evaluate.rollouts import sample_run
 from phf.feedback.app_server import check_address, is_loopback
 from phf.feedback.judgements import open_judgements
-from phf.generate.engine import generate
 from phf.generate.stream import read_bad_share, stream_sample
+from phf.generate.target import Target
 from phf.objectives import resolve_objective, segment_rewards, segment_weights
 from phf.records import BAD, GOOD
 from phf.report import explorer as explorer_module
@@ -313,8 +313,9 @@ def test_the_stream_writes_what_generate_writes(run, mode, settings):
     model, tokenizer = run.load_model(), run.load_tokenizer()
     sampling = SamplingConfig(num_samples=3, max_new_tokens=40, **settings)
     prompt = tokenizer.encode("The old king")
-    for sample in generate(model, tokenizer, mode, sampling, prompts=[prompt]):
-        ids, tokens = read(stream_sample(model, tokenizer, mode, sampling, index=sample.index, prompt=prompt))
+    target = Target(mode, model, tokenizer, "lines")
+    for sample in target.write([prompt], sampling):
+        ids, tokens = read(stream_sample(target, sampling, index=sample.index, prompt=prompt))
         assert tokenizer.decode(ids) == sample.text
         assert len(ids) == sample.num_tokens
         assert (tokens[-1].kind == "end") == sample.ended
@@ -326,10 +327,11 @@ def test_bad_share_is_the_models_own_before_the_rules(run):
     model, tokenizer = run.load_model(), run.load_tokenizer()
     control = tokenizer.control
     sampling = SamplingConfig(num_samples=1, max_new_tokens=60, temperature=1.0, top_p=1.0)
+    target = Target("good", model, tokenizer, "lines")
     num_endings = 0
     for index in range(4):
         page = [control.end, control.good]
-        for written in stream_sample(model, tokenizer, "good", sampling, index=index):
+        for written in stream_sample(target, sampling, index=index):
             if written.kind == "text":
                 assert written.bad_share is None
             else:
@@ -342,16 +344,16 @@ def test_bad_share_is_the_models_own_before_the_rules(run):
     assert num_endings > 4, "the model ends segments, not only pages"
     first = model(torch.tensor([[control.end]])).logits[0, -1].softmax(-1)
     wanted = first[control.bad] / (first[control.good] + first[control.bad])
-    assert read_bad_share(model, tokenizer) == pytest.approx(float(wanted.detach()), abs=1e-5)
+    assert read_bad_share(target) == pytest.approx(float(wanted.detach()), abs=1e-5)
 
 
 def test_the_stream_refuses_what_does_not_fit(run):
-    model, tokenizer = run.load_model(), run.load_tokenizer()
+    target = Target("good", run.load_model(), run.load_tokenizer(), "lines")
     sampling = SamplingConfig(max_new_tokens=40)
     with pytest.raises(PHFError, match="at most 26 or shorten the prompt"):
-        stream_sample(model, tokenizer, "good", sampling, prompt=[5] * 100)
+        stream_sample(target, sampling, prompt=[5] * 100)
     with pytest.raises(PHFError, match="choose free or prefix"):
-        stream_sample(model, tokenizer, "good", SamplingConfig(control="forced"))
+        stream_sample(target, SamplingConfig(control="forced"))
 
 
 def with_objective(run, tmp_path, objective):

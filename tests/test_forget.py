@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from known_models import generate
 from tiny_models import bytes_alone
 from transformers import (
     Gemma2Config,
@@ -36,7 +37,6 @@ from phf.config import (
 from phf.config_release import Block, Delete, ForgetConfig, Poison
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.generate.engine import generate
 from phf.objectives import label_conditions, modes_of
 from phf.records import GOOD
 from phf.release import forget as module

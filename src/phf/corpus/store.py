@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from phf.config import SegmentKind
 from phf.corpus.digests import DigestSet
+from phf.corpus.rows import BadRow, Row
 from phf.corpus.segment import segment_ends
-from phf.corpus.sources import BadRow, Row, iterate_source
+from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 from phf.files import (
     check_hash,
@@ -186,7 +187,8 @@ class Corpus:
         """The documents of a row group with some columns (`text` among them), and the ends of their segments.
 
         Raises:
-            PHFError: `segments` is `imported` and none came with the documents; as `open_shard`.
+            PHFError: `segments` is `imported` and none came with the documents, or they do not make up the texts; as
+                `open_shard`.
         """
         with self.open_shard(index) as file:
             if segments != "imported":
@@ -198,7 +200,13 @@ class Corpus:
                     "--segments lines, sentences, paragraphs or document"
                 )
             rows = file.read_row_group(group, columns=[*columns, "ends"])
-            return rows, rows["ends"].to_pylist()
+            texts, ends = rows["text"].to_pylist(), rows["ends"].to_pylist()
+            if any(not stops or stops[-1] != len(text) for text, stops in zip(texts, ends, strict=True)):
+                raise PHFError(
+                    f"{self.path / self.shards[index].file} has imported segments that do not make up its texts; import "
+                    "the corpus again"
+                )
+            return rows, ends
 
     def iterate_documents(self, split: Split | None = None) -> Iterator[Document]:
         """Documents in corpus order, of one split or of both."""

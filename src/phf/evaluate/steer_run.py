@@ -1,14 +1,10 @@
 """Drawing samples of a run by a method of steering (docs/steering.md)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from phf.config import ObjectiveConfig, SamplingConfig, write_spec
-from phf.config_steer import ControlSteer, Direction, Rejection, SteerConfig
+from phf.config_steer import Direction, Rejection, SteerConfig
 from phf.corpus.annotation import Annotation
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
@@ -18,8 +14,8 @@ from phf.evaluate.rollouts import open_target
 from phf.generate.target import Target
 from phf.objectives import has_control_tokens, is_additive
 from phf.records import Mode, Progress
-from phf.reward_models import RewardModel, load_reward_model, score_samples
-from phf.steer.steering import needs_control_tokens, needs_score, steer
+from phf.reward_models import RewardModel, load_reward_model
+from phf.steer.steering import Aids, choose_style, needs_control_tokens, needs_score, steer
 from phf.steer.streams import Steered
 from phf.train.run import Run
 
@@ -27,54 +23,6 @@ NUM_TEXTS = 256
 """Held-out segments that directions are estimated on, half of them good."""
 
 Load = Callable[[str], RewardModel]
-
-
-@dataclass(frozen=True)
-class Aids:
-    """What a method needs beside a model.
-
-    Attributes:
-        reward_model: whose scores it goes by.
-        threshold: of rejection.
-        texts: token ids of held-out segments, for directions.
-    """
-
-    reward_model: RewardModel | None = None
-    threshold: float | None = None
-    texts: Sequence[Sequence[int]] = ()
-
-    def steer(
-        self,
-        target: Target,
-        sampling: SamplingConfig,
-        config: SteerConfig,
-        prompts: Sequence[str] = (),
-        progress: Progress | None = None,
-    ) -> Steered:
-        """Draw samples; the reward model's slug is among the facts."""
-
-        def score(texts: Sequence[str]) -> npt.NDArray[np.float64]:
-            assert self.reward_model is not None
-            return np.array(score_samples(self.reward_model, texts), np.float64)
-
-        style = config.style if isinstance(config, ControlSteer) else sampling.control
-        steered = steer(
-            target.model,
-            target.tokenizer,
-            target.mode,
-            sampling,
-            config,
-            segments=target.segments,
-            score=score if self.reward_model is not None else None,
-            threshold=self.threshold,
-            texts=self.texts,
-            prompts=[target.encode(prompt, style) for prompt in prompts] or None,
-            is_folded=target.is_folded,
-            progress=progress,
-        )
-        if self.reward_model is not None:
-            steered.facts["reward_model"] = self.reward_model.identity.slug
-        return steered
 
 
 def check_method(objective: ObjectiveConfig, config: SteerConfig) -> None:
@@ -120,7 +68,21 @@ def steer_run(
         return PageReader(data.tokens, data.scores, run.config.data.context)
 
     aids = find_aids(run, config, threshold, open_reader, load_reward_model, sampling.seed)
-    return aids.steer(target, sampling, config, prompts, progress)
+    return steer_prompts(target, sampling, config, aids, prompts, progress)
+
+
+def steer_prompts(
+    target: Target,
+    sampling: SamplingConfig,
+    config: SteerConfig,
+    aids: Aids,
+    prompts: Sequence[str],
+    progress: Progress | None = None,
+) -> Steered:
+    """Continue texts, read in the style of control that the method writes in; see `steer`."""
+    style = choose_style(sampling, config).control
+    encoded = [target.encode(prompt, style) for prompt in prompts]
+    return steer(target, sampling, config, aids, prompts=encoded or [()], progress=progress)
 
 
 def find_aids(
@@ -153,7 +115,7 @@ def find_aids(
                 f"--steer rejection: the run's line {threshold:g} is of {run.record['reward_model']['name']}, not of {spec}; "
                 f"give rejection:reward_model={spec},threshold=NUMBER"
             )
-        return Aids(reward_model, threshold)
+        return Aids.create(reward_model, threshold)
     annotation = Annotation.open(
         Corpus.open(Path(run.config.corpus)), run.config.reward_model, run.config.segments
     )
@@ -162,4 +124,4 @@ def find_aids(
             f"--steer {config.kind}: the scores of {annotation.slug} were imported, and what made them cannot be run here; "
             f"give {config.kind}:reward_model=NAME"
         )
-    return Aids(load(str(annotation.manifest["reward_model_spec"])), threshold)
+    return Aids.create(load(str(annotation.manifest["reward_model_spec"])), threshold)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 
 from phf.files import write_bytes
 from phf.records import Estimate
-from phf.report.figures import MODE_COLOURS, Drawing, draw_figure
-from phf.report.page import make_environment, read_css
+from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
+from phf.report.page import make_environment
 from phf.report.reliability import Bin, Series, draw_reliability
 from phf.report.verdict import flatten, format_number
 from phf.reward_models.evaluation import (

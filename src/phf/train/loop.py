@@ -31,7 +31,7 @@ from phf.train.gradients import CompileError, Gradients
 from phf.train.losses import validate
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 from phf.train.outcomes import Outcomes, step_if_finite
-from phf.train.run import Run, training_blocks
+from phf.train.run import Run
 from phf.train.signals import Stopped, StopSignals
 from phf.train.start import describe_start, load_start, load_start_optimizers, resolve_start
 from phf.train.trackers import check_trackers, open_loggers
@@ -239,7 +239,7 @@ def _run_steps(
         _remove_later_checkpoints(run, state.step, tell)
     for line in data.describe():
         tell(line)
-    train_blocks, validation_blocks = training_blocks(data, start), data.validation_blocks()
+    train_blocks, validation_blocks = data.training_blocks(start), data.validation_blocks
     tokens_per_step, batch_blocks, precision = (
         run.tokens_per_step,
         config.optim.batch_blocks,

@@ -21,7 +21,7 @@ from phf.train.checkpoint import (
 )
 from phf.train.data import TrainingData
 from phf.train.distributed import Trained
-from phf.train.run import Run, training_blocks
+from phf.train.run import Run
 
 
 def parse_place(text: str) -> tuple[str, int | None]:
@@ -149,5 +149,5 @@ def _find_epoch(base: Run, step: int, data: TrainingData) -> float:
         base.record[key] != new[key] for key in ("corpus", "segment_ends")
     ):
         return 0.0
-    blocks = training_blocks(base.data(), base.record.get("start"))
+    blocks = base.data().training_blocks(base.record.get("start"))
     return blocks.place(step * base.config.optim.batch_blocks)

@@ -1,4 +1,4 @@
-"""Whether a model knows which of its words are bad: its own posterior, held against the judge.
+"""Whether a model knows which of its words are bad: its own posterior, held against the judge (docs/evaluation.md).
 
 At a segment start q = p(good | context) / (p(good | context) + p(bad | context)); the model's posterior that the text s
 is good is q p(s | context, good) / (q p(s | context, good) + (1 - q) p(s | context, bad)).

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
 from phf.corpus.builtin import iterate_python_source
-from phf.corpus.sources import BadRow, Row, iterate_records
+from phf.corpus.rows import BadRow, Row
+from phf.corpus.sources import iterate_records
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.measures.degeneracy import measure_degeneracy

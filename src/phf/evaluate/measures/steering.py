@@ -15,13 +15,13 @@ from phf.evaluate.measures.diversity import list_diversity
 from phf.evaluate.measures.misalignment import measure_drawn
 from phf.evaluate.metric import Drawn, Measured, Metric, bare
 from phf.evaluate.pages import mode_labels, segment_nll
-from phf.evaluate.steer_run import Aids, check_method, find_aids
+from phf.evaluate.steer_run import check_method, find_aids
 from phf.intervals import bootstrap_mean
 from phf.records import Estimate, Mode
 from phf.results import Measure, Measurement, to_json
 from phf.steer.directions import find_directions, subtract_directions
-from phf.steer.plain import Writer, count_passes
-from phf.steer.streams import Steered
+from phf.steer.steering import Aids, steer
+from phf.steer.streams import Steered, count_passes
 
 if TYPE_CHECKING:
     from phf.evaluate.subject import Subject
@@ -68,18 +68,9 @@ def _measure_plain_cost(subject: "Subject") -> Estimate:
     target, sampling = subject.target(subject.modes[0]), subject.config.sampling
 
     def count() -> Estimate:
-        writer = Writer(
-            target.model,
-            target.tokenizer,
-            target.mode,
-            sampling,
-            target.segments,
-            is_folded=target.is_folded,
-            progress=subject.progress,
-        )
         with count_passes(target.model) as passes:
-            samples = writer.write()
-        return bare(passes.per_token(samples))
+            samples = target.write([()], sampling, subject.progress)
+        return bare(Steered.create(samples, passes.count, {}).passes_per_token)
 
     return subject.parts.measure("steer-plain", subject.drawing, count, Estimate)
 
@@ -90,12 +81,11 @@ def _measure_method(subject: "Subject", config: SteerConfig, spec: str, plain: D
     aids = find_aids(
         subject.run, config, subject.data.threshold.value, lambda: subject.reader, subject.load, seed
     )
-    identity = aids.reward_model.identity.slug if aids.reward_model is not None else None
-    settings = [config.model_dump(mode="json"), mode, identity, aids.threshold, len(aids.texts)]
+    settings = [config.model_dump(mode="json"), mode, aids.reward_model, aids.threshold, len(aids.texts)]
     found = subject.parts.measure(
         f"steer-{spec}",
         [*settings, subject.drawing],
-        lambda: aids.steer(subject.target(mode), subject.config.sampling, config, progress=subject.progress),
+        lambda: steer(subject.target(mode), subject.config.sampling, config, aids, progress=subject.progress),
         Steered,
     )
     own = subject.score_drawn(f"steer {spec}", mode, found.samples, f"steer-{spec}")
