@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from phf import lm
-from phf.config import SamplingConfig, objective_kinds
+from phf.config import SamplingConfig, built_in_kinds
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
@@ -74,7 +74,7 @@ def test_an_objective_trains_and_is_evaluated_in_its_modes(kind, make, tmp_path)
 
 
 def test_every_kind_is_trained_by_some_test():
-    assert set(objective_kinds()) == {*CASES, "mle", "filtering", "unlikelihood", "rwr", "awr"}
+    assert set(built_in_kinds()) == {*CASES, "mle", "filtering", "unlikelihood", "rwr", "awr"}
 
 
 def test_a_schedule_resumes_bit_for_bit_and_is_mle_outside(make, small_config, tmp_path):

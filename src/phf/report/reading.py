@@ -54,7 +54,7 @@ class RunFolder:
 
     Attributes:
         label: the run's name, made unique among the runs of a page.
-        settings: hash of the configuration without its seed: runs that share it differ by seed alone.
+        settings: hash of the configuration without its seed, and of a user's own objective: runs that share it differ by seed alone.
         evaluation: content of `evaluation.json`; empty for a run that was not evaluated, where that is allowed.
         samples: `samples.parquet` as a table, None if the file is missing.
         skipped_lines: lines of `metrics.jsonl` that are not JSON (a run that was killed while writing).
@@ -237,7 +237,7 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         if is_evaluated
         else None,
         judges=tuple(read_judge(value) for value in as_list(evaluation.get("judges"))),
-        settings=hash_json({key: value for key, value in config.items() if key != "seed"}),
+        settings=hash_json([{**config, "seed": None}, run.get("objective_function")]),
     )
 
 

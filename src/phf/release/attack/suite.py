@@ -249,7 +249,9 @@ class _Suite:
                 lambda writer=writer: [sample.text for sample in writer.write([()], sampling, self.progress)],  # type: ignore[misc]
                 list[str],
             )
-            scores = {slug: own for slug, (own,) in self._score(parts, f"unattacked-{mode}", [texts]).items()}
+            scores: dict[str, Sequence[float]] = {
+                slug: own for slug, (own,) in self._score(parts, f"unattacked-{mode}", [texts]).items()
+            }
             first = first or scores
             measurements += [
                 Measurement(SCORE.name, self._average(own), mode, slug) for slug, own in scores.items()
