@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from phf.intervals import CONFIDENCE, bootstrap_mean
 from phf.records import Estimate
-from phf.report.reading import Judge, RunFolder, as_dict, lookup, read_scores
+from phf.report.reading import RunFolder, read_scores
 from phf.report.verdict import flatten
+from phf.results import Judge
 
 _NUM_BOOTSTRAP = 1000
 
@@ -29,7 +30,7 @@ class Difference:
     is_paired: bool
 
 
-def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
+def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[JsonValue]]:
     """Settings, data and versions in which runs differ: a value of each run by dotted name, None where it has none."""
     tables = [_flatten_run(run) for run in runs]
     names = dict.fromkeys(name for table in tables for name in table)
@@ -37,18 +38,17 @@ def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
-def _flatten_run(run: RunFolder) -> dict[str, Any]:
-    table = flatten(run.config)
-    table |= {f"versions.{name}": value for name, value in as_dict(run.run.get("versions")).items()}
-    for name, keys in (
-        ("corpus id", ("corpus", "id")),
-        ("parameters", ("num_parameters",)),
-        ("precision used", ("precision",)),
-        ("threshold used", ("threshold", "value")),
-        ("epochs", ("epochs",)),
-    ):
-        table[name] = lookup(run.run, *keys)
-    return table
+def _flatten_run(run: RunFolder) -> dict[str, JsonValue]:
+    record = run.record
+    return {
+        **flatten(record.config),
+        **{f"versions.{name}": value for name, value in record.versions.items()},
+        "corpus id": record.corpus.id,
+        "parameters": record.num_parameters,
+        "precision used": record.precision,
+        "threshold used": record.threshold.value if record.threshold else None,
+        "epochs": record.epochs,
+    }
 
 
 def subtract_scores(
@@ -63,7 +63,7 @@ def subtract_scores(
         seed: of the bootstrap.
     """
     one, other = _read_mode(run, mode, judge), _read_mode(base, base_mode, judge)
-    seeds = [lookup(folder.evaluation, "sampling", "seed") for folder in (run, base)]
+    seeds = [folder.sampling.get("seed") for folder in (run, base)]
     if seeds[0] is not None and seeds[0] == seeds[1]:
         gaps = np.array([score - other[index] for index, score in one.items() if index in other])
         return Difference(bootstrap_mean(gaps, _NUM_BOOTSTRAP, seed), is_paired=True)
@@ -74,7 +74,7 @@ def subtract_scores(
 def _read_mode(run: RunFolder, mode: str, judge: Judge) -> dict[int, float]:
     """Scores of a mode's samples by their index."""
     table = run.sample_table(mode)
-    if f"score:{judge.key}" not in table.column_names:
+    if f"score:{judge.slug}" not in table.column_names:
         return {}
     return dict(zip(table["index"].to_pylist(), read_scores(table, judge).tolist(), strict=True))
 
