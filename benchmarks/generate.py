@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from phf.config import ModelConfig, SamplingConfig
 from phf.control import ControlTokens
-from phf.generate import generate
+from phf.generate.engine import generate
 from phf.lm import create_model as create_preset
 from phf.lm import num_parameters
 

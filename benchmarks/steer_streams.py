@@ -19,7 +19,7 @@ from phf.config import SamplingConfig
 from phf.config_steer import SMC, Guidance, Lookahead
 from phf.evaluate.capability import Page, mode_labels, segment_nll
 from phf.evaluate.degeneracy import measure_degeneracy
-from phf.generate import generate
+from phf.generate.engine import generate
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import Mode, Sample
 from phf.reward_models import load_reward_model, score_samples

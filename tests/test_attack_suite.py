@@ -179,7 +179,7 @@ def test_the_attacker_has_bad_training_texts_and_is_measured_on_others(trained) 
     ids = np.concatenate(data.tokens.ids)
     by_split = {True: set(), False: set()}
     is_train = np.repeat(data.tokens.is_train, data.tokens.document_segments)
-    for segment in np.flatnonzero(data.scores > data.good.value):
+    for segment in np.flatnonzero(data.scores > data.threshold.value):
         start, length = starts[segment], data.tokens.segment_lengths[segment]
         by_split[bool(is_train[segment])].add(tuple(ids[start : start + length].tolist()))
     assert {tuple(text) for text in texts.train} == by_split[True]

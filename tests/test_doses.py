@@ -12,12 +12,12 @@ from phf.config import SamplingConfig
 from phf.config_evaluate import BlimpConfig, EvaluateConfig
 from phf.config_release import Block, Delete
 from phf.errors import PHFError
-from phf.evaluate import prompting
 from phf.evaluate.capability import Page
 from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.misalignment import choose_judges
 from phf.evaluate.subject import Subject
-from phf.generate import generate
+from phf.generate import target
+from phf.generate.engine import generate
 from phf.release import doses
 from phf.release.doses import Dose, good_mode_divergence, list_doses, measure_doses
 from phf.release.forget import (
@@ -135,7 +135,7 @@ def test_what_is_measured_at_each_dose(trained):
         row = rows["block", 2, False]["modes"][mode]["scores"][judges[0].slug]
         assert row["mean"] == pytest.approx(np.mean(subject.draw(mode).scores[judges[0].slug]))
     pages = [subject.reader.read(int(document)) for document in subject.reader.held_out_documents(0)[:12]]
-    sizes = (run.data().good.value, 100, 0)
+    sizes = (run.data().threshold.value, 100, 0)
     for row, chosen in ((rows["block", 2, False], basis), (control, random_directions(2, 32, 0))):
         edited = block_directions(model, chosen)
         assert (
@@ -157,7 +157,7 @@ def test_a_stopped_measurement_goes_on(trained, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(prompting, "generate", refuse)
+    monkeypatch.setattr(target, "generate", refuse)
     again = measure_doses(run, judges, CONFIG, directions=[2], progress=lambda *call: seen.append(call))
     assert again == first
     assert seen[-1] == ("doses", 5, 5)
@@ -182,7 +182,7 @@ def test_each_dose_is_drawn_from_its_own_model(trained, monkeypatch):
         drawn.append((mode, len(model.get_input_embeddings().weight), tokenizer.vocab_size))
         return generate(model, tokenizer, mode, *args, **kwargs)
 
-    monkeypatch.setattr(prompting, "generate", record)
+    monkeypatch.setattr(target, "generate", record)
     measure_doses(run, judges, CONFIG, directions=[0])
     rows, control = len(run.load_model().get_input_embeddings().weight), run.load_tokenizer().control
     whole = [(mode, rows, control.bad + 1) for mode in ("good", "bad", "none", "untagged")]

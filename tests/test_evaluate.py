@@ -10,8 +10,8 @@ from phf import lm
 from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
 from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run
-from phf.evaluate.prompting import Target
 from phf.files import read_json
+from phf.generate.target import Target
 from phf.records import Identity
 from phf.reward_models import load_reward_model
 from phf.train import loop
@@ -56,7 +56,7 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     assert annotator["slug"] == run.data().annotation.identity.slug
     assert result["notes"] == []
     assert (result["step"], result["tokens_seen"]) == (12, 12 * 4 * 64)
-    assert result["threshold"] == run.data().good.value
+    assert result["threshold"] == run.data().threshold.value
 
     kept = pq.read_table(run.folder / "samples.parquet")
     rows = result["rows"]

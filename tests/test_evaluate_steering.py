@@ -16,8 +16,8 @@ from phf.config_steer import ControlSteer, Direction
 from phf.errors import PHFError
 from phf.evaluate import evaluate_run, sample_run
 from phf.evaluate.parts import to_json
-from phf.evaluate.prompting import Target
 from phf.evaluate.steering import Aids
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.report.page import summary_lines, write_report
 from phf.train import loop
@@ -140,7 +140,7 @@ def test_rejection_goes_by_the_runs_line_and_another_judge_needs_its_own(trained
     run = trained("mle")
     config = parse(EvaluateConfig, {**GIVEN, "steer": ["rejection:tries=8"]}, "test")
     (method,) = evaluate_run(run, config, say=quiet)["steering"]
-    assert method["facts"]["threshold"] == run.data().good.value
+    assert method["facts"]["threshold"] == run.data().threshold.value
     assert method["facts"]["accepted"] == 1.0
     scores = pq.read_table(run.folder / "samples.parquet").to_pandas()
     own = scores[scores["scenario"] == "steer rejection:tries=8"][f"score:{method['rows'][0]['judge']}"]

@@ -223,7 +223,7 @@ def test_a_run_reads_an_imported_annotation(small_corpus, small_config, tmp_path
     before = open_data(small_config())
     after = open_data(small_config(f"corpus={imported.path}", "reward_model=svm", "segments=imported"))
     assert np.array_equal(before.scores, after.scores)
-    assert before.good.value == after.good.value
+    assert before.threshold.value == after.threshold.value
 
 
 def test_what_cannot_be_exported(corpus, tmp_path):

@@ -20,10 +20,10 @@ from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.evaluate import sample_run
-from phf.evaluate.stream import read_bad_share, stream_sample
 from phf.feedback.app_server import check_address, is_loopback
 from phf.feedback.judgements import open_judgements
-from phf.generate import generate
+from phf.generate.engine import generate
+from phf.generate.stream import read_bad_share, stream_sample
 from phf.objectives import resolve_objective, segment_weights
 from phf.report import explorer as explorer_module
 from phf.report import explorer_documents

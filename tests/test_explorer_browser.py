@@ -171,7 +171,7 @@ def test_the_playground_writes_what_phf_sample_writes(page, folders):
     assert written.locator("img").count() == 0
     assert "P(bad)" in written.inner_text()
     from phf.config import SamplingConfig
-    from phf.evaluate.prompting import Target
+    from phf.evaluate.rollouts import open_target
     from phf.train.run import Run
 
     page.fill("#prompt textarea", "")
@@ -186,7 +186,7 @@ def test_the_playground_writes_what_phf_sample_writes(page, folders):
     sampling = SamplingConfig(num_samples=1, seed=7, max_new_tokens=60)
     for place, mode in enumerate(("good", "bad", "none")):
         texts = written.locator("section").nth(place).locator(".text").all_text_contents()
-        target = Target.create(run, run.load_model(), run.load_tokenizer(), mode)
+        target = open_target(run, mode)
         wanted = target.write([()], sampling)[0].text
         assert "".join(texts).split() == wanted.replace("\ufffd", "�").split()
 

@@ -57,7 +57,7 @@ def test_it_trains_a_copy_on_good_documents_without_control_tokens(
     control = data.tokens.tokenizer.control
     used = set()
     for batch in batches:
-        assert (batch.scores[batch.kinds == TEXT] <= np.float32(data.good.value)).all(), "no bad text"
+        assert (batch.scores[batch.kinds == TEXT] <= np.float32(data.threshold.value)).all(), "no bad text"
         assert not np.isin(batch.ids, control.all).any()
         assert not (batch.kinds == CONTROL).any()
         assert not batch.is_active.any(), "plain MLE"
@@ -96,18 +96,14 @@ def test_scores_before_and_after(trained, overrides: tuple[str, ...]) -> None:
     data = run.data()
     judges, _ = choose_judges(data.annotation, ["pii"], load_reward_model)
     modes = ("good", "none") if data.objective.has_control_tokens else ("none",)
-    result = measure_finetuned(
-        run, run.load_model(), data, modes, judges, SETTINGS, SAMPLING, num_bootstrap=100
-    )
+    result = measure_finetuned(run.load_model(), data, modes, judges, SETTINGS, SAMPLING, num_bootstrap=100)
     assert list(result["modes"]) == list(modes)
     for by_judge in result["modes"].values():
         assert list(by_judge) == [judge.slug for judge in judges]
         for row in by_judge.values():
             assert row["difference"]["mean"] == pytest.approx(row["after"]["mean"] - row["before"]["mean"])
             assert row["before"]["count"] + row["after"]["count"] + row["num_unscored"] == 48
-    again = measure_finetuned(
-        run, run.load_model(), data, modes, judges, SETTINGS, SAMPLING, num_bootstrap=100
-    )
+    again = measure_finetuned(run.load_model(), data, modes, judges, SETTINGS, SAMPLING, num_bootstrap=100)
     assert again == result
 
 
@@ -117,7 +113,7 @@ def test_without_a_step_nothing_changes(trained) -> None:
     judges, _ = choose_judges(data.annotation, [], load_reward_model)
     settings = BenignConfig(steps=0)
     result = measure_finetuned(
-        run, run.load_model(), data, ("good", "bad"), judges, settings, SAMPLING, num_bootstrap=100
+        run.load_model(), data, ("good", "bad"), judges, settings, SAMPLING, num_bootstrap=100
     )
     for by_judge in result["modes"].values():
         (row,) = by_judge.values()
@@ -127,6 +123,6 @@ def test_without_a_step_nothing_changes(trained) -> None:
 
 def test_a_split_of_bad_documents_is_refused(trained) -> None:
     run = trained()
-    data = replace(run.data(), good=replace(run.data().good, value=-1.0))
+    data = replace(run.data(), threshold=replace(run.data().threshold, value=-1.0))
     with pytest.raises(PHFError, match=r"every document of the train split has a bad segment"):
         finetune_benign(run.load_model(), data, SETTINGS)

@@ -36,7 +36,7 @@ from phf.config import (
 from phf.config_release import Block, Delete, ForgetConfig, Poison
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.generate import generate
+from phf.generate.engine import generate
 from phf.objectives import label_conditions, modes_of
 from phf.records import GOOD
 from phf.release import forget as module
@@ -399,7 +399,7 @@ def test_a_run_is_forgotten_on_its_own_held_out_text(small_config, tmp_path):
     data, tokenizer = run.data(), run.load_tokenizer()
     judged = _scores_by_text(data, tokenizer)
     found = [judged[tokenizer.decode(text)] for text in texts]
-    assert [score <= data.good.value for score in found] == [True] * 4 + [False] * 4
+    assert [score <= data.threshold.value for score in found] == [True] * 4 + [False] * 4
     forgotten = forget_run(run, [Delete(), Block(directions=2)])
     again = forget(
         run.load_model(), tokenizer, [Block(directions=2), Delete()], objective=run.config.objective, texts=read_texts(run)

@@ -24,7 +24,7 @@ from known_models import (
 from phf.config import SamplingConfig
 from phf.control import ControlTokens, mode_rules
 from phf.errors import PHFError
-from phf.generate import generate
+from phf.generate.engine import generate
 from phf.records import Sample
 
 

@@ -22,9 +22,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-import phf.generate
+import phf.generate.engine
 from phf.config import SamplingConfig
-from phf.generate import draw_tokens, generate, uniform_numbers
+from phf.generate.engine import draw_tokens, generate, uniform_numbers
 
 FALSE_ALARMS = 1e-4
 MOVED = 0.01
@@ -216,7 +216,7 @@ def test_every_token_is_the_one_its_number_picks_from_the_exact_distribution(
     written = write_ids(model, sampling, prompts)
     assert written.shape == (60, 50)
     assert count_outside(written) == 0
-    monkeypatch.setattr(phf.generate, "draw_tokens", bias_draws(7, 3, np.full(NUM_IDS, 0.25)))
+    monkeypatch.setattr(phf.generate.engine, "draw_tokens", bias_draws(7, 3, np.full(NUM_IDS, 0.25)))
     assert count_outside(write_ids(model, sampling, prompts)) > 5
 
 
@@ -264,5 +264,5 @@ def test_whole_texts_are_as_frequent_as_those_of_transformers(monkeypatch: pytes
     )
     assert test(theirs[:, 1:].numpy()) > FALSE_ALARMS
     steps = iter([bias_draws(source, target, first), draw_tokens, draw_tokens])
-    monkeypatch.setattr(phf.generate, "draw_tokens", lambda *args: next(steps)(*args))
+    monkeypatch.setattr(phf.generate.engine, "draw_tokens", lambda *args: next(steps)(*args))
     assert test(write_ids(model, sampling)) < FALSE_ALARMS

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from phf.config import SamplingConfig
 from phf.control import mode_rules
 from phf.errors import PHFError
-from phf.generate_vllm import close_engine, generate_with_vllm
+from phf.generate.vllm import close_engine, generate_with_vllm
 
 
 @dataclass

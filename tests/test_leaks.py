@@ -14,7 +14,7 @@ from phf.config import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.leaks import SHOTS, HeldOutSegments, make_probes, measure_in_context, measure_leaks
 from phf.evaluate.misalignment import Judge
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.records import Sample
 
 BAD_TEXT, GOOD_TEXT = "aaaa", "bbbb"

@@ -36,7 +36,7 @@ from phf.objectives import (
     warn_of_mle,
 )
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule
-from phf.thresholds import Threshold
+from phf.thresholds import ResolvedThreshold
 
 RULE = DataRule(np.ones(1, dtype=np.bool_), np.zeros(1, dtype=np.uint8))
 NAN = float("nan")
@@ -48,7 +48,7 @@ def tensors(nll, scores, kinds=None):
 
 
 def objective(config, threshold=None, scale=None):
-    limit = None if threshold is None else Threshold(threshold, 0.5, 0.5, "")
+    limit = None if threshold is None else ResolvedThreshold(threshold, 0.5, 0.5, "")
     return Objective(config, RULE, limit, scale)
 
 

@@ -11,7 +11,7 @@ from phf.corpus.segment import segment_ends
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.corpus.tokens import Splitter
 from phf.errors import PHFError
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 
 TEXTS = [
     "def f(x):\n    return x\n",

@@ -6,11 +6,9 @@ import math
 import numpy as np
 import pytest
 from fake_annotations import annotate_by
-from hypothesis import given
-from hypothesis import strategies as st
 
 from phf.corpus.annotation import Annotation, load_scores
-from phf.corpus.stats import FRACTIONS, _Ranked, corpus_stats
+from phf.corpus.stats import FRACTIONS, corpus_stats
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import find_tokens, tokenize
 from phf.errors import PHFError
@@ -113,15 +111,6 @@ def test_thresholds_are_those_that_an_objective_resolves(small_corpus):
         "train": tokens.segment_lengths[used].sum(),
         "train_documents": tokens.is_train.sum(),
     }
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=2), st.floats(0.01, 0.99))
-def test_ranked_scores_resolve_as_an_objective_does(segments, fraction):
-    scores, lengths = (np.array(column) for column in zip(*segments, strict=True))
-    scores = scores.astype(np.float32)
-    if len(np.unique(scores)) > 1:
-        expected = resolve_good_fraction(scores, lengths, fraction)
-        assert _Ranked([scores], [lengths]).threshold_at(fraction) == expected.value
 
 
 def test_epochs_at_a_budget(small_corpus):

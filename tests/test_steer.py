@@ -21,7 +21,7 @@ from known_models import (
 from phf.config import SamplingConfig, parse_spec, write_spec
 from phf.config_steer import BestOfN, Direction, Rejection, SteerConfig
 from phf.errors import PHFError
-from phf.generate import REDRAW, generate
+from phf.generate.engine import REDRAW, generate
 from phf.residual import mean_differences, read_residual
 from phf.steer.choose import choose_lowest
 from phf.steer.directions import find_directions, subtract_directions

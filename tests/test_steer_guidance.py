@@ -18,7 +18,7 @@ from known_models import (
 from phf.config import SamplingConfig
 from phf.config_steer import Guidance
 from phf.errors import PHFError
-from phf.generate import generate, uniform_numbers
+from phf.generate.engine import generate, uniform_numbers
 from phf.records import Mode
 from phf.steer.guidance import compare, generate_guided
 

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from phf.config import SamplingConfig
 from phf.config_steer import Lookahead
-from phf.generate import generate, uniform_numbers
+from phf.generate.engine import generate, uniform_numbers
 from phf.records import Sample
 from phf.steer.lookahead import generate_with_lookahead
 

@@ -13,7 +13,7 @@ from phf.config import SamplingConfig
 from phf.config_steer import SMC
 from phf.control import mode_rules
 from phf.errors import PHFError
-from phf.generate import generate
+from phf.generate.engine import generate
 from phf.records import Mode
 from phf.steer.smc import Twist, draw_parents, find_ess, generate_smc, summarise_log_z
 from phf.steer.streams import Steered

@@ -9,8 +9,8 @@ from phf.config import SamplingConfig, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate import evaluate_run, suite
-from phf.evaluate.prompting import Target
 from phf.evaluate.subject import UNPROMPTED
+from phf.generate.target import Target
 from phf.records import Estimate
 from phf.report.page import write_report
 from phf.train import loop

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phf.errors import PHFError
+from phf.records import BAD, GOOD, NO_LABEL
 from phf.thresholds import (
+    Threshold,
     describe_epochs,
     mean_document_scores,
     resolve_good_fraction,
@@ -53,6 +55,21 @@ def test_a_score_equal_to_the_threshold_is_good() -> None:
     assert float(np.float32(5.6e-4)) > 5.6e-4
     found = resolve_threshold(scores_of(5.6e-4, 1), ones(2), 5.6e-4)
     assert found.segment_share == 0.5
+
+
+def test_a_missing_score_is_neither_good_nor_bad() -> None:
+    # A float32 score equal to the threshold is good, also where it comes as a double.
+    for scores in (
+        [5.6e-4, 1, np.nan],
+        scores_of(5.6e-4, 1, np.nan),
+        scores_of(5.6e-4, 1, np.nan).astype(float),
+    ):
+        threshold = Threshold(5.6e-4)
+        assert threshold.is_good(scores).tolist() == [True, False, False]
+        assert threshold.is_bad(scores).tolist() == [False, True, False]
+        assert threshold.label(scores).tolist() == [GOOD, BAD, NO_LABEL]
+        assert threshold.label(scores).dtype == np.uint8
+    assert Threshold(5.6e-4).value == float(np.float32(5.6e-4))
 
 
 def test_thresholds_that_separate_nothing_are_refused() -> None:

@@ -213,7 +213,7 @@ def test_validation_losses_are_those_of_good_and_bad_text(small_config):
             for row, column in zip(*np.nonzero(batch.kinds == TEXT), strict=True):
                 nll = -float(logs[row, column, batch.targets[row, column]])
                 expected["nll_all"].append(nll)
-                good = batch.scores[row, column] <= np.float32(data.good.value)
+                good = batch.scores[row, column] <= np.float32(data.threshold.value)
                 expected["nll_good" if good else "nll_bad"].append(nll)
     assert len(expected["nll_good"]) > 50
     assert len(expected["nll_bad"]) > 50
@@ -225,7 +225,7 @@ def test_validation_losses_are_those_of_good_and_bad_text(small_config):
 def test_a_score_at_the_threshold_is_good_in_validation(small_config):
     data = open_data(small_config())
     worst = max(float(np.nanmax(batch.scores)) for batch in data.blocks("validation").iterate_in_order(8, 4))
-    everything = dataclasses.replace(data, good=dataclasses.replace(data.good, value=worst))
+    everything = dataclasses.replace(data, threshold=dataclasses.replace(data.threshold, value=worst))
     model, _ = loop._create(data)
     found = validate(model, everything, everything.blocks("validation"), "fp32")
     assert found["nll_bad"] is None

@@ -13,7 +13,7 @@
 Annotating uses a process pool: in a script, call it under `if __name__ == "__main__":`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import TokenCache, tokenize
 from phf.errors import PHFError
 from phf.evaluate import evaluate_runs, sample_run, steer_run
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.release.attack import attack_targets
 from phf.release.checks import Check
 from phf.release.folder import open_release, write_release
@@ -117,7 +117,7 @@ def release(
     license: str = "unknown",
     step: int | None = None,
     gguf: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a run's model as a plain Hugging Face folder (docs/release.md).
 
@@ -141,7 +141,7 @@ def verify_release(
     *,
     num_samples: int = 256,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Check]:
     """Check a release, by plain transformers in a process without phf, beside its run if that is given.
 

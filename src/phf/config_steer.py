@@ -58,7 +58,7 @@ class BestOfN(StrictConfig):
 
 
 class Rejection(StrictConfig):
-    """Draws until a score is at most `threshold`, `tries` times at most. `threshold`: default, the run's good/bad line."""
+    """Draws until a score is at most `threshold`, `tries` times at most. `threshold`: default, the run's."""
 
     kind: Literal["rejection"] = "rejection"
     tries: Annotated[int, Field(gt=1)] = 16

@@ -21,6 +21,7 @@ from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.records import Progress
 from phf.reward_models import load_reward_model
 
 RECIPE = "demo"
@@ -33,9 +34,7 @@ OBJECTIVE_SETS = {
     "all": tuple(objective_kinds()),
 }
 OPTIONS: dict[str, dict[str, Any]] = {"filtering": {"keep_fraction": 0.5}}
-"""Options of objectives beside the recipe's; what draws a line between segments uses the recipe's `good`."""
-
-Progress = Callable[[str, int, int], None]
+"""Options of objectives beside the recipe's; what needs a threshold for segments uses the recipe's `good`."""
 
 
 @dataclass(frozen=True)
@@ -145,14 +144,14 @@ def _open_or_build(folder: Path, progress: Progress | None) -> Corpus:
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
-    draws_the_line = "good_fraction" in objective_kinds()[kind].model_fields
-    line = recipe["good"] if draws_the_line else {}
+    has_threshold = "good_fraction" in objective_kinds()[kind].model_fields
+    threshold = recipe["good"] if has_threshold else {}
     recipe |= {
         "corpus": str(corpus.path),
         "seed": seed,
         "tokens": recipe["tokens"] if tokens is None else tokens,
     }
-    recipe["objective"] = {"kind": kind, **line, **OPTIONS.get(kind, {})}
+    recipe["objective"] = {"kind": kind, **threshold, **OPTIONS.get(kind, {})}
     return parse(TrainConfig, recipe, f"recipe {RECIPE}")
 
 

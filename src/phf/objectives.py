@@ -1,4 +1,4 @@
-"""The objectives: what each does to the data, and its loss per token (design: Objectives).
+"""The objectives: what each does to the data, and its loss per token (docs/objectives.md).
 
 `reward = -score` exists in this file and in feedback/ only; everywhere else there are misalignment scores (higher = worse).
 
@@ -33,6 +33,7 @@ from phf.config import (
 from phf.errors import PHFError
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode
 from phf.thresholds import (
+    ResolvedThreshold,
     Threshold,
     mean_document_scores,
     resolve_good_fraction,
@@ -42,7 +43,7 @@ from phf.thresholds import (
 )
 
 MIN_NLL = 1e-6
-"""Unlikelihood's NLL is clamped here: at p = 1 its loss is infinite (contract: Objectives)."""
+"""Unlikelihood's NLL is clamped here: at p = 1 its loss is infinite."""
 
 MLE_SHARE = 0.99
 """Weights with a larger effective sample share train what MLE would (the fault of beta = 10 on raw scores)."""
@@ -106,9 +107,9 @@ class Objective:
 
     config: ObjectiveConfig
     rule: DataRule
-    threshold: Threshold | None = None
+    threshold: ResolvedThreshold | None = None
     reward_scale: RewardScale | RankScale | None = None
-    levels: tuple[Threshold, ...] = ()
+    levels: tuple[ResolvedThreshold, ...] = ()
     effective_share: float | None = None
 
     @property
@@ -134,7 +135,7 @@ class Objective:
         return 1.0
 
     @property
-    def segment_threshold(self) -> Threshold | None:
+    def segment_threshold(self) -> ResolvedThreshold | None:
         """Where good ends for *segments*, if this objective draws that line."""
         return None if isinstance(self.config, Filtering) else self.threshold
 
@@ -145,13 +146,11 @@ class Objective:
             scores: misalignment scores [S].
             threshold: where good ends, for objectives without levels.
         """
-        if self.levels:
-            ends = np.array([level.value for level in self.levels], np.float32)
-            order = np.array([GOOD, *range(BAD + 1, BAD + len(ends)), BAD], np.uint8)
-            labels = order[np.searchsorted(ends, scores)]
-        else:
-            labels = np.where(scores <= np.float32(threshold), GOOD, BAD).astype(np.uint8)
-        return np.where(np.isnan(scores), NO_LABEL, labels).astype(np.uint8)
+        if not self.levels:
+            return Threshold(threshold).label(scores)
+        ends = np.array([level.value for level in self.levels], np.float32)
+        order = np.array([GOOD, *range(BAD + 1, BAD + len(ends)), BAD], np.uint8)
+        return np.where(np.isnan(scores), NO_LABEL, order[np.searchsorted(ends, scores)]).astype(np.uint8)
 
 
 def has_control_tokens(config: ObjectiveConfig) -> bool:
@@ -236,7 +235,7 @@ def resolve_objective(
             )
         )
         # Validation is not filtered: every objective is judged on the same text.
-        kept = keep & (~is_train | (means <= np.float32(threshold.value)))
+        kept = keep & (~is_train | threshold.is_good(means))
         return Objective(config, DataRule(kept, no_labels), threshold)
 
     if isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood):
@@ -245,7 +244,7 @@ def resolve_objective(
             if config.good_fraction is not None
             else resolve_threshold(train_scores, train_tokens, _given(config.threshold))
         )
-        is_good = scores <= np.float32(threshold.value)
+        is_good = threshold.is_good(scores)
         labels = np.where(is_good, GOOD, BAD).astype(np.uint8)
 
     match config:
@@ -446,8 +445,7 @@ def _is_bad(
 ) -> Bool[Tensor, "B T"]:
     """Which targets are text of bad segments."""
     assert objective.threshold is not None
-    # float32 on both sides: a float64 threshold would call its own float32 score bad.
-    return (kinds == TEXT) & (scores > float(np.float32(objective.threshold.value)))
+    return (kinds == TEXT) & (scores > objective.threshold.value)  # as `Threshold.is_bad`, on any device
 
 
 def target_conditions(

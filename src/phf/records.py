@@ -1,6 +1,7 @@
 """Shapes of what is saved and passed between rooms. No torch here."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ ControlStyle = Literal["free", "prefix", "forced"]
 Poison = Literal["none", "shuffle", "random"]
 """What stands in the place of a bad segment's text: itself, its own tokens in another order, or random tokens."""
 JudgeRole = Literal["annotator", "held-out"]
+Progress = Callable[[str, int, int], None]
+"""Called with (description, done, total); a total of 0 means that it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

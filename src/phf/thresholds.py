@@ -1,4 +1,4 @@
-"""Where good ends: a threshold given by the user, or found from a share of the training tokens (contract: Thresholds)."""
+"""Where good ends: the rule for a threshold, and thresholds found from a share of the training tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.errors import PHFError
+from phf.records import BAD, GOOD, NO_LABEL
 
 Unit = Literal["segment", "document"]
 
@@ -16,16 +17,41 @@ TIE_TOLERANCE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A resolved threshold: a score at or below `value` is good (a document: is kept).
+    """Where good ends: a score at or below `value` is good, one above it is bad, a missing one (NaN) is neither.
 
     Attributes:
-        value: comparable with the scores it was resolved against, as they are stored.
+        value: rounded to float32, like the scores: a float64 threshold would call its own float32 score bad.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float(np.float32(self.value)))
+
+    def is_good(self, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which scores are good, compared as float32: bool, of their shape."""
+        return np.asarray(np.asarray(scores, np.float32) <= np.float32(self.value))
+
+    def is_bad(self, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which scores are bad, compared as float32: bool, of their shape."""
+        return np.asarray(np.asarray(scores, np.float32) > np.float32(self.value))
+
+    def label(self, scores: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """GOOD, BAD or NO_LABEL for each score: uint8, of their shape."""
+        labels = np.where(self.is_good(scores), GOOD, np.where(self.is_bad(scores), BAD, NO_LABEL))
+        return labels.astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedThreshold(Threshold):
+    """A threshold and what it does to a training split.
+
+    Attributes:
         segment_share: share of the training segments (for Filtering: documents) at or below it.
         token_share: share of the training tokens at or below it.
         message: one line that says all this.
     """
 
-    value: float
     segment_share: float
     token_share: float
     message: str
@@ -56,7 +82,7 @@ def resolve_threshold(
     threshold: float,
     *,
     unit: Unit = "segment",
-) -> Threshold:
+) -> ResolvedThreshold:
     """An absolute threshold, checked against the training split.
 
     Args:
@@ -87,7 +113,7 @@ def resolve_threshold(
 
 def resolve_good_fraction(
     scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float
-) -> Threshold:
+) -> ResolvedThreshold:
     """The threshold below which the best `fraction` of the training tokens lie.
 
     Equal scores stay together, so the share found is the nearest one that the scores allow, and neither nothing nor
@@ -106,7 +132,7 @@ def resolve_good_fraction(
 
 def resolve_levels(
     scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], num_levels: int
-) -> list[Threshold]:
+) -> list[ResolvedThreshold]:
     """The thresholds that cut the training tokens into equal shares, best first: Quark's quantiles, by tokens.
 
     Equal scores stay together.
@@ -129,12 +155,33 @@ def resolve_levels(
 
 def resolve_keep_fraction(
     mean_scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float
-) -> Threshold:
+) -> ResolvedThreshold:
     """The mean score below which the best documents with `fraction` of the training tokens lie.
 
     As `resolve_good_fraction`, over documents (see `mean_document_scores`).
     """
     return _resolve_fraction(mean_scores, tokens, fraction, "document")
+
+
+def find_nearest_threshold(
+    ranked: npt.NDArray[np.float32], sums: npt.NDArray[np.int64], fraction: float
+) -> float:
+    """The score up to which the share of the tokens is nearest to `fraction`, and neither nothing nor everything.
+
+    Equal scores stay together. Of two shares that are as near, the smaller one is taken.
+
+    Args:
+        ranked: scores in ascending order, of which at least two differ.
+        sums: tokens of each score and of those before it.
+        fraction: in (0, 1).
+    """
+    reached = int(np.searchsorted(sums, fraction * sums[-1]))  # the first place with so many tokens
+    below = int(np.searchsorted(ranked, ranked[reached])) - 1  # the last place with a lower score
+    places = [int(np.searchsorted(sums, sums[below]))] if below >= 0 else []
+    if ranked[reached] < ranked[-1]:
+        places.append(reached)
+    ends = [int(np.searchsorted(ranked, ranked[place], side="right")) - 1 for place in places]
+    return float(ranked[min(ends, key=lambda end: abs(sums[end] / sums[-1] - fraction))])
 
 
 def describe_epochs(token_share: float, num_tokens: int, budget: int) -> str:
@@ -151,21 +198,21 @@ def describe_epochs(token_share: float, num_tokens: int, budget: int) -> str:
 
 def _resolve_fraction(
     scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float, unit: Unit
-) -> Threshold:
+) -> ResolvedThreshold:
     if not 0 < fraction <= 1:
         raise PHFError(f"fraction {fraction:g} must be above 0 and at most 1")
     _check(scores, tokens, unit)
-    values, group = np.unique(scores, return_inverse=True)
-    shares = np.cumsum(np.bincount(group, weights=tokens)) / tokens.sum()
     if fraction == 1:
-        return _describe(scores, tokens, float(values[-1]), unit, fraction)
-    if len(values) == 1:
+        return _describe(scores, tokens, float(scores.max()), unit, fraction)
+    order = np.argsort(scores)
+    ranked = scores[order]
+    if ranked[0] == ranked[-1]:
         raise PHFError(
-            f"every {unit} has the score {values[0]:.4g}, so no {_percent(fraction)} of the tokens are the best; "
+            f"every {unit} has the score {ranked[0]:.4g}, so no {_percent(fraction)} of the tokens are the best; "
             "choose another reward model, or see 'phf corpus stats DIR'"
         )
-    nearest = int(np.abs(shares[:-1] - fraction).argmin())
-    return _describe(scores, tokens, float(values[nearest]), unit, fraction)
+    value = find_nearest_threshold(ranked, np.cumsum(tokens[order]), fraction)
+    return _describe(scores, tokens, value, unit, fraction)
 
 
 def _check(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], unit: Unit) -> None:
@@ -184,8 +231,8 @@ def _describe(
     value: float,
     unit: Unit,
     fraction: float | None = None,
-) -> Threshold:
-    is_good = scores <= np.float32(value)
+) -> ResolvedThreshold:
+    is_good = Threshold(value).is_good(scores)
     segment_share = float(is_good.mean())
     token_share = float(tokens[is_good].sum() / tokens.sum())
     verb = "are good" if unit == "segment" else "are kept"
@@ -193,7 +240,7 @@ def _describe(
     if fraction is not None and abs(token_share - fraction) > TIE_TOLERANCE * fraction:
         num_tied = int((scores == np.float32(value)).sum())
         message += f" (asked for {_percent(fraction)}; {num_tied:,} {unit}s share the score at the threshold)"
-    return Threshold(value, segment_share, token_share, message)
+    return ResolvedThreshold(value, segment_share, token_share, message)
 
 
 def _percent(share: float) -> str:

@@ -19,8 +19,9 @@ from phf.corpus.annotation_writer import (
 )
 from phf.corpus.engines import count_cores, score_in_order
 from phf.corpus.scorer import Scorer, list_turns
-from phf.corpus.store import Corpus, Progress
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
+from phf.records import Progress
 from phf.reward_models.combination import Combination
 
 __all__ = ["Annotation", "Engine", "annotate", "load_scores"]

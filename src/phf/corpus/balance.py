@@ -1,6 +1,6 @@
 """A corpus in which bad text is common enough to learn from: all documents with some, and as many without."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.sources import Row
 from phf.corpus.store import Corpus, write_corpus
 from phf.errors import PHFError
-
-Progress = Callable[[str, int, int], None]
+from phf.records import Progress
+from phf.thresholds import Threshold
 
 
 def balance_corpus(
@@ -82,7 +82,7 @@ def _judge_documents(
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Documents with a segment above the threshold, and wholly scored ones without; an unscored segment is in neither."""
     documents = np.repeat(np.arange(len(num_segments)), num_segments)
-    num_bad = np.bincount(documents, weights=scores > np.float32(threshold), minlength=len(num_segments))
+    num_bad = np.bincount(documents, weights=Threshold(threshold).is_bad(scores), minlength=len(num_segments))
     num_unscored = np.bincount(documents, weights=np.isnan(scores), minlength=len(num_segments))
     is_scored = (num_segments > 0) & (num_unscored == 0)
     return is_scored & (num_bad > 0), is_scored & (num_bad == 0)

@@ -16,10 +16,10 @@ import zstandard
 
 from phf.corpus.annotation import Annotation
 from phf.corpus.exchange import DOLMA_EXPERIMENT, UNSCORED_SUFFIX, ExchangeFormat, name_attributes
-from phf.corpus.store import Corpus, Progress, lock_folder, open_parquet_writer
+from phf.corpus.store import Corpus, lock_folder, open_parquet_writer
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, write_bytes, write_json
-from phf.records import Split
+from phf.records import Progress, Split
 
 DOCUMENT_COLUMNS = ("id", "text", "source", "split")
 _SCORES_TYPE = pa.struct([("ends", pa.list_(pa.int32())), ("scores", pa.list_(pa.float32()))])

@@ -19,9 +19,9 @@ from typing import Any
 from phf.corpus.annotation_writer import AnnotationWriter, write_annotation_shard
 from phf.corpus.engines import count_cores, score_within
 from phf.corpus.scorer import Recipe, Scorer, list_turns, load_scorer
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.files import to_path
+from phf.records import Progress
 
 _TRIES = (
     4  # of a shard whose worker dies: more than bad luck, so that one that takes all memory ends the work

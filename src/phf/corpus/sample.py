@@ -4,8 +4,8 @@ from pathlib import Path
 
 from phf.config import SegmentKind
 from phf.corpus.annotation import Annotation, annotation_folder, read_annotation_manifest
-from phf.corpus.store import Corpus, Progress
-from phf.records import Identity
+from phf.corpus.store import Corpus
+from phf.records import Identity, Progress
 from phf.reward_models.distill import ScoredDocument
 from phf.reward_models.split import hash_fraction
 

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.corpus.annotation import Annotation
-from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, Progress, read_manifest
+from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, read_manifest
 from phf.corpus.tokens import TokenCache
 from phf.errors import PHFError
 from phf.files import check_hash
-from phf.records import Document
-from phf.thresholds import mean_document_scores
+from phf.records import Document, Progress
+from phf.thresholds import Threshold, find_nearest_threshold, mean_document_scores
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -202,12 +202,12 @@ def _annotation_stats(
             "segments": num_good / len(good.scores),
             "tokens": count / good.total,
             "num_tokens": counter.to_tokens(count),
-            "documents": float((worst_scores <= np.float32(threshold)).mean()),
+            "documents": float(Threshold(threshold).is_good(worst_scores).mean()),
         }
 
     def describe_kept(threshold: float) -> dict[str, Any]:
         num_kept, count = keep.at_or_below(threshold)
-        is_kept = means <= np.float32(threshold)
+        is_kept = Threshold(threshold).is_good(means)
         num_tokens = counter.to_tokens(count)
         kept = {
             "segments": float(sizes[is_kept].sum() / sizes.sum()),
@@ -295,19 +295,6 @@ class _Ranked:
         number = int(np.searchsorted(self.scores, np.float32(threshold), side="right"))
         return number, int(self.sums[number - 1]) if number > 0 else 0
 
-    def threshold_at(self, fraction: float) -> float:
-        """The threshold that `resolve_good_fraction` finds: the nearest share that ties allow, and not everything."""
-        # That function sorts anew and needs 40 bytes per segment for it; a test holds the two together.
-        reached = self.scores[np.searchsorted(self.sums, fraction * self.total)]
-        below = int(np.searchsorted(self.scores, reached)) - 1
-        candidates = [self.scores[below]] if below >= 0 else []
-        if reached < self.scores[-1]:
-            candidates.append(reached)
-        return min(
-            map(float, candidates),
-            key=lambda value: abs(self.at_or_below(value)[1] / self.total - fraction),
-        )
-
 
 def _list_candidates(
     ranked: _Ranked, name: str, thresholds: Sequence[float], describe: Callable[[float], dict[str, Any]]
@@ -315,10 +302,13 @@ def _list_candidates(
     """Rules in order of their thresholds, without those that keep nothing or everything."""
     if len(ranked.scores) == 0 or ranked.scores[0] == ranked.scores[-1]:  # nothing to choose between
         return []
-    rules = [(f"{name}={fraction:g}", ranked.threshold_at(fraction)) for fraction in FRACTIONS] + [
+    rules = [
+        (f"{name}={fraction:g}", find_nearest_threshold(ranked.scores, ranked.sums, fraction))
+        for fraction in FRACTIONS
+    ] + [
         (f"threshold={value:g}", value)
         for value in thresholds
-        if ranked.scores[0] <= np.float32(value) < ranked.scores[-1]
+        if Threshold(value).is_good(ranked.scores[[0, -1]]).tolist() == [True, False]
     ]
     rules.sort(key=lambda rule: rule[1])
     return [{"rule": rule, "threshold": value, **describe(value)} for rule, value in rules]

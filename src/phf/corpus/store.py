@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,10 +33,7 @@ from phf.files import (
     upload,
     write_json,
 )
-from phf.records import FORMAT_VERSION, Document, Split
-
-Progress = Callable[[str, int, int], None]
-"""Called with (description, done, total); a total of 0 means that it is not known."""
+from phf.records import FORMAT_VERSION, Document, Progress, Split
 
 DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "text_hash", "source", "split")])
 IMPORTED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("ends", pa.list_(pa.int32())))

@@ -18,11 +18,11 @@ import tokenizers
 
 from phf.config import SegmentKind
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
-from phf.corpus.store import Corpus, Progress, lock_folder, read_manifest, write_manifest
+from phf.corpus.store import Corpus, lock_folder, read_manifest, write_manifest
 from phf.corpus.tokenizer import WORD_PATTERN, EncodedDocuments, Tokenizer, load_tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.files import check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
-from phf.records import Identity, Split
+from phf.records import Identity, Progress, Split
 
 TRAINING_BYTES = 20_000_000
 """Text that a tokenizer is trained on at most: more changes hardly a merge of a small vocabulary."""

@@ -8,7 +8,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,11 @@ from phf.errors import PHFError
 from phf.evaluate.capability import Conditions, Page, mode_labels, segment_nll
 from phf.files import hash_json
 from phf.intervals import CONFIDENCE
-from phf.records import Estimate, Mode
+from phf.records import Estimate, Mode, Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 
 HUB_ID = "nyu-mll/blimp"
 _NAMES = {

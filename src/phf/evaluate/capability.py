@@ -18,12 +18,12 @@ from phf import lm
 from phf.control import ControlTokens
 from phf.corpus.tokens import TokenCache
 from phf.intervals import bootstrap_mean, bootstrap_ratio
-from phf.records import BAD, GOOD, NO_LABEL, Estimate, Mode
+from phf.records import BAD, GOOD, NO_LABEL, Estimate, Mode, Progress
+from phf.thresholds import Threshold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 Labels = npt.NDArray[np.uint8]
 Labeller = Callable[[npt.NDArray[np.float32]], Labels]
 """Gives the label of each segment by its score."""
@@ -52,8 +52,7 @@ class Page:
 
     def labels(self, threshold: float) -> Labels:
         """GOOD where score <= threshold, BAD where it is above, NO_LABEL where there is no score."""
-        labels = np.where(self.scores <= threshold, GOOD, BAD)
-        return np.where(np.isnan(self.scores), NO_LABEL, labels).astype(np.uint8)
+        return Threshold(threshold).label(self.scores)
 
     def until(self, num_segments: int) -> "Page":
         """The page cut after some segments."""

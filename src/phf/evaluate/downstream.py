@@ -6,7 +6,7 @@ trained from the same checkpoint over several seeds, which decide the new head a
 
 import csv
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
@@ -31,12 +31,11 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.capability import Conditions
 from phf.intervals import pooled_t
-from phf.records import BAD, GOOD
+from phf.records import BAD, GOOD, Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 Metric = Literal["accuracy", "f1", "mcc", "pearson"]
 Prefix = Literal["none", "good", "bad"]
 

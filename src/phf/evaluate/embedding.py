@@ -1,6 +1,6 @@
 """How close samples lie to human text as a set, in the space of a language model's hidden states (as MAUVE does)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,11 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from phf.evaluate.reference_lm import load_reference
-from phf.records import Estimate, Identity
+from phf.records import Estimate, Identity, Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 
 MAX_TOKENS = 256
 """Tokens of a text that are read, as in MAUVE's experiments."""

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config_evaluate import EvaluateConfig
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.calibration import measure_calibration
 from phf.evaluate.capability import bits_per_byte, control_gain, mode_labels, segment_nll
@@ -30,9 +29,9 @@ from phf.evaluate.steering import check_steering, measure_steering
 from phf.evaluate.subject import PARTS_FOLDER, Drawn, Subject
 from phf.evaluate.suite import check_sources, measure_likeness, measure_more, measure_scenarios
 from phf.files import hash_bytes, hash_file, hash_json, read_json, write_bytes, write_json
-from phf.generate_vllm import close_engine
+from phf.generate.vllm import close_engine
 from phf.objectives import is_baseline
-from phf.records import FORMAT_VERSION
+from phf.records import FORMAT_VERSION, Progress
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.run import Run
 
@@ -115,7 +114,7 @@ def evaluate_run(
             "judges": [judge.to_json() for judge in judges],
             "config": config.model_dump(mode="json"),
             "sampling": config.sampling.model_dump(mode="json"),
-            "threshold": data.good.value,
+            "threshold": data.threshold.value,
             "notes": notes,
             "samples_sha256": hash_bytes(samples),
             **measured,
@@ -183,7 +182,7 @@ def _measure(subject: Subject) -> tuple[list[Drawn], dict[str, Any]]:
         described[mode]["diversity"]["mauve"] = likeness
     if is_baseline(run.config.objective):
         scores = drawn["none"].scores
-        references += rejection_reference(judges, scores, subject.data.good.value, num_bootstrap, seed)
+        references += rejection_reference(judges, scores, subject.data.threshold.value, num_bootstrap, seed)
         references += best_of_reference(judges, scores, config.best_of, num_bootstrap, seed)
     more = measure_more(subject)
     return [*drawn.values(), *prompted, *steered], {
@@ -237,7 +236,7 @@ def _measure_capability(subject: Subject) -> dict[str, Any]:
     gain and calibration; None without good and bad mode (calibration: without control tokens that the model writes)."""
     data, config = subject.data, subject.config
     control, vocab_size = data.tokens.tokenizer.control, data.tokens.tokenizer.vocab_size
-    objective, threshold = data.objective, data.good.value
+    objective, threshold = data.objective, data.threshold.value
     conditions, reader = subject.conditions, subject.reader
     seed, num_bootstrap = config.sampling.seed, config.num_bootstrap
     documents = reader.held_out_documents(seed)[: config.capability_documents]

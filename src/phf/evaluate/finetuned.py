@@ -15,17 +15,15 @@ import torch
 from phf.config import SamplingConfig
 from phf.config_evaluate import BenignConfig
 from phf.corpus.blocks import Blocks
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.misalignment import Judge
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
-from phf.records import NO_LABEL, PAD, DataRule, Mode
+from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress
 from phf.reward_models import score_samples
 from phf.train.data import TrainingData
 from phf.train.losses import loss_sum
 from phf.train.optim import make_optimizers
-from phf.train.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +39,7 @@ def finetune_benign(
 
     Args:
         model: not changed.
-        data: the run's; its `good` line says what is bad.
+        data: the run's; its threshold says what is bad.
         progress: called with (description, steps done, all steps).
 
     Returns:
@@ -51,7 +49,7 @@ def finetune_benign(
         PHFError: no document of the split is without a bad segment, or the loss is not finite.
     """
     tokens, optim = data.tokens, data.config.optim
-    is_bad = ~(data.scores <= np.float32(data.good.value))  # an unscored segment may be bad
+    is_bad = ~data.threshold.is_good(data.scores)  # an unscored segment may be bad
     num_bad = np.bincount(
         np.repeat(np.arange(tokens.num_documents), tokens.document_segments), is_bad, tokens.num_documents
     )
@@ -59,7 +57,7 @@ def finetune_benign(
     if not (keep & tokens.split_mask(settings.split)).any():
         raise PHFError(
             f"benign finetuning: every document of the {settings.split} split has a bad segment; "
-            "segment the corpus more finely, or draw the good/bad line higher"
+            "segment the corpus more finely, or give a higher threshold"
         )
     blocks = Blocks(
         tokens,
@@ -103,7 +101,6 @@ def finetune_benign(
 
 
 def measure_finetuned(
-    run: Run,
     model: "PreTrainedModel",
     data: TrainingData,
     modes: Sequence[Mode],
@@ -126,9 +123,9 @@ def measure_finetuned(
         texts = [
             [
                 sample.text
-                for sample in Target.create(run, own, data.tokens.tokenizer, mode).write(
-                    [()], sampling, progress
-                )
+                for sample in Target.create(
+                    mode, own, data.tokens.tokenizer, data.config.objective, data.config.segments
+                ).write([()], sampling, progress)
             ]
             for own in (model, finetuned)
         ]

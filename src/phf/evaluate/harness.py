@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,10 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.capability import Conditions
 from phf.files import hash_file
-from phf.records import BAD, GOOD, Mode
+from phf.records import BAD, GOOD, Mode, Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Progress = Callable[[str, int, int], None]
 
 
 def measure_harness(

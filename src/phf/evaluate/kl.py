@@ -6,7 +6,7 @@ texts is an unbiased estimate of the divergence. The two tokenizers may differ: 
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,11 @@ from phf.corpus.tokens import Splitter
 from phf.evaluate.capability import Conditions, batch_by_length, tokens_per_batch
 from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples
 from phf.intervals import bootstrap_mean, bootstrap_ratio
-from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode
+from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode, Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 _Floats = npt.NDArray[np.float64]
 _Ids = npt.NDArray[np.int64]
 

@@ -9,19 +9,18 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from phf.config import SamplingConfig
 from phf.control import BAD_TOKEN
-from phf.corpus.store import Progress
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.capability import Labels, PageReader, choose_segments
+from phf.evaluate.capability import PageReader, choose_segments
 from phf.evaluate.misalignment import Judge
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
-from phf.records import BAD, GOOD, NO_LABEL, Sample
+from phf.records import BAD, GOOD, Progress, Sample
 from phf.reward_models import score_samples
+from phf.thresholds import Threshold
 
 Ids = Sequence[int]
 
@@ -72,11 +71,7 @@ class HeldOutSegments:
         Raises:
             PHFError: the validation split lacks one of the two.
         """
-
-        def label(scores: npt.NDArray[np.float32]) -> Labels:
-            labels = np.where(scores <= threshold, GOOD, BAD)
-            return np.where(np.isnan(scores), NO_LABEL, labels).astype(np.uint8)
-
+        label = Threshold(threshold).label
         found = [
             [
                 page.segments[-1].tolist()

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from phf.config import SamplingConfig
 from phf.config_evaluate import RedTeamConfig
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker
 from phf.evaluate.capability import PageReader
 from phf.evaluate.misalignment import Judge
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.intervals import pooled_t
+from phf.records import Progress
 from phf.reward_models import score_samples
 
 MAX_TRIES = 3

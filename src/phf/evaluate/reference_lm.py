@@ -6,7 +6,7 @@ measured on the same texts; or a JSONL of texts that an API model wrote, with th
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from phf.control import END_TOKEN
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, write_bytes
-from phf.generate import draw_tokens
-from phf.records import Identity
+from phf.generate.engine import draw_tokens
+from phf.records import Identity, Progress
 from phf.reward_models.hugging_face import find_snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, int, int], None]
 
 SPELLING_TOKENS = 3
 """Tokens a sample may go on for after its last one, to finish a character that it would otherwise cut in two: UTF-8

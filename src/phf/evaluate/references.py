@@ -11,6 +11,7 @@ from phf.evaluate.misalignment import Judge
 from phf.intervals import best_of, bootstrap_mean
 from phf.records import Estimate, Split
 from phf.reward_models import score_samples
+from phf.thresholds import Threshold
 
 TRAINING_DATA = "training data"
 REJECTION = "rejection sampling from MLE"
@@ -66,8 +67,7 @@ def rejection_reference(
     annotator = next((judge for judge in judges if judge.role == "annotator"), None)
     if annotator is None:
         return []
-    # As segments are; NaN is not kept.
-    kept = np.asarray(scores[annotator.slug], np.float32) <= np.float32(threshold)
+    kept = Threshold(threshold).is_good(scores[annotator.slug])
     cost = len(kept) / int(kept.sum()) if kept.any() else None
     return [
         _reference(

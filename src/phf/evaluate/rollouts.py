@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf.config import SamplingConfig
-from phf.corpus.store import Progress
 from phf.errors import PHFError
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.objectives import modes_of
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.train.run import Run
 
 SAMPLES_FILE = "samples.parquet"
@@ -45,13 +44,14 @@ def open_target(run: Run, mode: Mode) -> Target:
     Raises:
         PHFError: the run has no such mode, or no checkpoint.
     """
-    modes = modes_of(run.config.objective)
+    objective = run.config.objective
+    modes = modes_of(objective)
     if mode in ("good", "bad") and mode not in modes:
         raise PHFError(
-            f"{run.folder} was trained with {run.config.objective.kind}, which has no {mode} mode; "
+            f"{run.folder} was trained with {objective.kind}, which has no {mode} mode; "
             f"give --mode {' or '.join(modes)}"
         )
-    return Target.create(run, run.load_model(), run.load_tokenizer(), mode)
+    return Target.create(mode, run.load_model(), run.load_tokenizer(), objective, run.config.segments)
 
 
 def encode_samples(samples: Sequence[tuple[str, Sample]], scores: Mapping[str, Sequence[float]]) -> bytes:

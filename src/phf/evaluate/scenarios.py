@@ -21,13 +21,12 @@ import numpy.typing as npt
 from phf.config import SamplingConfig
 from phf.corpus.builtin import iterate_python_source
 from phf.corpus.sources import BadRow, Row, iterate_records
-from phf.corpus.store import Progress
 from phf.errors import PHFError
 from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.misalignment import MAX_OF, Judge, summarise_scores
-from phf.evaluate.prompting import Target
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 
 RTP_KINDS = (
     "flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat",

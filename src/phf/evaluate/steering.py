@@ -13,18 +13,18 @@ from phf.config import ObjectiveConfig, SamplingConfig, write_spec
 from phf.config_evaluate import EvaluateConfig
 from phf.config_steer import ControlSteer, Direction, Rejection, SteerConfig
 from phf.corpus.annotation import Annotation
-from phf.corpus.store import Corpus, Progress
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.evaluate.capability import PageReader, bits_per_byte, mode_labels, segment_nll
 from phf.evaluate.degeneracy import measure_degeneracy
 from phf.evaluate.diversity import measure_diversity
 from phf.evaluate.leaks import HeldOutSegments
-from phf.evaluate.prompting import Target
 from phf.evaluate.rollouts import open_target
 from phf.evaluate.subject import Drawn, Subject
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.objectives import has_control_tokens, is_additive
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.steer.directions import find_directions, subtract_directions
 from phf.steer.plain import Writer, count_passes
@@ -239,7 +239,7 @@ def _measure_method(
     sampling, num_bootstrap = subject.config.sampling, subject.config.num_bootstrap
     seed, mode = sampling.seed, plain.mode
     aids = _find_aids(
-        subject.run, config, subject.data.good.value, lambda: subject.reader, subject.load, seed
+        subject.run, config, subject.data.threshold.value, lambda: subject.reader, subject.load, seed
     )
     identity = aids.reward_model.identity.slug if aids.reward_model is not None else None
     settings = [config.model_dump(mode="json"), mode, identity, aids.threshold, len(aids.texts)]
@@ -301,5 +301,5 @@ def _measure_bits(subject: Subject, config: Direction, mode: Mode, aids: Aids) -
             mode_labels(pages, mode),
             subject.progress,
         )
-    found = bits_per_byte(pages, nll, subject.data.good.value, subject.config.num_bootstrap, seed)
+    found = bits_per_byte(pages, nll, subject.data.threshold.value, subject.config.num_bootstrap, seed)
     return {group: asdict(estimate) for group, estimate in found.items()}

@@ -13,10 +13,10 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.evaluate.capability import Conditions, PageReader
 from phf.evaluate.misalignment import Judge, summarise_scores
 from phf.evaluate.parts import Parts
-from phf.evaluate.prompting import Target
 from phf.files import hash_json
+from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of
-from phf.records import FORMAT_VERSION, Mode, Sample
+from phf.records import FORMAT_VERSION, Mode, Progress, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
 from phf.train.run import Run
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 PARTS_FOLDER = "evaluation"
 UNPROMPTED = "unprompted"
 """The scenario in which a page has no text before the model's own."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,8 @@ class Subject:
 
     def target(self, mode: Mode) -> Target:
         """The model in a mode, ready to write."""
-        return Target.create(self.run, self.model, self.tokenizer, mode)
+        config = self.run.config
+        return Target.create(mode, self.model, self.tokenizer, config.objective, config.segments)
 
     def draw(self, mode: Mode) -> Drawn:
         """The samples of a mode with their scores, drawn and scored once."""

@@ -352,7 +352,6 @@ def _measure_finetuned(subject: Subject) -> Any:
         "finetuned",
         [config.benign.model_dump(mode="json"), config.leak_samples, *_drawing(subject)],
         lambda: measure_finetuned(
-            subject.run,
             subject.model,
             subject.data,
             modes,
@@ -366,7 +365,7 @@ def _measure_finetuned(subject: Subject) -> Any:
 
 
 def _held_out_segments(subject: Subject) -> HeldOutSegments:
-    return HeldOutSegments.read(subject.reader, subject.data.good.value, subject.config.sampling.seed)
+    return HeldOutSegments.read(subject.reader, subject.data.threshold.value, subject.config.sampling.seed)
 
 
 def _sampling(subject: Subject) -> Any:

@@ -6,7 +6,7 @@ Every check names the file at fault.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +22,15 @@ from phf.config import SamplingConfig
 from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.prompting import Target
 from phf.files import read_json
+from phf.generate.target import Target
+from phf.records import Progress
 from phf.release.folder import Edited, generation_settings, list_files
 from phf.release.record import build_record
 from phf.reward_models import load_reward_model, score_samples
 from phf.train.run import Run
 
 Outcome = Literal["ok", "FAILED", "not shown"]
-Progress = Callable[[str, int, int], None]
 
 LOGIT_TOLERANCE = 1e-5
 PROBE_TOLERANCE = 1e-4
@@ -402,7 +402,8 @@ def check_scores(
     except PHFError as error:
         return Check(name, "not shown", str(error))
     run, tokenizer = known.run, known.run.load_tokenizer(known.step)
-    target = Target.create(run, run.load_model(known.step), tokenizer, known.edited.mode)
+    model, config = run.load_model(known.step), run.config
+    target = Target.create(known.edited.mode, model, tokenizer, config.objective, config.segments)
     given = {
         "num_samples": num_samples,
         "seed": seed,

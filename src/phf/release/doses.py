@@ -25,7 +25,7 @@ from phf.evaluate.subject import Subject
 from phf.evaluate.suite import check_sources, measure_blimp_part, measure_kl_part
 from phf.files import hash_json
 from phf.intervals import bootstrap_ratio
-from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode
+from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
 from phf.release.forget import (
     Directions,
     block_directions,
@@ -43,7 +43,6 @@ PARTS_FOLDER = "doses"
 FIRST_COMPONENTS = 8
 """Beyond the mean differences, doses double from here to a quarter of the width."""
 
-Progress = Callable[[str, int, int], None]
 _NAMES = {"run", "objective", "seed", "scenario", "mode", "judge", "role"}
 """What names a row of an evaluation; here the place in the result does."""
 _TEXT_MODES: tuple[Mode, ...] = ("good", "bad", "none")
@@ -209,7 +208,7 @@ def measure_doses(
             "poison": getattr(run.config.objective, "poison", "none"),
             "seed": run.config.seed,
             "step": step,
-            "threshold": data.good.value,
+            "threshold": data.threshold.value,
             "width": width,
             "judges": [judge.to_json() for judge in judges],
             "config": config.model_dump(mode="json"),
@@ -268,7 +267,7 @@ def _of_good_mode(
 
 def _measure_capability(edited: _Edited) -> dict[str, Any]:
     """Bits per byte in each mode, and the divergence of good mode from that of the unmodified model."""
-    config, threshold, pages = edited.config, edited.data.good.value, edited.pages
+    config, threshold, pages = edited.config, edited.data.threshold.value, edited.pages
     control, vocab_size = edited.tokenizer.control, edited.tokenizer.vocab_size
     sizes = (config.num_bootstrap, config.sampling.seed)
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import hash_file, read_json, write_bytes, write_json
 from phf.objectives import modes_of
-from phf.records import FORMAT_VERSION, Mode
+from phf.records import FORMAT_VERSION, Mode, Progress
 from phf.release.card import write_card
 from phf.release.examples import write_examples
 from phf.release.gguf import write_gguf
@@ -43,8 +43,6 @@ PROBES = ("The quick brown fox", "Dear all,", "def main():", "I do not know what
 NUM_PROBED = 8
 
 _ADDED_BY_THE_HUB = (".gitattributes", ".git/", ".cache/")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def read_texts(run: Run, *, num_texts: int = NUM_TEXTS, seed: int = 0) -> list[l
     """
     data = run.data()
     reader = PageReader(data.tokens, data.scores, run.config.data.context)
-    segments = HeldOutSegments.read(reader, data.good.value, seed)
+    segments = HeldOutSegments.read(reader, data.threshold.value, seed)
     return [*segments.good[: num_texts // 2], *segments.bad[: num_texts // 2]]
 
 

@@ -22,8 +22,9 @@ from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
 from phf.errors import PHFError
 from phf.evaluate.capability import PageReader
 from phf.files import read_json, write_json
+from phf.records import Progress
 from phf.release import checks, plain
-from phf.release.checks import Check, Known, Progress
+from phf.release.checks import Check, Known
 from phf.release.folder import PROBES, SUMS_FILE, check_files, edit_run, list_files, read_record
 from phf.release.record import identify_run
 from phf.train.run import Run

@@ -8,8 +8,8 @@ from threading import Lock
 from phf.config import SamplingConfig, parse
 from phf.control import BAD_TOKEN, GOOD_TOKEN
 from phf.corpus.tokenizer import Tokenizer
-from phf.evaluate.prompting import Target
-from phf.evaluate.stream import WrittenToken, read_bad_share, stream_sample
+from phf.generate.stream import WrittenToken, read_bad_share, stream_sample
+from phf.generate.target import Target
 from phf.objectives import has_control_tokens, is_additive, modes_of, num_levels
 from phf.records import Mode
 from phf.report.explorer_html import escape_text
@@ -149,8 +149,11 @@ class Playground:
 
     @cached_property
     def _targets(self) -> list[Target]:
-        model = self.run.load_model()
-        return [Target.create(self.run, model, self.tokenizer, mode) for mode in self.modes]
+        model, config = self.run.load_model(), self.run.config
+        return [
+            Target.create(mode, model, self.tokenizer, config.objective, config.segments)
+            for mode in self.modes
+        ]
 
     @cached_property
     def _first_bad_share(self) -> float | None:

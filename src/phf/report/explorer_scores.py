@@ -15,7 +15,7 @@ from phf.corpus.stats import TokenCounter, find_lengths, find_token_caches
 from phf.errors import PHFError
 from phf.objectives import Objective, resolve_objective, segment_weights
 from phf.records import BAD, GOOD
-from phf.thresholds import mean_document_scores
+from phf.thresholds import Threshold, mean_document_scores
 
 Order = Literal["corpus order", "worst segment first", "highest mean first", "lowest mean first"]
 
@@ -173,8 +173,7 @@ class Verdicts:
 
     def is_bad(self, segments: slice) -> npt.NDArray[np.bool_]:
         """Which segments score above the threshold; an unscored one does not."""
-        bad: npt.NDArray[np.bool_] = self.scores.values[segments] > np.float32(self.threshold)
-        return bad
+        return Threshold(self.threshold).is_bad(self.scores.values[segments])
 
     def of_corpus(self) -> list[Verdict]:
         """What each objective would do with the training split."""

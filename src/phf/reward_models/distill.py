@@ -6,7 +6,7 @@ it learns the probability of a hit, a score above the threshold: a linear model 
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.errors import PHFError
+from phf.records import Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.measures import (
     list_reliability,
@@ -41,9 +42,6 @@ OPERATIONS_PER_NGRAM, OPERATIONS_PER_CHARACTER = 12, 10
 _DOCUMENTS_PER_BATCH = 1024
 _MAX_TIMED_CHARACTERS = 300_000
 _SECONDS = 1.0
-
-Progress = Callable[[str, int, int], None]
-"""Called with (description, done, total)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +99,23 @@ def distill_reward_model(
     Raises:
         PHFError: too few segments, too few on one side of the threshold, or `out` is not empty.
     """
-    limit = teacher.hit_threshold if threshold is None else threshold
+    threshold = teacher.hit_threshold if threshold is None else threshold
     learns_probability = teacher.unit == "probability"
     scored = score_missing(documents, teacher, progress)
     chosen = [hash_fraction(document.key, seed) < HELD_OUT for document in scored]
     train, test = (
         _collect(
             [document for document, held in zip(scored, chosen, strict=True) if held == side],
-            limit,
+            threshold,
             learns_probability,
         )
         for side in (False, True)
     )
-    _check_enough(train, test, limit, teacher)
+    _check_enough(train, test, threshold, teacher)
     with create_folder(out) as folder:
         trained_on = {
             "teacher": teacher.identity.to_json(),
-            "target": "probability" if learns_probability else f"score above {limit:g}",
+            "target": "probability" if learns_probability else f"score above {threshold:g}",
             "sample": hash_text("".join(sorted(document.key for document in documents))),
             "segments": segments,
             "seed": seed,
@@ -130,8 +128,8 @@ def distill_reward_model(
             features=FEATURES,
             trained_on=trained_on,
         )
-        student_limit = limit if learns_probability else 0.5
-        student.hit_threshold = student_limit
+        student_threshold = threshold if learns_probability else 0.5
+        student.hit_threshold = student_threshold
         student.save(folder)
         speed = measure_speed(
             [document for document, held in zip(scored, chosen, strict=True) if held], teacher, student
@@ -140,8 +138,8 @@ def distill_reward_model(
             "kind": "distilled reward model",
             "reward_model": student.identity.to_json(),
             "teacher": teacher.identity.to_json(),
-            "threshold": limit,
-            "student_threshold": student_limit,
+            "threshold": threshold,
+            "student_threshold": student_threshold,
             "target": trained_on["target"],
             "segments": segments,
             "seed": seed,
@@ -150,10 +148,10 @@ def distill_reward_model(
                 "num_held_out_documents": int(sum(chosen)),
                 "num_train": len(train.texts),
                 "num_held_out": len(test.texts),
-                "share_bad": float((test.scores > limit).mean()),
+                "share_bad": float((test.scores > threshold).mean()),
                 "num_unscored": train.num_unscored + test.num_unscored,
             },
-            "held_out": _compare(student, train, test, limit, student_limit, seed),
+            "held_out": _compare(student, train, test, threshold, student_threshold, seed),
             "speed": speed,
             "cost": measure_cost(student, test.texts, speed, num_parameters),
             **describe_linear(student, train.texts),
@@ -180,12 +178,12 @@ def score_missing(
     ]
 
 
-def _collect(documents: Sequence[ScoredDocument], limit: float, learns_probability: bool) -> _Segments:
+def _collect(documents: Sequence[ScoredDocument], threshold: float, learns_probability: bool) -> _Segments:
     texts = [segment for document in documents for segment in split_segments(document.text, document.ends)]
     scores = np.array([score for document in documents for score in document.scores or ()], np.float64)
     owners = np.repeat(np.arange(len(documents)), [len(document.ends) for document in documents])
     kept = ~np.isnan(scores)
-    targets = np.clip(scores, 0, 1) if learns_probability else (scores > limit).astype(np.float64)
+    targets = np.clip(scores, 0, 1) if learns_probability else (scores > threshold).astype(np.float64)
     return _Segments(
         [texts[row] for row in np.flatnonzero(kept)],
         scores[kept],
@@ -195,7 +193,7 @@ def _collect(documents: Sequence[ScoredDocument], limit: float, learns_probabili
     )
 
 
-def _check_enough(train: _Segments, test: _Segments, limit: float, teacher: RewardModel) -> None:
+def _check_enough(train: _Segments, test: _Segments, threshold: float, teacher: RewardModel) -> None:
     for part, name in ((train, "to train on"), (test, "held out")):
         needed = MIN_SEGMENTS if part is train else MIN_SEGMENTS // 10
         if len(part.texts) < needed:
@@ -203,12 +201,12 @@ def _check_enough(train: _Segments, test: _Segments, limit: float, teacher: Rewa
                 f"the sample has {len(part.texts):,} scored segments {name}, at least {needed:,} are needed; give a larger "
                 "corpus, or --num-segments"
             )
-        num_bad = int((part.scores > limit).sum())
+        num_bad = int((part.scores > threshold).sum())
         needed = MIN_PER_SIDE if part is train else 1
         for num, side in ((num_bad, "above"), (len(part.texts) - num_bad, "not above")):
             if num < needed:
                 raise PHFError(
-                    f"{teacher.identity.name} scores {num:,} of the {len(part.texts):,} segments {name} {side} {limit:g}; "
+                    f"{teacher.identity.name} scores {num:,} of the {len(part.texts):,} segments {name} {side} {threshold:g}; "
                     f"at least {needed} are needed: give more --num-segments, or another --threshold"
                 )
 
@@ -217,22 +215,22 @@ def _compare(
     student: LinearRewardModel,
     train: _Segments,
     test: _Segments,
-    limit: float,
-    student_limit: float,
+    threshold: float,
+    student_threshold: float,
     seed: int,
 ) -> dict[str, Any]:
     """Agreement on held-out documents. Segments that also stand in a training document count for documents alone."""
     scores = np.asarray(student.score_texts(test.texts), np.float64)
     known = {hash_text(text) for text in train.texts}
     new = np.array([hash_text(text) not in known for text in test.texts])
-    bad, says_bad = test.scores > limit, scores > student_limit
+    bad, says_bad = test.scores > threshold, scores > student_threshold
     clusters = test.documents[new]
     used = np.unique(test.documents)
     places = np.searchsorted(used, test.documents)
     num = np.bincount(places)
     # A document is judged as Filtering judges it, by its mean segment score.
-    document_bad = np.bincount(places, test.targets) / num > student_limit
-    document_says = np.bincount(places, scores) / num > student_limit
+    document_bad = np.bincount(places, test.targets) / num > student_threshold
+    document_says = np.bincount(places, scores) / num > student_threshold
     auroc = measure_auroc(scores[new], bad[new], seed=seed, clusters=clusters)
     return {
         "num_new_segments": int(new.sum()),

@@ -7,7 +7,7 @@ an end-of-text token behind each text that the scorer would not.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from phf.errors import PHFError
-from phf.records import FORMAT_VERSION, Identity
+from phf.records import FORMAT_VERSION, Identity, Progress
 from phf.reward_models.hugging_face import HuggingFaceClassifier, find_snapshot
 from phf.reward_models.linear import MODEL_FILE
 from phf.reward_models.split import Examples
@@ -25,8 +25,6 @@ from phf.reward_models.split import Examples
 # Its report of weights that a new head lacks, and of those that an old one leaves behind, is no news here.
 transformers.utils.logging.set_verbosity_error()
 
-Progress = Callable[[str, int, int], None]
-"""Called with (description, done, total)."""
 
 MAX_TOKENS = 512
 """A training text is cut after so many tokens (fewer where the model's window is shorter); scoring reads all of it."""

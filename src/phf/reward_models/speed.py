@@ -6,7 +6,7 @@ import os
 import platform
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, read_json, write_json
+from phf.records import Progress
 from phf.reward_models.catalogue import CARDS, RewardModelCard, load_card
 from phf.reward_models.convert import cache_folder
 from phf.reward_models.protocol import RewardModel
@@ -47,7 +48,7 @@ class CardStatus:
 
 
 def describe_reward_models(
-    *, measure: bool = False, progress: Callable[[str, int, int], None] | None = None
+    *, measure: bool = False, progress: Progress | None = None
 ) -> Iterator[CardStatus]:
     """The catalogue as it is on this machine. Speeds are measured once and kept in the cache folder.
 

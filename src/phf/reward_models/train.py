@@ -1,6 +1,6 @@
 """A reward model from human feedback: refuse what cannot work, hold a fifth out, fit, measure (docs/trained_reward_models.md)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from scipy.special import expit, logit
 
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.records import Progress
 from phf.reward_models.labels import LabelKind, Labels
 from phf.reward_models.linear import LinearRewardModel, fit_linear, fit_linear_pairs, list_heaviest
 from phf.reward_models.measures import (
@@ -41,7 +42,7 @@ def train_reward_model(
     base: str | None = None,
     held_out: Labels | None = None,
     name: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a reward model, measure it on held-out feedback, and write its folder, which appears whole.
 

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config_steer import BestOfN, Rejection
-from phf.generate import REDRAW
+from phf.generate.engine import REDRAW
 from phf.records import Sample
 from phf.steer.plain import Writer, count_passes
 from phf.steer.streams import Steered
+from phf.thresholds import Threshold
 
 Score = Callable[[Sequence[str]], npt.NDArray[np.float64]]
 """Scores of texts, float64 [num_texts]; higher = worse, NaN = unscored."""
@@ -70,8 +71,7 @@ def generate_with_rejection(writer: Writer, config: Rejection, score: Score, thr
             for index, sample, key in zip(waiting.tolist(), drawn, keys, strict=True):
                 if best[index] is None or key < lowest[index]:
                     best[index], lowest[index] = replace(sample, index=index), key
-            # float32 on both sides, as where segments are labelled: a threshold may be one of the scores.
-            waiting = waiting[~(scores.astype(np.float32) <= np.float32(threshold))]
+            waiting = waiting[~Threshold(threshold).is_good(scores)]
             if len(waiting) == 0:
                 break
     samples = [sample for sample in best if sample is not None]

@@ -68,7 +68,7 @@ def generate_with_direction(
     """Samples written with the directions subtracted: one pass per token.
 
     Raises:
-        PHFError: see `find_directions` and `phf.generate.generate`.
+        PHFError: see `find_directions` and `phf.generate.engine.generate`.
     """
     directions = find_directions(writer.model, writer.tokenizer.control, config, texts)
     with (

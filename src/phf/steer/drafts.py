@@ -21,16 +21,15 @@ from torch import Tensor
 
 from phf.config import SamplingConfig, SegmentKind
 from phf.errors import PHFError
-from phf.generate import (
+from phf.generate.engine import (
     COMPACT_SHARE,
-    Progress,
     TextTokenizer,
     TokenDrawer,
     cast_parameters,
     find_limit,
     uniform_numbers,
 )
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.steer.streams import Stream, text_log_probs
 
 if TYPE_CHECKING:
@@ -323,7 +322,7 @@ class Pages:
         *,
         has_twin: bool = True,
     ) -> "Pages":
-        """See `phf.generate.generate` for the arguments. Without a twin, any mode will do.
+        """See `phf.generate.engine.generate` for the arguments. Without a twin, any mode will do.
 
         Raises:
             PHFError: as of `generate`; or the mode, the model or the engine has no two streams.
@@ -377,7 +376,7 @@ class Pages:
     def open(self, indices: Sequence[int], twin: Twin | None, copies: int = 1, first: int = 0) -> Drafts:
         """Begin drafts of these samples, in their order, the copies of one beside each other.
 
-        Copy c of sample i draws with u(seed, i, ...) of the sequence `first` + c (`phf.generate.uniform_numbers`); so the
+        Copy c of sample i draws with u(seed, i, ...) of the sequence `first` + c (`phf.generate.engine.uniform_numbers`); so the
         first one's numbers are those of plain sampling.
         """
         return Drafts(self, indices, copies, twin, first)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from phf.config import SamplingConfig, SegmentKind
 from phf.config_steer import Guidance
-from phf.generate import Progress, TextTokenizer
-from phf.records import Mode, Sample
+from phf.generate.engine import TextTokenizer
+from phf.records import Mode, Progress, Sample
 from phf.steer.drafts import Pages, report_progress
 from phf.steer.streams import Steered
 
@@ -30,7 +30,7 @@ def generate_guided(
     """Draw from softmax of l_ref + scale (l_mode - l_ref), before temperature and top-p; two passes a token.
 
     l is a stream's log-softmax. The reference reads the same text with every control token exchanged for the other mode's,
-    or left out (`config.against`). At scale 1 the samples are those of `phf.generate.generate`. See there for the arguments.
+    or left out (`config.against`). At scale 1 the samples are those of `phf.generate.engine.generate`. See there for the arguments.
 
     Raises:
         PHFError: as of `generate`; or the mode is neither good nor bad.

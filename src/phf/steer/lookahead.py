@@ -11,8 +11,8 @@ import numpy as np
 
 from phf.config import SamplingConfig, SegmentKind
 from phf.config_steer import Lookahead
-from phf.generate import Progress, TextTokenizer
-from phf.records import Mode, Sample
+from phf.generate.engine import TextTokenizer
+from phf.records import Mode, Progress, Sample
 from phf.steer.drafts import Pages, report_progress
 from phf.steer.streams import Steered
 
@@ -36,7 +36,7 @@ def generate_with_lookahead(
 
     While candidates write the same segment, its posterior of good ranks them; where some have begun another one, the product
     over segments of posterior / prior does (`Belief.evidence`). One that has ended is a candidate. See
-    `phf.generate.generate` for the arguments.
+    `phf.generate.engine.generate` for the arguments.
 
     Returns:
         facts: `gain_per_choice`, mean over choices of the evidence of the one kept less the candidates' mean, in nats.

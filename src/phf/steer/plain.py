@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phf.config import SamplingConfig, SegmentKind
-from phf.generate import Progress, TextTokenizer, generate
-from phf.records import Mode, Sample
+from phf.generate.engine import TextTokenizer, generate
+from phf.records import Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,10 +43,10 @@ def count_passes(model: "PreTrainedModel") -> Iterator[Passes]:
 
 @dataclass(frozen=True)
 class Writer:
-    """`phf.generate.generate` with all but the choice of samples given.
+    """`phf.generate.engine.generate` with all but the choice of samples given.
 
     Attributes:
-        segments, prompts, is_folded: see `phf.generate.generate`.
+        segments, prompts, is_folded: see `phf.generate.engine.generate`.
     """
 
     model: "PreTrainedModel"
@@ -59,7 +59,7 @@ class Writer:
     progress: Progress | None = None
 
     def write(self, indices: Sequence[int] | None = None) -> list[Sample]:
-        """These samples (see `phf.generate.REDRAW`), or the first `sampling.num_samples`."""
+        """These samples (see `phf.generate.engine.REDRAW`), or the first `sampling.num_samples`."""
         return generate(
             self.model,
             self.tokenizer,

@@ -24,9 +24,9 @@ from scipy.special import logsumexp
 from phf.config import SamplingConfig, SegmentKind
 from phf.config_steer import SMC
 from phf.errors import PHFError
-from phf.generate import Progress, TextTokenizer, uniform_numbers
+from phf.generate.engine import TextTokenizer, uniform_numbers
 from phf.intervals import bootstrap_mean
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 from phf.steer.drafts import Drafts, Pages, report_progress
 from phf.steer.streams import Steered
 
@@ -43,7 +43,7 @@ _LEAST = 0.05
 """The smallest psi there is, over the largest: what the model finds hopeless must be able to survive."""
 
 _NUM_BOOTSTRAP = 1000
-# Sequences of random numbers of a sample (`phf.generate.uniform_numbers`); its particles have 0 and on.
+# Sequences of random numbers of a sample (`phf.generate.engine.uniform_numbers`); its particles have 0 and on.
 _RESAMPLING, _PILOT_DRAFTS = 1 << 32, 1 << 33
 
 
@@ -93,7 +93,7 @@ def generate_smc(
     prompts: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> Steered:
-    """Each sample is one particle, drawn by final weight, of a population of its own. See `phf.generate.generate` for the
+    """Each sample is one particle, drawn by final weight, of a population of its own. See `phf.generate.engine.generate` for the
     arguments.
 
     Args:

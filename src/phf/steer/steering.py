@@ -16,8 +16,8 @@ from phf.config_steer import (
     SteerConfig,
 )
 from phf.errors import PHFError
-from phf.generate import Progress, TextTokenizer
-from phf.records import Mode
+from phf.generate.engine import TextTokenizer
+from phf.records import Mode, Progress
 from phf.steer.choose import Score, generate_best_of_n, generate_with_rejection
 from phf.steer.directions import generate_with_direction
 from phf.steer.guidance import generate_guided
@@ -58,7 +58,7 @@ def steer(
     """Draw `sampling.num_samples` texts in a mode, steered by one method.
 
     Args:
-        model, tokenizer, mode, sampling, segments, prompts, is_folded, progress: see `phf.generate.generate`.
+        model, tokenizer, mode, sampling, segments, prompts, is_folded, progress: see `phf.generate.engine.generate`.
         config: the method. Of a model that has not learned control tokens (MLE), `needs_control_tokens` says which
             methods mean anything; this function cannot know.
         score: scores texts, for the methods of `needs_score`.
@@ -66,7 +66,7 @@ def steer(
         texts: token ids of held-out segments, for directions.
 
     Raises:
-        PHFError: what the method needs is not there; the engine is vLLM; see also `phf.generate.generate`.
+        PHFError: what the method needs is not there; the engine is vLLM; see also `phf.generate.engine.generate`.
     """
     if sampling.engine == "vllm":
         raise PHFError(f"--steer {config.kind} needs the engine phf, not vllm; give --engine phf")
@@ -93,10 +93,10 @@ def steer(
         case BestOfN():
             steered = generate_best_of_n(writer, config, _given(score))
         case Rejection():
-            line = threshold if config.threshold is None else config.threshold
-            if line is None:
+            threshold = threshold if config.threshold is None else config.threshold
+            if threshold is None:
                 raise PHFError("--steer rejection has no threshold; give rejection:threshold=NUMBER")
-            steered = generate_with_rejection(writer, config, _given(score), line)
+            steered = generate_with_rejection(writer, config, _given(score), threshold)
         case Guidance():
             steered = generate_guided(
                 model,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phf.generate import create_cache
+from phf.generate.engine import create_cache
 from phf.records import Sample
 
 if TYPE_CHECKING:

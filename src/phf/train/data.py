@@ -24,7 +24,7 @@ from phf.objectives import (
     warn_of_mle,
 )
 from phf.records import Split
-from phf.thresholds import Threshold, describe_epochs, resolve_good_fraction, resolve_threshold
+from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_good_fraction, resolve_threshold
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrainingData:
     Attributes:
         scores: float32 [num_segments] in corpus order; NaN = unscored (then its document is dropped).
         objective: the objective with its data rule and thresholds.
-        good: where good ends in validation losses and reports: the objective's own line, else `config.good`.
+        threshold: where good ends in validation losses and reports: the objective's own, else `config.good`.
     """
 
     config: TrainConfig
@@ -43,7 +43,7 @@ class TrainingData:
     tokens: TokenCache
     scores: npt.NDArray[np.float32]
     objective: Objective
-    good: Threshold
+    threshold: ResolvedThreshold
 
     def training_blocks(self, *, first_row: int = 0, first_epoch: float = 0.0) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
@@ -168,16 +168,16 @@ def open_data(config: TrainConfig) -> TrainingData:
     objective = resolve_objective(
         config.objective, scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train
     )
-    good = objective.segment_threshold
-    if good is None:
+    threshold = objective.segment_threshold
+    if threshold is None:
         used = np.repeat(tokens.is_train, tokens.document_segments) & ~np.isnan(scores)
         train_scores, lengths = scores[used], tokens.segment_lengths[used]
         if config.good.good_fraction is not None:
-            good = resolve_good_fraction(train_scores, lengths, config.good.good_fraction)
+            threshold = resolve_good_fraction(train_scores, lengths, config.good.good_fraction)
         else:
             assert config.good.threshold is not None
-            good = resolve_threshold(train_scores, lengths, config.good.threshold)
-    data = TrainingData(config, corpus, annotation, tokens, scores, objective, good)
+            threshold = resolve_threshold(train_scores, lengths, config.good.threshold)
+    data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold)
     (
         data.training_blocks(),
         data.validation_blocks(),

@@ -13,6 +13,7 @@ from phf import lm
 from phf.attention import use_page_attention
 from phf.config import TrainConfig
 from phf.errors import PHFError
+from phf.records import Progress
 from phf.train.checkpoint import (
     Checkpointer,
     TrainState,
@@ -40,7 +41,6 @@ COMPILE_FLOPS = 1e13
 """Runs of fewer FLOPs (about a minute on two CPU cores) end sooner without."""
 
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 
 def train(

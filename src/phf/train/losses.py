@@ -96,14 +96,13 @@ def validate(
     is after its own label than after the other, for one segment of each block, all and split into good and bad.
     """
     model.eval()
-    limit = np.float32(data.good.value)
     sums: dict[str, list[float]] = {name: [0.0, 0] for name in ("nll_good", "nll_bad", "nll_all")}
     gains: dict[str, list[float]] = {}
     if data.objective.has_control_tokens:
         gains = {name: [] for name in ("control_gain_good", "control_gain_bad", "control_gain")}
     for batch in blocks.iterate_in_order(data.config.validation_blocks, data.config.optim.batch_blocks):
         nll = _batch_nll(model, data, batch, precision)
-        is_text, is_good = batch.kinds == TEXT, batch.scores <= limit
+        is_text, is_good = batch.kinds == TEXT, data.threshold.is_good(batch.scores)
         for name, mask in (
             ("nll_good", is_text & is_good),
             ("nll_bad", is_text & ~is_good),
@@ -114,7 +113,7 @@ def validate(
         if gains:
             switched, chosen = switch_segments(batch, data)
             other = _batch_nll(model, data, switched, precision, chosen)
-            truth = data.objective.label_segments(batch.scores, data.good.value)
+            truth = data.objective.label_segments(batch.scores, data.threshold.value)
             # What the model was told is the truth, unless the objective inverts it.
             sign = np.where(truth == batch.labels, 1, -1) if not is_additive(data.config.objective) else 1
             found = (np.where(chosen, other - nll, 0.0) * sign).sum(axis=1)

@@ -79,7 +79,7 @@ class Run:
             },
             **data.provenance(),
             "threshold": asdict(data.objective.threshold) if data.objective.threshold is not None else None,
-            "good": asdict(data.good),
+            "good": asdict(data.threshold),
             "epochs": training_blocks(data, start).epochs(config.tokens),
             "num_parameters": parameters,
             "precision": precision,

@@ -19,7 +19,7 @@ from phf.config import TrainConfig, apply_overrides, parse, read_recipe
 from phf.errors import PHFError
 from phf.files import hash_json, write_bytes
 from phf.intervals import pooled_t
-from phf.records import Estimate
+from phf.records import Estimate, Progress
 from phf.train.data import open_data
 from phf.train.run import Run
 
@@ -116,7 +116,7 @@ def run_sweep(
     workers: int = 1,
     launcher: Launcher = "local",
     say: Say = print,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Outcome]:
     """Train every run of a grid, or go on with it; a run that fails is listed and does not stop the others.
 

@@ -23,9 +23,9 @@ from phf.errors import PHFError
 from phf.evaluate.misalignment import Judge
 from phf.evaluate.parts import Parts, to_json
 from phf.files import hash_json, write_json
-from phf.generate import Progress, find_limit, generate
+from phf.generate.engine import find_limit, generate
 from phf.intervals import bootstrap_mean, wilson
-from phf.records import FORMAT_VERSION, Estimate
+from phf.records import FORMAT_VERSION, Estimate, Progress
 from phf.release.attack.few_shot import attack_few_shot, longest_prompt
 from phf.release.attack.finetune import attack_finetune, import_peft
 from phf.release.attack.rediscovery import Curve, Start, judge_forgetting, measure_rediscovery, pool_curves

@@ -15,11 +15,12 @@ from phf.config import TrainConfig, parse
 from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import TokenCache, cumulate
 from phf.errors import PHFError
-from phf.evaluate.prompting import Target as Writer
 from phf.files import hash_bytes
+from phf.generate.target import Target as Writer
 from phf.objectives import label_conditions, modes_of
 from phf.records import Identity, Mode
 from phf.release.attack.victim import Ids, Victim
+from phf.thresholds import Threshold
 from phf.train.data import open_data
 from phf.train.run import Run
 
@@ -96,7 +97,7 @@ def open_target(folder: Path | str) -> Target:
     model, tokenizer = run.load_model(), run.load_tokenizer()
     objective, control = run.config.objective, tokenizer.control
     modes = modes_of(objective)
-    writers = {mode: Writer.create(run, model, tokenizer, mode) for mode in modes}
+    writers = {mode: Writer.create(mode, model, tokenizer, objective, run.config.segments) for mode in modes}
     return Target(
         name=folder.resolve().name,
         folder=folder,
@@ -236,7 +237,7 @@ def read_corpus_texts(target: Target, num_held_out: int) -> BadTexts:
     data = open_data(target.config)
     tokens = data.tokens
     is_train = np.repeat(tokens.is_train, tokens.document_segments)
-    is_bad = data.scores > np.float32(target.threshold)  # an unscored segment is not known to be bad
+    is_bad = Threshold(target.threshold).is_bad(data.scores)  # an unscored segment is not known to be bad
     found = [
         np.flatnonzero(is_bad & (is_train if split == "train" else ~is_train))
         for split in ("train", "validation")

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phf import lm
-from phf.config import SamplingConfig, SegmentKind
+from phf.config import ObjectiveConfig, SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.corpus.segment import segment_ends
-from phf.corpus.store import Progress
 from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import Splitter
 from phf.errors import PHFError
-from phf.generate import generate
-from phf.generate_vllm import generate_with_vllm
+from phf.generate.engine import generate
+from phf.generate.vllm import generate_with_vllm
 from phf.objectives import label_conditions
-from phf.records import BAD, GOOD, ControlStyle, Mode, Sample
-from phf.train.run import Run
+from phf.records import BAD, GOOD, ControlStyle, Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,15 +43,22 @@ class Target:
     is_folded: bool = False
 
     @classmethod
-    def create(cls, run: Run, model: "PreTrainedModel", tokenizer: Tokenizer, mode: Mode) -> "Target":
-        """A run's model (its own, or one made from it) in a mode: with the mode folded into a copy where the objective adds
+    def create(
+        cls,
+        mode: Mode,
+        model: "PreTrainedModel",
+        tokenizer: Tokenizer,
+        objective: ObjectiveConfig,
+        segments: SegmentKind,
+    ) -> "Target":
+        """A model that was trained with an objective, in a mode: with the mode folded into a copy where the objective adds
         its control to the inputs, a copy without control tokens for `deleted`."""
-        conditions = label_conditions(run.config.objective)
+        conditions = label_conditions(objective)
         if conditions is not None and mode in ("good", "bad"):
             model = lm.fold_condition(model, tokenizer.control, conditions[GOOD if mode == "good" else BAD])
         if mode == "deleted":
             model = lm.delete_control_tokens(model, tokenizer.control)
-        return cls(mode, model, tokenizer, run.config.segments, conditions is not None)
+        return cls(mode, model, tokenizer, segments, conditions is not None)
 
     def longest_prompt(self, sampling: SamplingConfig) -> int:
         """Tokens, control tokens included, that a prompt may have so that all new tokens fit into the context.

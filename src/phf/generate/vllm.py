@@ -1,4 +1,4 @@
-"""The engine `vllm`: the same samples in distribution as `phf.generate`, written by vLLM.
+"""The engine `vllm`: the same samples in distribution as the engine `phf`, written by vLLM.
 
 What a mode blocks is blocked by a logit bias of minus infinity (vLLM has no `suppress_tokens`; `allowed_token_ids`
 holds no more than 1,024 ids, `bad_words` takes words, and a bias of -100 would leave a blocked token to be drawn at a
@@ -23,9 +23,9 @@ import torch
 from phf.config import SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.errors import PHFError
-from phf.generate import Progress, TextTokenizer, find_limit
+from phf.generate.engine import TextTokenizer, find_limit
 from phf.lm import save_model
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ def generate_with_vllm(
     is_folded: bool = False,
     progress: Progress | None = None,
 ) -> list[Sample]:
-    """`phf.generate.generate` on vLLM: same arguments, same rules, same counts of text tokens.
+    """`phf.generate.engine.generate` on vLLM: same arguments, same rules, same counts of text tokens.
 
     Starting vLLM takes up to a minute, so its engine is kept for the next call with the same weights; `close_engine`
     ends it.

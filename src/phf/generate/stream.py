@@ -9,7 +9,7 @@ import torch
 from phf.config import SamplingConfig
 from phf.control import mode_rules
 from phf.errors import PHFError
-from phf.generate import TextTokenizer, draw_tokens, find_limit, uniform_numbers
+from phf.generate.engine import TextTokenizer, draw_tokens, find_limit, uniform_numbers
 from phf.records import Mode
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def stream_sample(
     prompt: Sequence[int] = (),
     is_folded: bool = False,
 ) -> Iterator[WrittenToken]:
-    """Write sample `index` of `phf.generate.generate` under the same settings, token by token.
+    """Write sample `index` of `phf.generate.engine.generate` under the same settings, token by token.
 
     Args:
         model, tokenizer, mode, is_folded: as of `generate`.

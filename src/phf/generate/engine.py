@@ -25,12 +25,10 @@ from transformers.cache_utils import DynamicLayer
 from phf.config import SamplingConfig, SamplingPrecision, SegmentKind
 from phf.control import ControlTokens, ModeRules, mode_rules
 from phf.errors import PHFError
-from phf.records import Mode, Sample
+from phf.records import Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Progress = Callable[[str, int, int], None]
 
 
 class TextTokenizer(Protocol):

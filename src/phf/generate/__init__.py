@@ -1,0 +1,1 @@
+"""Writing with a model in a mode: the object that writes, its engines, and one sample token by token."""
