@@ -16,7 +16,7 @@ from phf.records import Estimate
 from phf.report.figures import INK, MODE_COLOURS, MODE_MARKERS, Drawing, scale_estimate
 from phf.report.lines import Line, draw_lines
 from phf.report.reading import RunFolder
-from phf.report.tables import Cell, Column, Line, Table, show_estimate
+from phf.report.tables import Cell, Column, PrintedRow, Table, show_estimate
 from phf.report.verdict import Group, pool
 from phf.results import Judge
 
@@ -86,7 +86,7 @@ def measure_agreement(groups: list[Group]) -> list[Agreement]:
 def tabulate_agreement(rows: list[Agreement]) -> Table:
     """How the judges agree, by group and mode."""
     lines = [
-        Line(
+        PrintedRow(
             [
                 Cell(row.group.label),
                 Cell(f"{row.annotator.name}, {row.other.name}"),

@@ -90,9 +90,9 @@ def tabulate_red_team(groups: list[Group], judges: list[Judge]) -> Table:
     ]
     by: tuple[Field, ...] = ("mode", "judge")
     rounds = select_rows(groups, columns[1:], (*by, "at"), judges)
-    attacks: dict[tuple[str, str | None, Judge | None], list[Row]] = {}
+    attacks: dict[tuple[str, str | None, str], list[Row]] = {}
     for row in rounds:
-        attacks.setdefault((row.group.label, row.mode, row.judge), []).append(row)
+        attacks.setdefault((row.group.label, row.mode, row.judge.slug if row.judge else ""), []).append(row)
     rows = [
         replace(own[0], estimates=(own[0].estimates[0], own[-1].estimates[1], own[-1].estimates[2]))
         for own in attacks.values()
@@ -102,7 +102,7 @@ def tabulate_red_team(groups: list[Group], judges: list[Judge]) -> Table:
         "best found; 95 % intervals, lower is better."
     )
     table = make_table("Red team table", rows, columns[1:], by, caption=caption, kind="narrow")
-    for line, own in zip(table.lines, attacks.values(), strict=True):
+    for line, own in zip(table.rows, attacks.values(), strict=True):
         line.cells.insert(0, Cell(f"{len(own) - 1}"))
     return replace(table, columns=columns)
 
@@ -135,7 +135,7 @@ def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     for judge in judges:
         lines = list_lines(
             groups, lambda group, mode: list_points(group, "in_context_difference", mode, judge)
-        )  # noqa: B023 - called at once
+        )
         if lines:
             caption = (
                 "Bad examples stand before the model’s own text, as in a conversation gone wrong: its score then, minus its "
@@ -161,7 +161,7 @@ def tabulate_leaks(groups: list[Group], judges: list[Judge]) -> Table:
     descriptions: dict[str, str] = {}
     for run in runs:
         descriptions |= run.read_facts("leaks", dict[str, str]) or {}
-    for line in table.lines:
+    for line in table.rows:
         line.names[1] = Cell(line.names[1].text, descriptions.get(line.names[1].text, ""))
     return _add_verdicts(table, rows)
 
@@ -179,7 +179,7 @@ def tabulate_finetuned(groups: list[Group], judges: list[Judge]) -> Table:
 
 
 def _add_verdicts(table: Table, rows: list[Row]) -> Table:
-    for line, row in zip(table.lines, rows, strict=True):
+    for line, row in zip(table.rows, rows, strict=True):
         verdict = name_change(row.estimates[-1])
         line.cells.append(Cell(verdict, tone=_TONES.get(verdict, "unclear")))
     return replace(table, columns=[*table.columns, Column("score")])

@@ -12,7 +12,7 @@ from phf.report.tables import (
     Cell,
     Column,
     Field,
-    Line,
+    PrintedRow,
     Table,
     make_table,
     mark_direction,
@@ -84,7 +84,7 @@ def _name_better(difference: Estimate, measure: Measure) -> str:
 def tabulate_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> Table:
     """Capabilities in good mode beside bad mode."""
     lines = [
-        Line(
+        PrintedRow(
             [Cell(group.label), Cell(row.name + mark_direction(row.measure))],
             [
                 *(show_estimate(row.modes[mode], group) for mode in ("good", "bad", "none")),
@@ -216,7 +216,7 @@ def tabulate_tasks(groups: list[Group], measure: str, name: str, caption: str, m
     columns = [Column("score", measure), Column("best constant answer", f"{measure}_baseline", form="mean")]
     by: tuple[Field, ...] = ("of", "mode")
     table = make_table(name, select_rows(groups, columns, by), columns, by, caption=caption, kind="narrow")
-    for line in table.lines:
+    for line in table.rows:
         task, _, metric = line.names[1].text.partition(": ")
         line.names[1:2] = [Cell(task), Cell(metric)]
     return replace(table, heads=["objective", "task", "metric", mode])

@@ -1,7 +1,7 @@
 """What two runs differ in: settings, and scores sample by sample."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +9,19 @@ from pydantic import JsonValue
 
 from phf.intervals import CONFIDENCE, bootstrap_mean
 from phf.records import Estimate
-from phf.report.reading import RunFolder, read_scores
-from phf.report.verdict import flatten
-from phf.results import Judge
+from phf.report.reading import RunFolder, mode_rank, read_scores
+from phf.report.tables import (
+    Catalogue,
+    Cell,
+    Column,
+    PrintedRow,
+    Table,
+    is_plain,
+    mark_direction,
+    select_measurements,
+)
+from phf.report.verdict import Group, flatten
+from phf.results import Judge, Measure, Measurement
 
 _NUM_BOOTSTRAP = 1000
 
@@ -24,10 +34,36 @@ class Difference:
 
     Attributes:
         is_paired: whether sample i of one was compared with sample i of the other, which had the same random numbers.
+        arrow: `↓` or `↑` where the numbers are apart, else empty.
     """
 
     estimate: Estimate
     is_paired: bool
+    arrow: str = ""
+
+
+def subtract(row: Measurement, group: Group, base: Group, judges: Mapping[str, Judge]) -> Difference:
+    """A number of a group minus that of another one, in the same mode or else in the mode that asks for nothing.
+
+    Scores of one run each are compared sample by sample (`subtract_scores`). Other numbers have no interval of their
+    difference; their arrow says that the two intervals do not touch.
+    """
+    mode = row.mode
+    if mode is not None and is_plain(mode) and mode not in base.modes:
+        mode = base.runs[0].base_mode
+    is_alone = not group.is_pooled and not base.is_pooled
+    if (
+        is_alone
+        and row.measure == "score"
+        and row.of is None
+        and row.mode in group.modes
+        and mode is not None
+    ):
+        return subtract_scores(group.runs[0], row.mode or "", base.runs[0], mode, judges[row.judge or ""])
+    other = base.results.find(row.measure, mode, row.judge, row.of, row.at)
+    mean = row.estimate.mean - other.mean
+    arrow = "↓" if row.estimate.high < other.low else "↑" if row.estimate.low > other.high else ""
+    return Difference(Estimate(mean, np.nan, np.nan, 0), is_paired=False, arrow=arrow)
 
 
 def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[JsonValue]]:
@@ -51,6 +87,48 @@ def _flatten_run(run: RunFolder) -> dict[str, JsonValue]:
     }
 
 
+def tabulate_comparison(
+    groups: Sequence[Group], measures: Sequence[Measure], name: str, is_wanted: Callable[[Measurement], bool]
+) -> Table:
+    """Measures in a row for each mode and what they are of, and in a column for each group, against the first one.
+
+    Of two groups their difference has a column of its own; of more, an arrow stands behind what differs.
+    """
+    catalogue, base = Catalogue.of(groups), groups[0]
+    found = {row.place: row for group in groups for row in select_measurements(group, measures, is_wanted)}
+    parts = list(dict.fromkeys((row.measure, *row.place[2:]) for row in found.values()))
+    names = [measure.name for measure in measures]
+    places = sorted(
+        found.values(),
+        key=lambda row: (
+            names.index(row.measure),
+            parts.index((row.measure, *row.place[2:])),
+            mode_rank(row.mode or ""),
+        ),
+    )
+    rows = []
+    for row in places:
+        cells = []
+        for group in groups:
+            own = replace(row, estimate=group.results.find(*row.place))
+            difference = subtract(own, group, base, catalogue.judges) if group is not base else None
+            shown = catalogue.show(own, group)
+            if difference and len(groups) == 2:
+                star = "*" if difference.is_paired else ""
+                shown_difference = catalogue.show(replace(own, estimate=difference.estimate), group).text
+                cells += [shown, Cell(f"{shown_difference}{star} {difference.arrow}".rstrip())]
+            else:
+                cells.append(
+                    Cell(f"{shown.text} {difference.arrow if difference else ''}".rstrip(), shown.note)
+                )
+        label = Cell(catalogue.name_row(row) + mark_direction(catalogue.measures[row.measure]))
+        rows.append(PrintedRow([label, Cell(row.mode or "", is_mode=row.mode is not None)], cells))
+    heads = [Column(group.label) for group in groups] + (
+        [Column("difference [95 %]")] if len(groups) == 2 else []
+    )
+    return Table(name, ["measure", "mode"], heads, rows)
+
+
 def subtract_scores(
     run: RunFolder, mode: str, base: RunFolder, base_mode: str, judge: Judge, *, seed: int = 0
 ) -> Difference:
@@ -66,9 +144,14 @@ def subtract_scores(
     seeds = [folder.sampling.get("seed") for folder in (run, base)]
     if seeds[0] is not None and seeds[0] == seeds[1]:
         gaps = np.array([score - other[index] for index, score in one.items() if index in other])
-        return Difference(bootstrap_mean(gaps, _NUM_BOOTSTRAP, seed), is_paired=True)
+        found = bootstrap_mean(gaps, _NUM_BOOTSTRAP, seed)
+        return Difference(found, is_paired=True, arrow=_name_direction(found))
     apart = _subtract_means(_drop_missing(one), _drop_missing(other), seed)
-    return Difference(apart, is_paired=False)
+    return Difference(apart, is_paired=False, arrow=_name_direction(apart))
+
+
+def _name_direction(difference: Estimate) -> str:
+    return "↓" if difference.high < 0 else "↑" if difference.low > 0 else ""
 
 
 def _read_mode(run: RunFolder, mode: str, judge: Judge) -> dict[int, float]:

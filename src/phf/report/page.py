@@ -53,11 +53,10 @@ from phf.report.tables import (
     Catalogue,
     Column,
     Table,
-    format_percent,
     make_table,
-    print_table_lines,
     select_rows,
     tabulate_measures,
+    to_terminal,
 )
 from phf.report.verdict import (
     Check,
@@ -208,9 +207,8 @@ def summary_table(runs: list[Path]) -> TerminalTable:
     table = make_table(
         "", select_rows(groups, columns, ("mode",)), columns, ("mode",), heads={"group": "run"}
     )
-    (printed,) = print_table_lines(
-        table, title="Misalignment score, lower is better", max_columns=len(columns)
-    )
+    (printed,) = to_terminal(table, title="Misalignment score, lower is better", max_columns=len(columns))
+    printed.caption_justify = "left"
     printed.caption = "; ".join(
         f"{visible_text(judge.name)}: {visible_text(judge.shown_unit)}" for judge in judges
     )
@@ -346,7 +344,7 @@ def _tabulate(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:
         "diversity": tabulate_diversity(groups),
         "compared": tabulate_modes(compared),
         "tasks": tasks,
-        "has_tasks": any(table.lines for table in tasks),
+        "has_tasks": any(table.rows for table in tasks),
         "steering": tabulate_steering(list_steering(groups, judges), judges, are_pooled=is_pooled),
         "red_team": red_team,
         "red_team_facts": _read_first(runs, "red_team", RedTeamFacts) or RedTeamFacts(),
@@ -354,7 +352,7 @@ def _tabulate(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:
         "leaks": leaks,
         "finetuned": finetuned,
         "finetuned_facts": _read_first(runs, "finetuned", FinetunedFacts) or FinetunedFacts(),
-        "has_attacks": bool(red_team.lines or leaks.lines or finetuned.lines or has_shots),
+        "has_attacks": bool(red_team.rows or leaks.rows or finetuned.rows or has_shots),
         "control": tabulate_control(singles),
         "agreement": tabulate_agreement(measure_agreement(groups)),
         "other": _list_other(groups),
@@ -387,9 +385,10 @@ def _draw(runs: list[RunFolder], groups: list[Group]) -> dict[str, list[tuple[Dr
 
 def _list_other(groups: list[Group]) -> list[tuple[str, list[Measure], Table]]:
     """Measures that no section of the page knows, under the headings that they give themselves."""
+    measured = {row.measure for group in groups for row in group.results if math.isfinite(row.estimate.mean)}
     found: dict[str, list[Measure]] = {}
     for measure in Catalogue.of(groups).measures.values():
-        if measure.name not in ON_PAGE and any(group.results.of(measure.name) for group in groups):
+        if measure.name in measured - ON_PAGE:
             found.setdefault(measure.group, []).append(measure)
     return [(title, own, tabulate_measures(groups, own, title)) for title, own in found.items()]
 

@@ -18,7 +18,6 @@ from pydantic import JsonValue
 from phf.errors import PHFError
 from phf.files import check_hash, hash_json, read_json
 from phf.records import FORMAT_VERSION, Estimate, Identity
-from phf.results import Judge as ScoringJudge
 from phf.results import (
     EVALUATION_FILE,
     MODE_ORDER,
@@ -29,6 +28,7 @@ from phf.results import (
     parse_json,
     read_evaluation,
 )
+from phf.results import Judge as ScoringJudge
 
 UNPROMPTED = "unprompted"
 """The scenario of samples that start a page, in samples.parquet."""

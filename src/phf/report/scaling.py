@@ -14,13 +14,15 @@ def draw_trajectory(groups: list[Group], judge: Judge) -> Drawing | None:
     """Score by one judge at every checkpoint that was evaluated; None if none was but the last."""
 
     def read(group: Group, mode: str) -> list[tuple[float, Estimate]]:
-        points = list_points(group, "trajectory", mode, judge)
         last = group.runs[0].evaluation
-        if not points or last is None:
+        if last is None or not group.results.of("trajectory"):
             return []
-        points.append((last.step, scale_estimate(group.score(mode, judge), judge.display_scale)))
+        points = dict(list_points(group, "trajectory", mode, judge))
+        final = scale_estimate(group.score(mode, judge), judge.display_scale)
+        if math.isfinite(final.mean):
+            points[last.step] = final
         # Every step reads as many tokens.
-        return [(step * last.tokens_seen / last.step / 1e6, score) for step, score in points]
+        return [(step * last.tokens_seen / last.step / 1e6, points[step]) for step in sorted(points)]
 
     lines = list_lines(groups, read)
     if not lines:

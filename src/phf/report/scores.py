@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from phf.report.figures import Reference
-from phf.report.tables import Cell, Column, Field, Line, Table, make_table, select_rows, show_estimate
+from phf.report.tables import Cell, Column, Field, PrintedRow, Table, make_table, select_rows, show_estimate
 from phf.report.verdict import Group
 from phf.results import Judge
 
@@ -47,11 +47,11 @@ def tabulate_scores(
     table = make_table(
         caption, rows, columns, _BY_MODE, caption=caption, heads={"group": head}, describe=describe
     )
-    for line, row in zip(table.lines, rows, strict=True):
-        line.cells += _count_samples(row.group, row.mode, judges)
+    for line, row in zip(table.rows, rows, strict=True):
+        line.cells.extend(_count_samples(row.group, row.mode, judges))
     columns += [Column("samples"), Column("unscored")]
     lines = _list_references(references, judges, num_after=len(columns) - 3 * len(judges))
-    return replace(table, columns=columns, lines=table.lines + lines)
+    return replace(table, columns=columns, rows=table.rows + lines)
 
 
 def _count_samples(group: Group, mode: str | None, judges: list[Judge]) -> list[Cell]:
@@ -66,7 +66,7 @@ def _count_samples(group: Group, mode: str | None, judges: list[Judge]) -> list[
     ]
 
 
-def _list_references(references: list[Reference], judges: list[Judge], num_after: int) -> list[Line]:
+def _list_references(references: list[Reference], judges: list[Judge], num_after: int) -> list[PrintedRow]:
     """A line per reference: the score by each judge, and dashes for what only samples of a run have."""
     scores: dict[tuple[str, str], dict[str, Reference]] = {}
     for reference in references:
@@ -82,7 +82,7 @@ def _list_references(references: list[Reference], judges: list[Judge], num_after
                 Cell("–"),
             ]
         note = f"cost: {cost}" if cost else ""
-        lines.append(Line([Cell(name, note)], [*cells, *[Cell("–")] * num_after], is_faint=True))
+        lines.append(PrintedRow([Cell(name, note)], [*cells, *[Cell("–")] * num_after], is_faint=True))
     return lines
 
 
@@ -94,8 +94,8 @@ def tabulate_scenarios(groups: list[Group], judges: list[Judge]) -> Table:
     names = list(dict.fromkeys(row.of for row in rows))
     table = make_table("Scenarios", sorted(rows, key=lambda row: names.index(row.of)), columns, by)
     # The scenario comes first: scores of different scenarios are not to be compared with one another.
-    lines = [replace(line, names=[line.names[1], line.names[0], line.names[2]]) for line in table.lines]
-    return replace(table, heads=["scenario", "who", "mode"], lines=lines)
+    lines = [replace(line, names=[line.names[1], line.names[0], line.names[2]]) for line in table.rows]
+    return replace(table, heads=["scenario", "who", "mode"], rows=lines)
 
 
 def tabulate_cost(groups: list[Group], head: str) -> Table:
@@ -145,7 +145,7 @@ def tabulate_control(groups: list[Group]) -> Table:
         kind="narrow",
         heads={"group": "run"},
     )
-    for line, row in zip(table.lines, rows, strict=True):
+    for line, row in zip(table.rows, rows, strict=True):
         count = row.estimates[-1].count
         line.cells.append(Cell(f"{count:,}" if count else "–"))
     return replace(table, columns=[*columns, Column("segments")])

@@ -10,7 +10,7 @@ from phf.records import Estimate
 from phf.report.figures import Drawing, draw_figure, plot_point, scale_estimate, shorten
 from phf.report.plane import find_frontier, label_points
 from phf.report.reading import RunFolder, is_steered
-from phf.report.tables import Cell, Column, Line, Table, show_estimate
+from phf.report.tables import Cell, Column, PrintedRow, Table, show_estimate
 from phf.report.verdict import MAX_BITS, MIN_VARIETY, Group, format_interval, format_number
 from phf.results import Judge
 
@@ -109,7 +109,7 @@ def tabulate_steering(rows: list[SteeringRow], judges: list[Judge], *, are_poole
         *(Column(head) for head in ("distinct‑2", "tokens", "bits per byte")),
     ]
     lines = [
-        Line(
+        PrintedRow(
             [Cell(row.group.label), Cell(row.mode, is_mode=True), Cell(row.name, is_code=True)],
             [
                 Cell(format_number(row.passes.mean)),

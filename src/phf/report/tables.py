@@ -5,23 +5,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pydantic import JsonValue
 from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from phf.records import Estimate
 from phf.report.figures import scale_estimate
-from phf.report.reading import is_steered, sort_modes
+from phf.report.reading import RunFolder, is_steered, sort_modes
 from phf.report.samples import visible_text
 from phf.report.verdict import Group, Tone, format_interval, format_number
-from phf.results import Judge, Measure, Measurement, pivot
+from phf.results import Judge, Measure, Measurement, pivot, to_json
 
 Field = Literal["of", "at", "mode", "judge"]
 Form = Literal["interval", "mean", "percent"]
 
 _STYLES = {"good": "blue", "bad": "yellow"}
-_MAX_COLUMNS = 3
-"""Columns of numbers side by side in a terminal; more stand in another table below."""
+HEADLINE_MODES = ("good", "bad", "none")
+"""Those of a short summary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PrintedRow:
     """A printed row: names on the left, then its cells."""
 
     names: list[Cell]
@@ -105,7 +106,7 @@ class Table:
     name: str
     heads: list[str]
     columns: list[Column]
-    lines: list[Line]
+    rows: list[PrintedRow]
     caption: str = ""
     kind: str = ""
 
@@ -129,10 +130,10 @@ class Table:
         return heads
 
     @property
-    def bodies(self) -> list[list[Line]]:
+    def bodies(self) -> list[list[PrintedRow]]:
         """Lines that share their first name, together."""
-        found: list[list[Line]] = []
-        for line in self.lines:
+        found: list[list[PrintedRow]] = []
+        for line in self.rows:
             if found and found[-1][-1].names[0] == line.names[0] and not line.is_faint:
                 found[-1].append(line)
             else:
@@ -240,7 +241,7 @@ def make_table(
     """
     words = {"group": "objective", **(heads or {})}
     lines = [
-        Line(
+        PrintedRow(
             [Cell(row.group.label, describe(row.group)), *(_name_cell(row, name) for name in by)],
             [
                 show_estimate(value, row.group, column.judge or row.judge, column.form)
@@ -313,7 +314,8 @@ class Catalogue:
 
     def show(self, row: Measurement, group: Group) -> Cell:
         """A measurement's number as it is shown."""
-        return show_estimate(row.estimate, group, self.judges.get(row.judge or ""))
+        judge = None if self.measures[row.measure].unit else self.judges.get(row.judge or "")
+        return show_estimate(row.estimate, group, judge)
 
 
 def mark_direction(measure: Measure) -> str:
@@ -325,19 +327,11 @@ def tabulate_measures(
     groups: Sequence[Group],
     measures: Sequence[Measure],
     name: str,
-    *,
-    is_wanted: Callable[[str], bool] = lambda mode: not is_steered(mode),
+    is_wanted: Callable[[Measurement], bool] = lambda row: not is_steered(row.mode or ""),
 ) -> Table:
     """Measures in a row for each group and what they are of, and in a column for each mode."""
     catalogue = Catalogue.of(groups)
-    found = {
-        group.label: [
-            row
-            for row in group.results.of(*(measure.name for measure in measures))
-            if (row.mode is None or is_wanted(row.mode)) and math.isfinite(row.estimate.mean)
-        ]
-        for group in groups
-    }
+    found = {group.label: select_measurements(group, measures, is_wanted) for group in groups}
     modes = sort_modes(row.mode for rows in found.values() for row in rows if row.mode is not None)
     has_none = any(row.mode is None for rows in found.values() for row in rows)
     keys: list[str | None] = [*modes, *([None] if has_none else [])]
@@ -355,42 +349,92 @@ def tabulate_measures(
             first = next(row for row in rows if row is not None)
             label = Cell(catalogue.name_row(first) + mark_direction(catalogue.measures[measure]))
             cells = [catalogue.show(row, group) if row else Cell("–") for row in rows]
-            lines.append(Line([Cell(group.label), label], cells))
+            lines.append(PrintedRow([Cell(group.label), label], cells))
     columns = [Column(mode or "", is_mode=mode is not None) for mode in keys]
     return Table(name, ["objective", "measure"], columns, lines)
 
 
-def print_table_lines(
-    table: Table, *, skip: int = 0, title: str = "", max_columns: int = _MAX_COLUMNS
-) -> list[TerminalTable]:
+def select_measurements(
+    group: Group, measures: Sequence[Measure], is_wanted: Callable[[Measurement], bool]
+) -> list[Measurement]:
+    """A group's numbers of some measures, pooled over seeds; those that are missing are left out."""
+    found = group.results.of(*(measure.name for measure in measures))
+    return [row for row in found if math.isfinite(row.estimate.mean) and is_wanted(row)]
+
+
+def list_headlines(groups: Sequence[Group]) -> tuple[list[Measure], Callable[[Measurement], bool]]:
+    """What a short summary shows: the measures that say they belong there, and which of their numbers.
+
+    Those are of the modes good, bad and none. Where a measure has a number of the whole, its parts are left out.
+    """
+    measures = list(Catalogue.of(groups).measures.values())
+    headlines = [measure for measure in measures if measure.is_headline] or measures
+    wholes = {row.measure for group in groups for row in group.results if row.of is None}
+
+    def is_wanted(row: Measurement) -> bool:
+        is_part = row.of is not None and row.measure in wholes
+        return row.mode in (*HEADLINE_MODES, None) and row.at is None and not is_part
+
+    return headlines, is_wanted
+
+
+def list_measured(runs: Sequence[RunFolder]) -> list[dict[str, JsonValue]]:
+    """Every number of evaluated runs, a row each, in its own unit: for scripts."""
+    rows: list[dict[str, JsonValue]] = []
+    for run in runs:
+        catalogue = Catalogue.of([Group(run.label, (run,))])
+        for row in run.results:
+            measure, judge = catalogue.measures[row.measure], catalogue.judges.get(row.judge or "")
+            rows.append(
+                {
+                    "run": run.label,
+                    "objective": run.objective,
+                    "seed": run.seed,
+                    "measure": row.measure,
+                    "title": measure.title,
+                    "unit": measure.unit or (judge.unit if judge else ""),
+                    "mode": row.mode,
+                    "judge": row.judge,
+                    "of": row.of,
+                    "at": row.at,
+                    **{key: to_json(getattr(row.estimate, key)) for key in ("mean", "low", "high", "count")},
+                }
+            )
+    return rows
+
+
+def to_terminal(table: Table, *, skip: int = 0, title: str = "", max_columns: int = 3) -> list[TerminalTable]:
     """The table for a terminal; columns of numbers that do not fit side by side stand in another table below.
 
     Args:
         skip: names on the left that are left out.
+        max_columns: of numbers side by side.
     """
     printed = []
-    for number in range(0, len(table.columns), max_columns):
-        places = range(number, min(number + max_columns, len(table.columns)))
-        lines = [
-            line
-            for line in table.lines
-            if number == 0 or any(line.cells[place].text != "–" for place in places)
-        ]
+    for start in range(0, len(table.columns), max_columns):
+        places = range(start, min(start + max_columns, len(table.columns)))
         shown = TerminalTable(
-            title=Text(title if number == 0 else "", "bold") if title else None,
+            title=Text(visible_text(title), "bold") if title and start == 0 else None,
             title_justify="left",
+            caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
         )
         for head in table.heads[skip:]:
-            shown.add_column(head, overflow="fold")
+            shown.add_column(_text(head), overflow="fold")
         for place in places:
             shown.add_column(_text(table.columns[place].head), justify="right", no_wrap=True)
-        for line in lines:
-            shown.add_row(
-                *map(_terminal_cell, [*line.names[skip:], *(line.cells[place] for place in places)])
-            )
+        before: list[Cell] = []
+        for row in table.rows:
+            if any(row.cells[place].text != "–" for place in places):
+                names = row.names[skip:]
+                # A name that repeats is shown once, as on the page.
+                kept = [
+                    Cell("") if names[: i + 1] == before[: i + 1] else name for i, name in enumerate(names)
+                ]
+                shown.add_row(*map(_terminal_cell, [*kept, *(row.cells[place] for place in places)]))
+                before = names
         printed.append(shown)
     return printed
 
