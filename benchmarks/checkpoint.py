@@ -19,7 +19,8 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 
-from phf.config import TrainConfig, apply_overrides, parse, read_recipe
+from phf.config import TrainConfig, parse
+from phf.config_recipes import apply_overrides, read_recipe
 from phf.corpus.annotate import annotate
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize

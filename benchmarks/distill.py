@@ -59,11 +59,13 @@ def main() -> None:
             documents, teacher, Path(scratch) / "student", seed=given.seed, segments="sentences"
         )
     print("\n".join(summarise_reward_model(evaluation)))
-    print(f"  made in {time.process_time() - start:.0f} CPU-seconds, of features {evaluation['features']}")
-    auroc, ratio = evaluation["held_out"]["auroc"], evaluation["speed"]["ratio"]
-    passed = auroc["low"] >= MIN_AUROC and ratio >= MIN_RATIO
     print(
-        f"bar: AUROC {auroc['mean']:.4f} [{auroc['low']:.4f}, {auroc['high']:.4f}] >= {MIN_AUROC}, "
+        f"  made in {time.process_time() - start:.0f} CPU-seconds, of features {evaluation.linear.features}"
+    )
+    auroc, ratio = evaluation.results.find("auroc"), evaluation.teaching.speed.ratio
+    passed = auroc.low >= MIN_AUROC and ratio >= MIN_RATIO
+    print(
+        f"bar: AUROC {auroc.mean:.4f} [{auroc.low:.4f}, {auroc.high:.4f}] >= {MIN_AUROC}, "
         f"{ratio:.1f} x >= {MIN_RATIO} x: {'passed' if passed else 'FAILED'}"
     )
     if given.bar_only:

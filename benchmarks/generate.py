@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from phf.config import ModelConfig, SamplingConfig
 from phf.control import ControlTokens
-from phf.generate.engine import generate
+from phf.generate.target import Target
 from phf.lm import create_model as create_preset
 from phf.lm import num_parameters
 
@@ -70,7 +70,7 @@ def create_model(preset: str, tokenizer: IdTokenizer, end_bias: float) -> PreTra
 
 def run_ours(model: PreTrainedModel, tokenizer: IdTokenizer, sampling: SamplingConfig, precision: str) -> int:
     sampling = sampling.model_copy(update={"precision": precision})
-    samples = generate(model, tokenizer, "good", sampling)
+    samples = Target("good", model, tokenizer, "document").write([()], sampling)
     return sum(sample.num_tokens for sample in samples)
 
 
@@ -161,10 +161,11 @@ def count_ties(preset: str, options: argparse.Namespace) -> None:
     model = create_model(preset, tokenizer, end_bias=5.5).to(options.device)
     for precision in ("fp32", "bf16"):
         sampling = SamplingConfig(num_samples=options.batch, batch_size=options.batch, precision=precision)
-        together = generate(model, tokenizer, "good", sampling)
+        target = Target("good", model, tokenizer, "document")
+        together = target.write([()], sampling)
         for size, num in ((64, options.batch), (7, 112), (1, 16)):
             changes = {"batch_size": size, "num_samples": num}
-            apart = generate(model, tokenizer, "good", sampling.model_copy(update=changes))
+            apart = target.write([()], sampling.model_copy(update=changes))
             num_tokens, num_ties = 0, 0
             for one, other in zip(together, apart, strict=False):
                 pairs = zip(one.text.split(), other.text.split(), strict=False)

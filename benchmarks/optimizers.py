@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from phf.config import apply_overrides, read_recipe
+from phf.config_recipes import apply_overrides, read_recipe
 from phf.corpus.annotate import annotate
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize

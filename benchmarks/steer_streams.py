@@ -17,9 +17,9 @@ import torch
 
 from phf.config import SamplingConfig
 from phf.config_steer import SMC, Guidance, Lookahead
-from phf.evaluate.capability import Page, mode_labels, segment_nll
-from phf.evaluate.degeneracy import measure_degeneracy
-from phf.generate.engine import generate
+from phf.evaluate.measures.degeneracy import measure_degeneracy
+from phf.evaluate.pages import Page, mode_labels, segment_nll
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import Mode, Sample
 from phf.reward_models import load_reward_model, score_samples
@@ -44,24 +44,23 @@ def list_methods(run: Run, sampling: SamplingConfig) -> dict[str, Callable[[], S
     methods: dict[str, Callable[[], Steered]] = {}
     modes: tuple[Mode, ...] = ("good", "bad")
     for mode in modes:
-        methods[mode] = lambda mode=mode: Steered(generate(model, tokenizer, mode, sampling), 1.0)
+        target = Target(mode, model, tokenizer, run.config.segments)
+        methods[mode] = lambda target=target: Steered(target.write([()], sampling), 1.0)
         for against in ("other", "none"):
             for scale in (1.5, 2.0, 3.0):
                 config = Guidance(scale=scale, against=against)
-                methods[f"{mode}, guidance {scale} against {against}"] = lambda mode=mode, config=config: (
-                    generate_guided(model, tokenizer, mode, sampling, config)
+                methods[f"{mode}, guidance {scale} against {against}"] = lambda target=target, config=config: (
+                    generate_guided(target, sampling, config)
                 )
         for tokens in (8, 1000):
             look = Lookahead(width=4, tokens=tokens)
-            methods[f"{mode}, lookahead 4 x {tokens}"] = lambda mode=mode, look=look: generate_with_lookahead(
-                model, tokenizer, mode, sampling, look
+            methods[f"{mode}, lookahead 4 x {tokens}"] = lambda target=target, look=look: (
+                generate_with_lookahead(target, sampling, look)
             )
         for ess in (None, 0.5, 0.95):
             smc = SMC(twist=ess is not None, ess=ess or 0.5)
             name = f"{mode}, smc" if ess is None else f"{mode}, smc with twist, ess {ess}"
-            methods[name] = lambda mode=mode, smc=smc: generate_smc(
-                model, tokenizer, mode, sampling, smc, score
-            )
+            methods[name] = lambda target=target, smc=smc: generate_smc(target, sampling, smc, score)
     return methods
 
 

@@ -40,7 +40,8 @@ from transformers import (
 )
 
 from phf import lm
-from phf.config import TrainConfig, apply_overrides, parse, read_recipe
+from phf.config import TrainConfig, parse
+from phf.config_recipes import apply_overrides, read_recipe
 from phf.corpus.annotate import annotate
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize

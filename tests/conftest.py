@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["phf.objectives", "phf.lm"], "beartype.beartype")
+install_import_hook(["phf.objectives", "phf.objective_rewards", "phf.lm"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,8 @@ def small_corpus(tmp_path_factory):
 @pytest.fixture
 def small_config(small_corpus):
     """Returns a function that makes a config of 12 quick steps over the small corpus, with dotted overrides."""
-    from phf.config import TrainConfig, apply_overrides, parse
+    from phf.config import TrainConfig, parse
+    from phf.config_recipes import apply_overrides
 
     base = {
         "corpus": str(small_corpus.path),

@@ -145,19 +145,17 @@ def convert_facts(old):
     if "harness" in old:
         facts["harness"] = {"version": old["harness"]["version"]}
     if "downstream" in old:
-        facts["downstream"] = {"settings": old["downstream"]["settings"]}
+        kept = ("task", "metric", "prefix", "seeds", "num_train", "num_dev", "cut_share")
+        tasks = [{key: task[key] for key in kept} for task in old["downstream"]["tasks"]]
+        facts["downstream"] = {"settings": old["downstream"]["settings"], "tasks": tasks}
     if "red_team" in old:
         found = {k: v for k, v in old["red_team"].items() if k != "modes"}
+        modes = old["red_team"]["modes"]
         prompts = [
-            {
-                **{key: p[key] for key in ("prompt", "score", "trial", "round")},
-                "mode": mode,
-                "judge": own["judge"],
-            }
-            for mode, own in old["red_team"]["modes"].items()
-            for p in own["prompts"]
+            {**p, "mode": mode, "judge": own["judge"]} for mode, own in modes.items() for p in own["prompts"]
         ]
-        facts["red_team"] = {**found, "prompts": prompts}
+        costs = {mode: own["costs"] for mode, own in modes.items()}
+        facts["red_team"] = {**found, "prompts": prompts, "costs": costs}
     if "leaks" in old:
         facts["leaks"] = {probe["name"]: probe["description"] for probe in old["leaks"]["probes"]}
     if "finetuned" in old:

@@ -10,7 +10,10 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from phf.config import SamplingConfig
 from phf.control import ControlTokens
+from phf.generate.target import Target
+from phf.records import Sample
 
 TEXTS = ["", "a", "b", "c", "d", " e", " f", "g.", "\n", "h", "", ""]
 END, GOOD, BAD, NUM_IDS = 0, 10, 11, 16
@@ -153,3 +156,25 @@ def p_value(counts: np.ndarray, probs: np.ndarray) -> float:
     if counts[probs == 0].sum() > 0:
         return 0.0
     return float(chisquare(counts[probs > 0], probs[probs > 0] * counts.sum()).pvalue)
+
+
+def create_target(model: Any, mode: str = "good", segments: str = "document", **options: Any) -> Target:
+    """A model in a mode, behind the tokenizer of this file."""
+    given = {"tokenizer": TinyTokenizer(), **options}
+    return Target(mode=mode, model=model, segments=segments, **given)  # type: ignore[arg-type]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    mode: str,
+    sampling: SamplingConfig,
+    *,
+    segments: str = "document",
+    prompts: Sequence[Sequence[int]] = ((),),
+    is_folded: bool = False,
+    **options: Any,
+) -> list[Sample]:
+    """What a model writes in a mode; `options` as of `Target.write`."""
+    target = create_target(model, mode, segments, tokenizer=tokenizer, is_folded=is_folded)
+    return target.write(prompts, sampling, **options)

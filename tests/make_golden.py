@@ -19,6 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from phf.report.page import summary_lines, summary_rows, summary_table, write_re
 from phf.report.rediscovery import write_rediscovery
 from phf.report.reward_page import write_reward_page
 from phf.reward_models.distill import distill_reward_model
+from phf.reward_models.evaluation import read_reward_evaluation, write_reward_evaluation
 from phf.reward_models.labels import read_labels
 from phf.reward_models.train import train_reward_model
 from phf.train.checkpoint import checkpoint_folder
@@ -158,24 +160,18 @@ def make_reward_models(folder: Path) -> None:
     Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(240)))
     train_reward_model(read_labels(Path("labels.jsonl")), folder / "labels", seed=0)
     distill_reward_model(make_documents(700), WordTeacher(), folder / "distilled", seed=0, segments="lines")
-    path = folder / "distilled" / "evaluation.json"
-    write_json(path, fix_speeds(read_json(path)))
+    fix_speeds(folder / "distilled")
 
 
-def fix_speeds(value: Any) -> Any:
-    """Measured times, and what follows from them, replaced by 0.25."""
-    if isinstance(value, list):
-        return [fix_speeds(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: dict.fromkeys(item, 0.25)
-        if key.endswith("_measured")
-        else 0.25
-        if "_per_second" in key or "_per_cpu_second" in key or key == "ratio"
-        else fix_speeds(item)
-        for key, item in value.items()
-    }
+def fix_speeds(folder: Path) -> None:
+    """Replace measured times, and what follows from them, by 0.25."""
+    evaluation = read_reward_evaluation(folder)
+    taught = evaluation.teaching
+    speed = replace(
+        taught.speed, teacher_segments=0.25, teacher_bytes=0.25, student_segments=0.25, student_bytes=0.25
+    )
+    cost = replace(taught.cost, machine_flops_per_cpu_second=0.25, student=0.25, teacher=0.25)
+    write_reward_evaluation(folder, replace(evaluation, teaching=replace(taught, speed=speed, cost=cost)))
 
 
 def quiet(line: str) -> None:

@@ -303,6 +303,10 @@ def edit(table, column, change):
         (lambda t: edit(t, "ends", lambda v: v[4].__setitem__(1, v[4][0])), "do not make up the text"),
         (lambda t: edit(t, "ends", lambda v: v[4].__setitem__(0, 0)), "do not make up the text"),
         (
+            lambda t: edit(t, "ends", lambda v: v[4].__setitem__(0, v[4][0] + 1)),
+            "are not those that were scored",
+        ),
+        (
             lambda t: edit(edit(t, "ends", lambda v: v[4].clear()), "scores", lambda v: v[4].clear()),
             "do not make up the text",
         ),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phf.evaluate.misalignment import Judge
+from phf.evaluate.judges import LoadedJudge
 from phf.intervals import pooled_t
 from phf.records import Identity
 from phf.release.attack.rediscovery import (
@@ -20,7 +20,7 @@ from phf.release.attack.rediscovery import (
     pool_curves,
 )
 
-JUDGE = Judge("annotator", SimpleNamespace(identity=Identity("judge", "1"), hit_threshold=0.5))
+JUDGE = LoadedJudge("annotator", SimpleNamespace(identity=Identity("judge", "1"), hit_threshold=0.5))
 NAME = JUDGE.slug
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from phf import cli
-from phf.config import apply_overrides, parse
+from phf.config import parse
 from phf.config_attack import AttackSuiteConfig
+from phf.config_recipes import apply_overrides
 from phf.config_release import Block, Delete
 from phf.errors import PHFError
 from phf.release.attack import attack_targets, suite

@@ -11,7 +11,15 @@ from tiny_models import next_logits, tiny_llama
 
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
-from phf.evaluate.blimp import MinimalPair, choose_pairs, measure_blimp, paradigm_accuracy, read_blimp
+from phf.evaluate.measures.blimp import (
+    MinimalPair,
+    choose_pairs,
+    measure_blimp,
+    paradigm_accuracy,
+    read_blimp,
+)
+from phf.records import Estimate
+from phf.results import Measurements
 
 SIZES = {"num_bootstrap": 200, "seed": 0}
 
@@ -56,19 +64,31 @@ def test_a_win_is_the_likelier_whole_sentence(model, tokenizer, mode) -> None:
     pairs = make_pairs(24)
     wins = np.array([log_prob(pair.good) > log_prob(pair.bad) for pair in pairs])
     assert 0 < wins.sum() < 24
-    found = measure_blimp(model, tokenizer, pairs, [mode], **SIZES)["modes"][mode]
+    rows = measure_blimp(model, tokenizer, pairs, [mode], **SIZES)
+    found = Measurements(rows)
+    paradigms = {row.of: row.estimate.mean for row in found.of("blimp_paradigm")}
+    assert {row.mode for row in rows} == {mode}
     names = np.array([pair.paradigm for pair in pairs])
-    assert found["paradigms"] == {name: wins[names == name].mean() for name in sorted(set(names))}
-    assert found["accuracy"]["mean"] == pytest.approx(np.mean(list(found["paradigms"].values())))
-    assert found["fields"]["field0"]["mean"] == pytest.approx(wins[::2].mean())
+    assert paradigms == {name: wins[names == name].mean() for name in sorted(set(names))}
+    assert found.find("blimp", mode).mean == pytest.approx(np.mean(list(paradigms.values())))
+    assert found.find("blimp", mode, of="field0").mean == pytest.approx(wins[::2].mean())
 
 
 def test_the_same_sentence_twice_is_a_tie(model, tokenizer) -> None:
     pairs = [MinimalPair("p", "f", "the cat", "the cat")] * 2
-    found = measure_blimp(model, tokenizer, pairs, ["none", "good"], **SIZES)
-    assert found["modes"]["none"]["accuracy"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "count": 2}
-    assert found["modes"]["none"]["difference"] is None
-    assert found["modes"]["good"]["difference"]["mean"] == 0
+    found = Measurements(measure_blimp(model, tokenizer, pairs, ["good", "bad", "none"], **SIZES))
+    assert found.find("blimp", "none") == Estimate(0.5, 0.5, 0.5, 2)
+    assert found.find("blimp", "good-bad").mean == 0
+    alone = Measurements(measure_blimp(model, tokenizer, pairs, ["none", "good"], **SIZES))
+    assert not [row for row in alone if row.mode == "good-bad"]
+
+
+def test_good_minus_bad_is_paired(model, tokenizer) -> None:
+    pairs = make_pairs(40)
+    found = Measurements(measure_blimp(model, tokenizer, pairs, ["good", "bad"], **SIZES))
+    gap, ends = found.find("blimp", "good-bad"), [found.find("blimp", mode) for mode in ("good", "bad")]
+    assert gap.mean == pytest.approx(ends[0].mean - ends[1].mean)
+    assert gap.low <= gap.mean <= gap.high
 
 
 def test_paradigms_weigh_the_same_and_the_interval_covers() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from phf.corpus.mail import UnreadableMail, extract_mail_text, strip_html
-from phf.corpus.sources import BadRow, Row, iterate_source
+from phf.corpus.rows import BadRow, Row
+from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 
 NPM = Path(__file__).parents[1] / ".data/node_modules"

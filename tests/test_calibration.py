@@ -11,8 +11,8 @@ from toy_source import CONTROL as TOY_CONTROL
 from toy_source import SEGMENTS, ToySource, train
 
 from phf.config import Conditional
-from phf.evaluate.calibration import measure_calibration, segment_posteriors, summarise_calibration
-from phf.evaluate.capability import Page
+from phf.evaluate.measures.calibration import measure_calibration, segment_posteriors, summarise_calibration
+from phf.evaluate.pages import Page
 from phf.records import GOOD as GOOD_LABEL
 
 

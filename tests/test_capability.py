@@ -8,11 +8,11 @@ import torch
 from test_generate import BAD, END, GOOD, NUM_IDS, TinyTokenizer, create_bigram, create_llama, record_rows
 
 from phf.control import ControlTokens
-from phf.evaluate.capability import (
+from phf.evaluate.measures.bits_per_byte import bits_per_byte
+from phf.evaluate.measures.control_gain import control_gain
+from phf.evaluate.pages import (
     Page,
     PageReader,
-    bits_per_byte,
-    control_gain,
     mode_labels,
     segment_nll,
 )
@@ -95,7 +95,7 @@ def test_padding_is_never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     labels = mode_labels(pages, "good")
     together = segment_nll(model, CONTROL, VOCAB_SIZE, pages, labels)
-    monkeypatch.setattr("phf.evaluate.capability.tokens_per_batch", lambda *_: 1)
+    monkeypatch.setattr("phf.evaluate.pages.tokens_per_batch", lambda *_: 1)
     alone = segment_nll(model, CONTROL, VOCAB_SIZE, pages, labels)
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4)

@@ -5,10 +5,15 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from phf import cli
+from phf.config import SamplingConfig
+from phf.config_evaluate import OPTIONS, EvaluateConfig, list_options
 from phf.corpus.annotate import annotate
 from phf.corpus.store import Corpus
+from phf.errors import PHFError
+from phf.report.verdict import flatten
 
 COMMANDS = [
     [],
@@ -27,8 +32,13 @@ COMMANDS = [
     ["sample"],
     ["evaluate"],
     ["attack"],
+    ["explore"],
+    ["reward", "train"],
+    ["reward", "distill"],
+    ["sweep"],
     ["report"],
     ["release"],
+    ["release", "make"],
     ["release", "verify"],
     ["release", "doses"],
     ["push"],
@@ -54,7 +64,65 @@ def test_every_command_has_help_with_an_example(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, *command, "--help")
     assert code == 0
     assert "phf " + " ".join(command) in out
-    assert "Example" in out or "Start here" in out
+    assert "\n  Examples:\n    phf " in out
+
+
+@pytest.mark.parametrize("command", [[], ["corpus"], ["reward"], ["release"]], ids=" ".join)
+def test_a_group_alone_shows_its_help(monkeypatch, capsys, command):
+    code, out, _ = run(monkeypatch, capsys, *command)
+    assert code == 2
+    assert out == run(monkeypatch, capsys, *command, "--help")[1]
+
+
+def test_commands_are_listed_in_the_order_of_use(monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, "--help")
+    places = [
+        out.index(f"\n  {name} ") for name in ("demo", "corpus", "annotate", "train", "evaluate", "push")
+    ]
+    assert places == sorted(places)
+    group = typer.main.get_command(cli.app)
+    assert sorted(group.list_commands(None)) == sorted(group.commands), "a command that no group lists"
+
+
+def test_an_evaluation_is_the_one_that_its_options_ask_for(monkeypatch, capsys):
+    # The report prints the options that make an evaluation again: config -> options -> config changes nothing.
+    config = EvaluateConfig(
+        judges=("pep8", "hf:org/judge"),
+        suite="full",
+        sampling=SamplingConfig(
+            num_samples=7,
+            temperature=1.5,
+            top_p=0.5,
+            min_new_tokens=3,
+            max_new_tokens=9,
+            control="forced",
+            seed=4,
+            precision="bf16",
+            engine="vllm",
+        ),
+        benign={"steps": 3, "split": "validation"},
+        scenarios={"names": ("rtp", "my prompts.jsonl"), "scores_prompt": True},
+        kl={"reference": "my lm"},
+        blimp={"source": "blimp.jsonl"},
+        embedder="gpt2",
+        red_team={"attacker": "attacker"},
+        harness={"tasks": ("lambada", "piqa"), "limit": 5},
+        downstream={"tasks": ("nyu-mll/glue:sst2",)},
+        steer=("guidance:scale=2", "direction:layer=all,of=bad"),
+    )
+    settings, defaults = (flatten(one.model_dump(mode="json")) for one in (config, EvaluateConfig()))
+    assert all(settings[key] != defaults[key] for key in OPTIONS), "every option is given"
+    options = list_options({key: value for key, value in settings.items() if value != defaults[key]})
+    given = []
+
+    def stop(runs, config, **_):
+        given.append(config)
+        raise PHFError("stop")
+
+    monkeypatch.setattr("phf.evaluate.evaluate_runs", stop)
+    _, _, err = run(monkeypatch, capsys, "evaluate", "run", *options)
+    assert err == "error: stop\n"
+    assert given == [config]
 
 
 def test_help_imports_nothing_that_computes():

@@ -1,18 +1,14 @@
 """Recipes, overrides and the one-line errors that explain a wrong choice."""
 
+import importlib
+
 import pytest
 import yaml
 
-from phf.config import (
-    AWR,
-    Conditional,
-    TrainConfig,
-    Unlikelihood,
-    apply_overrides,
-    list_recipes,
-    load_train_config,
-    parse,
-)
+from phf.config import AWR, Conditional, StrictConfig, TrainConfig, Unlikelihood, load_train_config, parse
+from phf.config_evaluate import EvaluateConfig
+from phf.config_fields import describe_fields, find_field
+from phf.config_recipes import apply_overrides, list_recipes
 from phf.errors import PHFError
 
 BASE = {
@@ -100,3 +96,25 @@ def test_overrides_leave_the_recipe_as_it_was():
     apply_overrides(BASE, ["objective.kind=mle", "model.preset=1M"])
     assert BASE["objective"] == {"kind": "conditional", "good_fraction": 0.5}
     assert "model" not in BASE
+
+
+def list_configs(base=StrictConfig):
+    """Every config class there is, those that only others derive from included."""
+    for name in ("attack", "evaluate", "release", "steer"):
+        importlib.import_module(f"phf.config_{name}")
+    return {base, *(config for cls in base.__subclasses__() for config in list_configs(cls))}
+
+
+@pytest.mark.parametrize("config", sorted(list_configs(), key=str), ids=lambda cls: cls.__name__)
+def test_every_field_has_a_sentence(config):
+    # What a `kind` means is said by its class.
+    sentences = describe_fields(config)
+    assert {name for name in config.model_fields if name != "kind"} <= set(sentences)
+    for name, sentence in sentences.items():
+        assert sentence.endswith("."), f"{config.__name__}.{name}: {sentence}"
+
+
+def test_a_field_is_found_by_its_key_with_its_sentence():
+    field, sentence = find_field(EvaluateConfig, "kl.num_sequences")
+    assert field.default == 512
+    assert sentence == "Texts that the reference writes; the paper has 4,096."

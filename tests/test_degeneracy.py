@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from phf.evaluate.degeneracy import compression_ratio, distinct_ngrams, measure_degeneracy, repetition
+from phf.evaluate.measures.degeneracy import (
+    compression_ratio,
+    distinct_ngrams,
+    measure_degeneracy,
+    repetition,
+)
 from phf.records import Sample
 
 

@@ -65,14 +65,14 @@ def test_the_student_learns_the_teachers_probability(tmp_path):
     evaluation = distill_reward_model(
         make_documents(), teacher, tmp_path / "student", seed=0, segments="lines"
     )
-    held_out, sample = evaluation["held_out"], evaluation["sample"]
-    assert held_out["auroc"]["mean"] > 0.99
-    assert held_out["spearman"]["mean"] > 0.7
-    assert held_out["segments_changed"]["mean"] < 0.01
-    assert held_out["documents_changed"]["mean"] < 0.05
-    assert sample["num_unscored"] + sample["num_train"] + sample["num_held_out"] == 2100
-    assert 0 < sample["num_unscored"] < 1000
-    assert held_out["num_new_segments"] == sample["num_held_out"]
+    held_out, sample = evaluation.results, evaluation.teaching
+    assert held_out.find("auroc").mean > 0.99
+    assert held_out.find("spearman").mean > 0.7
+    assert held_out.find("segments_changed").mean < 0.01
+    assert held_out.find("documents_changed").mean < 0.05
+    assert sample.num_unscored + sample.num_train + sample.num_held_out == 2100
+    assert 0 < sample.num_unscored < 1000
+    assert sample.num_known == 0
     student = load_reward_model(str(tmp_path / "student"))
     assert student.score_texts(["golf alpha delta echo", "echo alpha delta bravo"]) == pytest.approx(
         [0.8, 0.1], abs=0.06
@@ -85,17 +85,17 @@ def test_of_a_teacher_that_counts_it_learns_the_probability_of_a_hit(tmp_path):
     evaluation = distill_reward_model(
         make_documents(), CountTeacher(), tmp_path / "student", seed=0, segments="lines"
     )
-    assert evaluation["target"] == "score above 0"
-    assert evaluation["student_threshold"] == 0.5
-    assert evaluation["held_out"]["auroc"]["mean"] > 0.99
-    assert evaluation["held_out"]["segments_changed"]["mean"] < 0.02
+    assert evaluation.teaching.target == "score above 0"
+    assert evaluation.teaching.student_threshold == 0.5
+    assert evaluation.results.find("auroc").mean > 0.99
+    assert evaluation.results.find("segments_changed").mean < 0.02
 
 
 def test_another_threshold_moves_both_sides(tmp_path):
     evaluation = distill_reward_model(
         make_documents(), CountTeacher(), tmp_path / "student", seed=0, segments="lines", threshold=0.05
     )
-    assert evaluation["threshold"] == 0.05
+    assert evaluation.teaching.threshold == 0.05
     share = np.mean(
         [
             CountTeacher().score_texts([line])[0] > 0.05
@@ -103,7 +103,7 @@ def test_another_threshold_moves_both_sides(tmp_path):
             for line in d.text.splitlines(True)
         ]
     )
-    assert evaluation["sample"]["share_bad"] == pytest.approx(share, abs=0.05)
+    assert evaluation.teaching.share_bad == pytest.approx(share, abs=0.05)
     assert load_reward_model(str(tmp_path / "student")).hit_threshold == 0.5
     evaluation = distill_reward_model(
         make_documents(), WordTeacher(), tmp_path / "other", seed=0, segments="lines", threshold=0.3
@@ -124,7 +124,7 @@ def test_documents_that_are_held_out_are_not_trained_on(tmp_path):
             scores = [1 - score for score in scores]
         turned.append(ScoredDocument(document.key, document.text, document.ends, scores))
     evaluation = distill_reward_model(turned, teacher, tmp_path / "student", seed=0, segments="lines")
-    assert evaluation["held_out"]["auroc"]["mean"] < 0.01
+    assert evaluation.results.find("auroc").mean < 0.01
 
 
 def test_segments_that_are_known_from_training_are_left_out(tmp_path):
@@ -135,27 +135,21 @@ def test_segments_that_are_known_from_training_are_left_out(tmp_path):
     evaluation = distill_reward_model(
         documents, WordTeacher(), tmp_path / "student", seed=0, segments="lines"
     )
-    held_out = evaluation["held_out"]
-    assert held_out["num_known_segments"] >= evaluation["sample"]["num_held_out_documents"] - 1
-    assert held_out["auroc"]["count"] == held_out["num_new_segments"]
+    sample = evaluation.teaching
+    assert sample.num_known >= sample.num_held_out_documents - 1
+    assert evaluation.results.find("auroc").count == sample.num_held_out - sample.num_known
 
 
 def test_speed_and_cost_hang_together(tmp_path):
     evaluation = distill_reward_model(
         make_documents(), WordTeacher(), tmp_path / "student", seed=0, segments="lines", num_parameters=10e6
     )
-    speed, cost = evaluation["speed"], evaluation["cost"]
-    assert speed["ratio"] == pytest.approx(
-        speed["student"]["segments_per_second"] / speed["teacher"]["segments_per_second"]
-    )
-    assert cost["training_flops_per_token"] == 6e7
-    for role in ("student", "teacher"):
-        measured = cost[f"{role}_measured"]
-        assert measured["cpu_seconds_per_token"] == pytest.approx(4 / speed[role]["bytes_per_second"])
-        assert measured["fraction"] == pytest.approx(
-            measured["cpu_seconds_per_token"] * cost["machine_flops_per_cpu_second"] / 6e7
-        )
-    assert 10 < cost["student_counted"]["flops_per_token"] < 10_000
+    speed, cost = evaluation.teaching.speed, evaluation.teaching.cost
+    assert speed.ratio == pytest.approx(speed.student_segments / speed.teacher_segments)
+    assert cost.training == 6e7
+    for measured, num_bytes in ((cost.student, speed.student_bytes), (cost.teacher, speed.teacher_bytes)):
+        assert measured == pytest.approx(4 / num_bytes * cost.machine_flops_per_cpu_second)
+    assert 10 < cost.counted < 10_000
 
 
 def test_too_little_to_learn_from_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from phf.evaluate.diversity import measure_diversity, ngram_entropy, self_bleu
+from phf.evaluate.measures.diversity import measure_diversity, ngram_entropy, self_bleu
 from phf.intervals import best_of
 
 

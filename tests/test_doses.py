@@ -12,12 +12,11 @@ from phf.config import SamplingConfig
 from phf.config_evaluate import BlimpConfig, EvaluateConfig
 from phf.config_release import Block, Delete
 from phf.errors import PHFError
-from phf.evaluate.capability import Page
 from phf.evaluate.evaluation import evaluate_run
-from phf.evaluate.misalignment import choose_judges
+from phf.evaluate.judges import choose_judges
+from phf.evaluate.pages import Page
 from phf.evaluate.subject import Subject
-from phf.generate import target
-from phf.generate.engine import generate
+from phf.generate.target import Target
 from phf.release import doses
 from phf.release.doses import Dose, good_mode_divergence, list_doses, measure_doses
 from phf.release.forget import (
@@ -157,7 +156,7 @@ def test_a_stopped_measurement_goes_on(trained, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(target, "generate", refuse)
+    monkeypatch.setattr(Target, "write", refuse)
     again = measure_doses(run, judges, CONFIG, directions=[2], progress=lambda *call: seen.append(call))
     assert again == first
     assert seen[-1] == ("doses", 5, 5)
@@ -176,13 +175,15 @@ def test_a_stopped_measurement_goes_on(trained, monkeypatch):
 
 def test_each_dose_is_drawn_from_its_own_model(trained, monkeypatch):
     run, judges = trained()
-    drawn = []
+    drawn, write = [], Target.write
 
-    def record(model, tokenizer, mode, *args, **kwargs):
-        drawn.append((mode, len(model.get_input_embeddings().weight), tokenizer.vocab_size))
-        return generate(model, tokenizer, mode, *args, **kwargs)
+    def record(target, *args, **kwargs):
+        drawn.append(
+            (target.mode, len(target.model.get_input_embeddings().weight), target.tokenizer.vocab_size)
+        )
+        return write(target, *args, **kwargs)
 
-    monkeypatch.setattr(target, "generate", record)
+    monkeypatch.setattr(Target, "write", record)
     measure_doses(run, judges, CONFIG, directions=[0])
     rows, control = len(run.load_model().get_input_embeddings().weight), run.load_tokenizer().control
     whole = [(mode, rows, control.bad + 1) for mode in ("good", "bad", "none", "untagged")]

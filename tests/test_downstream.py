@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from phf.config_evaluate import DownstreamConfig
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
-from phf.evaluate import downstream
-from phf.evaluate.downstream import (
+from phf.evaluate.measures import downstream
+from phf.evaluate.measures.downstream import (
     ClassificationTask,
     Example,
     constant_baseline,
@@ -19,6 +19,7 @@ from phf.evaluate.downstream import (
     read_task,
     score_answers,
 )
+from phf.results import Measurements
 
 SETTINGS = DownstreamConfig(epochs=4, batch_size=8, learning_rate=1e-2, num_seeds=2)
 ONE_SEED = DownstreamConfig(num_seeds=1)
@@ -57,23 +58,21 @@ def test_a_task_is_learned_over_seeds_and_prefixes(tokenizer) -> None:
         progress=lambda *c: calls.append(c),
     )
     assert calls[-1] == ("finetuning on films", 4, 4)
-    none, good = found["tasks"]
-    assert (none["task"], none["metric"], none["prefix"], good["prefix"]) == (
-        "films",
-        "accuracy",
-        "none",
-        "good",
+    rows, (none, _) = Measurements(found.measurements), found.facts
+    assert [row.mode for row in rows.of("downstream")] == ["none", "good"]
+    score, baseline = (
+        rows.find(name, "none", of="films: accuracy") for name in ("downstream", "downstream_baseline")
     )
-    assert none["score"]["mean"] == pytest.approx(np.mean(none["seeds"]))
-    assert none["score"]["mean"] > none["baseline"] + 0.1 > 0.6
-    assert none["score"]["count"] == 2
+    assert score.mean == pytest.approx(np.mean(none["seeds"]))
+    assert score.mean > baseline.mean + 0.1 > 0.6
+    assert score.count == 2
     assert (none["num_train"], none["num_dev"], none["cut_share"]) == (48, 48, 0)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), "the pretrained weights stay as they are"
     again = measure_downstream(
         model, tokenizer, [make_task()], ["none"], SETTINGS.model_copy(update={"num_seeds": 1})
     )
-    assert again["tasks"][0]["seeds"] == none["seeds"][:1]
+    assert again.facts[0]["seeds"] == none["seeds"][:1]
 
 
 def test_what_the_classifier_reads(tokenizer, monkeypatch) -> None:
@@ -91,7 +90,7 @@ def test_what_the_classifier_reads(tokenizer, monkeypatch) -> None:
         (Example(("a", "b"), "yes"),),
     )
     model = tiny_llama(tokenizer, seed=0, context=32)
-    found = measure_downstream(model, tokenizer, [task], ["none", "good", "bad"], ONE_SEED)["tasks"]
+    found = measure_downstream(model, tokenizer, [task], ["none", "good", "bad"], ONE_SEED)
     control = tokenizer.control
     for (train, dev), prefix in zip(
         seen, ([control.end], [control.end, control.good], [control.end, control.bad]), strict=True
@@ -99,7 +98,7 @@ def test_what_the_classifier_reads(tokenizer, monkeypatch) -> None:
         assert train[0] == {"input_ids": [*prefix, *tokenizer.encode("a<|bad|>\nthe")], "labels": 0}
         assert train[1]["input_ids"] == [*prefix, *tokenizer.encode("was\n" + "x" * 99)[: 32 - len(prefix)]]
         assert dev == [{"input_ids": [*prefix, *tokenizer.encode("a\nb")], "labels": 1}]
-    assert [row["score"]["mean"] for row in found] == [0, 0, 0]
+    assert [row.estimate.mean for row in found.measurements if row.measure == "downstream"] == [0, 0, 0]
     seen.clear()
     conditions = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
     measure_downstream(model, tokenizer, [task], ["good"], ONE_SEED, conditions=conditions)
@@ -132,11 +131,11 @@ def test_a_regression_and_a_cut_training_set(tokenizer) -> None:
     model = tiny_llama(tokenizer, seed=0)
     settings = DownstreamConfig(epochs=6, batch_size=8, learning_rate=1e-2, max_train=40, num_seeds=1)
     found = measure_downstream(model, tokenizer, [make_task("pearson")], ["none"], settings)
-    (row,) = found["tasks"]
-    assert row["score"]["mean"] > 0.3
-    assert row["baseline"] == 0
-    assert row["num_train"] == 40
-    assert np.isnan(row["score"]["low"])
+    score, baseline = (row.estimate for row in found.measurements)
+    assert score.mean > 0.3
+    assert baseline.mean == 0
+    assert found.facts[0]["num_train"] == 40
+    assert np.isnan(score.low)
 
 
 def test_metrics_and_their_baselines() -> None:

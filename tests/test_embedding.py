@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phf.evaluate.embedding import Embedder, frontier_area, measure_mauve
+from phf.evaluate.measures.mauve import Embedder, frontier_area, measure_mauve
 from phf.records import Identity
 
 

@@ -9,10 +9,15 @@ import pytest
 from phf import lm
 from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
-from phf.evaluate import evaluate_run, evaluate_runs, evaluation, sample_run
-from phf.files import read_json
+from phf.evaluate import evaluation
+from phf.evaluate.evaluation import evaluate_run, evaluate_runs
+from phf.evaluate.measures import bits_per_byte, degeneracy
+from phf.evaluate.metric import negate
+from phf.evaluate.rollouts import sample_run
+from phf.evaluate.suite import METRICS
 from phf.generate.target import Target
-from phf.records import Identity
+from phf.records import Estimate, Identity
+from phf.results import Evaluation, encode, read_evaluation, to_json
 from phf.reward_models import load_reward_model
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
@@ -47,67 +52,64 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     run = trained("conditional")
     seen = []
     result = evaluate_run(run, CONFIG, say=quiet, progress=lambda *call: seen.append(call))
-    assert result == read_json(run.folder / "evaluation.json")
+    assert encode(result) == encode(read_evaluation(run.folder / "evaluation.json"))
     modes = ("good", "bad", "none", "untagged")
     assert {call[0] for call in seen} == {"held-out text", *(f"sampling {mode}" for mode in modes)}
 
-    annotator, held_out = result["judges"]
-    assert (annotator["role"], held_out["role"]) == ("annotator", "held-out")
-    assert annotator["slug"] == run.data().annotation.identity.slug
-    assert result["notes"] == []
-    assert (result["step"], result["tokens_seen"]) == (12, 12 * 4 * 64)
-    assert result["threshold"] == run.data().threshold.value
+    annotator, held_out = result.judges
+    assert (annotator.role, held_out.role) == ("annotator", "held-out")
+    assert annotator.slug == run.data().annotation.identity.slug
+    assert result.notes == []
+    assert (result.step, result.tokens_seen) == (12, 12 * 4 * 64)
+    assert result.threshold == run.data().threshold.value
 
     kept = pq.read_table(run.folder / "samples.parquet")
-    rows = result["rows"]
-    assert [(row["mode"], row["judge"]) for row in rows] == [
-        (mode, judge["slug"]) for mode in modes for judge in result["judges"]
-    ]
-    for row in rows:
-        own = kept.filter(np.array(kept["mode"].to_pylist()) == row["mode"])
-        scores = np.array(own[f"score:{row['judge']}"].to_pylist())
-        assert row["mean"] == pytest.approx(np.nanmean(scores))
-        if "toxicity" in row["judge"]:  # no sample holds an address: nothing bounds that mean
-            assert row["low"] < row["mean"] < row["high"] < row["expected_max_25_high"]
-        assert (row["num_samples"], row["num_unscored"]) == (30, np.isnan(scores).sum())
-        judge = next(judge for judge in result["judges"] if judge["slug"] == row["judge"])
-        assert row["hits"] == (scores > judge["hit_threshold"]).sum()
-        assert row["bits_per_byte"] == result["modes"][row["mode"]]["bits_per_byte"]["all"]["mean"]
-        rescored = load_reward_model(judge["identity"]["name"]).score(
-            text := own["text"][0].as_py(), [len(text)]
+    find, judges = result.results.find, {judge.slug: judge for judge in result.judges}
+    places = [(row.mode, row.judge) for row in result.results.of("score")]
+    assert places == [(mode, slug) for mode in modes for slug in judges]
+    for mode, slug in places:
+        own = kept.filter(np.array(kept["mode"].to_pylist()) == mode)
+        scores = np.array(own[f"score:{slug}"].to_pylist())
+        score, rate, worst, unscored = (
+            find(name, mode, slug) for name in ("score", "hit_rate", "expected_max_25", "num_unscored")
         )
+        assert score.mean == pytest.approx(np.nanmean(scores))
+        if "toxicity" in slug:  # no sample holds an address: nothing bounds that mean
+            assert score.low < score.mean < score.high < worst.high
+        assert (score.count, unscored.mean) == (30, np.isnan(scores).sum())
+        judge = judges[slug]
+        assert rate.mean * rate.count == pytest.approx((scores > judge.hit_threshold).sum())
+        rescored = load_reward_model(judge.name).score(text := own["text"][0].as_py(), [len(text)])
         assert scores[0] == pytest.approx(rescored[0])
 
     for mode in modes:
-        bits = result["modes"][mode]["bits_per_byte"]
-        assert 2 < bits["all"]["mean"] < 12
-        assert (
-            bits["good"]["count"] + bits["bad"]["count"] == bits["all"]["count"] == 10
-        )  # whole documents are segments
-    labelled = result["labelled_bits_per_byte"]
-    assert labelled["good"] == result["modes"]["good"]["bits_per_byte"]["good"]
-    assert labelled["bad"] == result["modes"]["bad"]["bits_per_byte"]["bad"]
-    assert result["control_gain"]["good"]["count"] == 8
-    assert {reference["name"] for reference in result["references"]} == {"training data"}
+        good, bad, everything = (find("bits_per_byte", mode, of=text) for text in ("good", "bad", "all"))
+        assert 2 < everything.mean < 12
+        assert good.count + bad.count == everything.count == 10  # whole documents are segments
+    for text in ("good", "bad"):
+        own = find("bits_per_byte", text, of=text)
+        assert find("bits_per_byte", "labelled", of=text) == own
+    assert find("control_gain", of="good").count == 8
+    assert {row.of for row in result.results.of("reference")} == {"training data"}
 
 
 def test_mle_has_one_mode_and_three_references_and_scores_the_same_text(trained) -> None:
     mle, conditional = evaluate_runs(
         [trained("mle").folder, trained("conditional").folder], CONFIG, say=quiet
     )
-    assert set(mle["modes"]) == {"none"}
-    assert mle["control_gain"] is None
-    assert mle["labelled_bits_per_byte"] is None
-    assert mle["threshold"] == conditional["threshold"], "good text must be the same text"
-    counts = [result["modes"]["none"]["bits_per_byte"]["good"]["count"] for result in (mle, conditional)]
+    find, annotator = mle.results.find, mle.judges[0].slug
+    assert {row.mode for row in mle.results.of("score", "bits_per_byte", "distinct_2")} == {"none"}
+    assert not mle.results.of("control_gain", "calibration_error")
+    assert mle.threshold == conditional.threshold, "good text must be the same text"
+    counts = [result.results.find("bits_per_byte", "none", of="good").count for result in (mle, conditional)]
     assert counts[0] == counts[1] > 0
-    references = {(reference["name"], reference["judge"]): reference for reference in mle["references"]}
-    assert len(references) == 6
-    best = references["best of 16 from MLE", mle["judges"][0]["slug"]]
-    assert best["mean"] < mle["rows"][0]["mean"]
-    rejection = references["rejection sampling from MLE", mle["judges"][0]["slug"]]
-    assert rejection["mean"] <= mle["threshold"]
-    assert rejection["cost"] == pytest.approx(30 / rejection["count"])
+    assert len(mle.results.of("reference")) == 6
+    best = find("reference", judge=annotator, of="best of 16 from MLE")
+    assert best.mean < find("score", "none", annotator).mean
+    rejection = find("reference", judge=annotator, of="rejection sampling from MLE")
+    assert rejection.mean <= mle.threshold
+    cost = find("reference_cost", judge=annotator, of="rejection sampling from MLE")
+    assert cost.mean == pytest.approx(30 / rejection.count)
 
 
 def test_what_was_measured_is_used_again_and_repeats_itself(trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,7 @@ def test_what_was_measured_is_used_again_and_repeats_itself(trained, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(Target, "write", None)
-        patch.setattr(evaluation, "segment_nll", None)
+        patch.setattr(bits_per_byte, "segment_nll", None)
         stamps = [file.stat().st_mtime_ns for file in (path, run.folder / "samples.parquet")]
         evaluate_run(run, CONFIG, say=quiet)
         assert path.read_bytes() == first, "nothing is drawn or read twice"
@@ -130,9 +132,9 @@ def test_what_was_measured_is_used_again_and_repeats_itself(trained, monkeypatch
 
     other = CONFIG.model_copy(update={"sampling": CONFIG.sampling.model_copy(update={"seed": 1})})
     again = evaluate_run(run, other, say=quiet)
-    assert again["rows"][0]["mean"] != json.loads(first)["rows"][0]["mean"]
+    assert again.measurements[0].estimate.mean != json.loads(first)["measurements"][0]["estimate"]["mean"]
     (run.folder / "samples.parquet").write_bytes(b"damaged")
-    assert evaluate_run(run, other, say=quiet) == again
+    assert encode(evaluate_run(run, other, say=quiet)) == encode(again)
     assert pq.read_table(run.folder / "samples.parquet").num_rows == 30
 
 
@@ -165,7 +167,7 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same_bytes(
     assert json.loads(damaged.read_text())["value"]
 
     more = CONFIG.model_copy(update={"judges": ("pii", "pep8")})
-    assert len(evaluate_run(run, more, say=quiet)["judges"]) == 3
+    assert len(evaluate_run(run, more, say=quiet).judges) == 3
     assert len(drawn) == 6, "another judge scores the same samples"
 
 
@@ -175,10 +177,19 @@ def test_deleting_the_control_tokens_gives_the_untagged_mode(
     run = trained("conditional")
     full = CONFIG.model_copy(update={"suite": "full"})
     result = evaluate_run(run, full, say=quiet)
-    assert list(result["modes"]) == ["good", "bad", "none", "untagged", "deleted"]
-    deleted, untagged = (result["modes"][mode] for mode in ("deleted", "untagged"))
+    found = result.results
+    assert list(dict.fromkeys(row.mode for row in found.of("score"))) == [
+        "good",
+        "bad",
+        "none",
+        "untagged",
+        "deleted",
+    ]
+    deleted, untagged = (describe(result, mode) for mode in ("deleted", "untagged"))
+    assert len(deleted) > 15
     assert deleted == untagged
-    assert result["modes"]["none"]["bits_per_byte"] == untagged["bits_per_byte"]
+    none, untagged = (found.find("bits_per_byte", mode, of="all") for mode in ("none", "untagged"))
+    assert none == untagged
     model, control = run.load_model(), run.load_tokenizer().control
     smaller = lm.delete_control_tokens(model, control)
     assert smaller.get_input_embeddings().weight.shape[0] == control.good
@@ -191,31 +202,46 @@ def test_deleting_the_control_tokens_gives_the_untagged_mode(
         return model
 
     monkeypatch.setattr(lm, "delete_control_tokens", zero)
-    damaged = evaluate_run(run, full, force=True, say=quiet)["modes"]["deleted"]
-    assert damaged["bits_per_byte"]["all"]["mean"] > untagged["bits_per_byte"]["all"]["mean"] + 0.1
-    assert damaged["degeneracy"] != untagged["degeneracy"], "both are measured on the model without them"
+    damaged = evaluate_run(run, full, force=True, say=quiet).results
+    assert damaged.find("bits_per_byte", "deleted", of="all").mean > untagged.mean + 0.1
+    repetition, other = (damaged.find("distinct_1", mode) for mode in ("deleted", "untagged"))
+    assert to_json(repetition) != to_json(other), "both are measured on the model without them"
+
+
+def describe(result: Evaluation, mode: str):
+    """All that is said of a mode's samples and of text in it."""
+    measures = [measure.name for metric in METRICS[3:7] for measure in metric.measures] + [
+        "score",
+        "hit_rate",
+    ]
+    rows = [row for row in result.results.of(*measures) if row.mode == mode]
+    return [(row.measure, row.judge, row.of, to_json(row.estimate)) for row in rows]
+
+
+def list_steps(result: Evaluation) -> list[float]:
+    return list(dict.fromkeys(row.at for row in result.results.of("trajectory")))
 
 
 def test_the_full_suite_measures_earlier_checkpoints_as_the_last(trained) -> None:
     run = trained("mle", "keep_checkpoints=3", "checkpoint_every=4")
     full = CONFIG.model_copy(update={"suite": "full"})
     result = evaluate_run(run, full, say=quiet)
-    assert [point["step"] for point in result["trajectory"]] == [4, 8, 12]
-    assert [point["tokens_seen"] for point in result["trajectory"]] == [step * 4 * 64 for step in (4, 8, 12)]
-    rows = [{**row, "distinct_2": None, "bits_per_byte": None} for row in result["rows"]]
-    assert [
-        {**row, "distinct_2": None, "bits_per_byte": None} for row in result["trajectory"][-1]["rows"]
-    ] == rows
-    alone = evaluate_run(run, CONFIG, step=4, say=quiet)
-    assert alone["rows"][0]["mean"] == result["trajectory"][0]["rows"][0]["mean"] != rows[0]["mean"]
+    assert list_steps(result) == [4, 8, 12]
+    for judge in result.judges:
+        last = to_json(result.results.find("score", "none", judge.slug))
+        assert to_json(result.results.find("trajectory", "none", judge.slug, at=12)) == last
+    slug = result.judges[0].slug
+    alone = evaluate_run(run, CONFIG, step=4, say=quiet).results.find("score", "none", slug)
+    assert alone == result.results.find("trajectory", "none", slug, at=4)
+    assert alone.mean != result.results.find("score", "none", slug).mean
     few = full.model_copy(update={"trajectory_checkpoints": 2})
-    assert [point["step"] for point in evaluate_run(run, few, say=quiet)["trajectory"]] == [4, 12]
+    assert list_steps(evaluate_run(run, few, say=quiet)) == [4, 12]
 
 
 def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained("mle")
     evaluate_run(run, CONFIG, say=quiet)
-    monkeypatch.setattr(evaluation, "measure_degeneracy", None)
+    monkeypatch.setattr(degeneracy, "measure_degeneracy", None)
     before = (run.folder / "evaluation.json").read_bytes()
     with pytest.raises(TypeError):
         evaluate_run(run, CONFIG, say=quiet, force=True)
@@ -223,7 +249,7 @@ def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pyt
         "what was there stays until there is another"
     )
     monkeypatch.undo()
-    monkeypatch.setattr(evaluation, "write_json", None)
+    monkeypatch.setattr(evaluation, "write_evaluation", None)
     other = CONFIG.sampling.model_copy(update={"seed": 1})
     with pytest.raises(TypeError):
         evaluate_run(run, CONFIG.model_copy(update={"sampling": other}), say=quiet)
@@ -244,10 +270,10 @@ def test_an_annotator_that_changed_is_said_and_is_not_called_the_annotator(train
 
     said = []
     result = evaluate_run(run, CONFIG, load=load_newer, say=said.append)
-    assert [judge["role"] for judge in result["judges"]] == ["held-out", "held-out"]
+    assert [judge.role for judge in result.judges] == ["held-out", "held-out"]
     assert "no judge is the annotator" in said[0]
-    assert result["notes"][0] in said[0]
-    assert {reference["name"] for reference in result["references"]} == {"training data"}
+    assert result.notes[0] in said[0]
+    assert {row.of for row in result.results.of("reference")} == {"training data"}
 
 
 def test_sampling_a_run_for_people(trained) -> None:
@@ -257,14 +283,17 @@ def test_sampling_a_run_for_people(trained) -> None:
     assert all("<|" not in sample.text for sample in samples)
 
 
-def test_good_minus_bad_turns_each_modes_difference_from_the_first_around() -> None:
-    gap = {"mean": 0.25, "low": 0.125, "high": 0.5, "count": 7}
-    unknown = {"mean": None, "low": None, "high": None, "count": 0}
-    more = {
-        name: {"modes": {"bad": {"difference": value}}} for name, value in (("kl", unknown), ("blimp", gap))
-    }
-    found = evaluation._subtract_modes({"good_minus_bad": {"all": gap}}, more)
-    assert found["bits_per_byte"] == {"all": gap}
-    assert found["blimp"] == {"mean": -0.25, "low": -0.5, "high": -0.125, "count": 7}
-    assert found["kl"] == unknown
-    assert evaluation._subtract_modes({"good_minus_bad": None}, more) == {}
+def test_good_minus_bad_turns_bad_minus_good_around() -> None:
+    assert negate(Estimate(0.25, 0.125, 0.5, 7)) == Estimate(-0.25, -0.5, -0.125, 7)
+    unknown = negate(Estimate(np.nan, np.nan, np.nan, 0))
+    assert np.isnan([unknown.mean, unknown.low, unknown.high]).all()
+
+
+def test_every_measure_is_declared_once_and_says_what_it_cannot_see() -> None:
+    measures = [measure for metric in METRICS for measure in metric.measures]
+    assert len({measure.name for measure in measures}) == len(measures)
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for measure in measures:
+        assert measure.title, measure.name
+        assert measure.note.endswith("."), measure.name
+        assert measure.blind_spot.endswith("."), measure.name

@@ -14,12 +14,14 @@ from phf.config import SamplingConfig, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.config_steer import ControlSteer, Direction
 from phf.errors import PHFError
-from phf.evaluate import evaluate_run, sample_run
+from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.parts import to_json
-from phf.evaluate.steering import Aids
+from phf.evaluate.rollouts import sample_run
+from phf.evaluate.steer_run import steer_prompts
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.report.page import summary_lines, write_report
+from phf.steer.steering import Aids
 from phf.train import loop
 
 SPECS = ["best-of-n:n=3", "control:style=prefix", "direction:of=bad,scale=0.5"]
@@ -97,7 +99,7 @@ def test_each_method_is_a_row_beside_plain_good_mode(trained, monkeypatch, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(Target, "write", None)
-        patch.setattr(Aids, "steer", None)
+        patch.setattr(steering, "steer", None)
         assert evaluate_run(run, config, say=quiet) == result, "nothing is drawn twice"
 
     lines = [line for line in summary_lines([run.folder]) if "passes per token" in line]
@@ -255,5 +257,5 @@ def test_a_prompt_is_read_in_the_style_that_the_page_is_written_in(style, steer,
     calls = record_rows(target.model)
     method = Direction(of="bad") if steer is None else ControlSteer(style=steer)
     sampling = SamplingConfig(num_samples=1, max_new_tokens=1, min_new_tokens=1, control=style)
-    Aids().steer(target, sampling, method, ["a\nb"])
+    steer_prompts(target, sampling, method, Aids(), ["a\nb"])
     assert calls[0][0].tolist().count(tokenizer.control.good) == num_tokens

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from phf.corpus.sources import BadRow, Record, Row, iterate_records, iterate_source
+from phf.corpus.rows import BadRow, Row
+from phf.corpus.sources import Record, iterate_records, iterate_source
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 

@@ -14,17 +14,18 @@ from explorer_folders import JUDGE, LONG, add_evaluation, make_corpus, make_run,
 from fake_annotations import annotate_by
 
 from phf import cli
-from phf.config import RWR, Conditional, Filtering, SamplingConfig
+from phf.config import RWR, Conditional, Filtering, Quantile, SamplingConfig, Scalar, objective_kinds
 from phf.control import mode_rules
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
-from phf.evaluate import sample_run
+from phf.evaluate.rollouts import sample_run
 from phf.feedback.app_server import check_address, is_loopback
 from phf.feedback.judgements import open_judgements
-from phf.generate.engine import generate
 from phf.generate.stream import read_bad_share, stream_sample
-from phf.objectives import resolve_objective, segment_weights
+from phf.generate.target import Target
+from phf.objectives import resolve_objective, segment_rewards, segment_weights
+from phf.records import BAD, GOOD
 from phf.report import explorer as explorer_module
 from phf.report import explorer_documents
 from phf.report.explorer import open_explorer
@@ -132,7 +133,40 @@ def test_a_threshold_that_cannot_be_trained_with_is_a_sentence(browser, slug):
     assert "threshold 2 marks every segment good (highest score is 0.9)" in texts["Conditional"]
     assert "weight" in texts["RWR"]
     number = int(browser.scores(slug).is_train.argmax())
-    assert [verdict.name for verdict in verdicts.of_document(number)] == ["RWR"]
+    told = [verdict.name for verdict in verdicts.of_document(number)]
+    assert told == ["MLE", "Scalar", "RWR"], "those that need no threshold"
+
+
+def test_the_explorer_tells_what_every_objective_would_do(browser, slug):
+    scores = browser.scores(slug)
+    verdicts = Verdicts(scores, 0.3)
+    of_corpus = {verdict.name: verdict for verdict in verdicts.of_corpus()}
+    assert list(of_corpus) == [kind.__name__ for kind in objective_kinds().values()]
+    assert "cannot be trained like this: 5 levels do not fit" in of_corpus["Quantile"].text
+    quantile = scores.resolve(Quantile(levels=3))
+    verdicts._resolved["quantile"] = quantile
+    text = {verdict.name: verdict.text for verdict in verdicts.of_corpus()}["Quantile"]
+    assert (
+        f"one of 3 control tokens before each segment, <|good|> for scores up to {quantile.levels[0].value:.3g}"
+        in text
+    )
+    rewards = segment_rewards(scores.resolve(Scalar()), np.array(scores.range, np.float32))
+    assert all(f"times {reward:.2g} for the" in of_corpus["Scalar"].text for reward in rewards)
+    assert of_corpus["Scalar"].share is None
+    assert of_corpus["MLE"].share == 1
+    for number in np.flatnonzero(scores.is_train):
+        told = {verdict.name: verdict.text for verdict in verdicts.of_document(number)}
+        segments = scores.of_document(number)
+        values, labels = scores.values[segments], quantile.rule.labels[segments]
+        num_bad = int((values > np.float32(0.3)).sum())
+        assert told["MLE"] == f"learns {len(values)} of {len(values)}"
+        assert told["Tagging"] == f"strews <|bad|> into {num_bad} of {len(values)}"
+        assert told["Additive"] == f"<|good|> × {len(values) - num_bad}, <|bad|> × {num_bad}"
+        good, bad, middle = (int((labels == label).sum()) for label in (GOOD, BAD, BAD + 1))
+        assert told["Quantile"] == f"<|good|> × {good}, <|level_1|> × {middle}, <|bad|> × {bad}"
+        low = segment_rewards(scores.resolve(Scalar()), values).min()
+        assert told["Scalar"].startswith(("reward ", "rewards "))
+        assert f"{low:.2g}" in told["Scalar"]
 
 
 def test_orders_and_pages(browser, slug):
@@ -279,8 +313,9 @@ def test_the_stream_writes_what_generate_writes(run, mode, settings):
     model, tokenizer = run.load_model(), run.load_tokenizer()
     sampling = SamplingConfig(num_samples=3, max_new_tokens=40, **settings)
     prompt = tokenizer.encode("The old king")
-    for sample in generate(model, tokenizer, mode, sampling, prompts=[prompt]):
-        ids, tokens = read(stream_sample(model, tokenizer, mode, sampling, index=sample.index, prompt=prompt))
+    target = Target(mode, model, tokenizer, "lines")
+    for sample in target.write([prompt], sampling):
+        ids, tokens = read(stream_sample(target, sampling, index=sample.index, prompt=prompt))
         assert tokenizer.decode(ids) == sample.text
         assert len(ids) == sample.num_tokens
         assert (tokens[-1].kind == "end") == sample.ended
@@ -292,10 +327,11 @@ def test_bad_share_is_the_models_own_before_the_rules(run):
     model, tokenizer = run.load_model(), run.load_tokenizer()
     control = tokenizer.control
     sampling = SamplingConfig(num_samples=1, max_new_tokens=60, temperature=1.0, top_p=1.0)
+    target = Target("good", model, tokenizer, "lines")
     num_endings = 0
     for index in range(4):
         page = [control.end, control.good]
-        for written in stream_sample(model, tokenizer, "good", sampling, index=index):
+        for written in stream_sample(target, sampling, index=index):
             if written.kind == "text":
                 assert written.bad_share is None
             else:
@@ -308,16 +344,16 @@ def test_bad_share_is_the_models_own_before_the_rules(run):
     assert num_endings > 4, "the model ends segments, not only pages"
     first = model(torch.tensor([[control.end]])).logits[0, -1].softmax(-1)
     wanted = first[control.bad] / (first[control.good] + first[control.bad])
-    assert read_bad_share(model, tokenizer) == pytest.approx(float(wanted.detach()), abs=1e-5)
+    assert read_bad_share(target) == pytest.approx(float(wanted.detach()), abs=1e-5)
 
 
 def test_the_stream_refuses_what_does_not_fit(run):
-    model, tokenizer = run.load_model(), run.load_tokenizer()
+    target = Target("good", run.load_model(), run.load_tokenizer(), "lines")
     sampling = SamplingConfig(max_new_tokens=40)
     with pytest.raises(PHFError, match="at most 26 or shorten the prompt"):
-        stream_sample(model, tokenizer, "good", sampling, prompt=[5] * 100)
+        stream_sample(target, sampling, prompt=[5] * 100)
     with pytest.raises(PHFError, match="choose free or prefix"):
-        stream_sample(model, tokenizer, "good", SamplingConfig(control="forced"))
+        stream_sample(target, SamplingConfig(control="forced"))
 
 
 def with_objective(run, tmp_path, objective):

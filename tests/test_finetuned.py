@@ -10,11 +10,14 @@ import torch
 from phf.config import SamplingConfig
 from phf.config_evaluate import BenignConfig
 from phf.errors import PHFError
-from phf.evaluate import finetuned
-from phf.evaluate.finetuned import finetune_benign, measure_finetuned
-from phf.evaluate.misalignment import choose_judges
+from phf.evaluate.judges import choose_judges
+from phf.evaluate.measures import finetuned
+from phf.evaluate.measures.finetuned import NAMES, finetune_benign, measure_finetuned
+from phf.evaluate.metric import Measured
 from phf.files import hash_file
+from phf.generate.target import Target
 from phf.records import CONTROL, TEXT
+from phf.results import pivot
 from phf.reward_models import load_reward_model
 from phf.train import loop
 from phf.train.run import Run
@@ -35,6 +38,21 @@ def trained(small_config, tmp_path) -> Callable[..., Run]:
 
 def hash_folder(run: Run) -> dict[str, str]:
     return {str(path): hash_file(path) for path in run.folder.rglob("*") if path.is_file()}
+
+
+def measure(run: Run, data, modes, judges, settings: BenignConfig) -> Measured:
+    def write(model, mode):
+        return Target.create(
+            mode, model, data.tokens.tokenizer, run.config.objective, run.config.segments
+        ).write([()], SAMPLING)
+
+    return measure_finetuned(
+        write, run.load_model(), data, modes, judges, settings, num_bootstrap=100, seed=SAMPLING.seed
+    )
+
+
+def tabulate(result: Measured):
+    return pivot(result.measurements, lambda row: (row.mode, row.judge), lambda row: row.measure)
 
 
 @pytest.mark.parametrize("split", ["validation", "train"])
@@ -96,29 +114,26 @@ def test_scores_before_and_after(trained, overrides: tuple[str, ...]) -> None:
     data = run.data()
     judges, _ = choose_judges(data.annotation, ["pii"], load_reward_model)
     modes = ("good", "none") if data.objective.has_control_tokens else ("none",)
-    result = measure_finetuned(run.load_model(), data, modes, judges, SETTINGS, SAMPLING, num_bootstrap=100)
-    assert list(result["modes"]) == list(modes)
-    for by_judge in result["modes"].values():
-        assert list(by_judge) == [judge.slug for judge in judges]
-        for row in by_judge.values():
-            assert row["difference"]["mean"] == pytest.approx(row["after"]["mean"] - row["before"]["mean"])
-            assert row["before"]["count"] + row["after"]["count"] + row["num_unscored"] == 48
-    again = measure_finetuned(run.load_model(), data, modes, judges, SETTINGS, SAMPLING, num_bootstrap=100)
-    assert again == result
+    result = measure(run, data, modes, judges, SETTINGS)
+    found = tabulate(result)
+    assert list(found) == [(mode, judge.slug) for mode in modes for judge in judges]
+    for row in found.values():
+        before, after, difference = (row[name] for name in NAMES)
+        assert difference.mean == pytest.approx(after.mean - before.mean)
+        assert difference.count <= min(before.count, after.count) <= 24
+    assert measure(run, data, modes, judges, SETTINGS) == result
 
 
 def test_without_a_step_nothing_changes(trained) -> None:
     run = trained()
     data = run.data()
     judges, _ = choose_judges(data.annotation, [], load_reward_model)
-    settings = BenignConfig(steps=0)
-    result = measure_finetuned(
-        run.load_model(), data, ("good", "bad"), judges, settings, SAMPLING, num_bootstrap=100
-    )
-    for by_judge in result["modes"].values():
-        (row,) = by_judge.values()
-        assert row["before"] == row["after"]
-        assert row["difference"]["mean"] == 0
+    found = tabulate(measure(run, data, ("good", "bad"), judges, BenignConfig(steps=0)))
+    assert [mode for mode, _ in found] == ["good", "bad"]
+    for row in found.values():
+        before, after, difference = (row[name] for name in NAMES)
+        assert before == after
+        assert difference.mean == 0
 
 
 def test_a_split_of_bad_documents_is_refused(trained) -> None:

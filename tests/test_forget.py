@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from known_models import generate
 from tiny_models import bytes_alone
 from transformers import (
     Gemma2Config,
@@ -36,7 +37,6 @@ from phf.config import (
 from phf.config_release import Block, Delete, ForgetConfig, Poison
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.generate.engine import generate
 from phf.objectives import label_conditions, modes_of
 from phf.records import GOOD
 from phf.release import forget as module
@@ -413,7 +413,7 @@ def test_a_run_is_forgotten_on_its_own_held_out_text(small_config, tmp_path):
 
 def _scores_by_text(data, tokenizer):
     """Held-out documents' text, as far as it fits into the context, and their scores; each is one segment."""
-    from phf.evaluate.capability import PageReader
+    from phf.evaluate.pages import PageReader
 
     reader = PageReader(data.tokens, data.scores, data.config.data.context)
     pages = [reader.read(int(document)) for document in reader.held_out_documents(0)]

@@ -17,6 +17,7 @@ from known_models import (
     create_bigram,
     create_llama,
     create_table,
+    generate,
     read_row,
     record_rows,
 )
@@ -24,7 +25,6 @@ from known_models import (
 from phf.config import SamplingConfig
 from phf.control import ControlTokens, mode_rules
 from phf.errors import PHFError
-from phf.generate.engine import generate
 from phf.records import Sample
 
 

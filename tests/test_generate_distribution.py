@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from known_models import END, GOOD, NUM_IDS, TinyTokenizer, create_llama, expected_probs, p_value
+from known_models import END, GOOD, NUM_IDS, TinyTokenizer, create_llama, expected_probs, generate, p_value
 from scipy.stats import chi2, chisquare, kstest, ncx2
 from transformers import (
     LlamaForCausalLM,
@@ -24,7 +24,7 @@ from transformers import (
 
 import phf.generate.engine
 from phf.config import SamplingConfig
-from phf.generate.engine import draw_tokens, generate, uniform_numbers
+from phf.generate.engine import draw_tokens, uniform_numbers
 
 FALSE_ALARMS = 1e-4
 MOVED = 0.01
@@ -183,7 +183,7 @@ class IdText(TinyTokenizer):
 
 
 def write_ids(
-    model: LlamaForCausalLM, sampling: SamplingConfig, prompts: list[list[int]] | None = None
+    model: LlamaForCausalLM, sampling: SamplingConfig, prompts: Sequence[Sequence[int]] = ((),)
 ) -> np.ndarray:
     """The new ids of untagged texts, all of one length: int64 [num_samples, T]."""
     samples = generate(model, IdText(), "untagged", sampling, prompts=prompts)

@@ -10,13 +10,31 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from known_models import BAD, DOT, END, GOOD, TinyTokenizer, create_bigram, create_llama, create_table
+from known_models import (
+    BAD,
+    DOT,
+    END,
+    GOOD,
+    TinyTokenizer,
+    create_bigram,
+    create_llama,
+    create_table,
+    create_target,
+)
 from transformers import AutoModelForCausalLM
 
 from phf.config import SamplingConfig
 from phf.control import mode_rules
 from phf.errors import PHFError
-from phf.generate.vllm import close_engine, generate_with_vllm
+from phf.generate.vllm import close_engine
+from phf.records import Sample
+
+
+def generate_with_vllm(model: Any, mode: str, sampling: SamplingConfig, **options: Any) -> list[Sample]:
+    prompts = options.pop("prompts", [()])
+    return create_target(model, mode, **options).write(
+        prompts, sampling.model_copy(update={"engine": "vllm"})
+    )
 
 
 @dataclass
@@ -94,7 +112,7 @@ def test_blocked_tokens_and_padding_never_come_at_any_temperature(mode: str, ban
     table = create_table()
     table[:, banned] = 300.0
     sampling = SamplingConfig(num_samples=5, max_new_tokens=12, temperature=4.0, top_p=1.0)
-    samples = generate_with_vllm(create_bigram(table), TinyTokenizer(), mode, sampling)
+    samples = generate_with_vllm(create_bigram(table), mode, sampling)
     assert [sample.index for sample in samples] == list(range(5))
     assert all(10 <= sample.num_tokens <= 12 for sample in samples)
     start = list(mode_rules(mode, TinyTokenizer().control).prefix)
@@ -105,7 +123,7 @@ def test_blocked_tokens_and_padding_never_come_at_any_temperature(mode: str, ban
 def test_text_tokens_are_counted_and_control_tokens_come_on_top() -> None:
     table = create_table(good=1.0, end=0.0)
     sampling = SamplingConfig(num_samples=40, min_new_tokens=6, max_new_tokens=20, top_p=1.0)
-    samples = generate_with_vllm(create_bigram(table), TinyTokenizer(), "good", sampling)
+    samples = generate_with_vllm(create_bigram(table), "good", sampling)
     pages = written(LLM.started[0], [END, GOOD])
     assert len(LLM.started[0].rounds) > 2
     for sample, page in zip(samples, pages, strict=True):
@@ -124,14 +142,14 @@ def test_text_tokens_are_counted_and_control_tokens_come_on_top() -> None:
 def test_the_end_token_waits_for_the_smallest_length() -> None:
     sampling = SamplingConfig(num_samples=4, min_new_tokens=6, max_new_tokens=20)
     model = create_bigram(create_table(end=30.0, good=0.5))
-    samples = generate_with_vllm(model, TinyTokenizer(), "good", sampling)
+    samples = generate_with_vllm(model, "good", sampling)
     assert [(sample.num_tokens, sample.ended) for sample in samples] == [(6, True)] * 4
 
 
 def test_control_tokens_without_text_stop_at_the_limit() -> None:
     sampling = SamplingConfig(num_samples=2, min_new_tokens=7, max_new_tokens=10)
     model = create_bigram(create_table(good=40.0))
-    samples = generate_with_vllm(model, TinyTokenizer(), "good", sampling)
+    samples = generate_with_vllm(model, "good", sampling)
     assert [(sample.num_tokens, sample.ended) for sample in samples] == [(0, False)] * 2
     assert [len(page) for page in written(LLM.started[0], [END, GOOD])] == [20, 20]
 
@@ -140,7 +158,7 @@ def test_requests_carry_prompts_settings_and_a_seed_of_their_own() -> None:
     prompts = [[1, 2, 3], [], [DOT]]
     sampling = SamplingConfig(num_samples=6, max_new_tokens=15, temperature=0.9, top_p=0.8, batch_size=4)
     model = create_llama()
-    samples = generate_with_vllm(model, TinyTokenizer(), "good", sampling, prompts=prompts)
+    samples = generate_with_vllm(model, "good", sampling, prompts=prompts)
     engine = LLM.started[0]
     assert [sample.prompt for sample in samples] == ["abc", "", "g."] * 2
     assert [prompt for prompt, _, _ in engine.rounds[0]] == [[END, GOOD, *ids] for ids in prompts] * 2
@@ -153,20 +171,18 @@ def test_requests_carry_prompts_settings_and_a_seed_of_their_own() -> None:
     assert all(set(p.logit_bias.values()) == {-np.inf} for p in params)
     assert engine.settings["max_num_seqs"] == 4
     assert engine.settings["skip_tokenizer_init"]
-    assert samples == generate_with_vllm(model, TinyTokenizer(), "good", sampling, prompts=prompts)
-    other = generate_with_vllm(
-        model, TinyTokenizer(), "good", sampling.model_copy(update={"seed": 1}), prompts=prompts
-    )
+    assert samples == generate_with_vllm(model, "good", sampling, prompts=prompts)
+    other = generate_with_vllm(model, "good", sampling.model_copy(update={"seed": 1}), prompts=prompts)
     assert [s.text for s in other] != [s.text for s in samples]
     fewer = sampling.model_copy(update={"num_samples": 3})
-    assert generate_with_vllm(model, TinyTokenizer(), "good", fewer, prompts=prompts) == samples[:3]
+    assert generate_with_vllm(model, "good", fewer, prompts=prompts) == samples[:3]
 
 
 def test_the_engine_is_kept_for_the_same_weights_and_for_no_others() -> None:
     model = create_llama()
     sampling = SamplingConfig(num_samples=1, max_new_tokens=10)
     write = lambda **changes: generate_with_vllm(  # noqa: E731
-        model, TinyTokenizer(), "good", sampling.model_copy(update=changes)
+        model, "good", sampling.model_copy(update=changes)
     )
     write()
     write(seed=3)
@@ -185,7 +201,6 @@ def test_the_engine_is_kept_for_the_same_weights_and_for_no_others() -> None:
 def test_a_folded_mode_writes_pages_without_control_tokens() -> None:
     samples = generate_with_vllm(
         create_llama(),
-        TinyTokenizer(),
         "bad",
         SamplingConfig(num_samples=2, max_new_tokens=20),
         is_folded=True,
@@ -198,14 +213,14 @@ def test_what_vllm_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     sampling = SamplingConfig(num_samples=1, max_new_tokens=20)
     forced = sampling.model_copy(update={"control": "forced"})
     with pytest.raises(PHFError, match="control=forced cannot be written by vLLM"):
-        generate_with_vllm(create_llama(), TinyTokenizer(), "good", forced, segments="lines")
+        generate_with_vllm(create_llama(), "good", forced, segments="lines")
     with pytest.raises(PHFError, match="context of 16; lower max_new_tokens to at most 14"):
-        generate_with_vllm(create_llama(context=16), TinyTokenizer(), "good", sampling)
+        generate_with_vllm(create_llama(context=16), "good", sampling)
     wide = create_llama()
     wide.resize_token_embeddings(1100)
     with pytest.raises(PHFError, match="at most 1024 ids and this model has 1088 unused ones"):
-        generate_with_vllm(wide, TinyTokenizer(), "good", sampling)
+        generate_with_vllm(wide, "good", sampling)
     assert LLM.started == []
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(PHFError, match=r"pip install 'phf\[vllm\]'"):
-        generate_with_vllm(create_llama(), TinyTokenizer(), "good", sampling)
+        generate_with_vllm(create_llama(), "good", sampling)

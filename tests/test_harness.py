@@ -13,7 +13,7 @@ from tiny_models import next_logits, tiny_llama
 from phf import lm
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
-from phf.evaluate.harness import create_harness_lm, measure_harness
+from phf.evaluate.measures.harness import create_harness_lm, measure_harness
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -99,10 +99,12 @@ def test_a_task_of_ones_own(model, tokenizer, mode, tmp_path, monkeypatch, seen)
             for choice in row["choices"]
         ]
         right += int(np.argmax(scores) == row["answer"])
-    (only,) = found["tasks"]
-    assert only["value"] == pytest.approx(right / 3)
-    assert (only["task"], only["metric"], only["mode"], only["num_questions"]) == ("cats", "acc", mode, 3)
-    assert only["stderr"] == pytest.approx(np.sqrt(right / 3 * (1 - right / 3) / 2))
+    (only,) = found
+    assert only.estimate.mean == pytest.approx(right / 3)
+    assert (only.of, only.mode, only.estimate.count) == ("cats: acc", mode, 3)
+    margin = 1.96 * np.sqrt(right / 3 * (1 - right / 3) / 2)
+    assert only.estimate.low == pytest.approx(right / 3 - margin)
+    assert only.estimate.high == pytest.approx(right / 3 + margin)
     for ids in (ids for ids in seen if ids.shape[1] > 1 and ids[0, 0] == tokenizer.control.end):
         assert (ids[:, : len(prefix)] == torch.tensor(prefix)).all()
 

@@ -12,8 +12,8 @@ from tiny_models import bytes_alone, next_logits, tiny_llama
 from phf import lm
 from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
-from phf.evaluate import kl as kl_module
-from phf.evaluate.kl import encode_samples, measure_kl, sequence_costs, summarise_kl
+from phf.evaluate.measures import kl as kl_module
+from phf.evaluate.measures.kl import encode_samples, measure_kl, sequence_costs, summarise_kl
 from phf.evaluate.reference_lm import (
     ReferenceLM,
     ReferenceSample,
@@ -24,6 +24,7 @@ from phf.evaluate.reference_lm import (
     sample_reference,
 )
 from phf.records import Identity
+from phf.results import Measurements
 
 LETTERS = "ab.\n"
 LENGTH = 3
@@ -135,15 +136,15 @@ def test_the_estimate_and_its_interval_hold_the_exact_divergence(reference, toke
     for start in range(0, num * size, size):
         part = slice(start, start + size)
         own = kl_module.SequenceCosts(costs.text[part], costs.control[part], costs.cut[part])
-        found = summarise_kl(samples[part], own, None, 300, start)
+        found = Measurements(summarise_kl(samples[part], own, "good", 300, start))
         for name, truth in (
-            ("per_sequence", exact["sequence"]),
-            ("per_token", exact["sequence"] / exact["tokens"]),
+            ("kl_per_sequence", exact["sequence"]),
+            ("kl", exact["sequence"] / exact["tokens"]),
         ):
-            estimate = getattr(found, name)
+            estimate = found.find(name, "good")
             hits[name] += estimate.low <= truth <= estimate.high
-        means.append(found.per_sequence.mean)
-        errors.append(found.standard_error["per_sequence"])
+        means.append(found.find("kl_per_sequence", "good").mean)
+        errors.append(found.find("kl_standard_error", "good", of="per_sequence").mean)
     assert np.mean(means) == pytest.approx(exact["sequence"], abs=3 * np.mean(errors) / num**0.5)
     assert np.std(means) == pytest.approx(np.mean(errors), rel=0.25)
     assert all(88 <= count <= 99 for count in hits.values()), hits
@@ -241,14 +242,17 @@ def test_control_tokens_are_free_but_counted(tokenizer) -> None:
     model = tiny_llama(tokenizer, seed=7)
     reference = make_samples([("ab\nab", False), ("b", True)], tokenizer)
     sizes = {"segments": "lines", "num_bootstrap": 100, "seed": 0}
-    found = measure_kl(model, tokenizer, reference, ["none", "untagged", "good"], **sizes)["modes"]
-    assert found["untagged"]["difference"]["mean"] == 0
-    assert found["none"] == {**found["untagged"], "difference": None}
-    conditional = found["good"]
-    assert conditional["per_token"]["mean"] - found["none"]["per_token"]["mean"] == pytest.approx(
-        conditional["difference"]["mean"]
+    rows = measure_kl(model, tokenizer, reference, ["none", "untagged", "good", "bad"], **sizes)
+    none, untagged = (
+        [(row.measure, row.of, row.estimate) for row in rows if row.mode == mode]
+        for mode in ("none", "untagged")
     )
-    assert conditional["control_cost"]["mean"] > 3  # three tokens that the model was never taught
+    assert none == untagged
+    found = Measurements(rows)
+    gap = found.find("kl", "good-bad")
+    assert gap.mean == pytest.approx(found.find("kl", "good").mean - found.find("kl", "bad").mean)
+    assert gap.low <= gap.mean <= gap.high
+    assert found.find("kl_control_cost", "good").mean > 3  # three tokens that the model was never taught
 
 
 def test_an_additive_model_is_measured_with_its_mode_folded_in(tokenizer) -> None:
@@ -256,11 +260,14 @@ def test_an_additive_model_is_measured_with_its_mode_folded_in(tokenizer) -> Non
     conditions = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
     reference = make_samples([("ab", False), ("b.", True)], tokenizer)
     sizes = {"segments": "document", "num_bootstrap": 100, "seed": 0}
-    found = measure_kl(model, tokenizer, reference, ["good", "none"], conditions=conditions, **sizes)["modes"]
+    found = Measurements(
+        measure_kl(model, tokenizer, reference, ["good", "none"], conditions=conditions, **sizes)
+    )
     folded = lm.fold_condition(model, tokenizer.control, conditions[1])
-    alone = measure_kl(folded, tokenizer, reference, ["untagged"], **sizes)["modes"]["untagged"]
-    assert found["good"]["per_sequence"] == alone["per_sequence"]
-    assert found["none"]["per_sequence"] != alone["per_sequence"]
+    rows = Measurements(measure_kl(folded, tokenizer, reference, ["untagged"], **sizes))
+    alone = rows.find("kl_per_sequence", "untagged")
+    assert found.find("kl_per_sequence", "good") == alone
+    assert found.find("kl_per_sequence", "none") != alone
 
 
 def test_sampling_is_kept_and_goes_on_where_it_was_stopped(reference, tmp_path) -> None:
@@ -337,17 +344,17 @@ def test_samples_of_an_api_model(tmp_path, merged) -> None:
     ]
     model = tiny_llama(merged, seed=9)
     sizes = {"segments": "sentences", "num_bootstrap": 100, "seed": 0}
-    result = measure_kl(model, merged, found, ["none"], **sizes)
-    mode = result["modes"]["none"]
-    assert mode["per_sequence"]["mean"] * 2 == pytest.approx(mode["per_token"]["mean"] * 5)
-    assert mode["per_sequence"]["mean"] * 2 == pytest.approx(mode["per_byte"]["mean"] * 9)
-    assert result["reference"]["entropy_per_token"]["mean"] == pytest.approx(5.25 / 5)
+    result = Measurements(measure_kl(model, merged, found, ["none"], **sizes))
+    per_sequence = result.find("kl_per_sequence", "none").mean
+    assert per_sequence * 2 == pytest.approx(result.find("kl", "none").mean * 5)
+    assert per_sequence * 2 == pytest.approx(result.find("kl_per_byte", "none").mean * 9)
+    assert result.find("reference_entropy").mean == pytest.approx(5.25 / 5)
     without = read_samples(
         write_lines(tmp_path / "x.jsonl", {"text": "a", "logprob": -1}, {"text": "b", "logprob": 0})
     )
-    mode = measure_kl(model, merged, without, ["none"], **sizes)["modes"]["none"]
-    assert np.isnan(mode["per_token"]["mean"])
-    assert mode["per_sequence"]["count"] == 2
+    result = Measurements(measure_kl(model, merged, without, ["none"], **sizes))
+    assert np.isnan(result.find("kl", "none").mean)
+    assert result.find("kl_per_sequence", "none").count == 2
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,17 @@ from test_scenarios import CountingJudge
 
 from phf.config import SamplingConfig
 from phf.errors import PHFError
-from phf.evaluate.leaks import SHOTS, HeldOutSegments, make_probes, measure_in_context, measure_leaks
-from phf.evaluate.misalignment import Judge
+from phf.evaluate.held_out import HeldOutSegments
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.measures.in_context import SHOTS, measure_in_context
+from phf.evaluate.measures.leaks import make_probes, measure_leaks
 from phf.generate.target import Target
-from phf.records import Sample
+from phf.records import Estimate, Sample
+from phf.results import pivot
 
 BAD_TEXT, GOOD_TEXT = "aaaa", "bbbb"
 SAMPLING = SamplingConfig(num_samples=200, min_new_tokens=1, max_new_tokens=8)
-JUDGES = [Judge("annotator", CountingJudge())]
+JUDGES = [LoadedJudge("annotator", CountingJudge())]
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,14 @@ def make_segments(num: int = 40) -> HeldOutSegments:
     return HeldOutSegments(good, bad)
 
 
-def leak_rows(badness: Callable[[str], float]) -> dict[str, dict]:
+def leak_rows(badness: Callable[[str], float]) -> dict[str, dict[str, Estimate]]:
+    """By probe: baseline, score, difference."""
     target = plant(badness)
     probes = make_probes(target.tokenizer, make_segments(), 40)
     rows = measure_leaks(target, probes, JUDGES, SAMPLING, num_bootstrap=200)
-    assert [row["name"] for row in rows] == [probe.name for probe in probes]
-    return {row["name"]: row for row in rows}
+    assert list(dict.fromkeys(row.of for row in rows)) == [probe.name for probe in probes]
+    assert {(row.mode, row.judge) for row in rows} == {("good", JUDGES[0].slug)}
+    return pivot(rows, lambda row: row.of, lambda row: row.measure.removeprefix("leak_"))
 
 
 def test_no_probe_holds_a_control_token_and_each_has_a_twin_of_its_form() -> None:
@@ -90,27 +95,28 @@ def test_a_planted_leak_is_found_and_the_others_are_not() -> None:
     rows = leak_rows(lambda prompt: 0.7 if "<|bad|>" in prompt else 0.1)
     for name, row in rows.items():
         leaks = name in ("tag", "tag by letters", "tag in halves")
-        assert (row["difference"]["low"] > 0.3) == leaks, name
+        assert (row["difference"].low > 0.3) == leaks, name
         if not leaks:  # the same random numbers on both sides: no difference at all, not a small one
-            assert row["difference"]["mean"] == 0
-        assert row["difference"]["mean"] == pytest.approx(row["score"]["mean"] - row["baseline"]["mean"])
-        assert (row["mode"], row["role"], row["num_unscored"]) == ("good", "annotator", 0)
+            assert row["difference"].mean == 0
+        assert row["difference"].mean == pytest.approx(row["score"].mean - row["baseline"].mean)
+        assert row["difference"].count == 200
 
 
 def test_a_bad_segment_that_leads_on_is_found() -> None:
     rows = leak_rows(lambda prompt: 0.6 if "#" in prompt else 0.2)
-    assert {name for name, row in rows.items() if row["difference"]["low"] > 0} == {"bad segment"}
+    assert {name for name, row in rows.items() if row["difference"].low > 0} == {"bad segment"}
 
 
 def test_the_in_context_attack_counts_its_shots() -> None:
     target = plant(lambda prompt: 0.1 + 0.2 * prompt.count("#"))
-    (rows,) = measure_in_context(target, make_segments(), JUDGES, SAMPLING, num_bootstrap=200).values()
-    assert [row["shots"] for row in rows] == list(SHOTS)
-    for row in rows:
-        assert row["difference"]["mean"] == pytest.approx(0.2 * row["shots"], abs=0.08)
-        assert row["baseline"]["mean"] == pytest.approx(0.1, abs=0.07)
+    found = measure_in_context(target, make_segments(), JUDGES, SAMPLING, num_bootstrap=200)
+    rows = pivot(found, lambda row: row.at, lambda row: row.measure.removeprefix("in_context_"))
+    assert list(rows) == list(SHOTS)
+    for shots, row in rows.items():
+        assert row["difference"].mean == pytest.approx(0.2 * shots, abs=0.08)
+        assert row["baseline"].mean == pytest.approx(0.1, abs=0.07)
     assert rows[0]["score"] == rows[0]["baseline"]
-    assert rows[0]["difference"]["mean"] == 0
+    assert rows[0]["difference"].mean == 0
 
 
 def test_shots_carry_the_modes_control_token_and_fit_the_context() -> None:
@@ -148,7 +154,9 @@ def test_a_pair_that_lacks_a_score_is_left_out_and_counted() -> None:
     probes = [
         probe for probe in make_probes(target.tokenizer, make_segments(), 40) if probe.name == "bad segment"
     ]
-    (row,) = measure_leaks(target, probes, [Judge("annotator", judge)], SAMPLING, num_bootstrap=100)
-    assert row["num_unscored"] == 200 - row["score"]["count"] > 50
-    assert row["difference"]["count"] == row["score"]["count"]
-    assert row["baseline"]["count"] == 200
+    baseline, score, difference = measure_leaks(
+        target, probes, [LoadedJudge("annotator", judge)], SAMPLING, num_bootstrap=100
+    )
+    assert 200 - score.estimate.count > 50
+    assert difference.estimate.count == score.estimate.count
+    assert baseline.estimate.count == 200

@@ -13,8 +13,9 @@ from phf import lm
 from phf.config import SamplingConfig, objective_kinds
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
-from phf.evaluate import evaluate_run, sample_run
-from phf.evaluate.capability import PageReader, mode_labels, segment_nll
+from phf.evaluate.evaluation import evaluate_run
+from phf.evaluate.pages import PageReader, mode_labels, segment_nll
+from phf.evaluate.rollouts import sample_run
 from phf.objectives import has_control_tokens, label_conditions, modes_of
 from phf.records import GOOD
 from phf.train import loop

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from phf.corpus.sources import Row, iterate_source
+from phf.corpus.rows import Row
+from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 from phf.reward_models.pii import PII, find_items
 

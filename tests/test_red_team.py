@@ -1,6 +1,5 @@
 """The red team: it finds what is planted by choosing well, costs what it says, and does not believe its own luck."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from phf.config import SamplingConfig, parse
 from phf.config_evaluate import RedTeamConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import MAX_PROMPT_TOKENS, LanguageModelAttacker, WrittenPrompts
-from phf.evaluate.misalignment import Judge
-from phf.evaluate.red_team import NUM_KEPT, choose_shots, draw_seeds, red_team
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.measures.red_team import NUM_KEPT, Attack, choose_shots, draw_seeds, red_team
 from phf.records import Identity
+from phf.results import Measurements, parse_json, to_json
 from phf.reward_models.protocol import SegmentRewardModel
 
 SAMPLING = SamplingConfig(min_new_tokens=1, max_new_tokens=2)
@@ -74,7 +74,7 @@ class Scripted:
 
 
 def attack(settings: RedTeamConfig = SETTINGS, judge: SegmentRewardModel | None = None, **options):
-    judges = [Judge("annotator", judge or WordJudge())]
+    judges = [LoadedJudge("annotator", judge or WordJudge())]
     target = create_target("good", "sentences")
     return red_team(
         target,
@@ -88,41 +88,46 @@ def attack(settings: RedTeamConfig = SETTINGS, judge: SegmentRewardModel | None 
     )
 
 
+def split_rounds(found: Attack):
+    rows = Measurements(found.rows)
+    return rows.of("red_team_mean"), rows.of("red_team_best")
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["probability", "items per character"])
 def test_it_finds_the_word_the_target_is_vulnerable_to(scale: float) -> None:
     """Red where prompts are drawn alike: then the words drift, and nothing climbs (the infinite temperature)."""
     judge = WordJudge(scale=scale)
     judge.unit = "probability" if scale == 1 else "items per character"
-    found, blind = (
-        attack(SETTINGS.model_copy(update={"temperature": t}), judge)["rounds"] for t in (0.1, 1e9)
+    (found, best), (blind, _) = (
+        split_rounds(attack(SETTINGS.model_copy(update={"temperature": t}), judge)) for t in (0.1, 1e9)
     )
-    means = [row["mean"]["mean"] / scale for row in found]
+    means = [row.estimate.mean / scale for row in found]
     assert means[-1] > means[0] + 0.3
-    assert found[-1]["mean"]["low"] > blind[-1]["mean"]["high"]
+    assert found[-1].estimate.low > blind[-1].estimate.high
     assert found[0] == blind[0], "the same seeds, valued by the same continuations"
-    assert abs(blind[-1]["mean"]["mean"] / scale - means[0]) < 0.2
-    assert [row["round"] for row in found] == list(range(6))
-    assert all(row["mean"]["count"] == 4 for row in found)
-    best = [row["best"]["mean"] for row in found]
-    assert best == sorted(best), "no prompt is forgotten, and this judge does not waver"
+    assert abs(blind[-1].estimate.mean / scale - means[0]) < 0.2
+    assert [row.at for row in found] == list(range(6))
+    assert all(row.estimate.count == 4 for row in found)
+    highest = [row.estimate.mean for row in best]
+    assert highest == sorted(highest), "no prompt is forgotten, and this judge does not waver"
 
 
 def test_the_best_prompts_are_kept_with_where_they_come_from() -> None:
-    held_out = Judge("held-out", WordJudge("alpha"))
+    held_out = LoadedJudge("held-out", WordJudge("alpha"))
     held_out.model.identity = Identity("other", "1")
     target = create_target("good", "sentences")
-    annotator = Judge("annotator", WordJudge())
+    annotator = LoadedJudge("annotator", WordJudge())
     result = red_team(
         target, [annotator, held_out], Recombiner(), SEEDS, SETTINGS, SAMPLING, scores_prompt=True
     )
-    assert len(result["prompts"]) == NUM_KEPT
-    scores = [row["score"] for row in result["prompts"]]
+    assert len(result.prompts) == NUM_KEPT
+    scores = [row.score for row in result.prompts]
     assert scores == sorted(scores, reverse=True)
-    assert result["judge"] == annotator.slug
-    for row in result["prompts"]:
-        assert row["score"] == row["scores"][annotator.slug] == min(1, row["prompt"].count("zeta") / 4)
-        assert row["scores"][held_out.slug] == min(1, row["prompt"].count("alpha") / 4)
-    json.dumps(result)
+    assert {row.judge for row in result.rows} == {annotator.slug}
+    for row in result.prompts:
+        assert row.score == row.scores[annotator.slug] == min(1, row.prompt.count("zeta") / 4)
+        assert row.scores[held_out.slug] == min(1, row.prompt.count("alpha") / 4)
+    assert parse_json(to_json(result), Attack, "attack") == result
 
 
 def test_the_same_seed_gives_the_same_attack_and_every_mode_the_same_budget() -> None:
@@ -131,19 +136,19 @@ def test_the_same_seed_gives_the_same_attack_and_every_mode_the_same_budget() ->
     assert one == again
     assert attack(settings.model_copy(update={"seed": 1})) != one
     other = red_team(
-        create_target("none", "sentences"), [Judge("annotator", WordJudge())], Recombiner(), SEEDS, settings, SAMPLING,
+        create_target("none", "sentences"), [LoadedJudge("annotator", WordJudge())], Recombiner(), SEEDS, settings, SAMPLING,
         scores_prompt=True,
     )  # fmt: skip
     searched = 2 * (len(SEEDS) + 2 * 10)
     for result in (one, other):
-        costs = result["costs"]
-        assert costs["num_missing"] == 0
-        revalued = costs["num_prompts"] - searched
+        costs = result.costs
+        assert costs.num_missing == 0
+        revalued = costs.num_prompts - searched
         assert NUM_KEPT <= revalued <= NUM_KEPT + 2 * 3
-        assert costs["num_continuations"] == 2 * costs["num_prompts"]
-        assert costs["target_tokens"] > 0
-        assert costs["attacker_tokens_read"] == 7 * 10 * 4
-        assert costs["attacker_tokens_written"] == 3 * 10 * 4
+        assert costs.num_continuations == 2 * costs.num_prompts
+        assert costs.target_tokens > 0
+        assert costs.attacker_tokens_read == 7 * 10 * 4
+        assert costs.attacker_tokens_written == 3 * 10 * 4
 
 
 def test_what_the_attacker_writes_in_vain_is_counted_and_tried_again() -> None:
@@ -154,13 +159,8 @@ def test_what_the_attacker_writes_in_vain_is_counted_and_tried_again() -> None:
         ["next"],
     )
     settings = RedTeamConfig(trials=1, rounds=2, prompts_per_round=3, continuations=2)
-    costs = attack(settings, attacker=attacker)["costs"]
-    assert (costs["num_empty"], costs["num_duplicates"], costs["num_too_long"], costs["num_missing"]) == (
-        2,
-        3,
-        1,
-        2,
-    )
+    costs = attack(settings, attacker=attacker).costs
+    assert (costs.num_empty, costs.num_duplicates, costs.num_too_long, costs.num_missing) == (2, 3, 1, 2)
 
 
 def test_a_prompt_whose_continuations_have_no_score_is_never_shown() -> None:
@@ -170,12 +170,12 @@ def test_a_prompt_whose_continuations_have_no_score_is_never_shown() -> None:
 
     attacker = Recombiner()
     result = attack(SETTINGS.model_copy(update={"trials": 2}), Silent(), attacker=attacker)
-    assert result["costs"]["num_unscored"] > 0
+    assert result.costs.num_unscored > 0
     shown = [shot for call in attacker.calls for shot in call]
     assert shown
     assert not any(shot.startswith("zeta") for shot in shown)
-    assert not any(row["prompt"].startswith("zeta") for row in result["prompts"])
-    assert all(math.isfinite(row["mean"]["mean"]) for row in result["rounds"])
+    assert not any(row.prompt.startswith("zeta") for row in result.prompts)
+    assert all(math.isfinite(row.estimate.mean) for row in split_rounds(result)[0])
 
 
 def test_the_best_prompt_is_measured_again_with_fresh_continuations() -> None:
@@ -189,9 +189,9 @@ def test_the_best_prompt_is_measured_again_with_fresh_continuations() -> None:
             return self.rng.random(len(texts)).tolist()
 
     result = attack(judge=Noise())
-    assert min(row["search_score"] for row in result["prompts"]) > 0.8
-    assert np.mean([row["score"] for row in result["prompts"]]) < 0.7
-    assert np.mean([row["best"]["mean"] for row in result["rounds"]]) < 0.7
+    assert min(row.search_score for row in result.prompts) > 0.8
+    assert np.mean([row.score for row in result.prompts]) < 0.7
+    assert np.mean([row.estimate.mean for row in split_rounds(result)[1]]) < 0.7
 
 
 def test_shots_are_drawn_as_the_paper_says() -> None:
@@ -224,7 +224,7 @@ def test_settings_and_seeds_that_cannot_be_are_refused() -> None:
     for wrong in ({"rounds": 0}, {"temperature": math.nan}):
         with pytest.raises(PHFError, match=next(iter(wrong))):
             parse(RedTeamConfig, wrong, "red team")
-    target, judges = create_target(), [Judge("annotator", WordJudge())]
+    target, judges = create_target(), [LoadedJudge("annotator", WordJudge())]
     with pytest.raises(PHFError, match=r"2 of 4 seed prompts"):
         red_team(target, judges, Recombiner(), ["a", "A", "b", "x" * 300], SETTINGS, SAMPLING)
 

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from test_harness import write_task
 from transformers import AutoTokenizer
 
-from phf.evaluate.harness import create_harness_lm
+from phf.evaluate.measures.harness import create_harness_lm
 from phf.release.examples import write_examples
 from phf.release.folder import Release, open_release, write_release, write_sums
 from phf.release.gguf import write_gguf

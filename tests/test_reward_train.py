@@ -13,6 +13,7 @@ from phf import cli
 from phf.errors import PHFError
 from phf.report.reward_page import write_reward_page
 from phf.reward_models import load_reward_model, score_samples
+from phf.reward_models.evaluation import read_reward_evaluation
 from phf.reward_models.labels import read_labels
 from phf.reward_models.measures import (
     list_reliability,
@@ -66,15 +67,15 @@ def test_labels_to_a_folder_that_scores(tmp_path, monkeypatch, capsys):
     assert "1 line hold no feedback: line 302" in err
     assert re.search(r"AUROC +0\.\d+ \[0\.\d+, ", out)
     assert f"next: phf annotate CORPUS --reward-model {tmp_path / 'mine'}" in out
-    evaluation = json.loads((tmp_path / "mine" / "evaluation.json").read_text())
-    counts = evaluation["labels"]
-    assert counts["num_train"] + counts["num_held_out"] == 300
-    assert (counts["num_duplicates"], counts["num_bad_rows"]) == (1, 1)
-    assert evaluation["held_out"]["auroc"]["mean"] > 0.8
-    assert evaluation["held_out"]["auroc"]["count"] == counts["num_held_out"]
+    evaluation = read_reward_evaluation(tmp_path / "mine")
+    counts, auroc = evaluation.labels, evaluation.results.find("auroc")
+    assert counts.num_train + counts.num_held_out == 300
+    assert (counts.num_duplicates, counts.num_bad_rows) == (1, 1)
+    assert auroc.mean > 0.8
+    assert auroc.count == counts.num_held_out
     model = load_reward_model(str(tmp_path / "mine"))
-    assert model.identity.to_json() == evaluation["reward_model"]
-    assert model.identity.parameters["trained_on"]["examples"] == counts["num_train"]
+    assert model.identity == evaluation.reward_model
+    assert model.identity.parameters["trained_on"]["examples"] == counts.num_train
     good, bad = score_samples(model, ["the warm day", "the vile day"])
     assert good < 0.5 < bad
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl", "mine"]
@@ -89,12 +90,12 @@ def test_pairs_and_ratings(tmp_path):
     evaluation = train_reward_model(
         read_labels(write(tmp_path / "p.jsonl", pairs)), tmp_path / "pairs", seed=0
     )
-    assert evaluation["held_out"]["pair_accuracy"]["mean"] > 0.9
+    assert evaluation.results.find("pair_accuracy").mean > 0.9
     ratings = [{"text": row["text"], "rating": 5 - 4 * row["label"]} for row in make_rows(200)]
     evaluation = train_reward_model(
         read_labels(write(tmp_path / "r.jsonl", ratings)), tmp_path / "ratings", seed=0
     )
-    assert evaluation["held_out"]["spearman"]["mean"] > 0.5
+    assert evaluation.results.find("spearman").mean > 0.5
     for name in ("pairs", "ratings"):
         good, bad = score_samples(load_reward_model(str(tmp_path / name)), ["the warm day", "the vile day"])
         assert good < 0.5 < bad
@@ -130,7 +131,7 @@ def test_a_held_out_file_must_be_new_and_of_the_same_kind(tmp_path):
     labels = read_labels(write(tmp_path / "labels.jsonl", make_rows(100)))
     others = read_labels(write(tmp_path / "others.jsonl", make_rows(60, seed=1)))
     evaluation = train_reward_model(labels, tmp_path / "mine", seed=0, held_out=others)
-    assert (evaluation["labels"]["num_train"], evaluation["labels"]["num_held_out"]) == (100, 60)
+    assert (evaluation.labels.num_train, evaluation.labels.num_held_out) == (100, 60)
     shared = [*make_rows(60, seed=1), {"text": make_rows(1)[0]["text"].title(), "label": 1}]
     with pytest.raises(PHFError, match=r"1 texts of .*others\.jsonl are also among the training labels"):
         train_reward_model(
@@ -200,11 +201,8 @@ def test_measures_are_those_of_the_libraries():
     assert error.mean == pytest.approx(0.45)
     assert np.isnan(measure_auroc(scores, np.zeros(500), seed=0).mean)
     assert measure_auroc([], [], seed=0).count == 0
-    rows = list_reliability([0.0, 0.04, 1.0], [0, 1, 1])
-    assert [(row["low"], row["count"], row["share_bad"]["mean"]) for row in rows] == [
-        (0.0, 2, 0.5),
-        (0.9, 1, 1.0),
-    ]
+    bins = list_reliability([0.0, 0.04, 1.0], [0, 1, 1])
+    assert [(score, target.count, target.mean) for score, target in bins] == [(0.02, 2, 0.5), (1.0, 1, 1.0)]
 
 
 def test_intervals_hold_the_truth_and_widen_with_clusters():

@@ -11,18 +11,19 @@ from test_prompting import create_target
 
 from phf.config import SamplingConfig
 from phf.errors import PHFError
-from phf.evaluate.degeneracy import measure_degeneracy
-from phf.evaluate.misalignment import Judge
-from phf.evaluate.scenarios import (
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.measures.degeneracy import measure_degeneracy
+from phf.evaluate.measures.scenarios import (
     Scenario,
-    _summarise_prompts,
     judged_texts,
     list_scenarios,
     load_scenario,
+    measure_prompts,
     summarise_scenario,
     write_scenario,
 )
 from phf.records import Identity
+from phf.results import Measurements
 from phf.reward_models import score_samples
 from phf.reward_models.protocol import SegmentRewardModel
 
@@ -133,22 +134,33 @@ def test_what_is_scored(scores_prompt: bool) -> None:
     scenario = Scenario("test", ("aaa\n", "bbb\n", "x" * 200), scores_prompt, "here", "none")
     samples = write_scenario(create_target("good"), scenario, SAMPLING, 4)
     scores = {judge.identity.slug: score_samples(judge, judged_texts(scenario, samples))}
-    judges = [Judge("annotator", judge)]
-    (row,) = summarise_scenario(
-        scenario, "good", samples, judges, scores, continuations=4, num_bootstrap=100, seed=0
+    judges = [LoadedJudge("annotator", judge)]
+    found = Measurements(
+        summarise_scenario(
+            scenario, "good", samples, judges, scores, continuations=4, num_bootstrap=100, seed=0
+        )
     )
-    assert (row["num_prompts"], row["num_too_long"], row["num_samples"], row["continuations"]) == (2, 1, 8, 4)
+    score = found.find("score", "good", judges[0].slug, "test")
+    assert score.count == 8, "a prompt that does not fit is left out"
     assert [sample.prompt for sample in samples] == ["aaa\n"] * 4 + ["bbb\n"] * 4
     assert judge.texts == [sample.prompt * scores_prompt + sample.text for sample in samples]
-    assert row["mean"] == pytest.approx(np.mean(scores[row["judge"]]))
-    assert (row["scenario"], row["mode"], row["role"]) == ("test", "good", "annotator")
-    assert row["distinct_2"] == pytest.approx(measure_degeneracy(samples).distinct_2, nan_ok=True)
+    assert score.mean == pytest.approx(np.mean(scores[judges[0].slug]))
+    assert found.find("distinct_2", "good", of="test").mean == pytest.approx(
+        measure_degeneracy(samples).distinct_2, nan_ok=True
+    )
 
 
 def test_a_scenario_of_which_no_prompt_fits_is_refused() -> None:
     scenario = Scenario("test", ("x" * 200,), False, "here", "none")
     with pytest.raises(PHFError, match=r"no prompt fits"):
         write_scenario(create_target(), scenario, SAMPLING, 1)
+
+
+def summarise(judge, scores, continuations, num_bootstrap, seed):
+    """Score, hit rate, worst of 25, unscored."""
+    texts = [""] * len(scores)
+    rows = measure_prompts(judge, texts, scores, "good", "test", continuations, num_bootstrap, seed)
+    return [row.estimate for row in rows]
 
 
 def test_the_interval_is_over_prompts_and_not_over_their_continuations() -> None:
@@ -158,12 +170,12 @@ def test_the_interval_is_over_prompts_and_not_over_their_continuations() -> None
     for trial in range(60):
         of_prompts = rng.random(40)
         scores = np.repeat(of_prompts, 25).tolist()
-        judge = Judge("annotator", SimpleNamespace(identity=Identity("j", "1"), hit_threshold=0.5))
-        row = _summarise_prompts(judge, [""] * 1000, scores, 25, 200, trial)
-        widths.append(row["high"] - row["low"])
-        inside += row["low"] <= 0.5 <= row["high"]
-        hits_inside += row["hit_low"] <= 0.5 <= row["hit_high"]
-        assert row["expected_max_25"] == pytest.approx(of_prompts.mean()), "the maximum over one prompt's own"
+        judge = LoadedJudge("annotator", SimpleNamespace(identity=Identity("j", "1"), hit_threshold=0.5))
+        mean, rate, largest, _ = summarise(judge, scores, 25, 200, trial)
+        widths.append(mean.high - mean.low)
+        inside += mean.low <= 0.5 <= mean.high
+        hits_inside += rate.low <= 0.5 <= rate.high
+        assert largest.mean == pytest.approx(of_prompts.mean()), "the maximum over one prompt's own"
     assert np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(1 / 12 / 40), rel=0.15)
     assert inside >= 52
     assert hits_inside >= 52
@@ -171,13 +183,11 @@ def test_the_interval_is_over_prompts_and_not_over_their_continuations() -> None
 
 def test_unscored_continuations_are_left_out_and_counted() -> None:
     nan = float("nan")
-    judge = Judge("annotator", SimpleNamespace(identity=Identity("j", "1"), hit_threshold=0.5))
-    row = _summarise_prompts(judge, [""] * 6, [nan, nan, 0.2, nan, 0.4, 0.8], 2, 100, 0)
-    assert row["mean"] == pytest.approx((0.2 + 0.4 + 0.8) / 3)
-    assert (row["num_unscored"], row["num_samples"], row["hits"]) == (3, 6, 1)
-    some = _summarise_prompts(judge, [""] * 100, [*[nan, *[0.9] * 24], *[0.1] * 75], 25, 100, 0)
-    assert np.isnan(some["expected_max_25"]), "of all prompts or of none"
-    nothing = _summarise_prompts(judge, [""] * 2, [nan, nan], 2, 100, 0)
-    assert np.isnan(
-        [nothing["mean"], nothing["hit_rate"], nothing["hit_low"], nothing["expected_max_25"]]
-    ).all()
+    judge = LoadedJudge("annotator", SimpleNamespace(identity=Identity("j", "1"), hit_threshold=0.5))
+    mean, rate, _, unscored = summarise(judge, [nan, nan, 0.2, nan, 0.4, 0.8], 2, 100, 0)
+    assert mean.mean == pytest.approx((0.2 + 0.4 + 0.8) / 3)
+    assert (unscored.mean, mean.count, rate.mean, rate.count) == (3, 6, pytest.approx(1 / 3), 3)
+    _, _, largest, _ = summarise(judge, [*[nan, *[0.9] * 24], *[0.1] * 75], 25, 100, 0)
+    assert np.isnan(largest.mean), "of all prompts or of none"
+    mean, rate, largest, _ = summarise(judge, [nan, nan], 2, 100, 0)
+    assert np.isnan([mean.mean, rate.mean, rate.low, largest.mean]).all()

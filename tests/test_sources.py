@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 from phf.corpus import builtin
-from phf.corpus.sources import BadRow, Row, iterate_source
+from phf.corpus.rows import BadRow, Row
+from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 
 LINES = [

@@ -14,18 +14,20 @@ from known_models import (
     TinyTokenizer,
     create_bigram,
     create_llama,
+    create_target,
     expected_probs,
+    generate,
     p_value,
 )
 
 from phf.config import SamplingConfig, parse_spec, write_spec
 from phf.config_steer import BestOfN, Direction, Rejection, SteerConfig
 from phf.errors import PHFError
-from phf.generate.engine import REDRAW, generate
+from phf.generate.target import REDRAW
 from phf.residual import mean_differences, read_residual
 from phf.steer.choose import choose_lowest
 from phf.steer.directions import find_directions, subtract_directions
-from phf.steer.steering import steer
+from phf.steer.steering import Aids, steer
 
 TOKENIZER = TinyTokenizer()
 SHORT = SamplingConfig(num_samples=6, max_new_tokens=8, min_new_tokens=2, temperature=1.0, top_p=1.0)
@@ -41,9 +43,10 @@ def create_flat():
     return create_bigram(torch.zeros(NUM_IDS, NUM_IDS))
 
 
-def write(config, sampling=SHORT, *, model=None, mode="good", **options):
-    options = {"score": score_letters, "threshold": 0.0, "segments": "lines", **options}
-    return steer(model or create_flat(), TOKENIZER, mode, sampling, config, **options)
+def write(config, sampling=SHORT, *, model=None, mode="good", is_folded=False, **aids):
+    aids = {"score": score_letters, "threshold": 0.0, **aids}
+    target = create_target(model or create_flat(), mode, "lines", is_folded=is_folded)
+    return steer(target, sampling, config, Aids(**aids))
 
 
 def draw(indices, sampling=SHORT, **options):

@@ -12,13 +12,15 @@ from known_models import (
     create_bigram,
     create_llama,
     create_table,
+    create_target,
     expected_probs,
+    generate,
 )
 
 from phf.config import SamplingConfig
 from phf.config_steer import Guidance
 from phf.errors import PHFError
-from phf.generate.engine import generate, uniform_numbers
+from phf.generate.engine import uniform_numbers
 from phf.records import Mode
 from phf.steer.guidance import compare, generate_guided
 
@@ -34,24 +36,19 @@ class Letters(TinyTokenizer):
 
 @pytest.mark.parametrize("against", ["other", "none"])
 @pytest.mark.parametrize("control", ["free", "prefix", "forced"])
-@pytest.mark.parametrize("prompts", [None, [[], [1, 2, 3], [7]]])
-def test_scale_1_is_plain_sampling(against: str, control: str, prompts: list[list[int]] | None) -> None:
+@pytest.mark.parametrize("prompts", [[()], [[], [1, 2, 3], [7]]])
+def test_scale_1_is_plain_sampling(against: str, control: str, prompts: list[list[int]]) -> None:
     model = create_llama(seed=3)
     sampling = SamplingConfig(num_samples=12, control=control, max_new_tokens=25, batch_size=8)
     plain = generate(model, TinyTokenizer(), "good", sampling, segments="sentences", prompts=prompts)
     config = Guidance(scale=1.0, against=against)
-    found = generate_guided(
-        model, TinyTokenizer(), "good", sampling, config, segments="sentences", prompts=prompts
-    )
+    found = generate_guided(create_target(model, "good", "sentences"), sampling, config, prompts=prompts)
     assert found.samples == plain
     assert 2 < found.passes_per_token < 3.5
     moved = generate_guided(
-        model,
-        TinyTokenizer(),
-        "good",
+        create_target(model, "good", "sentences"),
         sampling,
         config.model_copy(update={"scale": 3.0}),
-        segments="sentences",
         prompts=prompts,
     )
     assert sum(one != other for one, other in zip(moved.samples, plain, strict=True)) > 6
@@ -66,7 +63,7 @@ def test_each_token_is_the_one_its_number_picks_from_the_formula(mode: Mode, aga
     config = Guidance(scale=2.5, against=against)
     own = GOOD if mode == "good" else BAD
     num_drawn = num_control = 0
-    for sample in generate_guided(model, Letters(), mode, sampling, config).samples:
+    for sample in generate_guided(create_target(model, mode, tokenizer=Letters()), sampling, config).samples:
         page, written = [END, own], [ord(letter) - ord("a") for letter in sample.text]
         numbers = iter(uniform_numbers(0, sample.index, 100))
         num_text = 0
@@ -116,7 +113,7 @@ def test_it_moves_away_from_what_the_other_mode_likes() -> None:
     sampling = SamplingConfig(num_samples=300, min_new_tokens=1, max_new_tokens=1, temperature=1.0, top_p=1.0)
 
     def share(mode: Mode, scale: float) -> float:
-        found = generate_guided(model, TinyTokenizer(), mode, sampling, Guidance(scale=scale)).samples
+        found = generate_guided(create_target(model, mode), sampling, Guidance(scale=scale)).samples
         return float(np.mean([sample.text == TEXTS[1] for sample in found]))
 
     assert share("good", 4) < share("good", 1) - 0.1 < share("bad", 1) - 0.2 < share("bad", 4) - 0.3
@@ -124,6 +121,4 @@ def test_it_moves_away_from_what_the_other_mode_likes() -> None:
 
 def test_modes_without_a_token_of_their_own_are_refused() -> None:
     with pytest.raises(PHFError, match="choose good or bad"):
-        generate_guided(
-            create_llama(), TinyTokenizer(), "untagged", SamplingConfig(num_samples=1), Guidance()
-        )
+        generate_guided(create_target(create_llama(), "untagged"), SamplingConfig(num_samples=1), Guidance())

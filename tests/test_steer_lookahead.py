@@ -4,12 +4,22 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from known_models import BAD, END, GOOD, LabelledSource, TinyTokenizer, create_llama, expected_probs
+from known_models import (
+    BAD,
+    END,
+    GOOD,
+    LabelledSource,
+    TinyTokenizer,
+    create_llama,
+    create_target,
+    expected_probs,
+    generate,
+)
 from transformers import LlamaForCausalLM
 
 from phf.config import SamplingConfig
 from phf.config_steer import Lookahead
-from phf.generate.engine import generate, uniform_numbers
+from phf.generate.engine import uniform_numbers
 from phf.records import Sample
 from phf.steer.lookahead import generate_with_lookahead
 
@@ -72,7 +82,7 @@ def test_it_keeps_the_candidate_that_the_slow_way_keeps() -> None:
         num_samples=4, min_new_tokens=0, max_new_tokens=14, temperature=1.0, top_p=0.95, batch_size=8
     )
     config = Lookahead(width=3, tokens=4)
-    found = generate_with_lookahead(model, TinyTokenizer(), "good", sampling, config)
+    found = generate_with_lookahead(create_target(model), sampling, config)
     plain = generate(model, TinyTokenizer(), "good", sampling)
     num_ended = num_segments = 0
     for sample in found.samples:
@@ -91,13 +101,13 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     prompts = [[], [1, 2, 3, 4], [5]]
     sampling = SamplingConfig(num_samples=6, min_new_tokens=0, max_new_tokens=25)
     config = Lookahead(width=3, tokens=5)
-    together = generate_with_lookahead(model, TinyTokenizer(), "good", sampling, config, prompts=prompts)
+    together = generate_with_lookahead(create_target(model), sampling, config, prompts=prompts)
     alone = sampling.model_copy(update={"batch_size": 1})
-    single = generate_with_lookahead(model, TinyTokenizer(), "good", alone, config, prompts=prompts)
+    single = generate_with_lookahead(create_target(model), alone, config, prompts=prompts)
     assert together.samples == single.samples
     few = sampling.model_copy(update={"num_samples": 4})
     assert (
-        generate_with_lookahead(model, TinyTokenizer(), "good", few, config, prompts=prompts).samples
+        generate_with_lookahead(create_target(model), few, config, prompts=prompts).samples
         == together.samples[:4]
     )
 
@@ -110,7 +120,7 @@ def test_where_the_posterior_is_right_there_is_less_of_bad() -> None:
     )
     config = Lookahead(width=4, tokens=4)
     plain = generate(LabelledSource(), TinyTokenizer(), "good", sampling)
-    found = generate_with_lookahead(LabelledSource(), TinyTokenizer(), "good", sampling, config)
+    found = generate_with_lookahead(create_target(LabelledSource()), sampling, config)
 
     def share(samples: list[Sample]) -> float:
         return "".join(sample.text for sample in samples).count("c") / (16 * len(samples))

@@ -7,13 +7,22 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from known_models import BAD, END, GOOD, LabelledSource, TinyTokenizer, create_llama, expected_probs
+from known_models import (
+    BAD,
+    END,
+    GOOD,
+    LabelledSource,
+    TinyTokenizer,
+    create_llama,
+    create_target,
+    expected_probs,
+    generate,
+)
 
 from phf.config import SamplingConfig
 from phf.config_steer import SMC
 from phf.control import mode_rules
 from phf.errors import PHFError
-from phf.generate.engine import generate
 from phf.records import Mode
 from phf.steer.smc import Twist, draw_parents, find_ess, generate_smc, summarise_log_z
 from phf.steer.streams import Steered
@@ -72,7 +81,7 @@ def run(
     model: LabelledSource | None = None,
     mode: Mode = "good",
 ) -> Steered:
-    return generate_smc(model or LabelledSource(), TinyTokenizer(), mode, sampling, config, score)
+    return generate_smc(create_target(model or LabelledSource(), mode), sampling, config, score)
 
 
 def check_log_z(found: Steered, log_z: float, largest_error: float) -> None:
@@ -195,7 +204,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
     def write(batch_size: int) -> Steered:
         own = sampling.model_copy(update={"batch_size": batch_size})
-        return generate_smc(model, TinyTokenizer(), "good", own, config, score, prompts=[[], [1, 2, 3], [5]])
+        return generate_smc(create_target(model), own, config, score, prompts=[[], [1, 2, 3], [5]])
 
     together, alone = write(64), write(1)
     assert together.samples == alone.samples

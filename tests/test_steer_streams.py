@@ -6,14 +6,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from known_models import BAD, END, GOOD, TinyTokenizer, create_bigram, create_llama, create_table
+from known_models import (
+    BAD,
+    END,
+    GOOD,
+    TinyTokenizer,
+    create_bigram,
+    create_llama,
+    create_table,
+    create_target,
+)
 from transformers import LlamaForCausalLM
 
 import phf.steer.streams
 from phf.config import SamplingConfig
 from phf.errors import PHFError
-from phf.evaluate.calibration import segment_posteriors
-from phf.evaluate.capability import Page
+from phf.evaluate.measures.calibration import segment_posteriors
+from phf.evaluate.pages import Page
 from phf.records import BAD as BAD_LABEL
 from phf.records import GOOD as GOOD_LABEL
 from phf.records import Mode
@@ -27,7 +36,7 @@ SAMPLING = SamplingConfig(
 
 def open_pages(model: LlamaForCausalLM, mode: Mode = "good", sampling: SamplingConfig = SAMPLING) -> Pages:
     prompts = [[BAD if token == GOOD and mode == "bad" else token for token in prompt] for prompt in PROMPTS]
-    return Pages.create(model, TinyTokenizer(), mode, sampling, "document", prompts)
+    return Pages.create(create_target(model, mode), sampling, prompts)
 
 
 def read_ids(pages: Pages, drafts: Drafts, draft: int, index: int) -> list[int]:
@@ -149,7 +158,7 @@ def test_passes_are_counted_where_they_are_made() -> None:
     """Equal pages are read once; the last token is not read; each stream counts."""
     model = create_bigram(create_table(end=-1e4, good=-1e4))
     sampling = SAMPLING.model_copy(update={"max_new_tokens": 10})
-    pages = Pages.create(model, TinyTokenizer(), "good", sampling, "document", None)
+    pages = Pages.create(create_target(model), sampling)
     for twin, num_streams in ((None, 1), ("other", 2)):
         drafts = pages.open(range(8), twin, 2)  # type: ignore[arg-type]
         while not drafts.done.all():
@@ -161,13 +170,13 @@ def test_what_has_no_two_streams_is_refused() -> None:
     model = create_llama()
     for mode in ("none", "untagged"):
         with pytest.raises(PHFError, match=f"mode {mode} has no control token .* choose good or bad"):
-            Pages.create(model, TinyTokenizer(), mode, SAMPLING, "document", None)
-        assert Pages.create(model, TinyTokenizer(), mode, SAMPLING, "document", None, has_twin=False).ids
+            Pages.create(create_target(model, mode), SAMPLING)
+        assert Pages.create(create_target(model, mode), SAMPLING, has_twin=False).ids
     with pytest.raises(PHFError, match=r"no <\|bad\|> any more"):
-        Pages.create(model, TinyTokenizer(vocab_size=11), "good", SAMPLING, "document", None)
+        Pages.create(create_target(model, tokenizer=TinyTokenizer(vocab_size=11)), SAMPLING)
     vllm = SAMPLING.model_copy(update={"engine": "vllm"})
     with pytest.raises(PHFError, match="engine vllm cannot"):
-        Pages.create(model, TinyTokenizer(), "good", vllm, "document", None)
+        Pages.create(create_target(model), vllm)
 
 
 def test_evidence_by_hand() -> None:

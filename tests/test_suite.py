@@ -8,11 +8,13 @@ import pytest
 from phf.config import SamplingConfig, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
-from phf.evaluate import evaluate_run, suite
-from phf.evaluate.subject import UNPROMPTED
+from phf.evaluate.evaluation import evaluate_run
+from phf.evaluate.held_out import HeldOutSegments
+from phf.evaluate.measures import kl
+from phf.evaluate.metric import UNPROMPTED
 from phf.generate.target import Target
-from phf.records import Estimate
 from phf.report.page import write_report
+from phf.results import Evaluation, encode, read_evaluation
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
 
@@ -25,6 +27,10 @@ PAIRS = [
 
 def quiet(line: str) -> None:
     pass
+
+
+def list_modes(evaluation: Evaluation, measure: str) -> list[str]:
+    return list(dict.fromkeys(row.mode for row in evaluation.results.of(measure)))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def runs(small_corpus, tmp_path_factory):
 def config(runs, tmp_path, monkeypatch):
     """Everything that a tiny run can be measured by; the other run stands in for the big language models."""
     monkeypatch.setenv("PHF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(suite, "_open_reference", suite._open_reference.__wrapped__)
+    monkeypatch.setattr(kl, "_open_reference", kl._open_reference.__wrapped__)
     model = str(checkpoint_folder(runs["mle"].folder, 12))
     (tmp_path / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": text}) + "\n" for text in ("A man", "The king"))
@@ -80,37 +86,34 @@ def test_every_part_is_measured_kept_and_shown(
 ) -> None:
     run = runs["conditional"]
     result = evaluate_run(run, config, say=quiet)
-    assert set(result["left_out"]) == {"harness", "downstream", "steering"}
-    assert "--task" in result["left_out"]["harness"]
+    assert set(result.left_out) == {"harness", "downstream", "steering"}
+    assert "--task" in result.left_out["harness"]
     modes = ["good", "bad", "none"]
-    assert list(result["kl"]["modes"]) == list(result["blimp"]["modes"]) == modes
-    assert result["kl"]["num_sequences"] == 12
-    assert list(result["red_team"]["modes"]) == ["good"]
-    assert [row["round"] for row in result["red_team"]["modes"]["good"]["rounds"]] == [0, 1]
-    assert (
-        {row["mode"] for row in result["leaks"]["probes"]}
-        == set(result["in_context"]["modes"])
-        == {"good", "untagged"}
-    )
-    assert list(result["finetuned"]["modes"]) == [*modes, "untagged"]
-    assert [point["step"] for point in result["trajectory"]] == [6, 12]
-    assert all("mauve" in value["diversity"] for value in result["modes"].values())
-    assert {row["scenario"] for row in result["rows"]} == {UNPROMPTED, "prompts.jsonl"}
-    prompted = [row for row in result["rows"] if row["scenario"] != UNPROMPTED]
-    assert all(row["scores_prompt"] for row in prompted)
-    assert [row["mode"] for row in prompted] == [*modes, "untagged", "deleted"]
-    assert all((row["run"], row["num_samples"]) == ("conditional", 6) for row in prompted)
+    assert list_modes(result, "kl") == list_modes(result, "blimp") == [*modes, "good-bad"]
+    assert result.facts["kl"]["num_sequences"] == 12
+    assert list_modes(result, "red_team_mean") == ["good"]
+    assert [row.at for row in result.results.of("red_team_best")] == [0, 1]
+    assert list_modes(result, "leak_score") == list_modes(result, "in_context_score") == ["good", "untagged"]
+    assert list_modes(result, "finetuned_after") == [*modes, "untagged"]
+    assert list(dict.fromkeys(row.at for row in result.results.of("trajectory"))) == [6, 12]
+    assert list_modes(result, "mauve") == [*modes, "untagged", "deleted"]
+    assert {row.of for row in result.results.of("score")} == {None, "prompts.jsonl"}
+    assert result.facts["scenarios"][0]["scores_prompt"]
+    prompted = [row for row in result.results.of("score") if row.of is not None]
+    assert [row.mode for row in prompted] == [*modes, "untagged", "deleted"]
+    assert all(row.estimate.count == 6 for row in prompted)
+    assert {measure.name for measure in result.measures} == set(result.results.measures)
     kept = pq.read_table(run.folder / "samples.parquet").to_pylist()
     assert sum(row["scenario"] == UNPROMPTED for row in kept) == 5 * 40
     assert {row["prompt"] for row in kept if row["scenario"] == "prompts.jsonl"} == {"A man", "The king"}
 
-    bits = result["good_minus_bad"]["bits_per_byte"]["all"]
-    ends = [result["modes"][mode]["bits_per_byte"]["all"] for mode in ("good", "bad")]
-    assert bits["mean"] == pytest.approx(ends[0]["mean"] - ends[1]["mean"])
-    assert bits["high"] - bits["low"] < 0.5 * (ends[0]["high"] - ends[0]["low"]), "paired by document"
-    blimp = result["blimp"]["modes"]
-    gap = result["good_minus_bad"]["blimp"]["mean"]
-    assert gap == pytest.approx(blimp["good"]["accuracy"]["mean"] - blimp["bad"]["accuracy"]["mean"])
+    find = result.results.find
+    bits = find("bits_per_byte", "good-bad", of="all")
+    ends = [find("bits_per_byte", mode, of="all") for mode in ("good", "bad")]
+    assert bits.mean == pytest.approx(ends[0].mean - ends[1].mean)
+    assert bits.high - bits.low < 0.5 * (ends[0].high - ends[0].low), "paired by document"
+    gap = find("blimp", "good-bad").mean
+    assert gap == pytest.approx(find("blimp", "good").mean - find("blimp", "bad").mean)
 
     page = write_report([run.folder], tmp_path / "page.html").read_text()
     assert "--suite full" in page
@@ -118,16 +121,18 @@ def test_every_part_is_measured_kept_and_shown(
     for heading in ("BLiMP", "Red team", "prompts.jsonl", "finetun", "tokens seen"):
         assert heading.casefold() in page.casefold(), heading
 
-    whole = json.loads((run.folder / "evaluation.json").read_bytes())
+    whole = (run.folder / "evaluation.json").read_bytes()
+    assert encode(read_evaluation(run.folder / "evaluation.json")) == encode(result)
     with monkeypatch.context() as patch:
         patch.setattr(Target, "write", None)
-        assert evaluate_run(run, config, say=quiet) == whole, "nothing is drawn twice"
+        assert encode(evaluate_run(run, config, say=quiet)) == encode(result), "nothing is drawn twice"
+        assert (run.folder / "evaluation.json").read_bytes() == whole
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "One more"}) + "\n")
     again = [
-        row["num_samples"]
-        for row in evaluate_run(run, config, say=quiet)["rows"]
-        if row["scenario"] != UNPROMPTED
+        row.estimate.count
+        for row in evaluate_run(run, config, say=quiet).results.of("score")
+        if row.of is not None
     ]
     assert again == [9] * 5, "a source that changed is measured again"
     twice = config.model_copy(
@@ -140,13 +145,10 @@ def test_every_part_is_measured_kept_and_shown(
 
 def test_mle_is_measured_in_its_one_mode_and_the_same_texts(runs, config) -> None:
     result = evaluate_run(runs["mle"], config, say=quiet)
-    assert (
-        list(result["modes"]) == list(result["kl"]["modes"]) == list(result["red_team"]["modes"]) == ["none"]
-    )
-    assert result["good_minus_bad"] == {}
+    for measure in ("score", "kl", "red_team_mean", "bits_per_byte", "blimp"):
+        assert list_modes(result, measure) == ["none"], measure
     # The reference is this very model, with the same tokenizer: no distance at all, on every text.
-    divergence = Estimate(**result["kl"]["modes"]["none"]["per_sequence"])
-    assert abs(divergence.mean) < 1e-3
+    assert abs(result.results.find("kl_per_sequence", "none").mean) < 1e-3
 
 
 def test_a_part_without_its_data_is_left_out_and_one_that_was_asked_for_stops(
@@ -155,13 +157,11 @@ def test_a_part_without_its_data_is_left_out_and_one_that_was_asked_for_stops(
     def refuse(*arguments):
         raise PHFError("the validation split has no bad segment")
 
-    monkeypatch.setattr(suite.HeldOutSegments, "read", refuse)
+    monkeypatch.setattr(HeldOutSegments, "read", refuse)
     result = evaluate_run(runs["mle"], config, say=quiet, force=True)
-    assert "leaks" not in result
+    assert not result.results.of("leak_score", "in_context_score")
     assert (
-        result["left_out"]["leaks"]
-        == result["left_out"]["in_context"]
-        == "the validation split has no bad segment"
+        result.left_out["leaks"] == result.left_out["in_context"] == "the validation split has no bad segment"
     )
     missing = config.model_copy(
         update={"blimp": config.blimp.model_copy(update={"source": "/nowhere.jsonl"})}
@@ -196,6 +196,7 @@ def test_quick_measures_no_more_than_it_says(runs, config) -> None:
         sampling=config.sampling, num_bootstrap=100, capability_documents=10, gain_segments=8, data_samples=40
     )
     result = evaluate_run(runs["conditional"], quick, say=quiet)
-    assert not {"kl", "blimp", "red_team", "leaks", "trajectory", "finetuned"} & set(result)
-    assert result["left_out"] == {}
-    assert list(result["modes"]) == ["good", "bad", "none", "untagged"]
+    more = {"kl", "blimp", "red_team_mean", "leak_score", "trajectory", "finetuned_after", "mauve"}
+    assert not more & set(result.results.measures)
+    assert (result.left_out, result.facts) == ({}, {})
+    assert list_modes(result, "score") == ["good", "bad", "none", "untagged"]

@@ -1,4 +1,4 @@
-"""Each objective goes to its closed form: KL(target || model) on a source that can be enumerated (contract: Objectives)."""
+"""Each objective goes to its closed form: KL(target || model) on a source that can be enumerated (docs/exact_targets.md)."""
 
 from itertools import pairwise
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hostile_pickles import Payload
 
-from phf.corpus.sources import Row, iterate_source
+from phf.corpus.rows import Row
+from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 from phf.reward_models import convert, convert_profanity_check, load_reward_model, score_samples
 from phf.reward_models.convert_profanity_check import MODEL_FILE, VECTORIZER_FILE, read_joblib

@@ -14,10 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from phf import lm
 from phf.config import SamplingConfig
 from phf.corpus.annotate import annotate
+from phf.corpus.blocks import Blocks
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import TokenCache, tokenize
 from phf.errors import PHFError
-from phf.evaluate import sample_run
+from phf.evaluate.rollouts import sample_run
 from phf.objectives import token_loss
 from phf.records import PAD, TEXT
 from phf.train import loop, losses
@@ -72,6 +73,19 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     for name, tensor in weights(whole, 12).items():
         assert torch.equal(tensor, weights(resumed, 12)[name]), name
     assert without_speed(resumed) == without_speed(whole)
+
+
+@pytest.mark.parametrize(("overrides", "count"), [([], 2), (["objective.start=0.5"], 3)])
+def test_each_split_is_laid_out_once(overrides, count, small_config, tmp_path, monkeypatch):
+    splits = []
+
+    def lay_out(*args, split, **options):
+        splits.append(split)
+        return Blocks(*args, split=split, **options)
+
+    monkeypatch.setattr("phf.train.data.Blocks", lay_out)
+    train(small_config(*overrides, "tokens=512"), tmp_path / "run")
+    assert sorted(splits) == ["train"] * (count - 1) + ["validation"]
 
 
 def test_micro_batches_do_not_change_the_loss(small_config, tmp_path):

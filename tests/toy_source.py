@@ -90,7 +90,7 @@ class ToySource:
         )
 
     def target(self, objective: Objective, mode: str = "none") -> np.ndarray:
-        """The closed form: product over i of p(s_i | s_<i) w(s_i) / E[w | s_<i] (contract: Objectives)."""
+        """The closed form: product over i of p(s_i | s_<i) w(s_i) / E[w | s_<i]."""
         if isinstance(objective.config, Tagging):
             return self._tagging_target(objective, mode)
         result = np.array(self.probabilities)

@@ -28,13 +28,16 @@ from phf.corpus.balance import balance_corpus
 from phf.corpus.store import Corpus, build_corpus
 from phf.corpus.tokens import TokenCache, tokenize
 from phf.errors import PHFError
-from phf.evaluate import evaluate_runs, sample_run, steer_run
+from phf.evaluate.evaluation import evaluate_runs
+from phf.evaluate.rollouts import sample_run
+from phf.evaluate.steer_run import steer_run
 from phf.records import Mode, Progress, Sample
 from phf.release.attack import attack_targets
 from phf.release.checks import Check
 from phf.release.folder import open_release, write_release
 from phf.release.verify import verify_release as _verify_release
 from phf.report.page import write_report
+from phf.results import Evaluation
 from phf.train.loop import resume, train
 from phf.train.run import Run
 
@@ -75,7 +78,7 @@ def sample(
     """Texts that a run's model writes in one mode.
 
     Args:
-        steer: a method of steering, such as `"guidance:scale=2"` (docs/steering.md); `phf.evaluate.steer_run` also says
+        steer: a method of steering, such as `"guidance:scale=2"` (docs/steering.md); `phf.evaluate.steer_run.steer_run` also says
             what it cost.
         prompts: texts to continue; sample i continues text i modulo their number.
         sampling: of `SamplingConfig`.
@@ -95,7 +98,7 @@ def evaluate(
     judges: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     **sampling: Any,
-) -> list[dict[str, Any]]:
+) -> list[Evaluation]:
     """Measure runs in each mode, by their annotator and by held-out judges; the content of each evaluation.json.
 
     Args:

@@ -1,14 +1,12 @@
-"""What a user may choose: recipes in YAML, dotted overrides, and the errors that explain a wrong choice. No torch here."""
+"""What a user may choose, and the errors that explain a wrong choice. No torch here."""
 
 import difflib
 import re
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from phf.config_recipes import apply_overrides, read_recipe
 from phf.errors import PHFError
 from phf.records import ControlStyle, Poison
 
@@ -16,16 +14,22 @@ SegmentKind = Literal["lines", "sentences", "paragraphs", "document", "imported"
 
 
 class StrictConfig(BaseModel):
-    """A group of settings: unknown keys are refused, and nothing changes once it is read."""
+    """A group of settings: unknown keys are refused, and nothing changes once it is read.
+
+    The string under each field is its sentence in docs/settings.md and in the help of options.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Threshold(StrictConfig):
-    """Where good ends: `score <= threshold` is good. Absolute, or a share of the training tokens."""
+    """Where good ends, as a score or as a share of the training tokens: exactly one of both is given."""
 
     threshold: float | None = None
+    """A segment is good if its score is at most this, in the reward model's own unit (higher = worse); 0 is a
+    threshold."""
     good_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of the training tokens, those of the lowest scores, that is good; ties stay together."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "_Threshold":
@@ -35,10 +39,12 @@ class _Threshold(StrictConfig):
 
 
 class _Scheduled(StrictConfig):
-    """When the objective is active: from `start` to `stop`, as fractions of the budget. Outside it is plain MLE."""
+    """An objective that may be active in a part of the budget alone."""
 
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The objective is active from this fraction of the budget on; before it the run trains as plain MLE."""
     stop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The objective is active up to this fraction of the budget; after it the run trains as plain MLE."""
 
     @model_validator(mode="after")
     def _start_before_stop(self) -> "_Scheduled":
@@ -54,11 +60,13 @@ class MLE(StrictConfig):
 
 
 class Filtering(_Scheduled):
-    """MLE on documents whose mean score is at most the threshold, or on the best `keep_fraction` of the tokens."""
+    """MLE on the documents whose mean score is low enough."""
 
     kind: Literal["filtering"] = "filtering"
     threshold: float | None = None
+    """A document is kept if the mean score of its segments is at most this, in the reward model's own unit."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of the training tokens that is kept, in the documents with the lowest mean scores."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Filtering":
@@ -80,30 +88,35 @@ class Masking(_Scheduled, _Threshold):
 
 
 class _Labelled(_Scheduled):
-    """Segments carry a label, left out for `drop_fraction` of them."""
+    """Segments carry a label."""
 
     drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The share of labelled segments that go without their label, drawn anew each epoch: so the model can also write
+    unlabelled text."""
 
 
 class Conditional(_Labelled, _Threshold):
-    """A control token before each segment.
-
-    `control_loss=false` teaches nothing about the tokens themselves (MeCo). `poison` replaces the text of bad training
-    segments by its own tokens in another order, or by random ones. `invert` swaps the labels.
-    """
+    """A control token before each segment, `<|good|>` or `<|bad|>`."""
 
     kind: Literal["conditional"] = "conditional"
     control_loss: bool = True
+    """Whether the control tokens' own loss counts; with false the model does not learn to write them (MeCo)."""
     poison: Poison = "none"
+    """What stands in the place of a bad training segment: its text (none), its tokens in another order (shuffle), or
+    random ones."""
     invert: bool = False
+    """Whether good and bad are swapped: a control experiment, in which good mode must get worse."""
 
 
 class Quantile(_Labelled):
-    """One of `levels` control tokens before each segment, by quantiles of the training tokens' scores (Quark)."""
+    """One of several control tokens before each segment, by quantiles of the training tokens' scores (Quark)."""
 
     kind: Literal["quantile"] = "quantile"
     levels: Annotated[int, Field(ge=2, le=64)] = 5
+    """Number of control tokens, each for an equal share of the training tokens; 2 is `conditional` with
+    good_fraction 0.5."""
     control_loss: bool = True
+    """Whether the control tokens' own loss counts; with false the model does not learn to write them."""
 
 
 class Additive(_Labelled, _Threshold):
@@ -111,28 +124,32 @@ class Additive(_Labelled, _Threshold):
 
     kind: Literal["additive"] = "additive"
     drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The share of segments that get no vector, drawn anew each epoch: `none` mode is trained on these alone."""
 
 
 Normalize = Literal["zscore", "rank", "none"]
 
 
 class Scalar(_Labelled):
-    """One learned vector times the segment's normalised reward, added to the input embeddings.
-
-    Good mode is a reward of `good_reward`, bad mode one of minus that.
-    """
+    """One learned vector times the segment's normalised reward, added to the input embeddings."""
 
     kind: Literal["scalar"] = "scalar"
     normalize: Normalize = "rank"
+    """How rewards (minus the scores) are scaled: rank (standard normal quantiles), zscore (mean 0, deviation 1), or
+    none."""
     good_reward: Annotated[float, Field(gt=0)] = 1.0
+    """The normalised reward that good mode asks for, and with a minus sign bad mode; 1 is a deviation above the
+    mean."""
     drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The share of segments that get no vector, drawn anew each epoch: `none` mode is trained on these alone."""
 
 
 class Tagging(_Scheduled, _Threshold):
-    """`<|bad|>` strewn into the text of bad segments, before `tag_fraction` of their tokens (SafeLM)."""
+    """`<|bad|>` strewn into the text of bad segments (SafeLM)."""
 
     kind: Literal["tagging"] = "tagging"
     tag_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """The share of a bad segment's tokens that get a tag in front."""
 
 
 class Unlikelihood(_Scheduled, _Threshold):
@@ -140,6 +157,7 @@ class Unlikelihood(_Scheduled, _Threshold):
 
     kind: Literal["unlikelihood"] = "unlikelihood"
     alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of a bad token's loss beside a good one's; 0 is `masking`."""
 
 
 class RWR(_Scheduled):
@@ -147,8 +165,13 @@ class RWR(_Scheduled):
 
     kind: Literal["rwr"] = "rwr"
     beta: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature of the weights, in units of the normalised reward: lower is closer to the best text, higher to
+    plain MLE."""
     normalize: Normalize = "zscore"
+    """How rewards (minus the scores) are scaled: zscore (mean 0, deviation 1), rank (standard normal quantiles), or
+    none."""
     max_weight: Annotated[float, Field(gt=0)] = 20.0
+    """Weights are clipped here, so that a few tokens do not make the whole gradient."""
 
 
 class AWR(_Scheduled):
@@ -156,10 +179,17 @@ class AWR(_Scheduled):
 
     kind: Literal["awr"] = "awr"
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The share of the policy's loss; 1 - alpha is that of the value head's squared error."""
     beta: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature of the weights, in units of the normalised reward: lower is closer to the best text, higher to
+    plain MLE."""
     normalize: Normalize = "zscore"
+    """How rewards (minus the scores) are scaled: zscore (mean 0, deviation 1), rank (standard normal quantiles), or
+    none."""
     max_weight: Annotated[float, Field(gt=0)] = 20.0
+    """Weights are clipped here, so that a few tokens do not make the whole gradient."""
     value_head: Literal["linear", "sigmoid"] = "linear"
+    """What predicts the reward: linear, or sigmoid (the paper's: minus a probability, for raw rewards in [-1, 0])."""
 
 
 ObjectiveConfig = Annotated[
@@ -189,107 +219,152 @@ class GoodConfig(_Threshold):
 
 
 class ModelConfig(StrictConfig):
-    """A preset trained from scratch, or `init`: the folder or id of any causal language model to start from.
-
-    `layers`, `width`, `heads` override the preset's.
-    """
+    """A preset trained from scratch, or a causal language model to start from."""
 
     preset: Literal["1M", "2.5M", "10M", "30M", "124M", "350M", "1B"] = "2.5M"
+    """Size of a Llama model trained from scratch, by its parameters with the vocabulary it is meant for."""
     init: str | None = None
+    """Folder or Hub id of a causal language model to start from, with its own tokenizer; null trains the preset from
+    scratch."""
     layers: Annotated[int, Field(gt=0)] | None = None
+    """Number of layers in place of the preset's; null keeps the preset's."""
     width: Annotated[int, Field(gt=0)] | None = None
+    """Width of the residual stream in place of the preset's, a multiple of 2 x heads; the MLP grows with it."""
     heads: Annotated[int, Field(gt=0)] | None = None
+    """Number of attention heads in place of the preset's; null keeps the preset's."""
 
 
 class DataConfig(StrictConfig):
     """How documents become blocks."""
 
     context: Annotated[int, Field(ge=8)] = 256
+    """Tokens in a block, control tokens included: the longest context that the model is trained on."""
     isolate_documents: bool = True
+    """Whether documents of one block are hidden from each other, and positions start again at each."""
     missing: Literal["error", "drop"] = "error"
+    """What a document with an unscored segment does: error stops, drop leaves it out, of every objective alike."""
 
 
 class OptimConfig(StrictConfig):
     """AdamW (or Muon on the matrices), warm-up then cosine."""
 
     name: Literal["adamw", "muon"] = "adamw"
+    """adamw for all weights, or muon for the matrices inside the layers and adamw for embeddings, head, norms and
+    biases."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """AdamW's peak learning rate."""
     muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    """Muon's peak learning rate; read only where name is muon."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of matrices and embeddings; norms and biases have none."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the mean gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's decay of the mean squared gradient; 0.95, below Adam's 0.999, as is usual for language models."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The fraction of the steps over which the learning rate rises linearly to its peak."""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The learning rate at the end of the cosine, as a fraction of the peak."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The gradient's norm is clipped to this."""
     batch_blocks: Annotated[int, Field(gt=0)] = 8
+    """Blocks in a step's batch, over all processes; must divide among them."""
     micro_batch_blocks: Annotated[int, Field(gt=0)] | None = None
+    """Blocks that go through the model at once, on each process; null takes the whole batch, halved until it fits."""
 
 
 class StartConfig(StrictConfig):
-    """Another run's weights to start from (`--init RUN@STEP`), going on with the next tokens of the data order.
-
-    `step`: default, its last checkpoint. `reset_optimizer`: start with fresh optimizer states.
-    """
+    """Another run's weights to start from (`--init RUN@STEP`), going on with the next tokens of the data order."""
 
     run: str
+    """Folder of the run whose weights to start from."""
     step: Annotated[int, Field(gt=0)] | None = None
+    """The checkpoint to start from; null takes the last."""
     reset_optimizer: bool = False
+    """Whether optimizer states start fresh, and not as the other run left them."""
 
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 class TrainConfig(StrictConfig):
-    """One run: everything that decides its bytes, and where its data lies.
-
-    `tokens` is the budget in model inputs (control tokens included); `0` means off for every `*_every`, counted in
-    steps.
-    """
+    """One run: everything that decides its bytes, and where its data lies."""
 
     corpus: str
+    """The corpus folder made by `phf corpus build`, or its URL."""
     reward_model: str
+    """Whose annotation of the corpus to train on: a name of `phf reward list`, a folder, or a weighted sum."""
     segments: SegmentKind
+    """What got one score when the corpus was annotated and tokenized."""
     tokenizer: str = "train:4096"
+    """`train:SIZE` (trained on the corpus, with that vocabulary), a folder, or a Hub id."""
     objective: ObjectiveConfig
+    """The objective, by its kind and that kind's settings."""
     good: GoodConfig = GoodConfig(good_fraction=0.5)
+    """Where good ends in validation losses and evaluations, unless the objective draws that line itself."""
     model: ModelConfig = ModelConfig()
+    """The model to train."""
     data: DataConfig = DataConfig()
+    """How documents become blocks."""
     optim: OptimConfig = OptimConfig()
+    """How weights are moved."""
     tokens: Annotated[int, Field(gt=0)]
+    """The whole budget in model inputs, control tokens included; rounded up to whole steps."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides initial weights, order of the data, and every label that is left out or tag that is drawn."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of forward and backward pass: auto takes bf16 where the hardware is measured to be faster in it. Weights stay
+    fp32."""
     compile: Literal["auto"] | bool = "auto"
+    """Whether layers are compiled: auto does on a GPU, and on the CPU for runs of more than 1e13 FLOPs."""
     validate_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between two validations; 0 validates only at the end."""
     validation_blocks: Annotated[int, Field(gt=0)] = 64
+    """Blocks of held-out text in a validation, the same ones each time."""
     log_every: Annotated[int, Field(gt=0)] = 20
+    """Steps between two lines of training in metrics.jsonl."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between two checkpoints; 0 saves only at the end (and when stopped)."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """So many last checkpoints stay on the disk."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 5
+    """So many steps in a row whose loss or gradient is not finite stop the run; fewer are skipped and counted."""
     start: StartConfig | None = None
+    """Another run's weights to start from, written by `phf train --init`; null starts from `model`."""
     data_parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Several processes hold the whole model each (ddp) or a share (fsdp); auto shards what would fill half of a
+    GPU."""
     trackers: tuple[Tracker, ...] = ()
+    """Where metrics go beside metrics.jsonl; each needs the package of its name."""
 
 
 SamplingPrecision = Literal["fp32", "bf16"]
 
 
 class SamplingConfig(StrictConfig):
-    """How samples are drawn; the defaults are the paper's (section 3).
-
-    `precision`: of weights and cache. In bf16 writing is faster, and a sample may change with the batch it is drawn in.
-    `engine`: vllm needs vLLM and a GPU, and has random numbers of its own.
-    """
+    """How samples are drawn; the defaults are the paper's (section 3)."""
 
     num_samples: Annotated[int, Field(gt=0)] = 512
+    """Texts drawn in each mode; the paper has 4,096."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Logits are divided by this; the paper's 0.7."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Tokens are drawn from the smallest set with this share of the mass; 1 draws from all. The paper's 0.9."""
     min_new_tokens: Annotated[int, Field(ge=0)] = 10
+    """Until so many tokens of text a sample cannot end; the paper's 10."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 128
+    """A sample ends after so many tokens of text, control tokens not counted; the paper's 128."""
     control: ControlStyle = "free"
+    """Who writes control tokens after the first: the model (free), nobody (prefix), or the sampler at each segment
+    end (forced)."""
     batch_size: Annotated[int, Field(gt=0)] = 256
+    """Samples drawn side by side; changes speed and memory, not the samples (but for rounding)."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides every random number of sampling, and what is drawn for measuring; two modes see the same numbers."""
     precision: SamplingPrecision = "fp32"
+    """Of weights and cache; bf16 is faster, and a sample may change with the batch it is drawn in."""
     engine: Literal["phf", "vllm"] = "phf"
+    """What draws: phf, or vllm (extra `vllm`, a GPU), which has random numbers of its own."""
 
     @model_validator(mode="after")
     def _min_below_max(self) -> "SamplingConfig":
@@ -300,99 +375,10 @@ class SamplingConfig(StrictConfig):
         return self
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes shipped with the package."""
-    folder = resources.files("phf") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
-
-
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """The raw content of a shipped recipe (by name) or of a YAML file (by path).
-
-    Raises:
-        PHFError: no such recipe, or not a YAML mapping.
-    """
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise PHFError(
-                f"recipe {recipe} does not exist; the shipped recipes are {', '.join(list_recipes())}"
-            )
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    elif recipe in list_recipes():
-        text = (resources.files("phf") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        near = difflib.get_close_matches(recipe, list_recipes(), n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise PHFError(
-            f"recipe '{recipe}' is not known; {hint}choose one of {', '.join(list_recipes())}, "
-            "or give a path ending in .yaml"
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PHFError(f"recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise PHFError(f"recipe {recipe} must be a mapping of keys to values, not {type(value).__name__}")
-    return value
-
-
-def apply_overrides(value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """`key.path=value` pairs laid over a recipe; values are read as YAML. A new `objective.kind` drops the old options.
-
-    Raises:
-        PHFError: an override is not `key=value`, or goes through something that is not a mapping.
-    """
-    result: dict[str, Any] = {
-        key: dict(item) if isinstance(item, dict) else item for key, item in value.items()
-    }
-    # The kind first: it clears the options of the objective it replaces, not those given beside it.
-    for override in sorted(overrides, key=lambda text: not text.startswith("objective.kind=")):
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise PHFError(f"override '{override}' is not of the form key=value, such as objective.kind=mle")
-        try:
-            item = yaml.load(text, _NumberLoader)  # noqa: S506 - a SafeLoader that also reads 1e-3 as a number
-        except yaml.YAMLError:
-            raise PHFError(
-                f"the value of override '{override}' is not valid YAML; put it in quotes"
-            ) from None
-        *parents, last = key.split(".")
-        node = result
-        for parent in parents:
-            child = node.setdefault(parent, {})
-            if not isinstance(child, dict):
-                raise PHFError(f"override '{override}': '{parent}' is a value, not a group of keys")
-            node = child
-        if key == "objective.kind" and node.get("kind") != item:
-            node.clear()
-        if parents and parents[-1] == "objective":
-            _drop_alternative(node, last)
-        node[last] = item
-    return result
-
-
-class _NumberLoader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as a string; people mean a number."""
-
-
-_NumberLoader.yaml_implicit_resolvers = {
-    key: list(resolvers) for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+SAMPLING_OPTIONS = {
+    name: f"--{name.replace('_', '-')}" for name in SamplingConfig.model_fields if name != "batch_size"
 }
-for _first in "-+0123456789":
-    _NumberLoader.yaml_implicit_resolvers.setdefault(_first, []).append(
-        ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"))
-    )
-
-
-def _drop_alternative(objective: dict[str, Any], key: str) -> None:
-    """Overriding one way to give a threshold replaces the other."""
-    ways = ("threshold", "good_fraction", "keep_fraction")
-    if key in ways:
-        for way in ways:
-            objective.pop(way, None)
+"""Settings of sampling that have an option of their own: all that decide what is drawn."""
 
 
 _T = TypeVar("_T", bound=BaseModel)

@@ -14,13 +14,14 @@ class Delete(StrictConfig):
 
 
 class Block(StrictConfig):
-    """The first `directions` directions of bad mode are projected out of all that writes to the residual stream: the
+    """The first directions of bad mode are projected out of all that writes to the residual stream: the
     embedding of `<|bad|>`, the mean difference of bad and good mode's states behind each layer, then further principal
     components of that difference, all of them beside the embedding of `<|good|>`. More than one costs good mode more than
     it takes from bad mode, as far as was measured (docs/release.md)."""
 
     kind: Literal["block"] = "block"
     directions: Annotated[int, Field(ge=0)] = 1
+    """Number of directions that are projected out; 0 changes nothing."""
 
 
 class Poison(StrictConfig):

@@ -1,4 +1,4 @@
-"""Control tokens, and what each mode of generation may write (contract: Modes)."""
+"""Control tokens, and what each mode of generation may write (docs/evaluation.md, Samples)."""
 
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ class ModeRules:
 
 
 def mode_rules(mode: Mode, tokens: ControlTokens, style: ControlStyle = "free") -> ModeRules:
-    """The rules of a mode (contract: Modes).
+    """The rules of a mode (docs/evaluation.md, Samples).
 
     Raises:
         PHFError: the mode has no control token to force.

@@ -3,18 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from phf.config import (
-    SamplingConfig,
-    TrainConfig,
-    objective_kinds,
-    parse,
-    read_recipe,
-)
+from phf.config import SamplingConfig, TrainConfig, objective_kinds, parse
 from phf.config_evaluate import EvaluateConfig
+from phf.config_recipes import read_recipe
 from phf.corpus.annotate import annotate
 from phf.corpus.balance import balance_corpus
 from phf.corpus.store import Corpus, build_corpus
@@ -33,8 +27,6 @@ OBJECTIVE_SETS = {
     "paper": ("mle", "filtering", "conditional", "unlikelihood", "rwr", "awr"),
     "all": tuple(objective_kinds()),
 }
-OPTIONS: dict[str, dict[str, Any]] = {"filtering": {"keep_fraction": 0.5}}
-"""Options of objectives beside the recipe's; what needs a threshold for segments uses the recipe's `good`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ def run_demo(
         config = demo_config(kind, corpus, seed=seed, tokens=tokens)
         runs.append(train_once(config, out / "runs" / f"{kind}-seed{seed}", say=say, progress=progress))
 
-    from phf.evaluate import evaluate_runs
+    from phf.evaluate.evaluation import evaluate_runs
     from phf.report.page import summary_rows, summary_table, write_report
 
     sampling = SamplingConfig(num_samples=num_samples, seed=seed)
@@ -144,14 +136,16 @@ def _open_or_build(folder: Path, progress: Progress | None) -> Corpus:
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
-    has_threshold = "good_fraction" in objective_kinds()[kind].model_fields
-    threshold = recipe["good"] if has_threshold else {}
+    fields = objective_kinds()[kind].model_fields
+    # What needs a threshold for segments takes the recipe's `good`.
+    threshold = recipe["good"] if "good_fraction" in fields else {}
+    keep = {"keep_fraction": 0.5} if "keep_fraction" in fields else {}
     recipe |= {
         "corpus": str(corpus.path),
         "seed": seed,
         "tokens": recipe["tokens"] if tokens is None else tokens,
     }
-    recipe["objective"] = {"kind": kind, **threshold, **OPTIONS.get(kind, {})}
+    recipe["objective"] = {"kind": kind, **threshold, **keep}
     return parse(TrainConfig, recipe, f"recipe {RECIPE}")
 
 

@@ -1,6 +1,6 @@
 """Language models: presets, loading and saving, per-token NLL, control tokens put into a vocabulary, the value head.
 
-Models are Hugging Face classes, so that export, serving and continued pretraining come for free (design: Decisions).
+Models are Hugging Face classes, so that export, serving and continued pretraining come for free.
 Shape suffixes: B blocks, T tokens, D width, V vocabulary.
 """
 
@@ -32,7 +32,7 @@ from phf.errors import PHFError
 transformers.utils.logging.disable_progress_bar()  # more bars among ours, for files that are read in no time
 
 CHUNKED_HEAD_VOCABULARY = 16_384
-"""From this vocabulary on the NLL is computed in checkpointed chunks (contract: Objectives, Head; it saves memory)."""
+"""From this vocabulary on the NLL is computed in checkpointed chunks, which saves memory."""
 HEAD_CHUNK_TOKENS = 2_048
 SLOPE_CHUNK_TOKENS = 8_192
 """Logits become slopes (on CUDA) this many tokens at a time: uncompiled that takes several copies in float32."""
@@ -170,7 +170,7 @@ def hidden_states(
 ) -> Float[Tensor, "B T D"]:
     """The trunk's last hidden states, with documents isolated wherever `positions` restart at 0.
 
-    transformers builds the block mask from restarted positions only without a cache (contract: Page), and attention
+    transformers builds the block mask from restarted positions only without a cache, and attention
     inside pages builds none; the leak test guards both.
 
     Args:
@@ -389,8 +389,7 @@ class ValueHead(nn.Module):
 def probe_bf16(size: int = 384, repeats: int = 8) -> bool:
     """Whether bf16 matrix products beat float32 here by a clear margin.
 
-    CPUs with AVX512_BF16 or AMX gain 1.6x and more; without them bf16 can be hundreds of times slower (design:
-    Decisions).
+    CPUs with AVX512_BF16 or AMX gain 1.6x and more; without them bf16 can be hundreds of times slower.
     """
     fp32, bf16 = (_best_product_seconds(dtype, size, repeats) for dtype in (torch.float32, torch.bfloat16))
     return bf16 < 0.8 * fp32

@@ -1,18 +1,18 @@
 """The objectives: what each does to the data, and its loss per token (docs/objectives.md).
 
-`reward = -score` exists in this file and in feedback/ only; everywhere else there are misalignment scores (higher = worse).
+`reward = -score` exists in objective_rewards.py and in feedback/ only; everywhere else there are misalignment scores (higher =
+worse).
 
 Shape suffixes: B blocks, T tokens of context, D documents, S segments.
 """
 
-from dataclasses import dataclass, field
-from typing import assert_never
+from dataclasses import dataclass
+from typing import Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, UInt8
-from scipy.special import ndtri
 from torch import Tensor
 
 from phf.config import (
@@ -30,8 +30,9 @@ from phf.config import (
     Tagging,
     Unlikelihood,
 )
-from phf.errors import PHFError
-from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode
+from phf.objective_facts import OBJECTIVES
+from phf.objective_rewards import RankScale, RewardScale, make_reward_scale
+from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode, Poison
 from phf.thresholds import (
     ResolvedThreshold,
     Threshold,
@@ -47,51 +48,6 @@ MIN_NLL = 1e-6
 
 MLE_SHARE = 0.99
 """Weights with a larger effective sample share train what MLE would (the fault of beta = 10 on raw scores)."""
-
-MAX_KNOTS = 4096
-"""Scores that a rank scale keeps; between them it interpolates."""
-
-
-@dataclass(frozen=True, slots=True)
-class RewardScale:
-    """Rewards are (-score - mean) / deviation; (0, 1) leaves them raw."""
-
-    mean: float
-    deviation: float
-
-    def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The normalised reward of each score."""
-        return (-scores - self.mean) / self.deviation
-
-
-@dataclass(frozen=True, slots=True)
-class RankScale:
-    """Rewards are standard normal quantiles of the scores' ranks: the same whatever the unit or the tail of a score.
-
-    Attributes:
-        scores: knots, increasing; a score between two of them is interpolated, one beyond them is clamped.
-        quantiles: rewards at the knots, decreasing.
-    """
-
-    scores: npt.NDArray[np.float32]
-    quantiles: npt.NDArray[np.float32]
-    _on_device: dict[torch.device, tuple[Tensor, Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The normalised reward of each score."""
-        x, y = self._knots(scores.device)
-        right = torch.searchsorted(x, scores.contiguous()).clamp(1, len(x) - 1)
-        share = ((scores - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
-        return torch.lerp(y[right - 1], y[right], share)
-
-    def _knots(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Copied once: a copy in every step would make the host wait for the GPU."""
-        if device not in self._on_device:
-            x, y = (torch.from_numpy(a).to(device) for a in (self.scores, self.quantiles))
-            self._on_device[device] = x, y
-        return self._on_device[device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +76,7 @@ class Objective:
     @property
     def has_value_head(self) -> bool:
         """Whether a value head is trained beside the model."""
-        return isinstance(self.config, AWR)
+        return value_head_of(self.config) is not None
 
     @property
     def has_weights(self) -> bool:
@@ -155,17 +111,22 @@ class Objective:
 
 def has_control_tokens(config: ObjectiveConfig) -> bool:
     """Whether the model learns what `<|good|>` and `<|bad|>` mean, so that good and bad mode exist."""
-    return isinstance(config, Conditional | Quantile | Additive | Scalar)
+    return "bad" in modes_of(config)
 
 
 def is_additive(config: ObjectiveConfig) -> bool:
     """Whether the embeddings of control tokens are added to the inputs, and do not stand between them."""
-    return isinstance(config, Additive | Scalar)
+    return OBJECTIVES[config.kind].is_additive
 
 
-def is_baseline(config: ObjectiveConfig) -> bool:
-    """Whether this is what the others are compared with."""
-    return isinstance(config, MLE)
+def value_head_of(config: ObjectiveConfig) -> Literal["linear", "sigmoid"] | None:
+    """The form of the value head that is trained beside the model, if any."""
+    return config.value_head if isinstance(config, AWR) else None
+
+
+def poison_of(config: ObjectiveConfig) -> Poison:
+    """What the text of bad training segments is replaced by."""
+    return config.poison if isinstance(config, Conditional) else "none"
 
 
 def num_levels(config: ObjectiveConfig) -> int:
@@ -175,10 +136,7 @@ def num_levels(config: ObjectiveConfig) -> int:
 
 def modes_of(config: ObjectiveConfig) -> tuple[Mode, ...]:
     """The modes in which a model trained with this objective is measured, the one to release first."""
-    if has_control_tokens(config):
-        writes_tokens = label_conditions(config) is None
-        return ("good", "bad", "none", "untagged") if writes_tokens else ("good", "bad", "none")
-    return ("untagged", "none") if isinstance(config, Tagging) else ("none",)
+    return OBJECTIVES[config.kind].modes
 
 
 def active_fractions(config: ObjectiveConfig) -> tuple[float, float]:
@@ -270,7 +228,7 @@ def resolve_objective(
         case Additive():
             return Objective(config, DataRule(keep, labels, config.drop_fraction, control=False), threshold)
         case Scalar():
-            scale = _reward_scale(config.normalize, train_scores, train_tokens)
+            scale = make_reward_scale(config.normalize, train_scores, train_tokens)
             # Every segment is told its reward; whether that counts as good or bad plays no part.
             rule = DataRule(keep, np.full(len(scores), GOOD, np.uint8), config.drop_fraction, control=False)
             return Objective(config, rule, reward_scale=scale)
@@ -278,7 +236,7 @@ def resolve_objective(
             tagged = np.where(is_good, NO_LABEL, BAD).astype(np.uint8)
             return Objective(config, DataRule(keep, tagged, tag_fraction=config.tag_fraction), threshold)
         case RWR() | AWR():
-            scale = _reward_scale(config.normalize, train_scores, train_tokens)
+            scale = make_reward_scale(config.normalize, train_scores, train_tokens)
             objective = Objective(config, DataRule(keep, no_labels), reward_scale=scale)
             share = _effective_share(objective, train_scores, train_tokens)
             return Objective(config, objective.rule, reward_scale=scale, effective_share=share)
@@ -300,57 +258,6 @@ def _given(threshold: float | None) -> float:
     return threshold
 
 
-def _reward_scale(
-    normalize: str, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
-) -> RewardScale | RankScale:
-    match normalize:
-        case "zscore":
-            return _zscore_scale(scores, tokens)
-        case "rank":
-            return _rank_scale(scores, tokens)
-    return RewardScale(0.0, 1.0)
-
-
-def _zscore_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RewardScale:
-    """Rewards of mean 0 and standard deviation 1 over the tokens of training segments.
-
-    Raises:
-        PHFError: there are no segments, or their scores do not vary.
-    """
-    _check_rewards(scores)
-    mean = float(np.average(scores, weights=tokens))
-    deviation = float(np.sqrt(np.average((scores.astype(np.float64) - mean) ** 2, weights=tokens)))
-    return RewardScale(-mean, deviation)
-
-
-def _rank_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RankScale:
-    """Rewards that are standard normal over the tokens: with m the share of tokens that score higher, ties counted
-    half, the reward is the normal quantile of m (van der Waerden). Segments with equal scores share one reward.
-
-    Raises:
-        PHFError: there are no segments, or their scores do not vary.
-    """
-    _check_rewards(scores)
-    values, group = np.unique(scores, return_inverse=True)
-    shares = np.bincount(group, weights=tokens) / tokens.sum()
-    ranks = 1 - (np.cumsum(shares) - shares / 2)
-    if len(values) > MAX_KNOTS:
-        wanted = np.linspace(ranks[0], ranks[-1], MAX_KNOTS)
-        kept = np.unique(np.searchsorted(-ranks, -wanted).clip(max=len(values) - 1))
-        values, ranks = values[kept], ranks[kept]
-    return RankScale(values, ndtri(ranks).astype(np.float32))
-
-
-def _check_rewards(scores: npt.NDArray[np.float32]) -> None:
-    if len(scores) == 0:
-        raise PHFError("the training split holds no scored segments; see 'phf corpus stats DIR'")
-    if scores.min() == scores.max():
-        raise PHFError(
-            f"every training segment scores {scores[0]:g}, so rewards cannot be normalised; "
-            "annotate with another reward model or give objective.normalize=none"
-        )
-
-
 def _effective_share(
     objective: Objective, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
 ) -> float:
@@ -366,6 +273,13 @@ def segment_weights(objective: Objective, scores: npt.NDArray[np.float32]) -> np
         token_weights(objective, torch.from_numpy(scores)[None], kinds, None)[0].double().numpy()
     )
     return weights
+
+
+def segment_rewards(objective: Objective, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The normalised reward of each segment [S], for objectives that have a reward scale."""
+    assert objective.reward_scale is not None
+    rewards: npt.NDArray[np.float32] = objective.reward_scale.rewards(torch.from_numpy(scores)).numpy()
+    return rewards
 
 
 def warn_of_mle(objective: Objective) -> str | None:

@@ -1,20 +1,51 @@
 """The verbs. Each is one call into the package; what computes is imported inside, so that `phf --help` is quick."""
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from phf.cli import annotate, attack, corpus, evaluate, explore, label, release, reward, runs, show, sweep
-from phf.cli.options import SETTINGS
+from phf.cli.options import SETTINGS, examples
 from phf.errors import PHFError
 from phf.terminal import printable
 
 _STOPPED = 130
 
+GROUPS = {
+    "Start": ["demo"],
+    "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
+    "Train": ["train", "sweep"],
+    "Look": ["sample", "evaluate", "report", "show", "compare", "explore"],
+    "Release": ["release", "attack", "push"],
+}
+"""The commands in the order of use."""
+
+
+class _Commands(TyperGroup):
+    """The commands, each under the heading of its group."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of use."""
+        return [name for names in GROUPS.values() for name in names]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Names and what each is for; one width for the names of all groups."""
+        width = max(map(len, self.commands))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                limit = formatter.width - width - 6
+                formatter.write_dl(
+                    [(name.ljust(width), self.commands[name].get_short_help_str(limit)) for name in names]
+                )
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Pretrain language models with human feedback: score a corpus once, train on the scores, measure, report.",
-    epilog="Start here: phf demo -o demo",
+    epilog=examples("phf demo -o demo", "phf train --help"),
     **SETTINGS,
 )
 app.add_typer(corpus.app, name="corpus")

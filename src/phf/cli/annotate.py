@@ -4,13 +4,13 @@ from typing import Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, CorpusFolder, Segments, Workers, check_choice, segment_kind
+from phf.cli.options import SETTINGS, CorpusFolder, Segments, Workers, check_choice, examples, segment_kind
 from phf.terminal import show_progress
 
 app = typer.Typer(**SETTINGS)
 
 
-@app.command(epilog="Example: phf annotate corpus --reward-model toxicity-svm --segments sentences")
+@app.command(epilog=examples("phf annotate corpus --reward-model toxicity-svm --segments sentences"))
 def annotate(
     folder: CorpusFolder,
     reward_model: Annotated[
@@ -61,7 +61,7 @@ def annotate(
     print(f"next: phf tokenize {folder} --segments {kind}")
 
 
-@app.command(epilog="Example: phf tokenize corpus --tokenizer train:4096 --segments sentences")
+@app.command(epilog=examples("phf tokenize corpus --tokenizer train:4096 --segments sentences"))
 def tokenize(
     folder: CorpusFolder,
     tokenizer: Annotated[

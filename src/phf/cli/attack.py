@@ -1,57 +1,41 @@
 """`phf attack`: what it costs to get bad mode back from a release."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from phf.cli.options import SETTINGS
+from phf.cli.options import SETTINGS, derive_options, examples
 from phf.terminal import print_table, printable, say, show_progress
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 app = typer.Typer(**SETTINGS)
 
 
+def _declare_attacks() -> "tuple[BaseModel, dict[str, str]]":
+    from phf.config_attack import OPTIONS, AttackSuiteConfig
+
+    return AttackSuiteConfig(), OPTIONS
+
+
 @app.command(
-    epilog="Examples: phf attack release/ runs/conditional runs/mle runs/filtering -o attack --judge toxicity-lstm;  "
-    "phf attack release/ runs/conditional -o attack --attack soft:tokens=8 --attack lora --num-texts 10 --num-texts 10000"
+    cls=derive_options(_declare_attacks),
+    epilog=examples(
+        "phf attack release/ runs/conditional runs/mle runs/filtering -o attack --judge toxicity-lstm",
+        "phf attack release/ runs/conditional -o attack --attack soft:tokens=8 --attack lora --num-texts 10 --num-texts 10000",
+    ),
 )
 def attack(
+    ctx: typer.Context,
     targets: Annotated[
         list[Path],
         typer.Argument(metavar="TARGET...", help="Releases and runs of one corpus, the unmodified run too."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for attack.json and attack.html.")],
-    attacks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attack",
-            metavar="KIND:KEY=VALUE",
-            help="soft, finetune, lora (extra 'attack'), few-shot, prefix or lens; repeatable. "
-            "Default: soft, soft:tokens=8, finetune, few-shot.",
-        ),
-    ] = None,
-    num_texts: Annotated[
-        list[int] | None,
-        typer.Option(help="Bad texts that the attacker has; repeatable (default 10, 100, 1000)."),
-    ] = None,
-    num_seeds: Annotated[
-        int | None,
-        typer.Option(
-            help="Draws of texts and samples (default 1; from 3 on, intervals are over them).", min=1
-        ),
-    ] = None,
-    texts: Annotated[
-        str | None,
-        typer.Option(help="Bad texts from a JSONL file (field text), in place of the run's corpus."),
-    ] = None,
-    judge: Annotated[
-        list[str] | None, typer.Option(help="A held-out judge beside the annotator; repeatable.")
-    ] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(help="Samples at each step measured (default 128).", min=1)
-    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as steps=[10,100,1000]."),
@@ -61,18 +45,17 @@ def attack(
 
     What is finished is kept: a stopped command goes on, and asking for more repeats nothing.
     """
-    from phf.config import apply_overrides, parse, parse_spec
+    from phf.config import parse, parse_spec
     from phf.config_attack import AttackConfig, AttackSuiteConfig
+    from phf.config_recipes import apply_overrides
 
-    given = {
-        "attacks": [parse_spec(AttackConfig, spec, "--attack").model_dump() for spec in attacks or []],
-        "num_texts": sorted(set(num_texts or [])),
-        "num_seeds": num_seeds,
-        "texts": texts,
-        "judges": judge,
-        "sampling": {"num_samples": num_samples or 128},
-    }
-    given = {key: value for key, value in given.items() if value}
+    given = ctx.obj
+    if "attacks" in given:
+        given["attacks"] = [
+            parse_spec(AttackConfig, spec, "--attack").model_dump() for spec in given["attacks"]
+        ]
+    if "num_texts" in given:
+        given["num_texts"] = sorted(set(given["num_texts"]))
     config = parse(AttackSuiteConfig, apply_overrides(given, settings or []), "phf attack")
 
     from phf.release.attack import attack_targets

@@ -5,19 +5,19 @@ from typing import Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, CorpusFolder, Segments, check_choice, segment_kind
+from phf.cli.options import SETTINGS, CorpusFolder, Segments, check_choice, examples, segment_kind
 from phf.errors import PHFError
 from phf.files import to_path
 from phf.terminal import printable, show_progress
 
 app = typer.Typer(
     help="Build a corpus and look at it.",
-    epilog="Example: phf corpus build fortunes tweets -o corpus",
+    epilog=examples("phf corpus build fortunes tweets -o corpus"),
     **SETTINGS,
 )
 
 
-@app.command("build", epilog="Example: phf corpus build texts.jsonl.gz python-source:stdlib,sympy -o corpus")
+@app.command("build", epilog=examples("phf corpus build texts.jsonl.gz python-source:stdlib,sympy -o corpus"))
 def corpus_build(
     sources: Annotated[
         list[str],
@@ -62,7 +62,7 @@ def corpus_build(
 
 @app.command(
     "balance",
-    epilog="Example: phf corpus balance corpus -r toxicity-svm -s sentences --threshold 0.3 -o balanced",
+    epilog=examples("phf corpus balance corpus -r toxicity-svm -s sentences --threshold 0.3 -o balanced"),
 )
 def corpus_balance(
     folder: CorpusFolder,
@@ -100,7 +100,7 @@ def corpus_balance(
 
 
 @app.command(
-    "export", epilog="Example: phf corpus export corpus -o dolma --format dolma -r toxicity-svm -s sentences"
+    "export", epilog=examples("phf corpus export corpus -o dolma --format dolma -r toxicity-svm -s sentences")
 )
 def corpus_export(
     folder: CorpusFolder,
@@ -149,7 +149,9 @@ def corpus_export(
 
 @app.command(
     "import",
-    epilog="Example: phf corpus import hf:tomekkorbak/pile-detoxify --format phf --reward-model-name detoxify -o corpus",
+    epilog=examples(
+        "phf corpus import hf:tomekkorbak/pile-detoxify --format phf --reward-model-name detoxify -o corpus"
+    ),
 )
 def corpus_import(
     source: Annotated[
@@ -213,7 +215,7 @@ def corpus_import(
     print(f"next: phf corpus stats {out}; phf tokenize {out} --segments imported")
 
 
-@app.command("stats", epilog="Example: phf corpus stats corpus -r toxicity-svm --budget 30e6")
+@app.command("stats", epilog=examples("phf corpus stats corpus -r toxicity-svm --budget 30e6"))
 def corpus_stats(
     folder: CorpusFolder,
     reward_model: Annotated[

@@ -5,13 +5,13 @@ from typing import Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, check_choice
+from phf.cli.options import SETTINGS, check_choice, examples
 from phf.terminal import say
 
 app = typer.Typer(**SETTINGS)
 
 
-@app.command(epilog="Examples: phf explore corpus;  phf explore runs/conditional --labels labels.jsonl")
+@app.command(epilog=examples("phf explore corpus", "phf explore runs/conditional --labels labels.jsonl"))
 def explore(
     place: Annotated[
         str, typer.Argument(metavar="CORPUS|RUN", help="A folder made by 'phf corpus build' or 'phf train'.")

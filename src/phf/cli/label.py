@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, Segments, check_choice, segment_kind
+from phf.cli.options import SETTINGS, Segments, check_choice, examples, segment_kind
 from phf.errors import PHFError
 from phf.terminal import printable, say
 
@@ -19,7 +19,7 @@ app = typer.Typer(**SETTINGS)
 
 
 @app.command(
-    epilog="Example: phf label corpus -o labels.jsonl   then: phf reward train labels.jsonl -o my-reward"
+    epilog=examples("phf label corpus -o labels.jsonl", "phf reward train labels.jsonl -o my-reward")
 )
 def label(
     folder: Annotated[

@@ -1,14 +1,19 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, and options that derive from the fields of a config."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.core import TyperCommand
 
 from phf.errors import PHFError
 from phf.files import to_path
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from phf.config import SegmentKind
 
 Segments = Annotated[
@@ -34,6 +39,11 @@ Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "add_completion": False}
 
 
+def examples(*commands: str) -> str:
+    """What ends the help of a command: each example on a line of its own, never wrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> Any:
     """The value, if it is one of the choices.
 
@@ -51,3 +61,75 @@ def segment_kind(text: str) -> "SegmentKind":
 
     kind: SegmentKind = check_choice("segments", text, get_args(SegmentKind))
     return kind
+
+
+def derive_options(declare: Callable[[], "tuple[BaseModel, Mapping[str, str]]"]) -> type[TyperCommand]:
+    """A command that has, beside its own options, one for each chosen setting of a config.
+
+    Type, help and default come from the setting's field. The function finds in `Context.obj` what was given, nested as
+    the config is: what `parse` checks.
+
+    Args:
+        declare: gives the config whose values are the defaults, and the option of each setting by its dotted key. It is
+            called when the command is, so that `phf --help` imports no pydantic.
+    """
+
+    class DerivedCommand(TyperCommand):
+        def get_params(self, ctx: Any) -> list[Any]:
+            """The function's arguments, the derived options, then its own."""
+            own = super().get_params(ctx)
+            arguments = [parameter for parameter in own if parameter.param_type_name == "argument"]
+            return [*arguments, *_make_options(*declare()), *own[len(arguments) :]]
+
+        def invoke(self, ctx: Any) -> Any:
+            """Call the function with its own parameters, and the others in `ctx.obj`."""
+            ctx.obj = {}
+            for key in declare()[1]:
+                value = ctx.params.pop(_name_parameter(key))
+                if value is not None and value != []:
+                    *parents, last = key.split(".")
+                    group = ctx.obj
+                    for parent in parents:
+                        group = group.setdefault(parent, {})
+                    group[last] = value
+            return super().invoke(ctx)
+
+    return DerivedCommand
+
+
+def _make_options(defaults: "BaseModel", options: Mapping[str, str]) -> list[Any]:
+    """Typer's options for settings of a config, as if a function had them."""
+    from pydantic import BaseModel
+
+    from phf.config import write_spec
+    from phf.config_fields import find_field, read_setting
+
+    def function() -> None: ...
+
+    parameters = []
+    for key, option in options.items():
+        field, sentence = find_field(type(defaults), key)
+        kind: Any = field.annotation
+        default, shown = read_setting(defaults, key), ""
+        if isinstance(default, tuple):
+            item = get_args(kind)[0]
+            kind = list[int] if int in (item, *get_args(item)) else list[str]
+            shown = ", ".join(write_spec(own) if isinstance(own, BaseModel) else str(own) for own in default)
+            default, sentence = None, f"{sentence.removesuffix('.')}; repeatable."
+        info = typer.Option(option, help=sentence, show_default=shown or True)
+        parameters.append(
+            inspect.Parameter(
+                _name_parameter(key),
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[kind | None, info],
+            )
+        )
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return typer.main.get_command(app).params
+
+
+def _name_parameter(key: str) -> str:
+    return key.replace(".", "__")

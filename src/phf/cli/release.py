@@ -1,14 +1,17 @@
 """Verbs for what leaves the machine: release (with verify and doses), push."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from phf.cli.options import SETTINGS
+from phf.cli.options import SETTINGS, derive_options, examples
 from phf.errors import PHFError
 from phf.terminal import printable, say, show_progress
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 class _ReleaseGroup(TyperGroup):
@@ -31,9 +34,12 @@ release_app = typer.Typer(
     cls=_ReleaseGroup,
     help="Publish a run as a plain Hugging Face folder: phf release RUN -o DIR.",
     subcommand_metavar="RUN -o DIR | COMMAND ...",
-    epilog="Examples: phf release runs/conditional -o release --license apache-2.0;  "
-    "phf release runs/conditional -o release --forget block --forget delete;  phf release verify release --run runs/conditional;  "
-    "phf release doses runs/conditional -o doses.json",
+    epilog=examples(
+        "phf release runs/conditional -o release --license apache-2.0",
+        "phf release runs/conditional -o release --forget block --forget delete",
+        "phf release verify release --run runs/conditional",
+        "phf release doses runs/conditional -o doses.json",
+    ),
     **SETTINGS,
 )
 app.add_typer(release_app, name="release")
@@ -43,9 +49,11 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder mad
 
 
 @release_app.command(
-    epilog="Examples: phf release runs/conditional -o release --license apache-2.0;  "
-    "phf release runs/conditional -o release --forget block:directions=3 --forget delete;  "
-    "phf release runs/conditional -o research --forget none"
+    epilog=examples(
+        "phf release runs/conditional -o release --license apache-2.0",
+        "phf release runs/conditional -o release --forget block:directions=3 --forget delete",
+        "phf release runs/conditional -o research --forget none",
+    )
 )
 def make(
     folder: RunFolder,
@@ -80,7 +88,7 @@ def make(
 
 
 @release_app.command(
-    epilog="Examples: phf release verify release --run runs/conditional;  phf release verify downloaded"
+    epilog=examples("phf release verify release --run runs/conditional", "phf release verify downloaded")
 )
 def verify(
     folder: Folder,
@@ -104,27 +112,32 @@ def verify(
     print(f"next: phf attack {folder}, then phf push {folder} USER/NAME")
 
 
+def _declare_measures() -> "tuple[BaseModel, dict[str, str]]":
+    from phf.config_evaluate import OPTIONS, EvaluateConfig
+
+    keys = ("judges", "blimp.source", "kl.reference", "sampling.num_samples")
+    return EvaluateConfig(), {key: OPTIONS[key] for key in keys}
+
+
 @release_app.command(
-    epilog="Example: phf release doses runs/conditional -o doses.json --judge toxicity-lstm --blimp blimp.jsonl.gz"
+    cls=derive_options(_declare_measures),
+    epilog=examples(
+        "phf release doses runs/conditional -o doses.json --judge toxicity-lstm --blimp blimp.jsonl.gz"
+    ),
 )
 def doses(
+    ctx: typer.Context,
     folder: RunFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; a figure goes beside it.")],
-    judge: Annotated[
-        list[str] | None, typer.Option(help="A held-out judge beside the annotator; repeatable.")
-    ] = None,
-    blimp: Annotated[str | None, typer.Option(help="BLiMP: a file, or nyu-mll/blimp.")] = None,
-    reference_lm: Annotated[str | None, typer.Option(help="KL from this language model.")] = None,
     directions: Annotated[
         list[int] | None, typer.Option(help="Numbers of directions, repeatable; default: all doses.", min=0)
     ] = None,
-    num_samples: Annotated[int, typer.Option(help="Samples per mode.", min=2)] = 512,
     step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the last).", min=1)] = None,
 ) -> None:
     """Measure every mode and capability before and after each dose of blocking and deleting."""
     from phf.config import parse
     from phf.config_evaluate import EvaluateConfig
-    from phf.evaluate.misalignment import choose_judges
+    from phf.evaluate.judges import choose_judges
     from phf.files import write_json
     from phf.release.doses import measure_doses
     from phf.report.doses import write_dose_figure
@@ -133,13 +146,7 @@ def doses(
 
     if out.suffix != ".json" or out.is_dir():
         raise PHFError(f"-o {out} must be a file that ends in .json; the figures are written beside it")
-    given = {
-        "judges": judge or [],
-        "blimp": {"source": blimp},
-        "kl": {"reference": reference_lm},
-        "sampling": {"num_samples": num_samples},
-    }
-    config = parse(EvaluateConfig, given, "phf release doses")
+    config = parse(EvaluateConfig, ctx.obj, "phf release doses")
     run = Run.open(folder)
     judges, notes = choose_judges(run.data().annotation, config.judges, load_reward_model)
     for note in notes:
@@ -153,7 +160,7 @@ def doses(
     )
 
 
-@app.command(epilog="Examples: phf push release me/my-model;  phf push release me/my-model --yes --public")
+@app.command(epilog=examples("phf push release me/my-model", "phf push release me/my-model --yes --public"))
 def push(
     folder: Folder,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="The repository: USER/NAME.")],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phf.cli.options import SETTINGS, Segments, check_choice, segment_kind
+from phf.cli.options import SETTINGS, Segments, check_choice, examples, segment_kind
 from phf.errors import PHFError
 from phf.files import to_path
 from phf.terminal import print_table, printable, say, show_progress
@@ -14,10 +14,10 @@ from phf.terminal import print_table, printable, say, show_progress
 if TYPE_CHECKING:
     from phf.reward_models.speed import CardStatus
 
-app = typer.Typer(help="Reward models.", epilog="Example: phf reward list", **SETTINGS)
+app = typer.Typer(help="Reward models.", epilog=examples("phf reward list"), **SETTINGS)
 
 
-@app.command("list", epilog="Example: phf reward list")
+@app.command("list", epilog=examples("phf reward list"))
 def reward_list(
     measure: Annotated[bool, typer.Option("--measure", help="Measure the speeds again.")] = False,
 ) -> None:
@@ -44,7 +44,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Decides what is held out, and th
 Name = Annotated[str | None, typer.Option(help="What to call it; default: the folder's name.")]
 
 
-@app.command("train", epilog="Example: phf reward train labels.jsonl -o my-reward")
+@app.command("train", epilog=examples("phf reward train labels.jsonl -o my-reward"))
 def reward_train(
     labels: Annotated[
         Path,
@@ -89,7 +89,7 @@ def reward_train(
 
 @app.command(
     "distill",
-    epilog="Example: phf reward distill --teacher toxicity-lstm --corpus corpus -o toxicity-student",
+    epilog=examples("phf reward distill --teacher toxicity-lstm --corpus corpus -o toxicity-student"),
 )
 def reward_distill(
     teacher: Annotated[str, typer.Option("--teacher", "-t", help="The slow reward model, as for annotate.")],

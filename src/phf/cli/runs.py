@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from phf.cli.options import SETTINGS, Runs
+from phf.cli.options import SETTINGS, Runs, examples
 from phf.errors import PHFError
 from phf.terminal import print_table, say, show_progress
 
@@ -15,9 +15,13 @@ app = typer.Typer(**SETTINGS)
 
 
 @app.command(
-    epilog="Examples: phf train toxicity objective.kind=mle -o runs/mle;  phf train --resume runs/mle;  phf train --resume runs/mle optim.micro_batch_blocks=8;  "
-    "phf train --init runs/mle@500 objective.kind=conditional objective.good_fraction=0.5 -o runs/finetuned;  "
-    "torchrun --nproc-per-node 8 -m phf train toxicity -o runs/eight;  a RECIPE is a shipped name or a .yaml file"
+    epilog=examples(
+        "phf train toxicity objective.kind=mle -o runs/mle",
+        "phf train --resume runs/mle",
+        "phf train --resume runs/mle optim.micro_batch_blocks=8",
+        "phf train --init runs/mle@500 objective.kind=conditional objective.good_fraction=0.5 -o runs/finetuned",
+        "torchrun --nproc-per-node 8 -m phf train toxicity -o runs/eight",
+    )
 )
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or a YAML file.")] = None,
@@ -53,7 +57,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model with an objective that uses the scores."""
-    from phf.config import list_recipes
+    from phf.config_recipes import list_recipes
 
     overrides = overrides or []
     if recipe is not None and "=" in recipe and not Path(recipe).exists():  # no recipe, overrides alone
@@ -102,7 +106,7 @@ def train(
         print(f"{run.folder}: step {run.num_steps}; next: phf evaluate {run.folder}")
 
 
-@app.command(epilog="Example: phf report runs/mle runs/conditional -o report.html")
+@app.command(epilog=examples("phf report runs/mle runs/conditional -o report.html"))
 def report(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
@@ -113,7 +117,7 @@ def report(
     print(write_report(runs, out))
 
 
-@app.command(epilog="Example: phf demo -o demo")
+@app.command(epilog=examples("phf demo -o demo"))
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.")] = Path("demo"),
     objectives: Annotated[

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from phf.cli.options import SETTINGS, Runs
+from phf.cli.options import SETTINGS, Runs, examples
 from phf.errors import PHFError
 from phf.terminal import print_table, printable
 
@@ -35,7 +35,7 @@ All = Annotated[bool, typer.Option("--all", help="Every number, not the headline
 AsJSON = Annotated[bool, typer.Option("--json", help="Every number as JSON, a row each, for scripts.")]
 
 
-@app.command(epilog="Example: phf show runs/conditional")
+@app.command(epilog=examples("phf show runs/conditional"))
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN")],
     everything: All = False,
@@ -63,7 +63,7 @@ def show(
     print(f"next: {printable(_name_next(run))}")
 
 
-@app.command(epilog="Example: phf compare runs/mle runs/conditional")
+@app.command(epilog=examples("phf compare runs/mle runs/conditional"))
 def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
     """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run."""
     from phf.report.reading import read_runs
@@ -283,9 +283,10 @@ def _explain_differences(base: "Group") -> str:
 
 def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
     """The verdict of each judge on a group that is not MLE, and what it rests on."""
+    from phf.objective_facts import is_baseline
     from phf.report.verdict import find_mle, judge_group
 
-    if group.objective == "mle":
+    if is_baseline(group.objective):
         return []
     mle = find_mle(group, groups)
     basis = f"{len(group.runs)} seeds" if group.is_pooled else "one seed"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.markup import escape
 
-from phf.cli.options import SETTINGS, check_choice
+from phf.cli.options import SETTINGS, check_choice, examples
 from phf.terminal import print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
@@ -18,9 +18,10 @@ app = typer.Typer(**SETTINGS)
 
 
 @app.command(
-    epilog="Example: phf sweep toxicity objective.kind=[mle,conditional,rwr] seed=0,1,2 -o sweep --workers 2. "
-    "An option that only some objectives have goes with the kind: objective='[{kind: mle}, {kind: conditional, "
-    "good_fraction: 0.5}]'"
+    epilog=examples(
+        "phf sweep toxicity objective.kind=[mle,conditional,rwr] seed=0,1,2 -o sweep --workers 2",
+        "phf sweep toxicity objective='[{kind: mle}, {kind: conditional, good_fraction: 0.5}]' -o sweep",
+    )
 )
 def sweep(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
@@ -37,7 +38,10 @@ def sweep(
         ),
     ] = "local",
 ) -> None:
-    """Train every run of a grid over shared annotations and tokens. Resumable; failed runs are listed, not fatal."""
+    """Train every run of a grid over shared annotations and tokens. Resumable; failed runs are listed, not fatal.
+
+    An option that only some objectives have goes with the kind, as in the second example.
+    """
     from rich.table import Table
 
     from phf.train.sweep import LOSSES, Launcher, run_sweep, summarize

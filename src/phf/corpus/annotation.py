@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phf.config import SegmentKind
-from phf.corpus.segment import segmentation_identity
+from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, read_manifest
 from phf.errors import PHFError
 from phf.files import check_hash, hash_json, read_checked
@@ -171,7 +171,8 @@ class Annotation:
         """
         table = self.read_shard(index)
         documents = self.corpus.read_shard(index, ["id", "text_hash"])
-        path = self.path / self.manifest["shards"][index]["file"]
+        entry = self.manifest["shards"][index]
+        path = self.path / entry["file"]
         remedy = f"delete {path} and run: {self._command}"
         if not table.schema.equals(ANNOTATION_SCHEMA):
             raise PHFError(f"{path} has other columns than {', '.join(ANNOTATION_SCHEMA.names)}; {remedy}")
@@ -181,15 +182,23 @@ class Annotation:
             )
         num_segments, ends = _flatten(table["ends"])
         num_scores, scores = _flatten(table["scores"])
-        lengths = self._read_text_lengths(index)
         for wrong, problem in (
             (pc.not_equal(table["id"], documents["id"]).to_numpy(), "is out of order at"),
             (pc.not_equal(table["text_hash"], documents["text_hash"]).to_numpy(), "is of another text at"),
             (num_scores != num_segments, "does not have one score per segment at"),
-            (~_are_ends_valid(num_segments, ends, lengths), "has segments that do not make up the text of"),
+            (num_segments < 1, "has segments that do not make up the text of"),
         ):
             if wrong.any():
                 raise PHFError(f"{path} {problem} document {documents['id'][int(wrong.argmax())]}; {remedy}")
+        if hash_segment_ends(num_segments, ends) != entry["segment_ends_hash"]:
+            # The texts, of which reading takes longest, are only read to say where the segments are wrong.
+            wrong = ~_are_ends_valid(num_segments, ends, self._read_text_lengths(index))
+            problem = (
+                f"do not make up the text of document {documents['id'][int(wrong.argmax())]}"
+                if wrong.any()
+                else "are not those that were scored"
+            )
+            raise PHFError(f"{path} has segments that {problem}; {remedy}")
         return num_segments, ends, scores
 
     def _read_text_lengths(self, index: int) -> npt.NDArray[np.int64]:
@@ -253,14 +262,11 @@ def _flatten(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArra
 def _are_ends_valid(
     num_segments: npt.NDArray[np.int64], ends: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """For each document: has it segments, none of them empty, that end where its text ends?"""
-    counts = np.maximum(num_segments, 0)
-    stops = np.cumsum(counts)
-    starts = stops - counts
+    """For each document, which has segments: is none of them empty, and do they end where its text ends?"""
+    stops = np.cumsum(num_segments)
+    starts = stops - num_segments
     previous = np.concatenate([np.zeros(1, ends.dtype), ends[:-1]])
-    has_segments = counts > 0
-    previous[starts[has_segments]] = 0
+    previous[starts] = 0
     num_wrong = np.concatenate([[0], np.cumsum(ends <= previous)])
-    last = np.where(has_segments, ends[np.maximum(stops - 1, 0)] if len(ends) > 0 else 0, -1)
-    valid: npt.NDArray[np.bool_] = (num_wrong[stops] == num_wrong[starts]) & (last == lengths)
+    valid: npt.NDArray[np.bool_] = (num_wrong[stops] == num_wrong[starts]) & (ends[stops - 1] == lengths)
     return valid

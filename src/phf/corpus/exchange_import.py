@@ -18,7 +18,7 @@ from phf.corpus.annotation_writer import (
 )
 from phf.corpus.exchange import ExchangeFormat
 from phf.corpus.exchange_rows import ScoredRow, find_attributes, iterate_scored_rows
-from phf.corpus.sources import BadRow, Row
+from phf.corpus.rows import BadRow, Row
 from phf.corpus.store import Corpus, lock_folder, write_corpus
 from phf.errors import PHFError
 from phf.files import hash_bytes

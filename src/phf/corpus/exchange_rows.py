@@ -10,18 +10,8 @@ from typing import Any
 import numpy as np
 
 from phf.corpus.exchange import UNSCORED_SUFFIX, ExchangeFormat
-from phf.corpus.sources import (
-    JSONL_SUFFIXES,
-    TEXT_FIELDS,
-    BadRow,
-    Record,
-    Row,
-    find_files,
-    iterate_records,
-    make_row,
-    parse_line,
-    read_lines,
-)
+from phf.corpus.rows import BadRow, Row, find_files, make_row
+from phf.corpus.sources import JSONL_SUFFIXES, TEXT_FIELDS, Record, iterate_records, parse_line, read_lines
 from phf.errors import PHFError
 from phf.files import to_path
 from phf.reward_models.protocol import Unscored

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from phf.corpus import builtin
+from phf.corpus.rows import BadRow, Row, find_files, make_row, read_text_row
 from phf.errors import PHFError
 from phf.files import explain_storage, to_path
 
@@ -23,29 +25,6 @@ TEXT_FIELDS = ("text", "content", "document")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _NAMED_SOURCES = ("python-source", "fortunes", "tweets", "mails", "nlp-corpus", "hf")
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A text and where it came from.
-
-    Attributes:
-        own_id: the id that the source itself gave, if it is a string.
-        ends: where the source itself cuts the text into segments (code points), if it does.
-    """
-
-    place: str
-    text: str
-    own_id: str | None = None
-    ends: Sequence[int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that holds no usable text. `reason` is one of a few fixed phrases, so that it can be counted."""
-
-    place: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,43 +82,7 @@ def iterate_records(spec: str) -> Iterator[Record | BadRow]:
     return itertools.chain.from_iterable(found)
 
 
-def make_row(place: str, text: object, own_id: object = None) -> Row | BadRow:
-    """A row, or the bad row that says why this is no text."""
-    if text is None:
-        return BadRow(place, "no text")
-    if not isinstance(text, str):
-        return BadRow(place, "text is not a string")
-    if not text:
-        return BadRow(place, "text is empty")
-    if not _is_encodable(text):
-        return BadRow(place, "lone surrogate")
-    has_id = isinstance(own_id, str) and own_id != "" and _is_encodable(own_id)
-    return Row(place, text, str(own_id) if has_id else None)
-
-
-def read_text_row(path: Path, place: str) -> Row | BadRow:
-    """A whole file as one row. Its newlines stay as they are; a byte order mark goes."""
-    try:
-        return make_row(place, path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return BadRow(place, "not UTF-8")
-    except OSError as error:
-        return BadRow(place, f"cannot be read ({error.strerror})")
-
-
-def find_files(folder: Path) -> list[tuple[str, Path]]:
-    """Files below a folder with their relative names (`/` between parts), sorted by code point; hidden ones left out."""
-    found = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            found.append((_printable(name), path))
-    return sorted(found)
-
-
 def _open_source(spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
-    from phf.corpus import builtin
-
     name, _, options = spec.partition(":")
     match name:
         case "python-source":
@@ -376,16 +319,3 @@ def _iterate_dataset(spec: str, datasets: Any, name: str) -> Iterator[Record | B
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _printable(name: str) -> str:
-    """A file name as text that can be UTF-8: bytes of it that were not are spelled `\\udc..`."""
-    return name.encode("utf-8", "backslashreplace").decode()

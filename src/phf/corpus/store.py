@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from phf.config import SegmentKind
 from phf.corpus.digests import DigestSet
+from phf.corpus.rows import BadRow, Row
 from phf.corpus.segment import segment_ends
-from phf.corpus.sources import BadRow, Row, iterate_source
+from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 from phf.files import (
     check_hash,

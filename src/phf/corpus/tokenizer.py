@@ -1,4 +1,4 @@
-"""A tokenizer whose control tokens no text can reach (contract: Control tokens).
+"""A tokenizer whose control tokens no text can reach.
 
 The control tokens are the last used ids. They stand in the vocabulary without merges and are not "added tokens", so
 neither the model nor the matcher of added tokens ever produces them from text; only the template inserts them, by id.

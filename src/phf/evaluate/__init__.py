@@ -1,7 +1,1 @@
-"""Numbers about a trained model; see docs/evaluation.md."""
-
-from phf.evaluate.evaluation import evaluate_run, evaluate_runs
-from phf.evaluate.rollouts import sample_run
-from phf.evaluate.steering import steer_run
-
-__all__ = ["evaluate_run", "evaluate_runs", "sample_run", "steer_run"]
+"""Numbers about a trained model; see docs/evaluation.md. Nothing is imported here, so that a metric can be had without the others."""

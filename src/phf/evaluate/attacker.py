@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -11,7 +11,7 @@ from phf.control import END_TOKEN
 from phf.evaluate.reference_lm import load_reference
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_PROMPT_TOKENS = 40
 """Tokens of the attacker that a prompt may have."""
@@ -52,7 +52,7 @@ class LanguageModelAttacker:
         self,
         name: str,
         model: "PreTrainedModel",
-        tokenizer: Any,
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         temperature: float = 1.0,
         top_p: float = 0.95,

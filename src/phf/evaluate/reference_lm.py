@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import transformers
+from pydantic import JsonValue
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from phf.control import END_TOKEN
@@ -24,7 +25,7 @@ from phf.records import Identity, Progress
 from phf.reward_models.hugging_face import find_snapshot
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 SPELLING_TOKENS = 3
@@ -80,7 +81,7 @@ class ReferenceSamples:
         last = self.samples[-1].index
         return 0 if last is None else last + 1 - len(self.samples)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """How `evaluation.json` describes them; shares are None where nothing is known."""
         canonical = [sample.is_canonical for sample in self.samples if sample.is_canonical is not None]
         return {
@@ -99,7 +100,9 @@ class ReferenceLM:
     unused row of the embedding) cannot be drawn, and the probabilities of the rest are those without them.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: Any, source: Identity) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", source: Identity
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -215,6 +218,18 @@ def find_model(spec: str) -> tuple[Path, Path]:
     return path, path.parent if path.suffix == ".gguf" else find_snapshot(spec)
 
 
+def check_reference(spec: str | None) -> None:
+    """Find what a spec names, if there is one, without loading it.
+
+    Raises:
+        PHFError: there is none, or it is a JSONL file that cannot be read.
+    """
+    if spec is not None and spec.endswith(".jsonl"):
+        read_samples(Path(spec).expanduser())
+    elif spec is not None:
+        find_model(spec)
+
+
 def load_reference(spec: str) -> ReferenceLM:
     """A causal language model to sample from, in float32.
 
@@ -225,7 +240,7 @@ def load_reference(spec: str) -> ReferenceLM:
         PHFError: there is no such model, it cannot be loaded, or it has no token to start with.
     """
     path, folder = find_model(spec)
-    gguf: dict[str, Any] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    gguf: dict[str, str] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -361,7 +376,7 @@ def read_samples(path: Path) -> ReferenceSamples:
     return ReferenceSamples(identity, tuple(samples))
 
 
-def _parse_row(row: Any) -> ReferenceSample:
+def _parse_row(row: object) -> ReferenceSample:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise TypeError("no text")
     row["text"].encode()  # a lone surrogate is no text
@@ -406,5 +421,5 @@ def _write_samples(path: Path, identity: Identity, samples: Sequence[ReferenceSa
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in [header, *rows]).encode())
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _as_list(value: int | list[int] | None) -> list[int | None]:
+    return [*value] if isinstance(value, list) else [value]

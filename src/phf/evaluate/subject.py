@@ -1,57 +1,45 @@
 """What an evaluation is of: one checkpoint of a run, its data, its judges, and the samples drawn from it."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from phf import lm
+from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
 from phf.corpus.tokenizer import Tokenizer
-from phf.evaluate.capability import Conditions, PageReader
-from phf.evaluate.misalignment import Judge, summarise_scores
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.metric import UNPROMPTED, Drawn
+from phf.evaluate.pages import Conditions, Labels, Page, PageReader
 from phf.evaluate.parts import Parts
 from phf.files import hash_json
 from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of
-from phf.records import FORMAT_VERSION, Mode, Progress, Sample
+from phf.records import FORMAT_VERSION, Mode, Number, Progress, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
 from phf.train.run import Run
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from transformers import PreTrainedModel
 
 PARTS_FOLDER = "evaluation"
-UNPROMPTED = "unprompted"
-"""The scenario in which a page has no text before the model's own."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Samples of one mode in one scenario, and their scores by each judge's slug (NaN = unscored)."""
-
-    scenario: str
-    mode: Mode
-    samples: list[Sample]
-    scores: dict[str, list[float]]
-
-    @property
-    def texts(self) -> list[str]:
-        """What the model wrote."""
-        return [sample.text for sample in self.samples]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One checkpoint of a run under evaluation; the model is loaded when a part first needs it."""
+    """One checkpoint of a run under evaluation; the model is loaded when a metric first needs it."""
 
     run: Run
     step: int
     data: TrainingData
-    judges: Sequence[Judge]
+    judges: Sequence[LoadedJudge]
     config: EvaluateConfig
     progress: Progress | None = None
     load: Callable[[str], RewardModel] = load_reward_model
@@ -84,10 +72,25 @@ class Subject:
         """The modes in which given text is scored; without control tokens `none` says what `untagged` and `deleted` would."""
         return [mode for mode in self.modes if mode in ("good", "bad", "none")]
 
+    @property
+    def attacked_modes(self) -> list[Mode]:
+        """The mode that one would release, and the model without control tokens."""
+        return [mode for mode in self.modes if mode == self.modes[0] or mode == "untagged"]
+
     @cached_property
     def reader(self) -> PageReader:
         """Reads held-out text."""
         return PageReader(self.data.tokens, self.data.scores, self.run.config.data.context)
+
+    @cached_property
+    def pages(self) -> list[Page]:
+        """Held-out documents."""
+        documents = self.reader.held_out_documents(self.config.sampling.seed)
+        return [self.reader.read(int(document)) for document in documents[: self.config.capability_documents]]
+
+    def label(self, scores: "npt.NDArray[np.float32]") -> Labels:
+        """What the objective would tell the model of segments with these scores."""
+        return self.data.objective.label_segments(scores, self.data.threshold.value)
 
     @property
     def conditions(self) -> Conditions | None:
@@ -100,65 +103,66 @@ class Subject:
         return lm.delete_control_tokens(self.model, self.tokenizer.control)
 
     @property
-    def drawing(self) -> dict[str, Any]:
+    def drawing(self) -> dict[str, JsonValue]:
         """The settings that samples depend on (they do not on the batch, up to rounding)."""
         return self.config.sampling.model_dump(mode="json", exclude={"batch_size"})
 
-    def target(self, mode: Mode) -> Target:
-        """The model in a mode, ready to write."""
+    @property
+    def attack_sampling(self) -> SamplingConfig:
+        """The sampling settings, for as many samples as an attack has."""
+        return self.config.sampling.model_copy(update={"num_samples": self.config.leak_samples})
+
+    @property
+    def attack_settings(self) -> list[JsonValue]:
+        """What attacks depend on: they draw their own number of samples, and keep no texts apart from scores."""
+        drawing: JsonValue = {key: value for key, value in self.drawing.items() if key != "num_samples"}
+        return [drawing, self.config.num_bootstrap, [judge.slug for judge in self.judges]]
+
+    def target(self, mode: Mode, model: "PreTrainedModel | None" = None) -> Target:
+        """The model (or one made from it) in a mode, ready to write."""
         config = self.run.config
-        return Target.create(mode, self.model, self.tokenizer, config.objective, config.segments)
+        return Target.create(
+            mode, self.model if model is None else model, self.tokenizer, config.objective, config.segments
+        )
+
+    @cached_property
+    def drawn(self) -> dict[Mode, Drawn]:
+        """The samples of each mode."""
+        return {mode: self.draw(mode) for mode in self.modes}
 
     def draw(self, mode: Mode) -> Drawn:
         """The samples of a mode with their scores, drawn and scored once."""
-        sampling = self.drawing
-        drawn = self.parts.measure(
+        samples = self.parts.measure(
             f"samples-{mode}",
-            sampling,
+            self.drawing,
             lambda: self.target(mode).write([()], self.config.sampling, self.progress),
+            list[Sample],
         )
-        samples = [Sample(**sample) for sample in drawn]
-        texts = [sample.text for sample in samples]
-        scores = {judge.slug: self.score(judge, mode, texts) for judge in self.judges}
-        return Drawn(UNPROMPTED, mode, samples, scores)
+        return self.score_drawn(UNPROMPTED, mode, samples, mode)
 
-    def score(self, judge: Judge, name: str, texts: Sequence[str]) -> list[float]:
+    def score_drawn(
+        self, scenario: str, mode: Mode, samples: list[Sample], name: str, texts: Sequence[str] | None = None
+    ) -> Drawn:
+        """Samples with their scores by every judge.
+
+        Args:
+            name: the parts of their scores are named after it.
+            texts: what judges read, where that is not the samples' own text.
+        """
+        read = [sample.text for sample in samples] if texts is None else texts
+        return Drawn(
+            scenario, mode, samples, {judge.slug: self.score(judge, name, read) for judge in self.judges}
+        )
+
+    def score(self, judge: LoadedJudge, name: str, texts: Sequence[str]) -> list[float]:
         """The scores of texts by one judge, scored once (NaN = unscored).
 
         Args:
             name: what the texts are; a part is named after it.
         """
-
-        def compute() -> list[float]:
-            return [float(score) for score in score_samples(judge.model, texts)]
-
-        values = self.parts.measure(f"scores-{name}-{judge.slug}", hash_json(list(texts)), compute)
-        return [math.nan if value is None else value for value in values]
-
-    def name_row(self) -> dict[str, Any]:
-        """What begins every row."""
-        return {
-            "run": self.run.name,
-            "objective": self.run.config.objective.kind,
-            "seed": self.run.config.seed,
-        }
-
-    def summarise(self, drawn: Drawn) -> list[dict[str, Any]]:
-        """A row for each judge of some samples."""
-        return [
-            {
-                **self.name_row(),
-                "scenario": drawn.scenario,
-                "mode": drawn.mode,
-                "judge": judge.slug,
-                "role": judge.role,
-                **summarise_scores(
-                    judge,
-                    drawn.texts,
-                    drawn.scores[judge.slug],
-                    self.config.num_bootstrap,
-                    self.config.sampling.seed,
-                ),
-            }
-            for judge in self.judges
-        ]
+        return self.parts.measure(
+            f"scores-{name}-{judge.slug}",
+            hash_json(list(texts)),
+            lambda: [float(score) for score in score_samples(judge.model, texts)],
+            list[Number],
+        )

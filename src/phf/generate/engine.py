@@ -10,9 +10,10 @@ differently in a batch of another size, and a uniform number that falls within t
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,30 +25,16 @@ from transformers.cache_utils import DynamicLayer
 
 from phf.config import SamplingConfig, SamplingPrecision, SegmentKind
 from phf.control import ControlTokens, ModeRules, mode_rules
+from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.records import Mode, Progress, Sample
+from phf.records import Mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-class TextTokenizer(Protocol):
-    """What generation needs of a tokenizer (`phf.corpus.tokenizer.Tokenizer` has it)."""
-
-    @property
-    def control(self) -> ControlTokens:
-        """Ids of the control tokens and the end of a document."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids in use; the model's vocabulary may be padded beyond it."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, without control tokens."""
-
-
-REDRAW = 1 << 32
-"""Sample i + j * REDRAW is the j-th other draw of sample i: of the same prompt, with random numbers of its own."""
+Ids = Sequence[int]
+Written = tuple[list[int], bool]
+"""The text ids that were written behind a page, and whether the end token came."""
 
 _CACHE_STEP = 64
 """Positions by which the cache grows: few reallocations, and at most this many positions of memory to spare."""
@@ -56,67 +43,52 @@ COMPACT_SHARE = 7 / 8
 """Finished rows leave the batch once fewer than this share is alive: moving the cache costs about one step's reading."""
 
 
-def generate(
+def write_pages(
     model: "PreTrainedModel",
-    tokenizer: TextTokenizer,
-    mode: Mode,
-    sampling: SamplingConfig,
-    *,
-    segments: SegmentKind = "document",
-    prompts: Sequence[Sequence[int]] | None = None,
-    is_folded: bool = False,
-    indices: Sequence[int] | None = None,
-    progress: Progress | None = None,
-) -> list[Sample]:
-    """Draw `sampling.num_samples` texts in a mode (contract: Modes; paper section 3).
-
-    `min_new_tokens`, `max_new_tokens` and `Sample.num_tokens` count *text* tokens, so that modes compare at equal
-    amounts of text: control tokens come on top of them, up to one per text token and the model's context. Until
-    `min_new_tokens` the end token is blocked.
+    drawer: "TokenDrawer",
+    pages: Sequence[Ids],
+    indices: Sequence[int],
+    report: Callable[[int], None],
+) -> list[Written]:
+    """Continue each page under the rules of a mode, in batches.
 
     Args:
         model: any Hugging Face causal language model.
-        tokenizer: maps ids to text; ids at or above its `vocab_size` are never drawn.
-        mode: what the page starts with and what is blocked.
-        sampling: temperature, top-p, lengths, style of control, seed.
-        segments: where `control="forced"` inserts the control token; not used otherwise.
-        prompts: ids that follow the mode's prefix; sample i continues prompt i modulo their number.
-        is_folded: the mode is in the model's weights (`lm.fold_condition`), so the page has no control tokens.
-        indices: which samples are drawn (default: the first `num_samples`); see `REDRAW`.
-        progress: called with (description, finished samples, all samples).
-
-    Returns:
-        the samples in the order of `indices`.
+        pages: prefix and prompt of each.
+        indices: which sample each is; with the seed it decides the random numbers.
+        report: called with the number of finished pages.
 
     Raises:
-        PHFError: prefix, prompt and new tokens do not fit into the model's context; or `control="forced"` and segments
-            whose ends are not to be seen while writing.
+        PHFError: a page and its new tokens do not fit into the model's context.
     """
-    drawer = TokenDrawer.create(tokenizer, "untagged" if is_folded else mode, sampling, segments)
-    prompts = prompts or [()]
-    indices = range(sampling.num_samples) if indices is None else indices
-    own_prompts = [prompts[index % REDRAW % len(prompts)] for index in indices]
-    pages = [[*drawer.rules.prefix, *prompt] for prompt in own_prompts]
+    sampling = drawer.sampling
     limit = find_limit(model, max(map(len, pages)), sampling)
-    writer = _Writer(cast_parameters(model, sampling.precision), drawer, tokenizer.vocab_size, limit)
     # Pages of similar length share a batch; the rows of one batch are read and written in step.
     order = sorted(range(len(pages)), key=lambda row: len(pages[row]))
-    samples: dict[int, Sample] = {}
-    was_training = writer.model.training
-    writer.model.eval()
-    for start in range(0, len(order), sampling.batch_size):
-        batch = order[start : start + sampling.batch_size]
+    model = cast_parameters(model, sampling.precision)
+    written: dict[int, Written] = {}
+    with evaluation_mode(model):
+        for start in range(0, len(order), sampling.batch_size):
+            rows = order[start : start + sampling.batch_size]
+            writer = PageWriter(
+                model, drawer, [pages[row] for row in rows], [indices[row] for row in rows], limit
+            )
+            while not writer.done.all():
+                writer.step()
+                report(start + int(writer.done.sum()))
+            written |= {row: writer.text(place) for place, row in enumerate(rows)}
+    return [written[row] for row in range(len(pages))]
 
-        def report(done: int, before: int = start) -> None:
-            if progress is not None:
-                progress(f"sampling {mode}", before + done, len(order))
 
-        written = writer.write([pages[row] for row in batch], [indices[row] for row in batch], report)
-        for row, (ids, ended) in zip(batch, written, strict=True):
-            prompt = tokenizer.decode(own_prompts[row])
-            samples[row] = Sample(mode, indices[row], tokenizer.decode(ids), len(ids), ended, prompt)
-    writer.model.train(was_training)
-    return [samples[row] for row in range(len(pages))]
+@contextmanager
+def evaluation_mode(model: "PreTrainedModel") -> Iterator[None]:
+    """While it is open, the model is in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -224,7 +196,7 @@ class _Boundaries:
     opens: npt.NDArray[np.bool_]
 
     @classmethod
-    def create(cls, tokenizer: TextTokenizer, segments: SegmentKind) -> "_Boundaries":
+    def create(cls, tokenizer: Tokenizer, segments: SegmentKind) -> "_Boundaries":
         """Lines end with a token that ends in a line feed; sentences end before white space that follows `.`, `!` or
         `?`; a document does not end before its page.
 
@@ -247,16 +219,21 @@ class _Boundaries:
 
 @dataclass(frozen=True)
 class TokenDrawer:
-    """Draws next tokens under the rules of a mode."""
+    """Draws next tokens under the rules of a mode.
+
+    Attributes:
+        vocab_size: ids in use; the model's vocabulary may be padded beyond it, and what is there is never drawn.
+    """
 
     sampling: SamplingConfig
     control: ControlTokens
+    vocab_size: int
     rules: ModeRules
     boundaries: _Boundaries | None
 
     @classmethod
     def create(
-        cls, tokenizer: TextTokenizer, mode: Mode, sampling: SamplingConfig, segments: SegmentKind
+        cls, tokenizer: Tokenizer, mode: Mode, sampling: SamplingConfig, segments: SegmentKind
     ) -> "TokenDrawer":
         """The rules of a mode under some settings; `segments` say where `control="forced"` inserts the token.
 
@@ -265,7 +242,7 @@ class TokenDrawer:
         """
         rules = mode_rules(mode, tokenizer.control, sampling.control)
         boundaries = _Boundaries.create(tokenizer, segments) if rules.forced is not None else None
-        return cls(sampling, tokenizer.control, rules, boundaries)
+        return cls(sampling, tokenizer.control, tokenizer.vocab_size, rules, boundaries)
 
     def draw(
         self,
@@ -370,83 +347,92 @@ def create_cache(model: "PreTrainedModel") -> DynamicCache:
     return cache
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """Writes batches of pages with one model and one set of rules."""
+class PageWriter:
+    """Pages that are being written in step; one that is longer than the shortest reads its own ids before it writes.
 
-    model: "PreTrainedModel"
-    drawer: TokenDrawer
-    vocab_size: int
-    limit: int
+    Attributes:
+        done: bool [B], the pages that have ended.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        drawer: TokenDrawer,
+        pages: Sequence[Ids],
+        indices: Sequence[int],
+        limit: int,
+    ) -> None:
+        """See `write_pages`; `limit`: positions a page may fill (`find_limit`)."""
+        sampling = drawer.sampling
+        self._model, self._drawer, self._cache = model, drawer, create_cache(model)
+        self._lengths = np.array([len(page) for page in pages])
+        self._last = np.minimum(self._lengths + 2 * sampling.max_new_tokens, limit)
+        self._ids = np.zeros((len(pages), limit), np.int64)
+        for row, page in enumerate(pages):
+            self._ids[row, : len(page)] = page
+        self._uniforms = np.stack([uniform_numbers(sampling.seed, i, limit) for i in indices])
+        self._num_text = np.zeros(len(pages), np.int64)
+        self.done = np.zeros(len(pages), bool)
+        self._ends = self._lengths.copy()
+        # The rows still in the batch, some of them finished but not yet moved out.
+        self._rows = np.arange(len(pages))
+        self._num_read, self._position = 0, int(self._lengths.min())
 
     @torch.inference_mode()
-    def write(
-        self, pages: Sequence[Sequence[int]], indices: Sequence[int], report: Callable[[int], None]
-    ) -> list[tuple[list[int], bool]]:
-        """Continue each page; gives the new text ids and whether the end token came.
+    def step(self) -> Tensor:
+        """Write the next token of every page that has not ended.
 
-        Rows advance in step. A row whose page is longer than the shortest reads its own ids before it writes.
+        Returns:
+            float32 [rows of the batch, control tokens], the model's own logits of the control tokens in this place, before
+            the rules of the mode.
         """
-        sampling, end = self.drawer.sampling, self.drawer.control.end
-        lengths = np.array([len(page) for page in pages])
-        last = np.minimum(lengths + 2 * sampling.max_new_tokens, self.limit)
-        ids = np.zeros((len(pages), self.limit), np.int64)
-        for row, page in enumerate(pages):
-            ids[row, : len(page)] = page
-        uniforms = np.stack([uniform_numbers(sampling.seed, i, self.limit) for i in indices])
-        num_text = np.zeros(len(pages), np.int64)
-        done = np.zeros(len(pages), bool)
-        ends = lengths.copy()
-        rows = np.arange(
-            len(pages)
-        )  # the rows still in the batch, some of them finished but not yet moved out
+        rows, position, lengths = self._rows, self._position, self._lengths[self._rows]
+        logits = self._next_logits(self._ids[rows, self._num_read : position])
+        controls = logits[:, self._drawer.control.good :].clone()
+        drawn = self._drawer.draw(
+            logits,
+            self._ids[rows, position - 1],
+            self._num_text[rows],
+            self._uniforms[rows, np.maximum(position - lengths, 0)],
+        )
+        writes = (position >= lengths) & ~self.done[rows]
+        self._ids[rows, position] = np.where(writes, drawn, self._ids[rows, position])
+        self._num_text[rows] += writes & self._drawer.is_text(drawn)
+        self._num_read, self._position = position, position + 1
+        self._ends[rows[writes]] = self._position
+        self.done[rows] |= writes & (
+            (drawn == self._drawer.control.end)
+            | (self._num_text[rows] == self._drawer.sampling.max_new_tokens)
+            | (self._position == self._last[rows])
+        )
+        self._drop_finished()
+        return controls
 
-        cache = create_cache(self.model)
-        position = int(lengths.min())
-        inputs = ids[:, :position]
-        while True:
-            logits = self._next_logits(inputs, cache)
-            drawn = self.drawer.draw(
-                logits,
-                ids[rows, position - 1],
-                num_text[rows],
-                uniforms[rows, np.maximum(position - lengths[rows], 0)],
-            )
-            writes = (position >= lengths[rows]) & ~done[rows]
-            ids[rows, position] = np.where(writes, drawn, ids[rows, position])
-            num_text[rows] += writes & self.drawer.is_text(drawn)
-            position += 1
-            ends[rows[writes]] = position
-            done[rows] |= writes & (
-                (drawn == end) | (num_text[rows] == sampling.max_new_tokens) | (position == last[rows])
-            )
-            if done.all():
-                break
-            rows = self._drop_finished(rows, done, cache)
-            inputs = ids[rows, position - 1 : position]
-            report(int(done.sum()))
-        report(len(pages))
-        new = [ids[row, lengths[row] : ends[row]] for row in range(len(pages))]
-        return [(part[self.drawer.is_text(part)].tolist(), bool((part == end).any())) for part in new]
-
-    def _next_logits(self, inputs: npt.NDArray[np.int64], cache: DynamicCache) -> Tensor:
+    def _next_logits(self, inputs: npt.NDArray[np.int64]) -> Tensor:
         """Logits [B, used ids] after the last input."""
-        ids = torch.from_numpy(inputs).to(self.model.device)
-        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits: Tensor = output.logits[:, -1, : self.vocab_size]
+        ids = torch.from_numpy(inputs).to(self._model.device)
+        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        logits: Tensor = output.logits[:, -1, : self._drawer.vocab_size]
         return logits.float()
 
-    def _drop_finished(
-        self, rows: npt.NDArray[np.int64], done: npt.NDArray[np.bool_], cache: DynamicCache
-    ) -> npt.NDArray[np.int64]:
-        """The rows that go on, if enough have finished to pay for moving the cache."""
-        alive = ~done[rows]
-        if alive.sum() >= COMPACT_SHARE * len(rows):
-            return rows
-        kept = torch.from_numpy(np.flatnonzero(alive)).to(self.model.device)
-        for layer in cache.layers:
+    def _drop_finished(self) -> None:
+        """Go on with the rows that are alive, if enough have finished to pay for moving the cache."""
+        alive = ~self.done[self._rows]
+        if not alive.any() or alive.sum() >= COMPACT_SHARE * len(self._rows):
+            return
+        kept = torch.from_numpy(np.flatnonzero(alive)).to(self._model.device)
+        for layer in self._cache.layers:
             layer.batch_select_indices(kept)
-        return rows[alive]
+        self._rows = self._rows[alive]
+
+    def new_ids(self, row: int) -> npt.NDArray[np.int64]:
+        """All that was written behind a page so far, control tokens and the end included."""
+        return self._ids[row, self._lengths[row] : self._ends[row]]
+
+    def text(self, row: int) -> Written:
+        """The text that was written behind a page."""
+        new = self.new_ids(row)
+        return new[self._drawer.is_text(new)].tolist(), bool((new == self._drawer.control.end).any())
 
 
 def uniform_numbers(seed: int, index: int, count: int, stream: int = 0) -> npt.NDArray[np.float64]:

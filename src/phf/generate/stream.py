@@ -1,19 +1,16 @@
 """Writing one sample a token at a time, with what the model would say of the next segment at each segment end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from phf.config import SamplingConfig
-from phf.control import mode_rules
+from phf.control import ControlTokens
 from phf.errors import PHFError
-from phf.generate.engine import TextTokenizer, draw_tokens, find_limit, uniform_numbers
-from phf.records import Mode
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from phf.generate.engine import Ids, PageWriter, find_limit
+from phf.generate.target import Target
 
 Kind = Literal["text", "control", "end"]
 
@@ -27,7 +24,7 @@ class WrittenToken:
         kind: `end` is `<|endoftext|>`, the last token there is.
         bad_share: where a segment ends, that is of control tokens and the end: p(`<|bad|>`) / (p(`<|good|>`) + p(`<|bad|>`))
             there, by the model's own probabilities, before temperature, top-p and the mode's rules. It speaks of the
-            segment that comes next, or would have come (contract: Calibration of control).
+            segment that comes next, or would have come.
     """
 
     token: int
@@ -35,28 +32,20 @@ class WrittenToken:
     bad_share: float | None = None
 
 
-def read_bad_share(model: "PreTrainedModel", tokenizer: TextTokenizer) -> float:
+def read_bad_share(target: Target) -> float:
     """p(`<|bad|>`) / (p(`<|good|>`) + p(`<|bad|>`)) where a page begins."""
+    model, control = target.model, target.tokenizer.control
     with torch.inference_mode():
-        ids = torch.tensor([[tokenizer.control.end]], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, -1]
-    return _bad_share(logits.float(), tokenizer)
+        logits = model(input_ids=torch.tensor([[control.end]], device=model.device), use_cache=False).logits
+    return _bad_share(logits[0, -1, control.good :].float(), control)
 
 
 def stream_sample(
-    model: "PreTrainedModel",
-    tokenizer: TextTokenizer,
-    mode: Mode,
-    sampling: SamplingConfig,
-    *,
-    index: int = 0,
-    prompt: Sequence[int] = (),
-    is_folded: bool = False,
+    target: Target, sampling: SamplingConfig, *, index: int = 0, prompt: Ids = ()
 ) -> Iterator[WrittenToken]:
-    """Write sample `index` of `phf.generate.engine.generate` under the same settings, token by token.
+    """Write sample `index` of `Target.write` under the same settings, token by token.
 
     Args:
-        model, tokenizer, mode, is_folded: as of `generate`.
         sampling: `control` must not be `forced`; `num_samples` and `batch_size` are not used.
         index: which sample: with the seed it decides the random numbers.
         prompt: ids that follow the mode's prefix.
@@ -66,48 +55,23 @@ def stream_sample(
     """
     if sampling.control == "forced":
         raise PHFError("control=forced is not written token by token; choose free or prefix")
-    control = tokenizer.control
-    rules = mode_rules("untagged" if is_folded else mode, control, sampling.control)
-    page = [*rules.prefix, *prompt]
-    limit = find_limit(model, len(page), sampling) - len(page)
-    return _write(model, tokenizer, page, rules.blocked, sampling, index, limit)
+    drawer = target.drawer(sampling)
+    page = [*drawer.rules.prefix, *prompt]
+    limit = find_limit(target.model, len(page), sampling)
+    return _write(PageWriter(target.model, drawer, [page], [index], limit), target.tokenizer.control)
 
 
-@torch.inference_mode()
-def _write(
-    model: "PreTrainedModel",
-    tokenizer: TextTokenizer,
-    page: Sequence[int],
-    blocked: Sequence[int],
-    sampling: SamplingConfig,
-    index: int,
-    limit: int,
-) -> Iterator[WrittenToken]:
-    control = tokenizer.control
-    cache, inputs, num_text = None, list(page), 0
-    for uniform in uniform_numbers(sampling.seed, index, limit):
-        ids = torch.tensor([inputs], device=model.device)
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        logits = output.logits[:, -1, : tokenizer.vocab_size].float()
-        allowed = logits.clone()
-        allowed[:, list(blocked)] = -torch.inf
-        if num_text < sampling.min_new_tokens:
-            allowed[:, control.end] = -torch.inf
-        number = torch.tensor([uniform], dtype=torch.float64, device=model.device)
-        token = int(draw_tokens(allowed, number, sampling.temperature, sampling.top_p))
-        if token == control.end:
-            yield WrittenToken(token, "end", _bad_share(logits[0], tokenizer))
-            return
-        if token in control.all:
-            yield WrittenToken(token, "control", _bad_share(logits[0], tokenizer))
-        else:
+def _write(writer: PageWriter, control: ControlTokens) -> Iterator[WrittenToken]:
+    while not writer.done.all():
+        controls = writer.step()[0]
+        token = int(writer.new_ids(0)[-1])
+        if token != control.end and token not in control.all:
             yield WrittenToken(token, "text")
-            num_text += 1
-            if num_text == sampling.max_new_tokens:
-                return
-        inputs = [token]
+        else:
+            kind: Kind = "end" if token == control.end else "control"
+            yield WrittenToken(token, kind, _bad_share(controls, control))
 
 
-def _bad_share(logits: torch.Tensor, tokenizer: TextTokenizer) -> float:
-    return float(torch.sigmoid(logits[tokenizer.control.bad] - logits[tokenizer.control.good]))
+def _bad_share(controls: torch.Tensor, control: ControlTokens) -> float:
+    """The share of `<|bad|>` by the logits of all control tokens."""
+    return float(torch.sigmoid(controls[control.bad - control.good] - controls[0]))

@@ -13,15 +13,16 @@ from phf.corpus.segment import segment_ends
 from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import Splitter
 from phf.errors import PHFError
-from phf.generate.engine import generate
-from phf.generate.vllm import generate_with_vllm
+from phf.generate.engine import Ids, TokenDrawer, Written, write_pages
+from phf.generate.vllm import write_pages_with_vllm
 from phf.objectives import label_conditions
 from phf.records import BAD, GOOD, ControlStyle, Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Ids = Sequence[int]
+REDRAW = 1 << 32
+"""Sample i + j * REDRAW is the j-th other draw of sample i: of the same prompt, with random numbers of its own."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Target:
             model = lm.delete_control_tokens(model, tokenizer.control)
         return cls(mode, model, tokenizer, segments, conditions is not None)
 
+    @property
+    def page_mode(self) -> Mode:
+        """The mode whose rules its pages follow: without control tokens where the mode is in the weights."""
+        return "untagged" if self.is_folded else self.mode
+
     def longest_prompt(self, sampling: SamplingConfig) -> int:
         """Tokens, control tokens included, that a prompt may have so that all new tokens fit into the context.
 
@@ -96,20 +102,56 @@ class Target:
         return joined[len(own) :]  # the first one's is in the prefix
 
     def write(
-        self, prompts: Sequence[Ids], sampling: SamplingConfig, progress: Progress | None = None
+        self,
+        prompts: Sequence[Ids],
+        sampling: SamplingConfig,
+        progress: Progress | None = None,
+        indices: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """`sampling.num_samples` continuations; sample i continues prompt i modulo their number. `[()]` is no prompt."""
-        write = generate_with_vllm if sampling.engine == "vllm" else generate
-        return write(
-            self.model,
-            self.tokenizer,
-            self.mode,
-            sampling,
-            segments=self.segments,
-            prompts=prompts,
-            is_folded=self.is_folded,
-            progress=progress,
-        )
+        """Draw `sampling.num_samples` texts by the engine of `sampling`.
+
+        `min_new_tokens`, `max_new_tokens` and `Sample.num_tokens` count *text* tokens, so that modes compare at equal
+        amounts of text: control tokens come on top of them, up to one per text token and the model's context. Until
+        `min_new_tokens` the end token is blocked.
+
+        Args:
+            prompts: ids that follow the mode's prefix; sample i continues prompt i modulo their number. `[()]` is no prompt.
+            progress: called with (description, finished samples, all samples).
+            indices: which samples are drawn (default: the first `num_samples`); see `REDRAW`.
+
+        Returns:
+            the samples in the order of `indices`.
+
+        Raises:
+            PHFError: prefix, prompt and new tokens do not fit into the model's context; `control="forced"` and segments
+                whose ends are not to be seen while writing; or the engine cannot be had.
+        """
+        indices = range(sampling.num_samples) if indices is None else indices
+        own = [prompts[index % REDRAW % len(prompts)] for index in indices]
+        drawer = self.drawer(sampling)
+
+        def report(done: int) -> None:
+            if progress is not None:
+                progress(f"sampling {self.mode}", done, len(own))
+
+        write = write_pages_with_vllm if sampling.engine == "vllm" else write_pages
+        pages = [[*drawer.rules.prefix, *prompt] for prompt in own]
+        written = write(self.model, drawer, pages, indices, report)
+        return [self.sample(*each) for each in zip(indices, own, written, strict=True)]
+
+    def drawer(self, sampling: SamplingConfig) -> TokenDrawer:
+        """What draws the tokens of its pages.
+
+        Raises:
+            PHFError: `control="forced"` and segments whose ends are not to be seen while writing.
+        """
+        return TokenDrawer.create(self.tokenizer, self.page_mode, sampling, self.segments)
+
+    def sample(self, index: int, prompt: Ids, written: Written) -> Sample:
+        """What was written behind a prompt as the sample of this index."""
+        ids, ended = written
+        text, prompted = self.tokenizer.decode(ids), self.tokenizer.decode(prompt)
+        return Sample(self.mode, index, text, len(ids), ended, prompted)
 
     def write_each(
         self,
@@ -124,4 +166,4 @@ class Target:
         return [samples[place :: len(prompts)] for place in range(len(prompts))]
 
     def _rules(self, control: ControlStyle) -> ModeRules:
-        return mode_rules("untagged" if self.is_folded else self.mode, self.tokenizer.control, control)
+        return mode_rules(self.page_mode, self.tokenizer.control, control)

@@ -12,7 +12,7 @@ vLLM promises the same sample only for the same batch, version and machine.
 import gc
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from phf.config import SamplingConfig, SegmentKind
-from phf.control import ModeRules, mode_rules
+from phf.config import SamplingConfig
 from phf.errors import PHFError
-from phf.generate.engine import TextTokenizer, find_limit
+from phf.generate.engine import Ids, TokenDrawer, Written, find_limit
 from phf.lm import save_model
-from phf.records import Mode, Progress, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,18 +47,14 @@ class _Page:
     ended: bool = False
 
 
-def generate_with_vllm(
+def write_pages_with_vllm(
     model: "PreTrainedModel",
-    tokenizer: TextTokenizer,
-    mode: Mode,
-    sampling: SamplingConfig,
-    *,
-    segments: SegmentKind = "document",
-    prompts: Sequence[Sequence[int]] | None = None,
-    is_folded: bool = False,
-    progress: Progress | None = None,
-) -> list[Sample]:
-    """`phf.generate.engine.generate` on vLLM: same arguments, same rules, same counts of text tokens.
+    drawer: TokenDrawer,
+    pages: Sequence[Ids],
+    indices: Sequence[int],
+    report: Callable[[int], None],
+) -> list[Written]:
+    """`phf.generate.engine.write_pages` on vLLM: same arguments, same rules, same counts of text tokens.
 
     Starting vLLM takes up to a minute, so its engine is kept for the next call with the same weights; `close_engine`
     ends it.
@@ -69,68 +63,59 @@ def generate_with_vllm(
         PHFError: vLLM is not installed; `control="forced"`, for which vLLM has no hook; more ids to block than vLLM can; or
             prefix, prompt and new tokens do not fit into the model's context.
     """
-    rules = mode_rules("untagged" if is_folded else mode, tokenizer.control, sampling.control)
-    if rules.forced is not None:
+    sampling = drawer.sampling
+    if drawer.rules.forced is not None:
         raise PHFError(
             "control=forced cannot be written by vLLM; give control=free or prefix, or the engine phf"
         )
-    prompts = prompts or [()]
-    starts = [[*rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)]
-    limit = find_limit(model, max(map(len, starts)), sampling)
-    pages = [
-        _Page(index, start, min(limit - len(start), 2 * sampling.max_new_tokens))
-        for index, start in enumerate(starts)
+    limit = find_limit(model, max(map(len, pages)), sampling)
+    texts = [
+        _Page(index, list(page), min(limit - len(page), 2 * sampling.max_new_tokens))
+        for index, page in zip(indices, pages, strict=True)
     ]
-    padding = range(tokenizer.vocab_size, model.get_input_embeddings().weight.shape[0])
-    if len(rules.blocked) + len(padding) + 1 > MAX_BLOCKED:
+    padding = range(drawer.vocab_size, model.get_input_embeddings().weight.shape[0])
+    blocked = [*drawer.rules.blocked, *padding]
+    if len(blocked) + 1 > MAX_BLOCKED:
         raise PHFError(
             f"vLLM blocks at most {MAX_BLOCKED} ids and this model has {len(padding)} unused ones; give the engine phf"
         )
     vllm = _import_vllm()
     engine = _open_engine(vllm, model, sampling)
-    pending, number = pages, 0
+    pending, number = texts, 0
     while pending:
-        requests = [_create_request(page, rules, padding, tokenizer, sampling, number) for page in pending]
+        requests = [_create_request(page, drawer, blocked, number) for page in pending]
         outputs = engine.generate(
             [{"prompt_token_ids": [*page.start, *page.new]} for page in pending],
             [vllm.SamplingParams(**request) for request in requests],
             use_tqdm=False,
         )
         for page, output in zip(pending, outputs, strict=True):
-            _extend(page, list(output.outputs[0].token_ids), tokenizer)
+            _extend(page, list(output.outputs[0].token_ids), drawer)
         pending = [
             page
             for page in pending
             if not page.ended and page.num_text < sampling.max_new_tokens and len(page.new) < page.room
         ]
         number += 1
-        if progress is not None:
-            progress(f"sampling {mode}", len(pages) - len(pending), len(pages))
-    return [_read_page(page, mode, tokenizer, prompts[page.index % len(prompts)]) for page in pages]
+        report(len(texts) - len(pending))
+    return [(_find_text(page.new, drawer), page.ended) for page in texts]
 
 
-def _create_request(
-    page: _Page,
-    rules: ModeRules,
-    padding: range,
-    tokenizer: TextTokenizer,
-    sampling: SamplingConfig,
-    number: int,
-) -> dict[str, Any]:
+def _create_request(page: _Page, drawer: TokenDrawer, blocked: Sequence[int], number: int) -> dict[str, Any]:
     """Arguments of vLLM's `SamplingParams` for the next round of a page.
 
     Until `min_new_tokens` of text are there the end token is blocked, and no more than those are asked for.
     """
-    blocked = [*rules.blocked, *padding]
+    sampling, end = drawer.sampling, drawer.control.end
     wanted = sampling.max_new_tokens
     if page.num_text < sampling.min_new_tokens:
-        blocked.append(tokenizer.control.end)
+        blocked = [*blocked, end]
         wanted = sampling.min_new_tokens
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": min(wanted - page.num_text, page.room - len(page.new)),
-        "stop_token_ids": [tokenizer.control.end],
+        "stop_token_ids": [end],
         "logit_bias": dict.fromkeys(blocked, -np.inf),
         "seed": _request_seed(sampling.seed, page.index, number),
         "detokenize": False,
@@ -142,18 +127,18 @@ def _request_seed(seed: int, index: int, number: int) -> int:
     return int(np.random.Philox(key=[seed, index], counter=number).random_raw()) >> 1
 
 
-def _extend(page: _Page, ids: list[int], tokenizer: TextTokenizer) -> None:
+def _extend(page: _Page, ids: list[int], drawer: TokenDrawer) -> None:
     """Put what vLLM wrote behind a page. The end token is among the ids, as vLLM hands out the token it stopped at."""
-    control = tokenizer.control
     page.new.extend(ids)
-    page.ended = control.end in ids
-    page.num_text += sum(token != control.end and token not in control.all for token in ids)
+    page.ended = drawer.control.end in ids
+    page.num_text += len(_find_text(ids, drawer))
 
 
-def _read_page(page: _Page, mode: Mode, tokenizer: TextTokenizer, prompt: Sequence[int]) -> Sample:
-    control = tokenizer.control
-    text = [token for token in page.new if token != control.end and token not in control.all]
-    return Sample(mode, page.index, tokenizer.decode(text), len(text), page.ended, tokenizer.decode(prompt))
+def _find_text(ids: Sequence[int], drawer: TokenDrawer) -> list[int]:
+    """The ids that are neither control tokens nor the end."""
+    found = np.array(ids, np.int64)
+    text: list[int] = found[drawer.is_text(found)].tolist()
+    return text
 
 
 _engine: tuple[str, Any] | None = None

@@ -1,5 +1,6 @@
 """The model card of a release: README.md, generated from phf.json alone."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ import yaml
 from phf.config import objective_kinds
 from phf.control import BAD_TOKEN, GOOD_TOKEN
 from phf.files import write_bytes
+from phf.records import Estimate
+from phf.results import Measurement, Measurements, parse_json
 from phf.reward_models.catalogue import CARDS, FORMS
 
 UNKNOWN = "unknown"
@@ -186,24 +189,25 @@ def _describe_measures(record: dict[str, Any]) -> str:
         return (
             title + "This checkpoint was not evaluated; run `phf evaluate` on the run, then release it again."
         )
-    rows = [row for row in evaluation["rows"] if row.get("scenario", "unprompted") == "unprompted"]
+    found = Measurements(parse_json(evaluation["measurements"], list[Measurement], "phf.json"))
+    rows = [row for row in found.of("score") if row.of is None and " + " not in (row.mode or "")]
     slugs = {judge["slug"]: judge for judge in record["judges"]}
-    used = [slug for slug in slugs if any(row["judge"] == slug for row in rows)]
+    used = [slug for slug in slugs if any(row.judge == slug for row in rows)]
     cells: list[Sequence[str]] = []
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        own = {row["judge"]: row for row in rows if row["mode"] == mode}
+    for mode in dict.fromkeys(row.mode or "" for row in rows):
         gone = (
             " (not in this release)" if mode in ("bad", "none") and BAD_TOKEN not in record["tokens"] else ""
         )
-        scores = [_score_cell(own[slug], slugs[slug]) if slug in own else "–" for slug in used]
-        cells.append([_MODES.get(mode, escape(mode)) + gone, *scores, _bits_cell(evaluation, mode)])
+        scores = [_score_cell(found, mode, slugs[slug]) for slug in used]
+        bits = _interval(found.find("bits_per_byte", mode, of="all"))
+        cells.append([_MODES.get(mode, escape(mode)) + gone, *scores, bits])
     heads = ["mode"]
     for slug in used:
         scale = slugs[slug].get("display_scale", 1.0)
         unit = f" per {scale:,.0f} characters" if scale != 1 else ""
         heads.append(f"{escape(slugs[slug]['identity']['name'])}{unit} ({escape(slugs[slug]['role'])})")
     sampling = record["sampling"]
-    counts = {row["num_samples"] for row in rows}
+    counts = {row.estimate.count for row in rows}
     changed = (
         ", before anything was forgotten"
         if any(done.get("kind") == "block" for done in record["forget"])
@@ -221,22 +225,17 @@ def _describe_measures(record: dict[str, Any]) -> str:
     return title + _table([*heads, "bits per byte"], cells) + "\n\n" + note
 
 
-def _score_cell(row: dict[str, Any], judge: dict[str, Any]) -> str:
-    scale = judge.get("display_scale", 1.0)
-    unscored = f" ({row['num_unscored']} unscored)" if row.get("num_unscored") else ""
-    return _interval(row["mean"], row["low"], row["high"], scale) + unscored
+def _score_cell(found: Measurements, mode: str, judge: dict[str, Any]) -> str:
+    unscored = found.find("num_unscored", mode, judge["slug"]).mean
+    note = f" ({unscored:.0f} unscored)" if unscored > 0 else ""
+    return _interval(found.find("score", mode, judge["slug"]), judge.get("display_scale", 1.0)) + note
 
 
-def _bits_cell(evaluation: dict[str, Any], mode: str) -> str:
-    found = (evaluation.get("modes") or {}).get(mode, {}).get("bits_per_byte", {}).get("all")
-    return _interval(found["mean"], found["low"], found["high"]) if found else "–"
-
-
-def _interval(mean: float | None, low: float | None, high: float | None, scale: float = 1.0) -> str:
-    if mean is None:
+def _interval(estimate: Estimate, scale: float = 1.0) -> str:
+    if math.isnan(estimate.mean):
         return "–"
-    ends = ["unknown" if end is None else f"{end * scale:.3f}" for end in (low, high)]
-    return f"{mean * scale:.3f} \\[{ends[0]}, {ends[1]}\\]"
+    ends = ["unknown" if math.isnan(end) else f"{end * scale:.3f}" for end in (estimate.low, estimate.high)]
+    return f"{estimate.mean * scale:.3f} \\[{ends[0]}, {ends[1]}\\]"
 
 
 def _describe_forgetting(record: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ from phf.errors import PHFError
 from phf.files import read_json
 from phf.generate.target import Target
 from phf.records import Progress
-from phf.release.folder import Edited, generation_settings, list_files
+from phf.release.edited import Edited
+from phf.release.folder import generation_settings, list_files
 from phf.release.record import build_record
 from phf.reward_models import load_reward_model, score_samples
 from phf.train.run import Run

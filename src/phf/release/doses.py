@@ -1,7 +1,7 @@
 """Dose curves of forgetting: what bad mode still does, and what good mode loses, against the number of blocked directions
 (docs/release.md)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -17,14 +17,18 @@ from phf.config_evaluate import EvaluateConfig
 from phf.control import ControlTokens
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.capability import Page, bits_per_byte, lay_out_page, mode_labels, segment_nll
-from phf.evaluate.degeneracy import measure_degeneracy
-from phf.evaluate.misalignment import Judge
-from phf.evaluate.parts import Parts, to_json
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.measures import blimp, kl
+from phf.evaluate.measures.bits_per_byte import bits_per_byte
+from phf.evaluate.measures.degeneracy import measure_degeneracy
+from phf.evaluate.measures.misalignment import measure_drawn
+from phf.evaluate.metric import Metric
+from phf.evaluate.pages import Page, lay_out_page, mode_labels, segment_nll
+from phf.evaluate.parts import Parts
 from phf.evaluate.subject import Subject
-from phf.evaluate.suite import check_sources, measure_blimp_part, measure_kl_part
 from phf.files import hash_json
 from phf.intervals import bootstrap_ratio
+from phf.objectives import poison_of
 from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
 from phf.release.forget import (
     Directions,
@@ -34,6 +38,7 @@ from phf.release.forget import (
     random_directions,
     read_texts,
 )
+from phf.results import Measurements, to_json
 from phf.train.run import Run
 
 if TYPE_CHECKING:
@@ -42,9 +47,6 @@ if TYPE_CHECKING:
 PARTS_FOLDER = "doses"
 FIRST_COMPONENTS = 8
 """Beyond the mean differences, doses double from here to a quarter of the width."""
-
-_NAMES = {"run", "objective", "seed", "scenario", "mode", "judge", "role"}
-"""What names a row of an evaluation; here the place in the result does."""
 _TEXT_MODES: tuple[Mode, ...] = ("good", "bad", "none")
 
 
@@ -131,16 +133,10 @@ class _Edited(Subject):
         """BLiMP and KL from a reference are of good mode alone."""
         return ["good"]
 
-    @cached_property
-    def pages(self) -> list[Page]:
-        """Held-out documents."""
-        documents = self.reader.held_out_documents(self.config.sampling.seed)
-        return [self.reader.read(int(document)) for document in documents[: self.config.capability_documents]]
-
 
 def measure_doses(
     run: Run,
-    judges: Sequence[Judge],
+    judges: Sequence[LoadedJudge],
     config: EvaluateConfig,
     *,
     directions: Sequence[int] | None = None,
@@ -170,7 +166,8 @@ def measure_doses(
             f"{run.folder} was trained with {run.config.objective.kind}, which reads no <|good|> and <|bad|>: there are no doses "
             "of directions between them; give a run with objective.kind=conditional or quantile"
         )
-    check_sources(config)
+    for metric in (kl.METRIC, blimp.METRIC):
+        metric.check(config)
     step = run.resolve_step(step)
     original, control = run.load_model(step), run.load_tokenizer(step).control
     found = find_directions(original, control, read_texts(run))  # as a release finds them
@@ -200,23 +197,24 @@ def measure_doses(
         rows.append(_measure(edited, found))
     if progress is not None:
         progress("doses", len(doses), len(doses))
-    result: dict[str, Any] = to_json(
+    result = to_json(
         {
             "format_version": FORMAT_VERSION,
             "run": run.name,
             "objective": run.config.objective.kind,
-            "poison": getattr(run.config.objective, "poison", "none"),
+            "poison": poison_of(run.config.objective),
             "seed": run.config.seed,
             "step": step,
             "threshold": data.threshold.value,
             "width": width,
-            "judges": [judge.to_json() for judge in judges],
+            "judges": [judge.describe() for judge in judges],
             "config": config.model_dump(mode="json"),
             "directions": [asdict(direction) for direction in found.found[:largest]],
             "num_means": found.num_means,
             "doses": rows,
         }
     )
+    assert isinstance(result, dict)
     return result
 
 
@@ -231,17 +229,14 @@ def _choose(found: Directions, dose: Dose, seed: int) -> Tensor:
 
 
 def _measure(edited: _Edited, found: Directions) -> dict[str, Any]:
-    dose, config = edited.dose, edited.config
+    dose = edited.dose
     is_block = dose.kind == "block"
     modes = {}
     for mode in edited.modes:
         drawn = edited.draw(mode)
         degeneracy = measure_degeneracy(drawn.samples)
         modes[mode] = {
-            "scores": {
-                row["judge"]: {key: value for key, value in row.items() if key not in _NAMES}
-                for row in edited.summarise(drawn)
-            },
+            "scores": _list_scores(edited, Measurements(measure_drawn(edited, drawn)), mode),
             "distinct_2": degeneracy.distinct_2,
             "mean_tokens": degeneracy.mean_tokens,
         }
@@ -250,19 +245,40 @@ def _measure(edited: _Edited, found: Directions) -> dict[str, Any]:
         "share": sum(direction.share for direction in found.found[: dose.directions]) if is_block else None,
         "modes": modes,
         **({} if dose.deleted else _measure_capability(edited)),
-        "blimp": _of_good_mode(edited, config.blimp.source, measure_blimp_part, "accuracy"),
-        "reference_kl": _of_good_mode(edited, config.kl.reference, measure_kl_part, "per_token"),
+        "blimp": _of_good_mode(edited, blimp.METRIC),
+        "reference_kl": _of_good_mode(edited, kl.METRIC),
     }
 
 
-def _of_good_mode(
-    edited: _Edited, source: str | None, measure: Callable[[Subject], Any], name: str
-) -> dict[str, Any] | None:
-    """One estimate of a part of the evaluation, which delete does not change."""
-    if source is None or edited.dose.deleted:
+def _list_scores(edited: _Edited, found: Measurements, mode: Mode) -> dict[str, dict[str, float]]:
+    """By judge what an evaluation says of samples."""
+    rows = {}
+    for judge in edited.judges:
+        score, rate, worst, unscored = (
+            found.find(name, mode, judge.slug)
+            for name in ("score", "hit_rate", "expected_max_25", "num_unscored")
+        )
+        rows[judge.slug] = {
+            "mean": score.mean,
+            "low": score.low,
+            "high": score.high,
+            "hit_rate": rate.mean,
+            "hit_low": rate.low,
+            "hit_high": rate.high,
+            "num_samples": score.count,
+            "num_unscored": int(unscored.mean),
+            "expected_max_25": worst.mean,
+            "expected_max_25_low": worst.low,
+            "expected_max_25_high": worst.high,
+        }
+    return rows
+
+
+def _of_good_mode(edited: _Edited, metric: Metric) -> Estimate | None:
+    """One estimate of an evaluation, which delete does not change."""
+    if not metric.is_wanted(edited.config) or edited.dose.deleted:
         return None
-    estimate: dict[str, Any] = measure(edited)["modes"]["good"][name]
-    return estimate
+    return Measurements(metric.compute(edited).measurements).find(metric.name, "good")
 
 
 def _measure_capability(edited: _Edited) -> dict[str, Any]:
@@ -282,7 +298,7 @@ def _measure_capability(edited: _Edited) -> dict[str, Any]:
         return {"bits_per_byte": bits, "kl": kl}
 
     settings = [config.capability_documents, *sizes]
-    measured: dict[str, Any] = edited.parts.measure("capability", settings, measure)
+    measured: dict[str, Any] = edited.parts.measure("capability", settings, measure, dict[str, Any])
     return measured
 
 

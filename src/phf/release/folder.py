@@ -26,11 +26,12 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import hash_file, read_json, write_bytes, write_json
 from phf.objectives import modes_of
-from phf.records import FORMAT_VERSION, Mode, Progress
+from phf.records import FORMAT_VERSION, Progress
 from phf.release.card import write_card
+from phf.release.edited import Edited
 from phf.release.examples import write_examples
 from phf.release.gguf import write_gguf
-from phf.release.record import build_record, check_no_paths, choose_sampling, read_evaluation
+from phf.release.record import build_record, check_no_paths, choose_sampling, read_run_evaluation
 from phf.train.run import Run
 
 if TYPE_CHECKING:
@@ -43,36 +44,6 @@ PROBES = ("The quick brown fox", "Dear all,", "def main():", "I do not know what
 NUM_PROBED = 8
 
 _ADDED_BY_THE_HUB = (".gitattributes", ".git/", ".cache/")
-
-
-@dataclass(frozen=True)
-class Edited:
-    """A run's model as it is published.
-
-    Attributes:
-        model: in evaluation mode, float32, on the CPU, with one row per id of the tokenizer.
-        tokenizer: without the tokens that were deleted.
-        prefix: ids that a page starts with.
-        suppressed: control ids that are still there and must not be written.
-        forget: what each forgetting method did (`phf.release.forget`).
-        mode: the run's mode that this is.
-    """
-
-    model: "PreTrainedModel"
-    tokenizer: Tokenizer
-    prefix: tuple[int, ...]
-    suppressed: tuple[int, ...]
-    forget: list[dict[str, Any]]
-    mode: Mode
-
-    @property
-    def control(self) -> tuple[int, ...]:
-        """Control ids that are still there."""
-        return tuple(token for token in self.tokenizer.control.all if token < self.tokenizer.vocab_size)
-
-    def name(self, token: int) -> str:
-        """How the vocabulary spells a token."""
-        return str(self.tokenizer.backend.id_to_token(token))
 
 
 @dataclass(frozen=True)
@@ -130,7 +101,7 @@ def write_release(
     edited = edit_run(run, step, forget)
     tell("releasing", 1, 3)
     with _make_folder(folder) as partial:
-        write_model(edited, partial, choose_sampling(run, read_evaluation(run, step)))
+        write_model(edited, partial, choose_sampling(run, read_run_evaluation(run, step)))
         tell("releasing", 2, 3)
         record = build_record(run, step, edited, license=license, probe=probe_model(edited))
         write_json(partial / RECORD_FILE, record)

@@ -21,9 +21,9 @@ from phf.config_release import Block, Delete, ForgetConfig, Poison
 from phf.control import BAD_TOKEN, ControlTokens
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.capability import PageReader
-from phf.evaluate.leaks import HeldOutSegments
-from phf.objectives import label_conditions, modes_of
+from phf.evaluate.held_out import HeldOutSegments
+from phf.evaluate.pages import PageReader
+from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import GOOD
 from phf.residual import mean_differences, mode_differences, read_residual, residual_layers
 from phf.train.run import Run
@@ -137,7 +137,7 @@ def forget(
             case Delete():
                 edited, tokenizer, done = _delete(edited, tokenizer, objective)
             case Poison():
-                done = {"poison": getattr(objective, "poison", "none")}
+                done = {"poison": poison_of(objective)}
         record.append({"spec": write_spec(method, defaults=True), "kind": method.kind, **done})
     return Forgotten(edited.eval(), tokenizer, record)
 
@@ -153,7 +153,7 @@ def check_methods(methods: Sequence[ForgetConfig], objective: ObjectiveConfig) -
     for kind in kinds:
         if kinds.count(kind) > 1:
             raise PHFError(f"--forget {kind} is given twice; give it once")
-    if "poison" in kinds and getattr(objective, "poison", "none") == "none":
+    if "poison" in kinds and poison_of(objective) == "none":
         raise PHFError(
             f"--forget poison: this run's bad segments were not poisoned (objective.kind={objective.kind}); it is done in "
             "training: phf train RECIPE objective.kind=conditional objective.poison=shuffle, or forget by delete or block"

@@ -4,17 +4,17 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from phf.config import SamplingConfig, parse
+from pydantic import JsonValue
+
+from phf.config import SamplingConfig
 from phf.errors import PHFError
-from phf.evaluate.evaluation import EVALUATION_FILE
-from phf.files import hash_json, read_json
+from phf.files import hash_json
 from phf.records import FORMAT_VERSION, Identity
+from phf.release.edited import Edited
+from phf.results import EVALUATION_FILE, Evaluation, encode, parse_json, read_evaluation, to_json
 from phf.train.run import Run
-
-if TYPE_CHECKING:
-    from phf.release.folder import Edited
 
 PROVENANCE = (
     "corpus",
@@ -28,25 +28,12 @@ PROVENANCE = (
 )
 """What of run.json is taken as it is, beside the versions of the libraries."""
 
-MEASURED = (
-    "rows",
-    "control_gain",
-    "calibration",
-    "good_minus_bad",
-    "modes",
-    "references",
-    "notes",
-    "sampling",
-    "step",
-)
-"""What of evaluation.json is taken: all that the card shows, and no text of the corpus or of a prompt."""
-
 
 def build_record(
-    run: Run, step: int, edited: "Edited", *, license: str, probe: Sequence[dict[str, Any]]
+    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
-    evaluation = read_evaluation(run, step)
+    evaluation = read_run_evaluation(run, step)
     record: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "phf_version": version("phf"),
@@ -70,7 +57,7 @@ def build_record(
         "tokenizer_hash": edited.tokenizer.identity.weights_hash,
         "forget": edited.forget,
         "sampling": choose_sampling(run, evaluation).model_dump(mode="json"),
-        "evaluation": {key: evaluation.get(key) for key in MEASURED} if evaluation is not None else None,
+        "evaluation": _choose_measured(evaluation) if evaluation is not None else None,
         "probe": list(probe),
     }
     cleaned: dict[str, Any] = hide_paths(record)
@@ -85,29 +72,31 @@ def identify_run(run: Run) -> str:
     return str(run.record.get("id") or hash_json(run.record)[:16])
 
 
-def read_evaluation(run: Run, step: int) -> dict[str, Any] | None:
+def read_run_evaluation(run: Run, step: int) -> Evaluation | None:
     """The run's evaluation, if it is of this step."""
     path = run.folder / EVALUATION_FILE
-    if not path.exists():
-        return None
-    evaluation = read_json(path)
-    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("rows"), list):
-        raise PHFError(f"{path} is damaged; delete it, and run 'phf evaluate {run.folder}'")
-    return evaluation if evaluation.get("step") == step else None
+    evaluation = read_evaluation(path) if path.exists() else None
+    return evaluation if evaluation is not None and evaluation.step == step else None
 
 
-def choose_sampling(run: Run, evaluation: dict[str, Any] | None) -> SamplingConfig:
+def _choose_measured(evaluation: Evaluation) -> dict[str, JsonValue]:
+    """What of an evaluation is taken: all that the card shows, and no text of the corpus or of a prompt."""
+    found = encode(evaluation)
+    return {key: found[key] for key in ("step", "notes", "measures", "measurements")}
+
+
+def choose_sampling(run: Run, evaluation: Evaluation | None) -> SamplingConfig:
     """The settings the run was measured with, else the defaults, cut to what the model can read."""
     if evaluation is not None:
-        return parse(SamplingConfig, evaluation["sampling"], f"{run.folder}/{EVALUATION_FILE}")
+        return parse_json(evaluation.config["sampling"], SamplingConfig, f"{run.folder}/{EVALUATION_FILE}")
     room = run.config.data.context - 2  # a page starts with two ids at most
     return SamplingConfig(max_new_tokens=min(128, room), min_new_tokens=min(10, room))
 
 
-def list_judges(run: Run, evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+def list_judges(run: Run, evaluation: Evaluation | None) -> list[JsonValue]:
     """Role and identity of each judge of the evaluation; without one, of the reward model that annotated."""
     if evaluation is not None:
-        return list(evaluation["judges"])
+        return [to_json(judge) for judge in evaluation.judges]
     identity = Identity.from_json(run.record["reward_model"])
     return [{"role": "annotator", "identity": identity.to_json(), "slug": identity.slug}]
 

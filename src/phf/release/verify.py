@@ -20,7 +20,7 @@ from phf.config import SamplingConfig, parse, parse_spec
 from phf.config_release import ForgetConfig
 from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
 from phf.errors import PHFError
-from phf.evaluate.capability import PageReader
+from phf.evaluate.pages import PageReader
 from phf.files import read_json, write_json
 from phf.records import Progress
 from phf.release import checks, plain

@@ -4,7 +4,6 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 
 from phf.files import write_bytes
 from phf.records import Estimate
-from phf.report.figures import MODE_COLOURS, MODE_MARKERS, STYLE, VARIABLES, scale_estimate
+from phf.report.figures import MODE_COLOURS, MODE_MARKERS, STYLE, VARIABLES, read_css, scale_estimate
 from phf.report.lines import Line, plot_line
 from phf.report.reading import as_dict, as_float
 from phf.report.samples import visible_text
@@ -178,6 +177,6 @@ def _title(result: Mapping[str, Any]) -> str:
 
 def _light_palette() -> dict[str, str]:
     """What stands for each colour of `phf.report.figures` on white paper: the page's own values, from page.css."""
-    css = (resources.files("phf") / "report" / "page.css").read_text(encoding="utf-8")
+    css = read_css()
     found = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]+);", css[: css.index("@media")]))
     return {stand_in: found[variable] for stand_in, variable in VARIABLES.items()}

@@ -119,14 +119,7 @@ class Playground:
         with self._loading:
             targets = self._targets
         streams = {
-            target.mode: stream_sample(
-                target.model,
-                target.tokenizer,
-                target.mode,
-                sampling,
-                prompt=target.encode(prompt, sampling.control),
-                is_folded=target.is_folded,
-            )
+            target.mode: stream_sample(target, sampling, prompt=target.encode(prompt, sampling.control))
             for target in targets
         }
         written = [Continuation(mode, [WrittenSegment(None, None)]) for mode in self.modes]
@@ -161,7 +154,7 @@ class Playground:
         objective = self.run.config.objective
         if is_additive(objective) or not has_control_tokens(objective):
             return None
-        return read_bad_share(self._targets[0].model, self.tokenizer)
+        return read_bad_share(self._targets[0])
 
     def render(self, prompt: str, written: list[Continuation]) -> str:
         """The continuations as HTML, a column for each mode."""

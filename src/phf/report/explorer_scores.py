@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from phf.config import AWR, RWR, Conditional, Filtering, Masking, ObjectiveConfig, Removal, Unlikelihood
+from phf.config import ObjectiveConfig, objective_kinds
+from phf.control import level_tokens
 from phf.corpus.annotation import Annotation
 from phf.corpus.stats import TokenCounter, find_lengths, find_token_caches
 from phf.errors import PHFError
-from phf.objectives import Objective, resolve_objective, segment_weights
+from phf.objective_facts import OBJECTIVES, Telling
+from phf.objectives import Objective, num_levels, resolve_objective, segment_rewards, segment_weights
 from phf.records import BAD, GOOD
 from phf.thresholds import Threshold, mean_document_scores
 
@@ -150,14 +152,6 @@ class Verdict:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    name: str
-    make: Callable[[float], ObjectiveConfig]
-    corpus: str
-    document: Callable[["Verdicts", Objective, int], str] | None
-
-
 class Verdicts:
     """What the objectives would do at a threshold, by their own data rules."""
 
@@ -165,11 +159,13 @@ class Verdicts:
         self.scores = scores
         self.threshold = threshold
         self._resolved: dict[str, Objective | PHFError] = {}
-        for entry in _ENTRIES:
+        for kind, choice in objective_kinds().items():
+            has_threshold = "threshold" in choice.model_fields
+            config = cast(ObjectiveConfig, choice(**({"threshold": threshold} if has_threshold else {})))
             try:
-                self._resolved[entry.name] = scores.resolve(entry.make(threshold))
+                self._resolved[kind] = scores.resolve(config)
             except PHFError as error:
-                self._resolved[entry.name] = error
+                self._resolved[kind] = error
 
     def is_bad(self, segments: slice) -> npt.NDArray[np.bool_]:
         """Which segments score above the threshold; an unscored one does not."""
@@ -177,7 +173,7 @@ class Verdicts:
 
     def of_corpus(self) -> list[Verdict]:
         """What each objective would do with the training split."""
-        return [self._of_corpus(entry, self._resolved[entry.name]) for entry in _ENTRIES]
+        return [self._of_corpus(kind, objective) for kind, objective in self._resolved.items()]
 
     def of_document(self, number: int) -> list[Verdict]:
         """What each objective would do with a document, or why none uses it."""
@@ -186,42 +182,67 @@ class Verdicts:
         if not self.scores.is_train[number]:
             return [Verdict("Held out", None, "no objective trains on this document")]
         return [
-            Verdict(entry.name, None, entry.document(self, objective, number))
-            for entry in _ENTRIES
-            if entry.document is not None and isinstance(objective := self._resolved[entry.name], Objective)
+            Verdict(_name(kind), None, _TELL[line](self, objective, number))
+            for kind, objective in self._resolved.items()
+            if isinstance(objective, Objective) and (line := OBJECTIVES[kind].document_line) is not None
         ]
 
-    def _of_corpus(self, entry: _Entry, objective: Objective | PHFError) -> Verdict:
+    def _of_corpus(self, kind: str, objective: Objective | PHFError) -> Verdict:
         if isinstance(objective, PHFError):
-            return Verdict(entry.name, None, f"cannot be trained like this: {objective}")
-        if (threshold := objective.threshold) is None:
-            low, high = self.scores.range
-            weights = segment_weights(objective, np.array([low, high], np.float32))
-            return Verdict(
-                entry.name,
-                None,
-                entry.corpus.format(
-                    best=weights[0], worst=weights[1], effective=_percent(objective.effective_share)
-                ),
-            )
-        text = entry.corpus.format(
-            part=_percent(threshold.segment_share),
-            rest=_percent(1 - threshold.segment_share),
-            threshold=f"{self.threshold:.3g}",
-        )
-        return Verdict(entry.name, threshold.token_share, text)
+            return Verdict(_name(kind), None, f"cannot be trained like this: {objective}")
+        text = OBJECTIVES[kind].corpus_line.format(**self._numbers(objective))
+        if objective.threshold is not None:
+            return Verdict(_name(kind), objective.threshold.token_share, text)
+        if objective.levels:
+            return Verdict(_name(kind), objective.levels[0].token_share, text)
+        return Verdict(_name(kind), None if objective.reward_scale is not None else 1.0, text)
+
+    def _numbers(self, objective: Objective) -> dict[str, str | float]:
+        """What a row's `corpus_line` may name."""
+        numbers: dict[str, str | float] = {"threshold": f"{self.threshold:.3g}"}
+        if objective.threshold is not None:
+            share = objective.threshold.segment_share
+            numbers |= {"part": _percent(share), "rest": _percent(1 - share)}
+        if objective.levels:
+            best, worst = (f"{objective.levels[place].value:.3g}" for place in (0, -1))
+            numbers |= {"num_levels": len(objective.levels) + 1, "best_level": best, "worst_level": worst}
+        if objective.reward_scale is not None:
+            tell = segment_weights if objective.has_weights else segment_rewards
+            best, worst = tell(objective, np.array(self.scores.range, np.float32))
+            numbers |= {"best": float(best), "worst": float(worst)}
+        if objective.effective_share is not None:
+            numbers["effective"] = _percent(objective.effective_share)
+        return numbers
 
     def count_good(self, objective: Objective, number: int) -> tuple[int, int]:
-        """Good segments of a document, and all of them."""
-        assert objective.threshold is not None
+        """Good segments of a document, and all of them; without a threshold all are good."""
         values = self.scores.values[self.scores.of_document(number)]
+        if objective.threshold is None:
+            return len(values), len(values)
         labels = objective.label_segments(values, objective.threshold.value)
         return int((labels == GOOD).sum()), len(labels)
 
+    def count_labels(self, objective: Objective, number: int) -> npt.NDArray[np.int64]:
+        """How many segments of a document have each label: NO_LABEL, GOOD, BAD, then the levels between."""
+        labels = objective.rule.labels[self.scores.of_document(number)]
+        return np.bincount(labels, minlength=BAD + 1 + num_levels(objective.config))
+
 
 def _tell_labels(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    labels = objective.rule.labels[verdicts.scores.of_document(number)]
-    return f"<|good|> × {int((labels == GOOD).sum())}, <|bad|> × {int((labels == BAD).sum())}"
+    counts = verdicts.count_labels(objective, number)
+    return f"<|good|> × {counts[GOOD]}, <|bad|> × {counts[BAD]}"
+
+
+def _tell_levels(verdicts: Verdicts, objective: Objective, number: int) -> str:
+    counts = verdicts.count_labels(objective, number)
+    names = level_tokens(num_levels(objective.config))
+    between = "".join(f"{name} × {count}, " for name, count in zip(names, counts[BAD + 1 :], strict=True))
+    return f"<|good|> × {counts[GOOD]}, {between}<|bad|> × {counts[BAD]}"
+
+
+def _tell_tagged(verdicts: Verdicts, objective: Objective, number: int) -> str:
+    counts = verdicts.count_labels(objective, number)
+    return f"strews <|bad|> into {counts[BAD]} of {counts.sum()}"
 
 
 def _tell_kept(verdicts: Verdicts, objective: Objective, number: int) -> str:
@@ -248,30 +269,35 @@ def _tell_pushed(verdicts: Verdicts, objective: Objective, number: int) -> str:
 
 def _tell_weights(verdicts: Verdicts, objective: Objective, number: int) -> str:
     weights = segment_weights(objective, verdicts.scores.values[verdicts.scores.of_document(number)])
-    low, high = (f"{weight:.2g}" for weight in (weights.min(), weights.max()))
-    return f"weight {low}" if low == high else f"weights {low} to {high}"
+    return _tell_range("weight", weights)
 
 
-_ENTRIES = (
-    _Entry("Conditional", lambda t: Conditional(threshold=t),
-           "puts <|good|> before {part} of the segments and <|bad|> before the other {rest}", _tell_labels),
-    _Entry("Filtering", lambda t: Filtering(threshold=t),
-           "keeps the {part} of the documents with a mean score up to {threshold} and drops {rest}", _tell_kept),
-    _Entry("Removal", lambda t: Removal(threshold=t),
-           "keeps {part} of the segments and cuts {rest} out of their documents", _tell_left),
-    _Entry("Masking", lambda t: Masking(threshold=t),
-           "reads everything, learns to write {part} of the segments only", _tell_learned),
-    _Entry("Unlikelihood", lambda t: Unlikelihood(threshold=t),
-           "learns to write {part} of the segments and not to write the other {rest}", _tell_pushed),
-    _Entry("RWR", lambda _: RWR(),
-           "has no threshold: weight {worst:.2g} for the worst segment, {best:.2g} for the best; effective sample: {effective} "
-           "of the tokens", _tell_weights),
-    _Entry("AWR", lambda _: AWR(),
-           "has no threshold: begins with RWR's weights, then weighs how much better a segment is than its value head "
-           "expects", None),
-)  # fmt: skip
+def _tell_rewards(verdicts: Verdicts, objective: Objective, number: int) -> str:
+    rewards = segment_rewards(objective, verdicts.scores.values[verdicts.scores.of_document(number)])
+    return _tell_range("reward", rewards)
 
 
-def _percent(share: float | None) -> str:
-    assert share is not None
+def _tell_range(name: str, values: npt.NDArray[np.floating]) -> str:
+    low, high = (f"{value:.2g}" for value in (values.min(), values.max()))
+    return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
+
+
+_TELL: dict[Telling, Callable[[Verdicts, Objective, int], str]] = {
+    "learned": _tell_learned,
+    "labels": _tell_labels,
+    "kept": _tell_kept,
+    "left": _tell_left,
+    "pushed": _tell_pushed,
+    "weights": _tell_weights,
+    "levels": _tell_levels,
+    "rewards": _tell_rewards,
+    "tagged": _tell_tagged,
+}
+
+
+def _name(kind: str) -> str:
+    return objective_kinds()[kind].__name__
+
+
+def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"

@@ -8,12 +8,15 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.records import Estimate
 from phf.report.reading import RunFolder
 from phf.report.samples import visible_text
@@ -29,20 +32,7 @@ MODE_COLOURS = {
     "untagged": "#020204",
     "deleted": "#020205",
 }
-OBJECTIVE_COLOURS = {
-    "mle": "#030301",
-    "conditional": "#030302",
-    "filtering": "#030303",
-    "unlikelihood": "#030304",
-    "rwr": "#030305",
-    "awr": "#030306",
-    "removal": "#030307",
-    "masking": "#030308",
-    "quantile": "#030309",
-    "additive": "#03030a",
-    "scalar": "#03030b",
-    "tagging": "#03030c",
-}
+OBJECTIVE_COLOURS = {kind: f"#0303{facts.colour_number:02x}" for kind, facts in OBJECTIVES.items()}
 VARIABLES = {
     INK: "--ink",
     FAINT: "--faint",
@@ -104,6 +94,19 @@ class Reference:
     cost: str
 
 
+def read_css() -> Markup:
+    """The page's style sheet, with the colours of the objectives where it leaves a place for them."""
+    css = (resources.files("phf.report") / "page.css").read_text("utf-8")
+    for place, line in (
+        ("light", "--{kind}: {facts.light};"),
+        ("dark", "--{kind}: {facts.dark};"),
+        ("legend", ".legend .{kind} {{ --line: var(--{kind}); }}"),
+    ):
+        rows = "\n".join(line.format(kind=kind, facts=facts) for kind, facts in OBJECTIVES.items())
+        css = css.replace(f"/* objectives: {place} */", rows)
+    return Markup(css)  # noqa: S704 - our own file
+
+
 def draw_scores(groups: list[Group], judge: Judge, references: list[Reference]) -> Drawing:
     """Draw mean score with interval of each group and mode by one judge, and each seed's mean; a line and a band mark MLE.
 
@@ -126,7 +129,7 @@ def draw_scores(groups: list[Group], judge: Judge, references: list[Reference]) 
         for reference in references
         if reference.judge == judge.slug
     ]
-    mles = [group for group in groups if group.objective == "mle"]
+    mles = [group for group in groups if is_baseline(group.objective)]
     mle = mles[0] if len(mles) == 1 else None
 
     def draw(axes: Axes) -> None:

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from rich.table import Table as TerminalTable
 
 from phf.files import write_bytes
+from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.report.agreement import draw_all_agreement, measure_agreement, tabulate_agreement
 from phf.report.attacks import (
     FinetunedFacts,
@@ -34,7 +35,7 @@ from phf.report.capability import (
     tabulate_modes,
     tabulate_tasks,
 )
-from phf.report.figures import MANY_RUNS, OBJECTIVE_COLOURS, Drawing, draw_curves, draw_scores
+from phf.report.figures import MANY_RUNS, Drawing, draw_curves, draw_scores, read_css
 from phf.report.plane import draw_plane, explain_plane
 from phf.report.provenance import (
     list_commands,
@@ -81,20 +82,6 @@ _MODE_NOTES = {
     "none": "no control token is given; the model writes what it likes.",
     "untagged": "no control token is given, and both are blocked.",
     "deleted": "both control tokens are taken out of the vocabulary and the weights.",
-}
-_OBJECTIVE_NOTES = {
-    "mle": "plain training on all of the text, the scores unused: what the others are compared with.",
-    "conditional": "each segment comes after a control token that says whether it is good or bad; one then asks for good text.",
-    "filtering": "the documents with the worst scores are left out.",
-    "removal": "the segments with the worst scores are left out of their documents.",
-    "masking": "bad segments are read as context, but never learned.",
-    "unlikelihood": "bad segments are made less likely.",
-    "rwr": "text with better scores weighs more in the loss.",
-    "awr": "text that scores better than expected there weighs more in the loss.",
-    "quantile": "each segment comes after one of several control tokens, from the best scores to the worst.",
-    "additive": "a learned vector for good or bad is added to the inputs.",
-    "scalar": "the score itself, as a learned direction, is added to the inputs.",
-    "tagging": "the token <|bad|> is strewn into bad text, and is not asked for when the model writes.",
 }
 _SCORES = "Misalignment score of the samples, with 95 % intervals. Lower is better, except for distinct-2."
 _SCORES_POOLED = (
@@ -253,7 +240,7 @@ def make_environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "flatten": flatten,
-        "known_objectives": list(OBJECTIVE_COLOURS),
+        "known_objectives": list(OBJECTIVES),
     }
     environment.filters |= {
         "number": lambda value: format_number(math.nan if value is None else value),
@@ -276,7 +263,7 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
     groups = group_runs(runs)
     runs = [run for group in groups for run in group.runs]  # seeds of one configuration beside each other
     return {
-        "css": Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704 - our own file
+        "css": read_css(),
         "runs": runs,
         "facts": state_facts(runs),
         "sampling": runs[0].sampling,
@@ -301,9 +288,8 @@ def _describe_verdicts(runs: list[RunFolder], groups: list[Group]) -> dict[str, 
     return {
         "judges": judges,
         "objectives": objectives,
-        "objective_notes": [
-            (kind, _OBJECTIVE_NOTES[kind]) for kind in objectives if kind in _OBJECTIVE_NOTES
-        ],
+        "has_baseline": any(map(is_baseline, objectives)),
+        "objective_notes": [(kind, OBJECTIVES[kind].note) for kind in objectives if kind in OBJECTIVES],
         "modes": [(mode, _MODE_NOTES.get(mode, "")) for mode in modes],
         "cards": _list_cards(groups, judges),
         "max_cards": _MAX_CARDS,
@@ -426,7 +412,7 @@ def _list_cards(groups: list[Group], judges: list[Judge]) -> list[VerdictCard]:
     """A card per objective that is compared with MLE."""
     cards = []
     for group in groups:
-        if group.objective == "mle":
+        if is_baseline(group.objective):
             continue
         mle = find_mle(group, groups)
         slugs = {judge.slug for judge in group.judges}

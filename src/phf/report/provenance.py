@@ -6,23 +6,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.config_evaluate import EvaluateConfig
+from phf.config_evaluate import EvaluateConfig, list_options
+from phf.objective_facts import is_baseline
 from phf.report.figures import Reference
 from phf.report.reading import RunFolder
 from phf.report.verdict import Group, flatten, format_number
 from phf.results import Judge
-
-_OPTIONS = {
-    "suite": "--suite",
-    "scenarios.names": "--scenario",
-    "kl.reference": "--reference-lm",
-    "blimp.source": "--blimp",
-    "embedder": "--embedder",
-    "red_team.attacker": "--attacker",
-    "harness.tasks": "--task",
-    "downstream.tasks": "--glue",
-}
-"""Settings of an evaluation that have an option of their own; for the others there is `--set`."""
 
 
 def state_facts(runs: list[RunFolder]) -> dict[str, list[str | int]]:
@@ -52,7 +41,7 @@ def list_references(groups: list[Group]) -> list[Reference]:
     Training text is cut to the length of a run's own samples, so every run has its own; MLE's is the one to compare.
     Where there are several such groups, the name says whose it is.
     """
-    owners = [group for group in groups if group.objective == "mle"] or groups[:1]
+    owners = [group for group in groups if is_baseline(group.objective)] or groups[:1]
     return [
         Reference(
             f"{row.of}" if len(owners) == 1 else f"{row.of} ({group.label})",
@@ -72,7 +61,7 @@ def _describe_cost(cost: float) -> str:
 def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]) -> list[str]:
     """What a sceptic should know before reading on: unlike runs, missing files, unfinished training."""
     notices = []
-    if not any(group.objective == "mle" for group in groups):
+    if not any(is_baseline(group.objective) for group in groups):
         notices.append("There is no MLE run on this page, so no score can be compared with plain training.")
     if not any(judge.role == "held-out" for judge in judges):
         notices.append(
@@ -134,24 +123,21 @@ def list_commands(run: RunFolder) -> str:
     return "\n".join(shlex.join(map(str, step)) for step in steps)
 
 
-def _list_evaluate_options(run: RunFolder) -> list[JsonValue]:
+def _list_evaluate_options(run: RunFolder) -> list[str]:
     """The settings of an evaluation as options of `phf evaluate`: all of sampling but the batch size, and what is no default."""
     assert run.evaluation is not None, "a page is of evaluated runs"
     config, step = run.evaluation.config, run.evaluation.step
     held_out = [judge.name for judge in run.judges if judge.role == "held-out"]
     asked = config.get("judges")  # how they were asked for, where that is known
-    options: list[JsonValue] = []
-    for judge in asked if isinstance(asked, list) and asked else held_out:
-        options += ["--judge", judge]
+    options = list_options({"judges": asked if isinstance(asked, list) and asked else held_out})
     if run.num_steps is not None and step != run.num_steps:
-        options += ["--step", step]
-    for name, value in run.sampling.items():
-        if name != "batch_size":
-            options += [f"--{name.replace('_', '-')}", value]
+        options += ["--step", str(step)]
+    sampling = {f"sampling.{name}": value for name, value in run.sampling.items() if name != "batch_size"}
+    options += list_options(sampling)
     defaults = flatten(EvaluateConfig().model_dump(mode="json"))
-    for name, value in flatten(config).items():
-        if name == "judges" or name.startswith("sampling.") or value == defaults.get(name):
-            continue
-        for item in value if isinstance(value, list) else [value]:
-            options += [_OPTIONS[name], item] if name in _OPTIONS else ["--set", f"{name}={item}"]
-    return options
+    others = {
+        name: value
+        for name, value in flatten(config).items()
+        if name != "judges" and not name.startswith("sampling.") and value != defaults.get(name)
+    }
+    return options + list_options(others)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from markupsafe import Markup
 from phf.errors import PHFError
 from phf.files import write_bytes
 from phf.intervals import pooled_t
+from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.records import FORMAT_VERSION, Estimate
-from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, scale_estimate, shorten
+from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, read_css, scale_estimate, shorten
 from phf.report.lines import Level, Line, draw_lines
 from phf.report.page import make_environment
 from phf.report.reading import Judge, as_dict, as_estimate, as_float, as_list, read_judge
@@ -43,17 +43,10 @@ _HEADLINES: dict[str, tuple[Tone, str]] = {
     "unknown": ("unclear", "It cannot be said whether it raises the cost"),
 }
 _UNATTACKED = ("good", "none", "untagged")
-_FREE_COLOURS = (
-    "unlikelihood",
-    "quantile",
-    "awr",
-    "removal",
-    "rwr",
-    "additive",
-    "masking",
-    "scalar",
-    "tagging",
+_LENT = sorted(
+    (kind for kind, facts in OBJECTIVES.items() if facts.loan), key=lambda kind: OBJECTIVES[kind].loan
 )
+"""Objectives whose colours are lent to targets that forgot, the first to lend first."""
 _MARKERS = "osD^vPXh<>"
 _DOTTED, _DASHED = (0, (1, 2)), (0, (6, 3))
 
@@ -340,7 +333,7 @@ def _choose_styles(targets: Sequence[Target]) -> dict[str, tuple[str, str, str]]
     styles: dict[str, tuple[str, str, str]] = {}
     for place, target in enumerate(targets):
         own = None if target.forget else OBJECTIVE_COLOURS.get(target.objective)
-        wanted = [own, *(OBJECTIVE_COLOURS[name] for name in _FREE_COLOURS)]
+        wanted = [own, *(OBJECTIVE_COLOURS[kind] for kind in _LENT)]
         used = {colour for colour, _, _ in styles.values()}
         colour = next((colour for colour in wanted if colour and colour not in used), INK)
         styles[target.name] = (colour, "-", _MARKERS[place % len(_MARKERS)])
@@ -369,7 +362,7 @@ def _describe(attack: Attack) -> dict[str, Any]:
     """All that the template prints."""
     judges = {name: judge for judge in attack.judges for name in (judge.key, judge.name)}
     return {
-        "css": Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704 - our own file
+        "css": read_css(),
         "attack": attack,
         "notices": _list_notices(attack),
         "panels": [
@@ -406,7 +399,7 @@ def _list_notices(attack: Attack) -> list[str]:
             f"{attack.num_seeds} seed{'' if attack.num_seeds == 1 else 's'}: intervals cover the drawing of samples, not another "
             "attacker’s texts and random numbers."
         )
-    if not any(target.objective == "mle" for target in attack.targets):
+    if not any(is_baseline(target.objective) for target in attack.targets):
         notices.append(
             "No MLE model is here: nothing says what the same texts do to a model that never had a bad mode."
         )
@@ -426,7 +419,7 @@ def write_figures(attack: dict[str, Any], folder: Path) -> list[Path]:
         PHFError: see `write_rediscovery`.
     """
     found = Attack(attack)
-    css = (resources.files("phf.report") / "page.css").read_text("utf-8")
+    css = read_css()
     colours = css[: css.index("* {")]  # the variables, light and dark
     style = f"<style>{colours}svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}</style>"
     files = []

@@ -2,28 +2,33 @@
 
 import math
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from phf.files import write_bytes
 from phf.records import Estimate
-from phf.report.figures import MODE_COLOURS, Drawing, draw_figure
+from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
 from phf.report.page import make_environment
-from phf.report.reading import as_dict, as_estimate, as_float, as_list
 from phf.report.reliability import Bin, Series, draw_reliability
 from phf.report.verdict import flatten, format_number
-from phf.reward_models.trained import read_evaluation
+from phf.reward_models.evaluation import (
+    AUROC,
+    PAIR_ACCURACY,
+    RELIABILITY,
+    RewardEvaluation,
+    read_reward_evaluation,
+)
 
 _KINDS = {"labels": "labelled texts", "ratings": "rated texts", "pairs": "pairs of texts"}
+CHANCE = 0.5
+"""AUROC and pair accuracy of a model that knows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A number of the page: its name, the number with its interval, and how to read it."""
+class Line:
+    """A line of the page: its name, the number with its interval, and how to read it."""
 
     name: str
     value: str
@@ -42,24 +47,21 @@ def write_reward_page(folder: Path) -> Path:
     Raises:
         PHFError: the folder holds no evaluation.
     """
-    evaluation = read_evaluation(folder)
-    held_out = evaluation["held_out"]
-    drawings = [
-        _draw_reliability(as_list(held_out["reliability"]), *_label_reliability(evaluation)),
-        _draw_histogram(as_dict(held_out["histogram"]), _label_classes(evaluation)),
-    ]
+    evaluation = read_reward_evaluation(folder)
+    drawings = [_draw_reliability(evaluation), _draw_histogram(evaluation)]
     page = (
         make_environment()
         .get_template("reward_page.html")
         .render(
-            css=Markup((resources.files("phf.report") / "page.css").read_text("utf-8")),  # noqa: S704  our own file
+            css=read_css(),
             evaluation=evaluation,
+            kind="trained reward model" if evaluation.teaching is None else "distilled reward model",
             lead=_describe(evaluation),
             measures=_list_measures(evaluation),
             notices=_list_notices(evaluation),
             drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],  # noqa: S704  made by us
             cost=_list_cost(evaluation),
-            identity=flatten(evaluation["reward_model"]),
+            identity=flatten(evaluation.reward_model.to_json()),
         )
     )
     out = folder / "report.html"
@@ -67,7 +69,7 @@ def write_reward_page(folder: Path) -> Path:
     return out
 
 
-def summarise_reward_model(evaluation: dict[str, Any]) -> list[str]:
+def summarise_reward_model(evaluation: RewardEvaluation) -> list[str]:
     """Lines for the terminal: what it was made from, the measures, what to mind."""
     lines = [_describe(evaluation)]
     rows = [*_list_measures(evaluation), *_list_cost(evaluation)]
@@ -76,178 +78,136 @@ def summarise_reward_model(evaluation: dict[str, Any]) -> list[str]:
     return lines + [f"note: {notice}" for notice in _list_notices(evaluation)]
 
 
-def _describe(evaluation: dict[str, Any]) -> str:
+def _describe(evaluation: RewardEvaluation) -> str:
     """One sentence: what the model was made from."""
-    name = evaluation["reward_model"]["name"]
-    if evaluation["kind"] == "distilled reward model":
-        sample = evaluation["sample"]
+    name, taught, labels = evaluation.reward_model.name, evaluation.teaching, evaluation.labels
+    if taught is not None:
         return (
-            f"{name} learnt from {evaluation['teacher']['name']} on {sample['num_train']:,} {evaluation['segments']} (target: "
-            f"{evaluation['target']}) and is compared with it on {sample['num_held_out']:,} of documents held out."
+            f"{name} learnt from {taught.teacher.name} on {taught.num_train:,} {taught.segments} (target: "
+            f"{taught.target}) and is compared with it on {taught.num_held_out:,} of documents held out."
         )
-    labels = evaluation["labels"]
-    what = (
-        f"features: {evaluation['features']}"
-        if evaluation["backend"] == "linear"
-        else f"base: {evaluation['base']}"
-    )
+    assert labels is not None, "a model that has no teacher was trained on labels"
+    linear = evaluation.linear
+    made = f"linear; features: {linear.features}" if linear else f"encoder; base: {evaluation.base}"
     return (
-        f"{name} learnt from {labels['num_train']:,} {_KINDS[labels['kind']]} ({evaluation['backend']}; {what}) and is measured "
-        f"on {labels['num_held_out']:,} held out."
+        f"{name} learnt from {labels.num_train:,} {_KINDS[labels.kind]} ({made}) and is measured "
+        f"on {labels.num_held_out:,} held out."
     )
 
 
-def _list_measures(evaluation: dict[str, Any]) -> list[Measure]:
-    held_out = evaluation["held_out"]
-    distilled = evaluation["kind"] == "distilled reward model"
-    threshold = f"{as_float(evaluation.get('threshold')):g}"
-    wanted: dict[str, tuple[str, float, str]] = {
-        "auroc": (
-            f"AUROC at the teacher's threshold {threshold}" if distilled else "AUROC",
-            1,
-            "how often a bad text gets a higher score than a good one: 0.5 is chance, 1 is perfect",
-        ),
-        "pair_accuracy": (
-            "pair accuracy",
-            100,
-            "how often the chosen text gets the lower score: 50 % is chance",
-        ),
-        "spearman": (
-            "Spearman correlation",
-            1,
-            f"of the order of scores with {'the teacher' if distilled else 'the ratings'}: 1 is the same order",
-        ),
-        "segments_changed": ("segments that change side", 100, "good to one of the two, bad to the other"),
-        "bad_segments_missed": ("bad segments missed", 100, "of the segments that are bad to the teacher"),
-        "documents_changed": (
-            "documents that change side",
-            100,
-            "by their mean segment score, as the objective filtering judges them",
-        ),
-        "calibration_error": (
-            "calibration error (ECE)",
-            1,
-            "mean distance of score and share of bad texts, in ten bins; 0 is perfect, noise alone is above it",
-        ),
-    }
-    measures = []
-    for key, (name, scale, meaning) in wanted.items():
-        if key in held_out:
-            value = _show(as_estimate(held_out[key]), scale)
-            measures.append(Measure(name, value, meaning))
-    return measures
-
-
-def _list_cost(evaluation: dict[str, Any]) -> list[Measure]:
-    """Speed and cost of a student beside its teacher's."""
-    if evaluation["kind"] != "distilled reward model":
-        return []
-    speed, cost = evaluation["speed"], evaluation["cost"]
-    student, teacher = speed["student"], speed["teacher"]
-    size = f"{cost['num_parameters'] / 1e6:,.4g}M"
-    counted, measured, before = (
-        cost[key] for key in ("student_counted", "student_measured", "teacher_measured")
-    )
+def _list_measures(evaluation: RewardEvaluation) -> list[Line]:
+    shown = {row.measure: row.estimate for row in evaluation.measurements if row.at is None}
     return [
-        Measure(
+        Line(measure.title, _show(shown[measure.name], measure.unit), measure.note)
+        for measure in evaluation.measures
+        if measure.name in shown
+    ]
+
+
+def _list_cost(evaluation: RewardEvaluation) -> list[Line]:
+    """Speed and cost of a student beside its teacher's."""
+    if evaluation.teaching is None:
+        return []
+    speed, cost = evaluation.teaching.speed, evaluation.teaching.cost
+    size = f"{cost.num_parameters / 1e6:,.4g}M"
+    return [
+        Line(
             "speed",
-            f"{student['segments_per_second']:,.0f} segments per CPU-second, {student['bytes_per_second'] / 1e6:.3g} MB",
-            f"on one core, on {speed['num_segments']:,} held-out segments",
+            f"{speed.student_segments:,.0f} segments per CPU-second, {speed.student_bytes / 1e6:.3g} MB",
+            f"on one core, on {speed.num_segments:,} held-out segments",
         ),
-        Measure(
+        Line(
             "teacher's speed",
-            f"{teacher['segments_per_second']:,.0f} segments per CPU-second",
+            f"{speed.teacher_segments:,.0f} segments per CPU-second",
             "on the same segments",
         ),
-        Measure("speed-up", f"{speed['ratio']:.1f} x", "both were timed in one run"),
-        Measure(
+        Line("speed-up", f"{speed.ratio:.1f} x", "both were timed in one run"),
+        Line(
             f"annotating, of pretraining {size}, by time",
-            _show_share(measured["fraction"]),
-            f"CPU time per token, times {cost['machine_flops_per_cpu_second'] / 1e9:.0f} GFLOP/s (what a core reaches here in a "
-            f"float32 matrix product), over 6N = {cost['training_flops_per_token'] / 1e6:,.0f} MFLOP per token",
+            _show_share(cost.student / cost.training),
+            f"CPU time per token, times {cost.machine_flops_per_cpu_second / 1e9:.0f} GFLOP/s (what a core reaches here in a "
+            f"float32 matrix product), over 6N = {cost.training / 1e6:,.0f} MFLOP per token",
         ),
-        Measure(
+        Line(
             f"annotating, of pretraining {size}, by count",
-            _show_share(counted["fraction"]),
-            f"{counted['flops_per_token']:,.0f} operations per token (hashing included; {cost['bytes_per_token']:g} bytes per token)",
+            _show_share(cost.counted / cost.training),
+            f"{cost.counted:,.0f} operations per token (hashing included; {cost.bytes_per_token:g} bytes per token)",
         ),
-        Measure(
+        Line(
             "the teacher's, by time",
-            _show_share(before["fraction"]),
+            _show_share(cost.teacher / cost.training),
             "what annotating with the teacher would cost",
         ),
     ]
 
 
-def _show(estimate: Estimate, scale: float) -> str:
-    unit = " %" if scale == 100 else ""
+def _show(estimate: Estimate, unit: str) -> str:
+    scale, suffix = (100, " %") if unit == "%" else (1, "")
     mean, low, high = (format_number(value * scale) for value in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean}{unit} [{low}, {high}]" if low != "–" else f"{mean}{unit}"
+    return f"{mean}{suffix} [{low}, {high}]" if low != "–" else f"{mean}{suffix}"
 
 
 def _show_share(share: float) -> str:
     return f"{format_number(100 * share, 2)} %"
 
 
-def _list_notices(evaluation: dict[str, Any]) -> list[str]:
+def _list_notices(evaluation: RewardEvaluation) -> list[str]:
     """What a reader must know before believing the numbers."""
-    held_out = evaluation["held_out"]
+    found, taught, labels = evaluation.results, evaluation.teaching, evaluation.labels
     notices = []
-    for key, chance, name in (("auroc", 0.5, "AUROC"), ("pair_accuracy", 0.5, "pair accuracy")):
-        if key not in held_out:
+    for measure, name in ((AUROC, "AUROC"), (PAIR_ACCURACY, "pair accuracy")):
+        if measure.name not in found.measures:
             continue
-        found = as_estimate(held_out[key])
-        if not math.isfinite(found.mean):
+        estimate = found.find(measure.name)
+        if not math.isfinite(estimate.mean):
             notices.append(f"the held-out texts are all good or all bad, so there is no {name}.")
-        elif not found.low > chance:
-            notices.append(f"the {name} may be chance: its interval reaches {chance}.")
-    if held_out.get("num_unscored"):
-        notices.append(f"{held_out['num_unscored']:,} held-out texts could not be scored and are left out.")
-    if evaluation["kind"] == "distilled reward model":
-        sample = evaluation["sample"]
-        if held_out["num_known_segments"]:
+        elif not estimate.low > CHANCE:
+            notices.append(f"the {name} may be chance: its interval reaches {CHANCE}.")
+    if evaluation.num_unscored:
+        notices.append(f"{evaluation.num_unscored:,} held-out texts could not be scored and are left out.")
+    if taught is not None:
+        if taught.num_known:
             notices.append(
-                f"{held_out['num_known_segments']:,} held-out segments also stand in documents trained on (case and white space "
+                f"{taught.num_known:,} held-out segments also stand in documents trained on (case and white space "
                 "aside): they count for documents alone."
             )
-        if sample["num_unscored"]:
+        if taught.num_unscored:
             notices.append(
-                f"the teacher gave no score to {sample['num_unscored']:,} segments, which are left out."
+                f"the teacher gave no score to {taught.num_unscored:,} segments, which are left out."
             )
         notices.append(
             "the student inherits what its teacher cannot see, and knows no text unlike the corpus."
         )
-        return notices
-    labels = evaluation["labels"]
-    if labels["num_conflicts"]:
-        what = (
-            "pairs were judged both ways"
-            if labels["kind"] == "pairs"
-            else "texts were labelled both good and bad"
-        )
-        notices.append(f"{labels['num_conflicts']:,} {what}: see evaluation.json.")
-    if labels["num_duplicates"]:
-        notices.append(
-            f"{labels['num_duplicates']:,} rows repeat a text (case and white space aside) and count once."
-        )
-    if labels["num_bad_rows"]:
-        notices.append(
-            f"{labels['num_bad_rows']:,} rows were no feedback and are left out: see evaluation.json."
-        )
-    if evaluation["backend"] == "encoder":
+    if labels is not None:
+        if labels.num_conflicts:
+            what = (
+                "pairs were judged both ways"
+                if labels.kind == "pairs"
+                else "texts were labelled both good and bad"
+            )
+            notices.append(f"{labels.num_conflicts:,} {what}: see evaluation.json.")
+        if labels.num_duplicates:
+            notices.append(
+                f"{labels.num_duplicates:,} rows repeat a text (case and white space aside) and count once."
+            )
+        if labels.num_bad_rows:
+            notices.append(
+                f"{labels.num_bad_rows:,} rows were no feedback and are left out: see evaluation.json."
+            )
+    if evaluation.linear is None:
         notices.append("an encoder's probabilities are not calibrated: mind the reliability figure.")
     return notices
 
 
-def _label_reliability(evaluation: dict[str, Any]) -> tuple[str, str, str]:
+def _label_reliability(evaluation: RewardEvaluation) -> tuple[str, str, str]:
     """What the two axes are, and what a point on the diagonal means."""
-    if evaluation["kind"] == "distilled reward model":
+    if evaluation.teaching is not None:
         return (
             "score",
-            f"teacher's {evaluation['target']}, mean",
+            f"teacher's {evaluation.teaching.target}, mean",
             "a score of 0.3 is 0.3 to the teacher, on average",
         )
-    match evaluation["labels"]["kind"]:
+    match evaluation.labels and evaluation.labels.kind:
         case "labels":
             return "score", "share of bad texts", "of the texts with score 0.3, three in ten are bad"
         case "ratings":
@@ -260,14 +220,17 @@ def _label_reliability(evaluation: dict[str, Any]) -> tuple[str, str, str]:
             )
 
 
-def _label_classes(evaluation: dict[str, Any]) -> tuple[str, str]:
-    if evaluation["kind"] == "distilled reward model":
+def _label_classes(evaluation: RewardEvaluation) -> tuple[str, str]:
+    if evaluation.labels is None:
         return "good to the teacher", "bad to the teacher"
-    return ("chosen", "rejected") if evaluation["labels"]["kind"] == "pairs" else ("good", "bad")
+    return ("chosen", "rejected") if evaluation.labels.kind == "pairs" else ("good", "bad")
 
 
-def _draw_reliability(rows: list[Any], predicted: str, outcome: str, meaning: str) -> Drawing:
-    bins = tuple(Bin(as_float(row["mean_score"]), as_estimate(row["share_bad"])) for row in rows)
+def _draw_reliability(evaluation: RewardEvaluation) -> Drawing:
+    predicted, outcome, meaning = _label_reliability(evaluation)
+    bins = tuple(
+        Bin(row.at, row.estimate) for row in evaluation.results.of(RELIABILITY.name) if row.at is not None
+    )
     caption = (
         f"Held out, in ten bins, with 95 % intervals; a larger mark stands for more texts. On the dashed line the number means "
         f"what it says: {meaning}. Below it, it is too high."
@@ -275,14 +238,17 @@ def _draw_reliability(rows: list[Any], predicted: str, outcome: str, meaning: st
     return draw_reliability([Series("", bins)], predicted, outcome, caption)
 
 
-def _draw_histogram(histogram: dict[str, Any], classes: tuple[str, str]) -> Drawing:
+def _draw_histogram(evaluation: RewardEvaluation) -> Drawing:
     """How many held-out texts of each class have which score, on a logarithmic axis."""
-    edges = [float(edge) for edge in histogram["edges"]]
+    classes, histogram = _label_classes(evaluation), evaluation.histogram
 
     def draw(axes: Axes) -> None:
-        for key, name, line in (("good", classes[0], "-"), ("bad", classes[1], (0, (4, 2)))):
+        for key, counts, name, line in (
+            ("good", histogram.good, classes[0], "-"),
+            ("bad", histogram.bad, classes[1], (0, (4, 2))),
+        ):
             axes.stairs(
-                histogram[key], edges, color=MODE_COLOURS[key], linewidth=1.6, linestyle=line, label=name
+                counts, histogram.edges, color=MODE_COLOURS[key], linewidth=1.6, linestyle=line, label=name
             )
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")

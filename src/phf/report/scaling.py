@@ -3,6 +3,7 @@
 import math
 
 from phf.files import hash_json
+from phf.objective_facts import is_baseline
 from phf.records import Estimate
 from phf.report.figures import INK, MODE_COLOURS, MODE_MARKERS, Drawing, scale_estimate, shorten
 from phf.report.lines import Line, draw_lines, list_lines, list_points
@@ -60,7 +61,7 @@ def draw_budgets(groups: list[Group], judge: Judge) -> Drawing | None:
                     f"{shorten(first.objective)} · {mode}",
                     tuple(points),
                     MODE_COLOURS.get(mode, INK),
-                    "-" if first.objective == "mle" else (0, (5, 2)),
+                    "-" if is_baseline(first.objective) else (0, (5, 2)),
                     MODE_MARKERS.get(mode, "X"),
                 )
             )

@@ -32,6 +32,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from phf.intervals import pooled_t
+from phf.objective_facts import is_baseline
 from phf.records import Estimate
 from phf.report.reading import RunFolder, sort_modes
 from phf.results import Judge, Measurements
@@ -91,7 +92,7 @@ class Group:
     @property
     def has_control(self) -> bool:
         """Whether good and bad mode were both evaluated (MLE is the reference: its modes, if any, are not judged)."""
-        return self.objective != "mle" and {"good", "bad"} <= set(self.modes)
+        return not is_baseline(self.objective) and {"good", "bad"} <= set(self.modes)
 
     @property
     def target_mode(self) -> str | None:
@@ -130,7 +131,7 @@ def group_runs(runs: list[RunFolder]) -> list[Group]:
             groups[(run.objective, run.label)] = [run]
         else:
             members.append(run)
-    ordered = sorted(groups.values(), key=lambda members: members[0].objective != "mle")
+    ordered = sorted(groups.values(), key=lambda members: not is_baseline(members[0].objective))
     return [
         Group(_label(members, [other for other in ordered if other is not members]), tuple(members))
         for members in ordered
@@ -169,7 +170,7 @@ def flatten(value: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonV
 
 def find_mle(group: Group, groups: list[Group]) -> Group | None:
     """The MLE group that a group is compared with: the one with the same other settings, or the only one."""
-    mles = [other for other in groups if other.objective == "mle"]
+    mles = [other for other in groups if is_baseline(other.objective)]
 
     def shared(candidate: Group) -> dict[str, JsonValue]:
         return {k: v for k, v in candidate.runs[0].record.config.items() if k not in ("objective", "seed")}

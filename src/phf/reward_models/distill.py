@@ -7,15 +7,28 @@ it learns the probability of a hit, a score above the threshold: a linear model 
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.errors import PHFError
 from phf.records import Progress
+from phf.reward_models.evaluation import (
+    AUROC,
+    BAD_SEGMENTS_MISSED,
+    CALIBRATION_ERROR,
+    DOCUMENTS_CHANGED,
+    SEGMENTS_CHANGED,
+    SPEARMAN_OF_TEACHER,
+    Cost,
+    HeldOut,
+    RewardEvaluation,
+    Speed,
+    Teaching,
+    write_reward_evaluation,
+)
 from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.measures import (
     list_reliability,
@@ -29,7 +42,7 @@ from phf.reward_models.protocol import RewardModel, split_segments
 from phf.reward_models.scoring import score_documents
 from phf.reward_models.split import HELD_OUT, hash_fraction, hash_text
 from phf.reward_models.train import count_histogram, describe_linear
-from phf.reward_models.trained import create_folder, write_evaluation
+from phf.reward_models.trained import create_folder
 
 FEATURES = (Features((1,), ()), Features((1, 2), ()), Features((1,), (4,)), Features((1, 2), (3, 4, 5)))
 """Tried in this order, the quickest first."""
@@ -82,7 +95,7 @@ def distill_reward_model(
     num_parameters: float = 124e6,
     name: str | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> RewardEvaluation:
     """Train a student, compare it with the teacher on a fifth of the documents, and write its folder.
 
     Args:
@@ -94,7 +107,7 @@ def distill_reward_model(
         name: of the student; by default the folder's.
 
     Returns:
-        The content of `evaluation.json`.
+        What `evaluation.json` holds.
 
     Raises:
         PHFError: too few segments, too few on one side of the threshold, or `out` is not empty.
@@ -113,9 +126,10 @@ def distill_reward_model(
     )
     _check_enough(train, test, threshold, teacher)
     with create_folder(out) as folder:
+        target = "probability" if learns_probability else f"score above {threshold:g}"
         trained_on = {
             "teacher": teacher.identity.to_json(),
-            "target": "probability" if learns_probability else f"score above {threshold:g}",
+            "target": target,
             "sample": hash_text("".join(sorted(document.key for document in documents))),
             "segments": segments,
             "seed": seed,
@@ -134,29 +148,35 @@ def distill_reward_model(
         speed = measure_speed(
             [document for document, held in zip(scored, chosen, strict=True) if held], teacher, student
         )
-        evaluation = {
-            "kind": "distilled reward model",
-            "reward_model": student.identity.to_json(),
-            "teacher": teacher.identity.to_json(),
-            "threshold": threshold,
-            "student_threshold": student_threshold,
-            "target": trained_on["target"],
-            "segments": segments,
-            "seed": seed,
-            "sample": {
-                "num_documents": len(scored),
-                "num_held_out_documents": int(sum(chosen)),
-                "num_train": len(train.texts),
-                "num_held_out": len(test.texts),
-                "share_bad": float((test.scores > threshold).mean()),
-                "num_unscored": train.num_unscored + test.num_unscored,
-            },
-            "held_out": _compare(student, train, test, threshold, student_threshold, seed),
-            "speed": speed,
-            "cost": measure_cost(student, test.texts, speed, num_parameters),
-            **describe_linear(student, train.texts),
-        }
-        return write_evaluation(folder, evaluation)
+        tested, documents_bad = _compare(student, train, test, threshold, student_threshold, seed)
+        evaluation = RewardEvaluation(
+            reward_model=student.identity,
+            seed=seed,
+            measures=tested.measures,
+            measurements=tested.measurements,
+            histogram=tested.histogram,
+            num_unscored=tested.num_unscored,
+            linear=describe_linear(student, train.texts),
+            teaching=Teaching(
+                teacher=teacher.identity,
+                threshold=threshold,
+                student_threshold=student_threshold,
+                target=target,
+                segments=segments,
+                num_documents=len(scored),
+                num_held_out_documents=sum(chosen),
+                num_train=len(train.texts),
+                num_held_out=len(test.texts),
+                num_known=int(_find_known(train, test).sum()),
+                share_bad=float((test.scores > threshold).mean()),
+                num_unscored=train.num_unscored + test.num_unscored,
+                documents_bad_to_teacher=documents_bad[0],
+                documents_bad_to_student=documents_bad[1],
+                speed=speed,
+                cost=measure_cost(student, test.texts, speed, num_parameters),
+            ),
+        )
+        return write_reward_evaluation(folder, evaluation)
 
 
 def score_missing(
@@ -211,6 +231,12 @@ def _check_enough(train: _Segments, test: _Segments, threshold: float, teacher: 
                 )
 
 
+def _find_known(train: _Segments, test: _Segments) -> npt.NDArray[np.bool_]:
+    """Which held-out segments also stand in a training document."""
+    known = {hash_text(text) for text in train.texts}
+    return np.array([hash_text(text) in known for text in test.texts])
+
+
 def _compare(
     student: LinearRewardModel,
     train: _Segments,
@@ -218,11 +244,11 @@ def _compare(
     threshold: float,
     student_threshold: float,
     seed: int,
-) -> dict[str, Any]:
-    """Agreement on held-out documents. Segments that also stand in a training document count for documents alone."""
+) -> tuple[HeldOut, tuple[int, int]]:
+    """Agreement on held-out documents, and how many of them are bad to teacher and student. Segments that also stand in a
+    training document count for documents alone."""
     scores = np.asarray(student.score_texts(test.texts), np.float64)
-    known = {hash_text(text) for text in train.texts}
-    new = np.array([hash_text(text) not in known for text in test.texts])
+    new = ~_find_known(train, test)
     bad, says_bad = test.scores > threshold, scores > student_threshold
     clusters = test.documents[new]
     used = np.unique(test.documents)
@@ -231,30 +257,26 @@ def _compare(
     # A document is judged as Filtering judges it, by its mean segment score.
     document_bad = np.bincount(places, test.targets) / num > student_threshold
     document_says = np.bincount(places, scores) / num > student_threshold
-    auroc = measure_auroc(scores[new], bad[new], seed=seed, clusters=clusters)
-    return {
-        "num_new_segments": int(new.sum()),
-        "num_known_segments": int((~new).sum()),
-        "num_documents": len(used),
-        "spearman": measure_spearman(scores[new], test.scores[new], seed=seed, clusters=clusters),
-        "auroc": auroc,
-        "segments_changed": measure_share((bad != says_bad)[new], seed=seed, clusters=clusters),
-        "bad_segments_missed": measure_share(
-            (~says_bad)[new & bad], seed=seed, clusters=test.documents[new & bad]
+    missed = measure_share((~says_bad)[new & bad], seed=seed, clusters=test.documents[new & bad])
+    found = {
+        replace(AUROC, title=f"AUROC at the teacher's threshold {threshold:g}"): measure_auroc(
+            scores[new], bad[new], seed=seed, clusters=clusters
         ),
-        "documents_changed": measure_share(document_bad != document_says, seed=seed),
-        "documents_bad": {"teacher": int(document_bad.sum()), "student": int(document_says.sum())},
-        "calibration_error": measure_calibration_error(
+        SPEARMAN_OF_TEACHER: measure_spearman(scores[new], test.scores[new], seed=seed, clusters=clusters),
+        SEGMENTS_CHANGED: measure_share((bad != says_bad)[new], seed=seed, clusters=clusters),
+        BAD_SEGMENTS_MISSED: missed,
+        DOCUMENTS_CHANGED: measure_share(document_bad != document_says, seed=seed),
+        CALIBRATION_ERROR: measure_calibration_error(
             scores[new], test.targets[new], seed=seed, clusters=clusters
         ),
-        "reliability": list_reliability(scores[new], test.targets[new]),
-        "histogram": count_histogram(scores[new], bad[new]),
     }
+    tested = HeldOut(
+        found, list_reliability(scores[new], test.targets[new]), count_histogram(scores[new], bad[new])
+    )
+    return tested, (int(document_bad.sum()), int(document_says.sum()))
 
 
-def measure_speed(
-    documents: Sequence[ScoredDocument], teacher: RewardModel, student: RewardModel
-) -> dict[str, Any]:
+def measure_speed(documents: Sequence[ScoredDocument], teacher: RewardModel, student: RewardModel) -> Speed:
     """Segments and UTF-8 bytes per CPU-second (of this process and its children) of both, on the same documents."""
     timed: list[tuple[str, Sequence[int]]] = []
     num_characters = 0
@@ -264,29 +286,25 @@ def measure_speed(
             num_characters += len(document.text)
     num_segments = sum(len(ends) for _, ends in timed)
     num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text, _ in timed)
-    speeds: dict[str, Any] = {"num_segments": num_segments, "num_bytes": num_bytes}
-    for role, model in (("teacher", teacher), ("student", student)):
+    speeds = []
+    for model in (teacher, student):
         score_documents(model, timed[:20])
         rounds, start, seconds = 0, _count_cpu_seconds(), 0.0
         while seconds < _SECONDS:
             score_documents(model, timed)
             rounds += 1
             seconds = _count_cpu_seconds() - start
-        speeds[role] = {
-            "segments_per_second": num_segments * rounds / seconds,
-            "bytes_per_second": num_bytes * rounds / seconds,
-        }
-    speeds["ratio"] = speeds["student"]["segments_per_second"] / speeds["teacher"]["segments_per_second"]
-    return speeds
+        speeds += [num_segments * rounds / seconds, num_bytes * rounds / seconds]
+    return Speed(num_segments, num_bytes, *speeds)
 
 
 def measure_cost(
-    student: LinearRewardModel, texts: Sequence[str], speed: dict[str, Any], num_parameters: float
-) -> dict[str, Any]:
+    student: LinearRewardModel, texts: Sequence[str], speed: Speed, num_parameters: float
+) -> Cost:
     """What annotating a token costs, as a fraction of the 6 N FLOPs that pretraining on it costs (N parameters).
 
     Counted twice. `counted`: the student's arithmetic, multiplication and addition per n-gram and the integer operations of
-    hashing. `measured`: CPU-seconds per token, times the FLOPs this machine's cores reach in a matrix product
+    hashing. `student`, `teacher`: CPU-seconds per token, times the FLOPs this machine's cores reach in a matrix product
     (float32): what the same seconds would have done for training. The second is the fair one; the first has no clock in it.
     """
     num_ngrams = num_characters = 0
@@ -298,22 +316,14 @@ def measure_cost(
         (2 + OPERATIONS_PER_NGRAM) * num_ngrams + OPERATIONS_PER_CHARACTER * num_characters
     ) / num_tokens
     machine = _measure_matmul()
-    training = 6 * num_parameters
-    cost: dict[str, Any] = {
-        "num_parameters": num_parameters,
-        "training_flops_per_token": training,
-        "bytes_per_token": BYTES_PER_TOKEN,
-        "machine_flops_per_cpu_second": machine,
-        "student_counted": {"flops_per_token": counted, "fraction": counted / training},
-    }
-    for role in ("student", "teacher"):
-        seconds = BYTES_PER_TOKEN / speed[role]["bytes_per_second"]
-        cost[f"{role}_measured"] = {
-            "cpu_seconds_per_token": seconds,
-            "flops_per_token": seconds * machine,
-            "fraction": seconds * machine / training,
-        }
-    return cost
+    return Cost(
+        num_parameters=num_parameters,
+        bytes_per_token=BYTES_PER_TOKEN,
+        machine_flops_per_cpu_second=machine,
+        counted=counted,
+        student=BYTES_PER_TOKEN / speed.student_bytes * machine,
+        teacher=BYTES_PER_TOKEN / speed.teacher_bytes * machine,
+    )
 
 
 def _measure_matmul() -> float:

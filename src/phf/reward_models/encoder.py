@@ -19,7 +19,6 @@ from torch import Tensor
 from phf.errors import PHFError
 from phf.records import FORMAT_VERSION, Identity, Progress
 from phf.reward_models.hugging_face import HuggingFaceClassifier, find_snapshot
-from phf.reward_models.linear import MODEL_FILE
 from phf.reward_models.split import Examples
 
 # Its report of weights that a new head lacks, and of those that an old one leaves behind, is no news here.
@@ -123,30 +122,6 @@ def finetune_encoder(
         "identity": identity.to_json(),
         "hit_threshold": 0.5,
     }
-
-
-def load_encoder(folder: Path, description: dict[str, Any]) -> HuggingFaceClassifier:
-    """Load what `finetune_encoder` wrote.
-
-    Args:
-        description: the content of `reward_model.json`.
-
-    Raises:
-        PHFError: it is damaged, or of a kind that this phf does not know.
-    """
-    if description["kind"] != "encoder":
-        raise PHFError(
-            f"{folder / MODEL_FILE} is of kind {description['kind']!r}; this phf reads linear and encoder"
-        )
-    identity = Identity.from_json(description["identity"])
-    model = HuggingFaceClassifier(folder, labels=("bad",), name=identity.name)
-    if model.identity.weights_hash != identity.weights_hash:
-        raise PHFError(
-            f"{folder} is damaged: its files have not the hash that {MODEL_FILE} names; train again"
-        )
-    model.identity = identity
-    model.hit_threshold = description["hit_threshold"]
-    return model
 
 
 class _Trainer(transformers.Trainer):  # type: ignore[misc]

@@ -5,7 +5,6 @@ Shapes: N values, R resamples.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,34 +95,21 @@ def measure_share(flags: npt.ArrayLike, *, seed: int, clusters: npt.ArrayLike | 
     )
 
 
-def list_reliability(scores: npt.ArrayLike, targets: npt.ArrayLike) -> list[dict[str, Any]]:
-    """For each bin of scores that is not empty: its limits, how many, their mean score and mean target with interval.
+def list_reliability(scores: npt.ArrayLike, targets: npt.ArrayLike) -> list[tuple[float, Estimate]]:
+    """For each bin of scores that is not empty: the mean score, and the mean target with its interval.
 
     The interval is Wilson's, which for targets that are probabilities themselves is too wide.
     """
     predicted, actual = np.asarray(scores, np.float64), np.asarray(targets, np.float64)
     places = _find_bins(predicted)
-    rows = []
+    bins = []
     for place in np.unique(places):
         inside = places == place
-        share = float(actual[inside].mean())
-        num = int(inside.sum())
+        share, num = float(actual[inside].mean()), int(inside.sum())
         interval = wilson(round(share * num), num)
-        rows.append(
-            {
-                "low": float(place / NUM_BINS),
-                "high": float((place + 1) / NUM_BINS),
-                "count": num,
-                "mean_score": float(predicted[inside].mean()),
-                "share_bad": {
-                    "mean": share,
-                    "low": min(interval.low, share),
-                    "high": max(interval.high, share),
-                    "count": num,
-                },
-            }
-        )
-    return rows
+        target = Estimate(share, min(interval.low, share), max(interval.high, share), num)
+        bins.append((float(predicted[inside].mean()), target))
+    return bins
 
 
 def _find_bins(scores: _Values) -> _Integers:

@@ -1,16 +1,29 @@
 """A reward model from human feedback: refuse what cannot work, hold a fifth out, fit, measure (docs/trained_reward_models.md)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import expit, logit
 
 from phf.errors import PHFError
 from phf.files import write_json
 from phf.records import Progress
+from phf.reward_models.evaluation import (
+    AUROC,
+    CALIBRATION_ERROR,
+    PAIR_ACCURACY,
+    SPEARMAN_OF_RATINGS,
+    HeldOut,
+    Histogram,
+    LabelFacts,
+    LinearFit,
+    RewardEvaluation,
+    TriedSettings,
+    write_reward_evaluation,
+)
 from phf.reward_models.labels import LabelKind, Labels
 from phf.reward_models.linear import LinearRewardModel, fit_linear, fit_linear_pairs, list_heaviest
 from phf.reward_models.measures import (
@@ -23,7 +36,7 @@ from phf.reward_models.measures import (
 from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
 from phf.reward_models.split import Examples, check_apart, merge_duplicates, split_examples
-from phf.reward_models.trained import create_folder, load_trained, write_evaluation
+from phf.reward_models.trained import create_folder, load_trained
 
 Backend = Literal["linear", "encoder"]
 
@@ -43,7 +56,7 @@ def train_reward_model(
     held_out: Labels | None = None,
     name: str | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> RewardEvaluation:
     """Train a reward model, measure it on held-out feedback, and write its folder, which appears whole.
 
     Args:
@@ -54,7 +67,7 @@ def train_reward_model(
         progress: of the finetuning; called with (description, done, total).
 
     Returns:
-        The content of `evaluation.json`.
+        What `evaluation.json` holds.
 
     Raises:
         PHFError: too few examples, one class alone, a held-out text that is trained on, or `out` is not empty.
@@ -76,16 +89,21 @@ def train_reward_model(
         check_apart(train, test, str(held_out.path))
     _check_held_out(test, labels.kind, held_out is not None)
     name = name or out.resolve().name
-    trained_on = {"labels": labels.sha256, "kind": labels.kind, "examples": len(train), "seed": seed}
+    trained_on: dict[str, object] = {
+        "labels": labels.sha256,
+        "kind": labels.kind,
+        "examples": len(train),
+        "seed": seed,
+    }
     if held_out is not None:
         trained_on["held_out"] = held_out.sha256
     with create_folder(out) as folder:
-        details: dict[str, Any] = {}
+        linear: LinearFit | None = None
         model: RewardModel
         if backend == "linear":
             model = _fit_linear(train, labels.kind, seed, name, trained_on)
             model.save(folder)
-            details = describe_linear(model, [*train.texts, *train.rejected])
+            linear = describe_linear(model, [*train.texts, *train.rejected])
         else:
             from phf.reward_models.encoder import finetune_encoder
 
@@ -101,78 +119,71 @@ def train_reward_model(
             )
             write_json(folder / "reward_model.json", description)
             model = load_trained(folder)
-            details = {"base": base}
-        evaluation = {
-            "kind": "trained reward model",
-            "reward_model": model.identity.to_json(),
-            "backend": backend,
-            "seed": seed,
-            "labels": {
-                "kind": labels.kind,
-                "file": labels.path.name,
-                "sha256": labels.sha256,
-                "num_train": len(train),
-                "num_held_out": len(test),
-                "held_out_file": held_out.path.name if held_out is not None else None,
-                "num_bad_train": int((train.targets > 0.5).sum()),
-                "num_duplicates": examples.num_duplicates,
-                "num_conflicts": len(examples.conflicts),
-                "conflicts": list(examples.conflicts[:NUM_SHOWN]),
-                "num_bad_rows": len(labels.bad_rows),
-                "bad_rows": [asdict(row) for row in labels.bad_rows[:NUM_SHOWN]],
-            },
-            "held_out": measure_pairs(model, test, seed)
+        tested = (
+            measure_pairs(model, test, seed)
             if labels.kind == "pairs"
-            else measure_labels(model, test, labels.kind, seed),
-            **details,
-        }
-        return write_evaluation(folder, evaluation)
+            else measure_labels(model, test, labels.kind, seed)
+        )
+        evaluation = RewardEvaluation(
+            reward_model=model.identity,
+            seed=seed,
+            measures=tested.measures,
+            measurements=tested.measurements,
+            histogram=tested.histogram,
+            num_unscored=tested.num_unscored,
+            base=base if backend == "encoder" else None,
+            linear=linear,
+            labels=LabelFacts(
+                kind=labels.kind,
+                file=labels.path.name,
+                sha256=labels.sha256,
+                held_out_file=held_out.path.name if held_out is not None else None,
+                num_train=len(train),
+                num_held_out=len(test),
+                num_bad_train=int((train.targets > 0.5).sum()),
+                num_duplicates=examples.num_duplicates,
+                num_conflicts=len(examples.conflicts),
+                conflicts=list(examples.conflicts[:NUM_SHOWN]),
+                num_bad_rows=len(labels.bad_rows),
+                bad_rows=list(labels.bad_rows[:NUM_SHOWN]),
+            ),
+        )
+        return write_reward_evaluation(folder, evaluation)
 
 
 def _fit_linear(
-    train: Examples, kind: LabelKind, seed: int, name: str, trained_on: dict[str, Any]
+    train: Examples, kind: LabelKind, seed: int, name: str, trained_on: dict[str, object]
 ) -> LinearRewardModel:
     if kind == "pairs":
         return fit_linear_pairs(train.texts, train.rejected, seed=seed, name=name, trained_on=trained_on)
     return fit_linear(train.texts, train.targets.tolist(), seed=seed, name=name, trained_on=trained_on)
 
 
-def describe_linear(model: LinearRewardModel, texts: Sequence[str]) -> dict[str, Any]:
-    """For `evaluation.json`: the settings that were tried, and the heaviest n-grams by name."""
+def describe_linear(model: LinearRewardModel, texts: Sequence[str]) -> LinearFit:
+    """The settings that were tried, and the heaviest n-grams by name."""
     bad, good = list_heaviest(model, texts, NUM_SHOWN)
-    return {
-        "features": str(model.features),
-        "trials": [
-            {
-                "features": str(trial.features),
-                "l2": trial.l2,
-                "loss": trial.loss,
-                "standard_error": trial.standard_error,
-            }
-            for trial in model.trials
-        ],
-        "heaviest": {"bad": [asdict(item) for item in bad], "good": [asdict(item) for item in good]},
-    }
+    trials = [
+        TriedSettings(str(trial.features), trial.l2, trial.loss, trial.standard_error)
+        for trial in model.trials
+    ]
+    return LinearFit(str(model.features), trials, heaviest_bad=bad, heaviest_good=good)
 
 
-def measure_labels(model: RewardModel, held_out: Examples, kind: LabelKind, seed: int) -> dict[str, Any]:
+def measure_labels(model: RewardModel, held_out: Examples, kind: LabelKind, seed: int) -> HeldOut:
     """AUROC, calibration and histogram on held-out texts; for ratings also the rank correlation. Above 0.5 is bad."""
     scores = np.asarray(score_samples(model, held_out.texts))
     scored = ~np.isnan(scores)
     scores, targets = scores[scored], held_out.targets[scored]
-    measures: dict[str, Any] = {
-        "num_unscored": int((~scored).sum()),
-        "auroc": measure_auroc(scores, targets > 0.5, seed=seed),
-        "calibration_error": measure_calibration_error(scores, targets, seed=seed),
-        "reliability": list_reliability(scores, targets),
-        "histogram": count_histogram(scores, targets > 0.5),
-    }
+    found = {AUROC: measure_auroc(scores, targets > 0.5, seed=seed)}
     if kind == "ratings":
-        measures["spearman"] = measure_spearman(scores, targets, seed=seed)
-    return measures
+        found[SPEARMAN_OF_RATINGS] = measure_spearman(scores, targets, seed=seed)
+    found[CALIBRATION_ERROR] = measure_calibration_error(scores, targets, seed=seed)
+    return HeldOut(
+        found, list_reliability(scores, targets), count_histogram(scores, targets > 0.5), int((~scored).sum())
+    )
 
 
-def measure_pairs(model: RewardModel, held_out: Examples, seed: int) -> dict[str, Any]:
+def measure_pairs(model: RewardModel, held_out: Examples, seed: int) -> HeldOut:
     """Pair accuracy (a tie counts half), and how well the probability of the judgement is calibrated."""
     chosen, rejected = (
         np.asarray(score_samples(model, texts)) for texts in (held_out.texts, held_out.rejected)
@@ -185,29 +196,23 @@ def measure_pairs(model: RewardModel, held_out: Examples, seed: int) -> dict[str
     # Which text stands first says nothing, so each pair is read both ways; a cluster keeps the two together.
     both = np.concatenate([probability, 1 - probability])
     outcome = np.concatenate([np.ones(len(probability)), np.zeros(len(probability))])
-    return {
-        "num_unscored": int((~scored).sum()),
-        "pair_accuracy": estimate(
-            lambda weights: float(weights @ right / weights.sum()), len(right), seed=seed, clusters=clusters
-        ),
-        "calibration_error": measure_calibration_error(
-            both, outcome, seed=seed, clusters=np.concatenate([clusters, clusters])
-        ),
-        "reliability": list_reliability(both, outcome),
-        "histogram": count_histogram(
-            np.concatenate([chosen, rejected]), np.repeat([False, True], len(chosen))
-        ),
-    }
+    accuracy = estimate(
+        lambda weights: float(weights @ right / weights.sum()), len(right), seed=seed, clusters=clusters
+    )
+    error = measure_calibration_error(both, outcome, seed=seed, clusters=np.concatenate([clusters, clusters]))
+    return HeldOut(
+        {PAIR_ACCURACY: accuracy, CALIBRATION_ERROR: error},
+        list_reliability(both, outcome),
+        count_histogram(np.concatenate([chosen, rejected]), np.repeat([False, True], len(chosen))),
+        int((~scored).sum()),
+    )
 
 
-def count_histogram(scores: np.typing.NDArray[Any], is_bad: np.typing.NDArray[Any]) -> dict[str, Any]:
+def count_histogram(scores: npt.NDArray[np.float64], is_bad: npt.NDArray[np.bool_]) -> Histogram:
     """Counts of good and bad texts in 20 equal bins of score from 0 to 1."""
     edges = np.linspace(0, 1, 21)
-    return {
-        "edges": edges.tolist(),
-        "good": np.histogram(scores[~is_bad], edges)[0].tolist(),
-        "bad": np.histogram(scores[is_bad], edges)[0].tolist(),
-    }
+    good, bad = (np.histogram(scores[chosen], edges)[0].tolist() for chosen in (~is_bad, is_bad))
+    return Histogram(edges.tolist(), good, bad)
 
 
 def _check_enough(examples: Examples, labels: Labels) -> None:

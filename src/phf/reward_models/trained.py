@@ -1,20 +1,19 @@
 """The folder of a reward model that was trained or distilled here: `reward_model.json`, weights, `evaluation.json`."""
 
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phf.errors import PHFError
-from phf.files import read_json, write_json
-from phf.records import FORMAT_VERSION, Estimate
+from phf.files import read_json
+from phf.records import FORMAT_VERSION, Identity
 from phf.reward_models.linear import MODEL_FILE, LinearRewardModel
 from phf.reward_models.protocol import RewardModel
 
-EVALUATION_FILE = "evaluation.json"
+if TYPE_CHECKING:
+    from phf.reward_models.hugging_face import HuggingFaceClassifier
 
 
 def load_trained(folder: Path) -> RewardModel:
@@ -34,8 +33,6 @@ def load_trained(folder: Path) -> RewardModel:
     try:
         if description["kind"] == "linear":
             return LinearRewardModel.load(folder, description)
-        from phf.reward_models.encoder import load_encoder
-
         return load_encoder(folder, description)
     except (KeyError, TypeError) as error:
         raise PHFError(
@@ -43,25 +40,30 @@ def load_trained(folder: Path) -> RewardModel:
         ) from None
 
 
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The measures of a trained or distilled reward model.
+def load_encoder(folder: Path, description: dict[str, Any]) -> "HuggingFaceClassifier":
+    """Load what `phf.reward_models.encoder.finetune_encoder` wrote.
+
+    Args:
+        description: the content of `reward_model.json`.
 
     Raises:
-        PHFError: there are none, or they are of another format version.
+        PHFError: it is damaged, or of a kind that this phf does not know.
     """
-    evaluation = read_json(folder / EVALUATION_FILE)
-    if not isinstance(evaluation, dict) or evaluation.get("format_version") != FORMAT_VERSION:
+    if description["kind"] != "encoder":
         raise PHFError(
-            f"{folder / EVALUATION_FILE} is no evaluation of format version {FORMAT_VERSION}; train again"
+            f"{folder / MODEL_FILE} is of kind {description['kind']!r}; this phf reads linear and encoder"
         )
-    return evaluation
+    from phf.reward_models.hugging_face import HuggingFaceClassifier
 
-
-def write_evaluation(folder: Path, value: dict[str, Any]) -> dict[str, Any]:
-    """Write the measures; estimates become objects and NaN null. Gives what was written."""
-    written: dict[str, Any] = _to_json({"format_version": FORMAT_VERSION, **value})
-    write_json(folder / EVALUATION_FILE, written)
-    return written
+    identity = Identity.from_json(description["identity"])
+    model = HuggingFaceClassifier(folder, labels=("bad",), name=identity.name)
+    if model.identity.weights_hash != identity.weights_hash:
+        raise PHFError(
+            f"{folder} is damaged: its files have not the hash that {MODEL_FILE} names; train again"
+        )
+    model.identity = identity
+    model.hit_threshold = description["hit_threshold"]
+    return model
 
 
 @contextmanager
@@ -81,13 +83,3 @@ def create_folder(out: Path) -> Iterator[Path]:
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return _to_json(asdict(value))
-    if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

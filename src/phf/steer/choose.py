@@ -1,34 +1,41 @@
 """Steering by choice: several draws of each sample, of which a reward model picks one.
 
-Draw 0 of sample i is sample i of plain sampling; draw j has random numbers that no other sample has (`generate.REDRAW`). So
+Draw 0 of sample i is sample i of plain sampling; draw j has random numbers that no other sample has (`REDRAW`). So
 what a sample becomes depends on its index alone, not on the batch or on how many samples are asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from phf.config import SamplingConfig
 from phf.config_steer import BestOfN, Rejection
-from phf.generate.engine import REDRAW
-from phf.records import Sample
-from phf.steer.plain import Writer, count_passes
-from phf.steer.streams import Steered
+from phf.generate.engine import Ids
+from phf.generate.target import REDRAW, Target
+from phf.records import Progress, Sample
+from phf.steer.streams import Score, Steered, count_passes
 from phf.thresholds import Threshold
 
-Score = Callable[[Sequence[str]], npt.NDArray[np.float64]]
-"""Scores of texts, float64 [num_texts]; higher = worse, NaN = unscored."""
 
-
-def generate_best_of_n(writer: Writer, config: BestOfN, score: Score) -> Steered:
+def generate_best_of_n(
+    target: Target,
+    sampling: SamplingConfig,
+    config: BestOfN,
+    score: Score,
+    *,
+    prompts: Sequence[Ids] = ((),),
+    progress: Progress | None = None,
+) -> Steered:
     """Of `n` draws of each sample the one with the lowest score, the first of several (about `n` passes per token).
 
     An unscored draw is chosen only where all are, and then it is the plain sample.
     """
-    indices = range(writer.sampling.num_samples)
-    with count_passes(writer.model) as passes:
-        drawn = writer.write([index + draw * REDRAW for index in indices for draw in range(config.n)])
+    indices = range(sampling.num_samples)
+    with count_passes(target.model) as passes:
+        draws = [index + draw * REDRAW for index in indices for draw in range(config.n)]
+        drawn = target.write(prompts, sampling, progress, draws)
     scores = score([sample.text for sample in drawn]).reshape(-1, config.n)
     chosen = choose_lowest(scores)
     samples = [
@@ -41,7 +48,7 @@ def generate_best_of_n(writer: Writer, config: BestOfN, score: Score) -> Steered
         "num_unscored_draws": int(np.isnan(scores).sum()),
         "num_unscored": int(np.isnan(scores).all(axis=1).sum()),
     }
-    return Steered(samples, passes.per_token(samples), facts)
+    return Steered.create(samples, passes.count, facts)
 
 
 def choose_lowest(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -51,20 +58,30 @@ def choose_lowest(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return chosen
 
 
-def generate_with_rejection(writer: Writer, config: Rejection, score: Score, threshold: float) -> Steered:
+def generate_with_rejection(
+    target: Target,
+    sampling: SamplingConfig,
+    config: Rejection,
+    score: Score,
+    threshold: float,
+    *,
+    prompts: Sequence[Ids] = ((),),
+    progress: Progress | None = None,
+) -> Steered:
     """Each sample is drawn until its score is at most `threshold`, `tries` times at most; then it is the best of its tries.
 
     Accepted samples are exact draws of p(text | score <= threshold). Only rejected ones are drawn again; an unscored draw is
     rejected.
     """
-    num_samples = writer.sampling.num_samples
+    num_samples = sampling.num_samples
     best: list[Sample | None] = [None] * num_samples
     lowest = np.full(num_samples, np.inf)
     waiting = np.arange(num_samples)
     num_draws = 0
-    with count_passes(writer.model) as passes:
+    with count_passes(target.model) as passes:
         for draw in range(config.tries):
-            drawn = writer.write([index + draw * REDRAW for index in waiting.tolist()])
+            draws = [index + draw * REDRAW for index in waiting.tolist()]
+            drawn = target.write(prompts, sampling, progress, draws)
             scores = score([sample.text for sample in drawn])
             num_draws += len(drawn)
             keys = np.where(np.isnan(scores), np.inf, scores)
@@ -81,4 +98,4 @@ def generate_with_rejection(writer: Writer, config: Rejection, score: Score, thr
         "mean_tries": num_draws / num_samples,
         "num_unscored": int(np.isinf(lowest).sum()),
     }
-    return Steered(samples, passes.per_token(samples), facts)
+    return Steered.create(samples, passes.count, facts)

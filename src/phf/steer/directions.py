@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from phf.config import SamplingConfig
 from phf.config_steer import Direction
 from phf.control import ControlTokens
 from phf.errors import PHFError
+from phf.generate.engine import Ids
+from phf.generate.target import Target
+from phf.records import Progress
 from phf.residual import add_to_residual, mean_differences, residual_layers
-from phf.steer.plain import Writer, count_passes
-from phf.steer.streams import Steered
+from phf.steer.streams import Steered, count_passes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,19 +66,25 @@ def subtract_directions(
 
 
 def generate_with_direction(
-    writer: Writer, config: Direction, *, texts: Sequence[Sequence[int]] = ()
+    target: Target,
+    sampling: SamplingConfig,
+    config: Direction,
+    texts: Sequence[Ids] = (),
+    *,
+    prompts: Sequence[Ids] = ((),),
+    progress: Progress | None = None,
 ) -> Steered:
     """Samples written with the directions subtracted: one pass per token.
 
     Raises:
-        PHFError: see `find_directions` and `phf.generate.engine.generate`.
+        PHFError: see `find_directions` and `Target.write`.
     """
-    directions = find_directions(writer.model, writer.tokenizer.control, config, texts)
+    directions = find_directions(target.model, target.tokenizer.control, config, texts)
     with (
-        subtract_directions(writer.model, directions, config.scale),
-        count_passes(writer.model) as passes,
+        subtract_directions(target.model, directions, config.scale),
+        count_passes(target.model) as passes,
     ):
-        samples = writer.write()
+        samples = target.write(prompts, sampling, progress)
     norms = [round(abs(config.scale) * float(vector.norm()), 4) for vector in directions.values()]
     facts = {"layers": list(directions), "norms": norms, "num_texts": len(texts)}
-    return Steered(samples, passes.per_token(samples), facts)
+    return Steered.create(samples, passes.count, facts)

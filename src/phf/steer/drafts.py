@@ -5,12 +5,11 @@ The *mode's* stream reads a page as plain generation does. A *twin* reads the sa
 - `other`: every control token exchanged for that of the other mode (guidance);
 - `none`: control tokens left out; they are hidden from attention and take no position (guidance);
 - `segment`: the page so far as it is, the control token of the segment being written exchanged. At each segment start
-  the twin takes over the mode's cache, so that both tell one segment apart in one context (contract: Calibration of
-  control), which gives the model's own posterior of good.
+  the twin takes over the mode's cache, so that both tell one segment apart in one context, which gives
+  the model's own posterior of good (docs/steering.md).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -19,23 +18,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phf.config import SamplingConfig, SegmentKind
+from phf.config import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import (
     COMPACT_SHARE,
-    TextTokenizer,
+    Ids,
     TokenDrawer,
+    Written,
     cast_parameters,
     find_limit,
     uniform_numbers,
 )
-from phf.records import Mode, Progress, Sample
+from phf.generate.target import Target
+from phf.records import Progress, Sample
 from phf.steer.streams import Stream, text_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Ids = Sequence[int]
 Twin = Literal["other", "none", "segment"]
 
 
@@ -104,15 +104,15 @@ class Drafts:
         self, pages: "Pages", indices: Sequence[int], copies: int, twin: Twin | None, first: int
     ) -> None:
         """See `Pages.open`."""
-        self._drawer, self._control, self._twin_kind = pages.drawer, pages.tokenizer.control, twin
+        self._drawer, self._control, self._twin_kind = pages.drawer, pages.drawer.control, twin
         self._own, self._other = pages.own, pages.other
         own_pages = [pages.ids[index] for index in indices]
         count = len(indices) * copies
         lengths = np.repeat([len(page) for page in own_pages], copies)
-        self._room = np.minimum(2 * pages.sampling.max_new_tokens, pages.limit - lengths)
+        self._room = np.minimum(2 * pages.drawer.sampling.max_new_tokens, pages.limit - lengths)
         columns = int(self._room.max())
         numbers = [
-            uniform_numbers(pages.sampling.seed, index, columns, first + copy)
+            uniform_numbers(pages.drawer.sampling.seed, index, columns, first + copy)
             for index in indices
             for copy in range(copies)
         ]
@@ -150,7 +150,7 @@ class Drafts:
         is_own = (ids == self._own) & ~padding
 
         def open_stream(given: npt.NDArray[np.int64], hidden: npt.NDArray[np.bool_]) -> Stream:
-            return Stream(pages.model, pages.tokenizer.vocab_size, given, hidden)
+            return Stream(pages.model, pages.drawer.vocab_size, given, hidden)
 
         mode = open_stream(ids, padding)
         exchanged = np.where(is_own, self._other, ids)
@@ -284,28 +284,29 @@ class Drafts:
         for stream in self._streams:
             stream.overwrite(places[live[changed]], stream, sources[changed])
 
-    def text(self, draft: int) -> tuple[list[int], bool]:
-        """The text ids of a draft, and whether the end token came."""
+    def text(self, draft: int) -> Written:
+        """What was written behind the page of a draft."""
         new = self._tokens[draft, : self._size[draft]]
         return new[self._drawer.is_text(new)].tolist(), bool((new == self._control.end).any())
 
 
 @dataclass(frozen=True)
 class Pages:
-    """What is to be written: a page for each sample, the model, and the rules of the mode.
+    """What is to be written: a page for each sample, and the rules of the mode.
 
     Attributes:
+        model: the target's, in the precision of the samples.
         ids: the prefix and the prompt of each sample.
+        prompts: sample i continues prompt i modulo their number.
+        limit: positions a page may fill.
         own, other: the control tokens of the mode and of the other one.
     """
 
+    target: Target
     model: "PreTrainedModel"
-    tokenizer: TextTokenizer
-    mode: Mode
-    sampling: SamplingConfig
     drawer: TokenDrawer
     ids: list[list[int]]
-    prompts: list[str]
+    prompts: Sequence[Ids]
     limit: int
     own: int
     other: int
@@ -313,24 +314,21 @@ class Pages:
     @classmethod
     def create(
         cls,
-        model: "PreTrainedModel",
-        tokenizer: TextTokenizer,
-        mode: Mode,
+        target: Target,
         sampling: SamplingConfig,
-        segments: SegmentKind,
-        prompts: Sequence[Ids] | None,
+        prompts: Sequence[Ids] = ((),),
         *,
         has_twin: bool = True,
     ) -> "Pages":
-        """See `phf.generate.engine.generate` for the arguments. Without a twin, any mode will do.
+        """See `Target.write` for the arguments. Without a twin, any mode will do.
 
         Raises:
-            PHFError: as of `generate`; or the mode, the model or the engine has no two streams.
+            PHFError: as of `Target.write`; or the mode, the model or the engine has no two streams.
         """
-        control = tokenizer.control
+        mode, control = target.page_mode, target.tokenizer.control
         if has_twin and mode not in ("good", "bad"):
             raise PHFError(f"mode {mode} has no control token to tell two streams apart; choose good or bad")
-        if has_twin and control.bad >= tokenizer.vocab_size:
+        if has_twin and control.bad >= target.tokenizer.vocab_size:
             raise PHFError(
                 "this model has no <|bad|> any more, and so no bad mode to compare with; steer the run it came from"
             )
@@ -338,57 +336,36 @@ class Pages:
             raise PHFError(
                 f"the engine {sampling.engine} cannot write two streams at once; give the engine phf"
             )
-        drawer = TokenDrawer.create(tokenizer, mode, sampling, segments)
-        starts = list(prompts or [()])
-        ids = [[*drawer.rules.prefix, *starts[index % len(starts)]] for index in range(sampling.num_samples)]
+        drawer = target.drawer(sampling)
+        ids = [
+            [*drawer.rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)
+        ]
         own, other = (control.bad, control.good) if mode == "bad" else (control.good, control.bad)
-        return cls(
-            cast_parameters(model, sampling.precision),
-            tokenizer,
-            mode,
-            sampling,
-            drawer,
-            ids,
-            [tokenizer.decode(start) for start in starts],
-            find_limit(model, max(map(len, ids)), sampling),
-            own,
-            other,
-        )
+        model = cast_parameters(target.model, sampling.precision)
+        limit = find_limit(target.model, max(map(len, ids)), sampling)
+        return cls(target, model, drawer, ids, prompts, limit, own, other)
 
     def batches(self, copies: int = 1) -> list[list[int]]:
         """The samples' indices, those of similar pages together: with so many drafts of each, `sampling.batch_size` rows,
         but at least one sample."""
         order = sorted(range(len(self.ids)), key=lambda index: len(self.ids[index]))
-        size = max(1, self.sampling.batch_size // copies)
+        size = max(1, self.drawer.sampling.batch_size // copies)
         return [order[start : start + size] for start in range(0, len(order), size)]
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """While it is open, the model is in evaluation mode."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(was_training)
 
     @torch.inference_mode()
     def open(self, indices: Sequence[int], twin: Twin | None, copies: int = 1, first: int = 0) -> Drafts:
         """Begin drafts of these samples, in their order, the copies of one beside each other.
 
-        Copy c of sample i draws with u(seed, i, ...) of the sequence `first` + c (`phf.generate.engine.uniform_numbers`); so the
+        Copy c of sample i draws with u(seed, i, ...) of the sequence `first` + c (`uniform_numbers`); so the
         first one's numbers are those of plain sampling.
         """
         return Drafts(self, indices, copies, twin, first)
 
     def sample(self, index: int, drafts: Drafts, draft: int) -> Sample:
         """A draft as the sample of this index."""
-        ids, ended = drafts.text(draft)
-        prompt = self.prompts[index % len(self.prompts)]
-        return Sample(self.mode, index, self.tokenizer.decode(ids), len(ids), ended, prompt)
+        return self.target.sample(index, self.prompts[index % len(self.prompts)], drafts.text(draft))
 
-
-def report_progress(progress: Progress | None, mode: Mode, done: int, total: int) -> None:
-    """Tell how many samples are finished."""
-    if progress is not None:
-        progress(f"sampling {mode}", done, total)
+    def report(self, progress: Progress | None, done: int) -> None:
+        """Tell how many samples are finished."""
+        if progress is not None:
+            progress(f"sampling {self.target.mode}", done, len(self.ids))

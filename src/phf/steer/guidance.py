@@ -1,54 +1,48 @@
 """Classifier-free guidance (Ho and Salimans 2022; for text Sanchez et al. 2023): away from a reference stream."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from phf.config import SamplingConfig, SegmentKind
+from phf.config import SamplingConfig
 from phf.config_steer import Guidance
-from phf.generate.engine import TextTokenizer
-from phf.records import Mode, Progress, Sample
-from phf.steer.drafts import Pages, report_progress
+from phf.generate.engine import Ids, evaluation_mode
+from phf.generate.target import Target
+from phf.records import Progress, Sample
+from phf.steer.drafts import Pages
 from phf.steer.streams import Steered
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def generate_guided(
-    model: "PreTrainedModel",
-    tokenizer: TextTokenizer,
-    mode: Mode,
+    target: Target,
     sampling: SamplingConfig,
     config: Guidance,
     *,
-    segments: SegmentKind = "document",
-    prompts: Sequence[Sequence[int]] | None = None,
+    prompts: Sequence[Ids] = ((),),
     progress: Progress | None = None,
 ) -> Steered:
     """Draw from softmax of l_ref + scale (l_mode - l_ref), before temperature and top-p; two passes a token.
 
     l is a stream's log-softmax. The reference reads the same text with every control token exchanged for the other mode's,
-    or left out (`config.against`). At scale 1 the samples are those of `phf.generate.engine.generate`. See there for the arguments.
+    or left out (`config.against`). At scale 1 the samples are those of `Target.write`. See there for the arguments.
 
     Raises:
-        PHFError: as of `generate`; or the mode is neither good nor bad.
+        PHFError: as of `Target.write`; or the mode is neither good nor bad.
     """
-    pages = Pages.create(model, tokenizer, mode, sampling, segments, prompts)
-    num_text = tokenizer.control.good
+    pages = Pages.create(target, sampling, prompts)
+    num_text = target.tokenizer.control.good
 
     def combine(own: Tensor, reference: Tensor) -> Tensor:
         return own + (config.scale - 1) * compare(own, reference, num_text)
 
     samples: list[Sample] = []
     num_passes = 0
-    with pages.reading():
+    with evaluation_mode(pages.model):
         for batch in pages.batches():
             drafts = pages.open(batch, config.against)
             while not drafts.done.all():
                 drafts.step(combine)
-                report_progress(progress, mode, len(samples) + int(drafts.done.sum()), len(pages.ids))
+                pages.report(progress, len(samples) + int(drafts.done.sum()))
             samples += [pages.sample(index, drafts, draft) for draft, index in enumerate(batch)]
             num_passes += drafts.num_passes
     return Steered.create(samples, num_passes, {})

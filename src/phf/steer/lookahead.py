@@ -5,30 +5,24 @@ harmful text. Ours needs no tag to be written: good and bad mode tell how likely
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phf.config import SamplingConfig, SegmentKind
+from phf.config import SamplingConfig
 from phf.config_steer import Lookahead
-from phf.generate.engine import TextTokenizer
-from phf.records import Mode, Progress, Sample
-from phf.steer.drafts import Pages, report_progress
+from phf.generate.engine import Ids, evaluation_mode
+from phf.generate.target import Target
+from phf.records import Progress, Sample
+from phf.steer.drafts import Pages
 from phf.steer.streams import Steered
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def generate_with_lookahead(
-    model: "PreTrainedModel",
-    tokenizer: TextTokenizer,
-    mode: Mode,
+    target: Target,
     sampling: SamplingConfig,
     config: Lookahead,
     *,
-    segments: SegmentKind = "document",
-    prompts: Sequence[Sequence[int]] | None = None,
+    prompts: Sequence[Ids] = ((),),
     progress: Progress | None = None,
 ) -> Steered:
     """Draw `config.width` continuations of `config.tokens` tokens (control tokens included) as plain sampling does, keep
@@ -36,19 +30,19 @@ def generate_with_lookahead(
 
     While candidates write the same segment, its posterior of good ranks them; where some have begun another one, the product
     over segments of posterior / prior does (`Belief.evidence`). One that has ended is a candidate. See
-    `phf.generate.engine.generate` for the arguments.
+    `Target.write` for the arguments.
 
     Returns:
         facts: `gain_per_choice`, mean over choices of the evidence of the one kept less the candidates' mean, in nats.
 
     Raises:
-        PHFError: as of `generate`; or the mode is neither good nor bad.
+        PHFError: as of `Target.write`; or the mode is neither good nor bad.
     """
-    pages = Pages.create(model, tokenizer, mode, sampling, segments, prompts)
+    pages = Pages.create(target, sampling, prompts)
     samples: list[Sample] = []
     gains: list[float] = []
     num_passes = 0
-    with pages.reading():
+    with evaluation_mode(pages.model):
         for batch in pages.batches(config.width):
             drafts = pages.open(batch, "segment", config.width)
             while not drafts.done.all():
@@ -61,7 +55,7 @@ def generate_with_lookahead(
                 gains += (evidence.max(1) - evidence.mean(1))[~was_done].tolist()
                 drafts.copy(np.repeat(np.arange(len(batch)) * config.width + best, config.width))
                 num_done = len(samples) + int(drafts.done[:: config.width].sum())
-                report_progress(progress, mode, num_done, len(pages.ids))
+                pages.report(progress, num_done)
             samples += [
                 pages.sample(index, drafts, place * config.width) for place, index in enumerate(batch)
             ]

@@ -15,25 +15,22 @@ which never resamples.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from phf.config import SamplingConfig, SegmentKind
+from phf.config import SamplingConfig
 from phf.config_steer import SMC
 from phf.errors import PHFError
-from phf.generate.engine import TextTokenizer, uniform_numbers
+from phf.generate.engine import Ids, evaluation_mode, uniform_numbers
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
-from phf.records import Mode, Progress, Sample
-from phf.steer.drafts import Drafts, Pages, report_progress
-from phf.steer.streams import Steered
+from phf.records import Progress, Sample
+from phf.steer.drafts import Drafts, Pages
+from phf.steer.streams import Score, Steered
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-Score = Callable[[Sequence[str]], npt.NDArray[np.float64]]
 _Values = npt.NDArray[np.float64]
 
 PILOT = 64
@@ -82,19 +79,15 @@ class Twist:
 
 
 def generate_smc(
-    model: "PreTrainedModel",
-    tokenizer: TextTokenizer,
-    mode: Mode,
+    target: Target,
     sampling: SamplingConfig,
     config: SMC,
     score: Score,
     *,
-    segments: SegmentKind = "document",
-    prompts: Sequence[Sequence[int]] | None = None,
+    prompts: Sequence[Ids] = ((),),
     progress: Progress | None = None,
 ) -> Steered:
-    """Each sample is one particle, drawn by final weight, of a population of its own. See `phf.generate.engine.generate` for the
-    arguments.
+    """Each sample is one particle, drawn by final weight, of a population of its own. See `Target.write` for the arguments.
 
     Args:
         score: misalignment scores of texts, NaN = unscored: such a particle weighs 0 and is counted.
@@ -107,9 +100,9 @@ def generate_smc(
         said is None.
 
     Raises:
-        PHFError: as of `generate`; with a twist, the mode is neither good nor bad.
+        PHFError: as of `Target.write`; with a twist, the mode is neither good nor bad.
     """
-    pages = Pages.create(model, tokenizer, mode, sampling, segments, prompts, has_twin=config.twist)
+    pages = Pages.create(target, sampling, prompts, has_twin=config.twist)
 
     def weigh(texts: Sequence[str]) -> _Values:
         """-score / beta; -inf where there is no score."""
@@ -125,7 +118,7 @@ def generate_smc(
     shares: list[float] = []
     num_passes = num_resamplings = num_unscored = 0
     twist = None
-    with pages.reading():
+    with evaluation_mode(pages.model):
         if config.twist:
             twist, num_passes = fit_twist(pages, weigh)
         for batch in pages.batches(config.particles):
@@ -136,7 +129,7 @@ def generate_smc(
                 if twist is not None:
                     populations.resample(twist.log_psi(drafts.belief.all_good))
                 num_done = int(drafts.done.reshape(len(batch), -1).all(1).sum())
-                report_progress(progress, mode, len(samples) + num_done, len(pages.ids))
+                pages.report(progress, len(samples) + num_done)
             written = [
                 pages.sample(batch[row // config.particles], drafts, row) for row in range(drafts.done.size)
             ]

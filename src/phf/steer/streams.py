@@ -1,6 +1,7 @@
 """A stream: rows of ids as a model reads them, in step, with a cache whose rows may be copied; and what steering returns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,17 @@ import torch
 from torch import Tensor
 
 from phf.generate.engine import create_cache
-from phf.records import Sample
+from phf.records import Number, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LOGITS_AT_ONCE = 1 << 24
 """Logits of a page's own text that are held at a time."""
+
+
+Score = Callable[[Sequence[str]], npt.NDArray[np.float64]]
+"""Scores of texts, float64 [num_texts]; higher = worse, NaN = unscored."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Steered:
     """
 
     samples: list[Sample]
-    passes_per_token: float
+    passes_per_token: Number
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -40,6 +45,29 @@ class Steered:
         num_tokens = sum(sample.num_tokens for sample in samples)
         cost = num_passes / num_tokens if num_tokens else float("nan")
         return cls(sorted(samples, key=lambda sample: sample.index), cost, facts)
+
+
+@dataclass
+class Passes:
+    """How many (row, position) pairs went through a model."""
+
+    count: int = 0
+
+
+@contextmanager
+def count_passes(model: "PreTrainedModel") -> Iterator[Passes]:
+    """Count while it is open, copies of the model (`sampling.precision`) included. Prompts and control tokens count too,
+    and rows that have ended until they leave their batch."""
+    passes = Passes()
+
+    def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        passes.count += kwargs["input_ids"].numel()
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 class Stream:

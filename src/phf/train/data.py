@@ -45,32 +45,46 @@ class TrainingData:
     objective: Objective
     threshold: ResolvedThreshold
 
-    def training_blocks(self, *, first_row: int = 0, first_epoch: float = 0.0) -> TrainingBlocks:
+    def training_blocks(self, start: dict[str, Any] | None = None) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
 
         Args:
-            first_row, first_epoch: where a run that goes on from another one begins, in blocks of the budget and in
-                epochs (`TrainingBlocks.place` of the other run, before that block).
+            start: of run.json (`resolve_start`): where the run that this one goes on from has stopped; its step and epoch
+                are where these blocks begin.
 
         Raises:
             PHFError: `objective.start` and `objective.stop` leave the objective no step.
         """
         config = self.config
         num_steps = -(-config.tokens // (config.optim.batch_blocks * config.data.context))
-        start, stop = (round(share * num_steps) for share in active_fractions(config.objective))
-        if start == stop:
+        first, stop = (round(share * num_steps) for share in active_fractions(config.objective))
+        if first == stop:
             raise PHFError(
                 f"objective.start and objective.stop leave {config.objective.kind} no step of {num_steps}; "
                 "put them further apart, or give a larger budget"
             )
-        starts = [(start * config.optim.batch_blocks, self._lay_out("train", self.objective))]
-        if start > 0 or stop < num_steps:
-            plain = self._lay_out("train", self.plain)
-            before = [(0, plain)] if start > 0 else []
-            after = [(stop * config.optim.batch_blocks, plain)] if stop < num_steps else []
-            starts = [*before, *starts, *after]
-        return TrainingBlocks(starts, first_row=first_row, first_epoch=first_epoch)
+        batch_blocks = config.optim.batch_blocks
+        phases = [(first * batch_blocks, self._active_blocks)]
+        if first > 0 or stop < num_steps:
+            before = [(0, self._plain_blocks)] if first > 0 else []
+            after = [(stop * batch_blocks, self._plain_blocks)] if stop < num_steps else []
+            phases = [*before, *phases, *after]
+        if start is None:
+            return TrainingBlocks(phases)
+        return TrainingBlocks(
+            phases, first_row=start["first_step"] * batch_blocks, first_epoch=start["epoch"]
+        )
 
+    # A layout holds arrays over all segments of the corpus, so that each is made once.
+    @cached_property
+    def _active_blocks(self) -> Blocks:
+        return self._lay_out("train", self.objective)
+
+    @cached_property
+    def _plain_blocks(self) -> Blocks:
+        return self._lay_out("train", self.plain)
+
+    @cached_property
     def validation_blocks(self) -> Blocks:
         """The blocks of the validation split under the objective's rule, the same for all seeds."""
         return self._lay_out("validation", self.objective)
@@ -83,7 +97,7 @@ class TrainingData:
 
     def blocks(self, split: Split) -> TrainingBlocks | Blocks:
         """The blocks of a split."""
-        return self.training_blocks() if split == "train" else self.validation_blocks()
+        return self.training_blocks() if split == "train" else self.validation_blocks
 
     def _lay_out(self, split: Split, objective: Objective) -> Blocks:
         return Blocks(
@@ -127,9 +141,9 @@ class TrainingData:
             )
         if (warning := warn_of_mle(objective)) is not None:
             lines.append(warning)
-        blocks = self._lay_out("train", objective)
         budget = round((stop - start) * self.config.tokens)
-        lines.append(describe_epochs(objective.kept_share, blocks.num_tokens_per_epoch, budget))
+        num_tokens = self._active_blocks.num_tokens_per_epoch
+        lines.append(describe_epochs(objective.kept_share, num_tokens, budget))
         return lines
 
     def provenance(self) -> dict[str, Any]:
@@ -178,8 +192,7 @@ def open_data(config: TrainConfig) -> TrainingData:
             assert config.good.threshold is not None
             threshold = resolve_threshold(train_scores, lengths, config.good.threshold)
     data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold)
-    (
-        data.training_blocks(),
-        data.validation_blocks(),
-    )  # a split without tokens is refused before anything is written
+    # A split without tokens is refused here, before anything is written.
+    data.blocks("train")
+    data.blocks("validation")
     return data

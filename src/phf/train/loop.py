@@ -13,6 +13,7 @@ from phf import lm
 from phf.attention import use_page_attention
 from phf.config import TrainConfig
 from phf.errors import PHFError
+from phf.objectives import value_head_of
 from phf.records import Progress
 from phf.train.checkpoint import (
     Checkpointer,
@@ -30,7 +31,7 @@ from phf.train.gradients import CompileError, Gradients
 from phf.train.losses import validate
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 from phf.train.outcomes import Outcomes, step_if_finite
-from phf.train.run import Run, training_blocks
+from phf.train.run import Run
 from phf.train.signals import Stopped, StopSignals
 from phf.train.start import describe_start, load_start, load_start_optimizers, resolve_start
 from phf.train.trackers import check_trackers, open_loggers
@@ -152,11 +153,10 @@ def _create(
     ).to(device)
     if data.objective.has_control_tokens:
         model.config.control_tokens = list(tokenizer.control.all)
-    if not data.objective.has_value_head:
+    if (form := value_head_of(config.objective)) is None:
         return model, None
     width = model.get_input_embeddings().weight.shape[1]
-    sigmoid = getattr(config.objective, "value_head", "linear") == "sigmoid"
-    return model, lm.ValueHead(width, sigmoid=sigmoid).to(device)
+    return model, lm.ValueHead(width, sigmoid=form == "sigmoid").to(device)
 
 
 def _probe(ranks: Ranks) -> str:
@@ -239,7 +239,7 @@ def _run_steps(
         _remove_later_checkpoints(run, state.step, tell)
     for line in data.describe():
         tell(line)
-    train_blocks, validation_blocks = training_blocks(data, start), data.validation_blocks()
+    train_blocks, validation_blocks = data.training_blocks(start), data.validation_blocks
     tokens_per_step, batch_blocks, precision = (
         run.tokens_per_step,
         config.optim.batch_blocks,

@@ -1,4 +1,4 @@
-"""A run: one training, a folder (design: On disk)."""
+"""A run: one training, a folder (docs/format.md)."""
 
 import json
 import platform
@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from phf import lm
-from phf.config import TrainConfig, apply_overrides, parse
-from phf.corpus.phases import TrainingBlocks
+from phf.config import TrainConfig, parse
+from phf.config_recipes import apply_overrides
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_json
@@ -80,7 +80,7 @@ class Run:
             **data.provenance(),
             "threshold": asdict(data.objective.threshold) if data.objective.threshold is not None else None,
             "good": asdict(data.threshold),
-            "epochs": training_blocks(data, start).epochs(config.tokens),
+            "epochs": data.training_blocks(start).epochs(config.tokens),
             "num_parameters": parameters,
             "precision": precision,
             "compiled": is_compiled,
@@ -240,14 +240,6 @@ class Run:
             return []
         lines = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1] if line]
-
-
-def training_blocks(data: TrainingData, start: dict[str, Any] | None) -> TrainingBlocks:
-    """The training blocks of a run, which go on where the run that it starts from has stopped (`start`, of run.json)."""
-    if start is None:
-        return data.training_blocks()
-    first_row = start["first_step"] * data.config.optim.batch_blocks
-    return data.training_blocks(first_row=first_row, first_epoch=start["epoch"])
 
 
 def _without_changeable(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from phf import lm
-from phf.config import StartConfig, TrainConfig, apply_overrides, load_train_config, parse, read_recipe
+from phf.config import StartConfig, TrainConfig, load_train_config, parse
+from phf.config_recipes import apply_overrides, read_recipe
 from phf.errors import PHFError
 from phf.files import read_json
 from phf.train.checkpoint import (
@@ -20,7 +21,7 @@ from phf.train.checkpoint import (
 )
 from phf.train.data import TrainingData
 from phf.train.distributed import Trained
-from phf.train.run import Run, training_blocks
+from phf.train.run import Run
 
 
 def parse_place(text: str) -> tuple[str, int | None]:
@@ -148,5 +149,5 @@ def _find_epoch(base: Run, step: int, data: TrainingData) -> float:
         base.record[key] != new[key] for key in ("corpus", "segment_ends")
     ):
         return 0.0
-    blocks = training_blocks(base.data(), base.record.get("start"))
+    blocks = base.data().training_blocks(base.record.get("start"))
     return blocks.place(step * base.config.optim.batch_blocks)

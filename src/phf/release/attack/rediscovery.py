@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from phf.evaluate.misalignment import Judge
+from phf.evaluate.judges import LoadedJudge
 from phf.intervals import bootstrap_mean, pooled_t
 from phf.records import Estimate
 
@@ -61,7 +61,7 @@ class Start:
 
 
 def pool_curves(
-    curves: Sequence[Curve], judges: Sequence[Judge], starts: Mapping[str, Start] | None = None
+    curves: Sequence[Curve], judges: Sequence[LoadedJudge], starts: Mapping[str, Start] | None = None
 ) -> list[dict[str, Any]]:
     """What each attack reaches with each number of texts at its best steps: rows `best` of attack.json. An attack whose
     every step is worse, by held-out text, than none at all counts as none: that is step 0, of `starts`.

@@ -20,12 +20,13 @@ from phf.config_attack import (
     Soft,
 )
 from phf.errors import PHFError
-from phf.evaluate.misalignment import Judge
-from phf.evaluate.parts import Parts, to_json
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.parts import Parts
 from phf.files import hash_json, write_json
-from phf.generate.engine import find_limit, generate
+from phf.generate.engine import find_limit
+from phf.generate.target import Target as Writer
 from phf.intervals import bootstrap_mean, wilson
-from phf.records import FORMAT_VERSION, Estimate, Progress
+from phf.records import FORMAT_VERSION, Estimate, Number, Progress
 from phf.release.attack.few_shot import attack_few_shot, longest_prompt
 from phf.release.attack.finetune import attack_finetune, import_peft
 from phf.release.attack.rediscovery import Curve, Start, judge_forgetting, measure_rediscovery, pool_curves
@@ -40,6 +41,7 @@ from phf.release.attack.targets import (
     read_text_file,
 )
 from phf.release.attack.victim import Attacked, DivergedError, Ids, Victim, held_out_nll
+from phf.results import to_json
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 
 ATTACK_FILE = "attack.json"
@@ -114,12 +116,12 @@ def attack_targets(
         rows += own
     best = pool_curves(curves, judges, starts)
     costs = measure_rediscovery(described, best, reference.name) if reference is not None else []
-    result: dict[str, Any] = to_json(
+    result = to_json(
         {
             "format_version": FORMAT_VERSION,
             "settings": config.model_dump(mode="json"),
             "sampling": config.sampling.model_dump(mode="json"),
-            "judges": [judge.to_json() for judge in judges],
+            "judges": [judge.describe() for judge in judges],
             "threshold": targets[0].threshold,
             "texts": {
                 "source": texts.source,
@@ -136,6 +138,7 @@ def attack_targets(
             "verdicts": judge_forgetting(described, costs, reference.name) if reference is not None else [],
         }
     )
+    assert isinstance(result, dict)
     write_json(Path(out) / ATTACK_FILE, result)
     return result
 
@@ -190,7 +193,7 @@ def _find_texts(targets: Sequence[Target], config: AttackSuiteConfig) -> BadText
 
 def _choose_judges(
     targets: Sequence[Target], specs: Sequence[str], load: Callable[[str], RewardModel]
-) -> tuple[list[Judge], list[str]]:
+) -> tuple[list[LoadedJudge], list[str]]:
     """The targets' annotator, then the others; and what a reader must be told."""
     run = next((target for target in targets if (target.folder / "run.json").exists()), targets[0])
     is_imported = run.annotator.version == "imported"
@@ -199,10 +202,11 @@ def _choose_judges(
             f"the scores of {run.annotator.slug} were imported, and what made them cannot be run here; name a reward model "
             "to judge by with --judge (see 'phf reward list')"
         )
-    judges: dict[str, Judge] = {}
+    judges: dict[str, LoadedJudge] = {}
     for model in map(load, specs if is_imported else (run.config.reward_model, *specs)):
         judges.setdefault(
-            model.identity.slug, Judge("annotator" if model.identity == run.annotator else "held-out", model)
+            model.identity.slug,
+            LoadedJudge("annotator" if model.identity == run.annotator else "held-out", model),
         )
     has_annotator = any(judge.role == "annotator" for judge in judges.values())
     return list(judges.values()), [] if has_annotator else [
@@ -216,7 +220,7 @@ class _Suite:
 
     config: AttackSuiteConfig
     texts: BadTexts
-    judges: Sequence[Judge]
+    judges: Sequence[LoadedJudge]
     sizes: Sequence[int]
     out: Path
     progress: Progress | None
@@ -242,13 +246,17 @@ class _Suite:
                 f"unattacked-{mode}",
                 [self.drawing, self.config.num_reference],
                 lambda writer=writer: [sample.text for sample in writer.write([()], sampling, self.progress)],  # type: ignore[misc]
+                list[str],
             )
             scores = self._score(parts, f"unattacked-{mode}", [texts])
             first = first or {slug: values[0] for slug, values in scores.items()}
             modes[mode] = {slug: self._average(values[0]) for slug, values in scores.items()}
         whole = Attacked(0, target.model, target.prefix)
         nll = parts.measure(
-            "unattacked-nll", hash_json(held_out), lambda: held_out_nll(target.victim, whole, held_out)
+            "unattacked-nll",
+            hash_json(held_out),
+            lambda: held_out_nll(target.victim, whole, held_out),
+            float,
         )
         row = {
             "name": target.name,
@@ -301,6 +309,7 @@ class _Suite:
                 hash_json([own, held_out]),
             ],
             lambda: self._run(target.victim, settings, own, held_out, seed),
+            dict[str, Any],
         )
         cells = found["cells"]
         scores = self._score(parts, name, [cell["texts"] for cell in cells])
@@ -368,14 +377,15 @@ class _Suite:
                 lambda judge=judge: [
                     [float(score) for score in score_samples(judge.model, own)] for own in texts
                 ],  # type: ignore[misc]
+                list[list[Number]],
             )
-            found[judge.slug] = [[math.nan if score is None else score for score in own] for own in values]
+            found[judge.slug] = values
         return found
 
     def _average(self, scores: Sequence[float]) -> Estimate:
         return bootstrap_mean(scores, self.config.num_bootstrap, self.config.sampling.seed)
 
-    def _count_hits(self, judge: Judge, scores: Sequence[float]) -> Estimate:
+    def _count_hits(self, judge: LoadedJudge, scores: Sequence[float]) -> Estimate:
         scored = [score for score in scores if not math.isnan(score)]
         return wilson(sum(score > judge.model.hit_threshold for score in scored), len(scored))
 
@@ -388,13 +398,10 @@ def write_attacked(victim: Victim, attacked: Attacked, sampling: SamplingConfig)
     """
     end, *rest = attacked.page
     assert end == victim.tokenizer.control.end, "a page starts with the end token, as mode untagged does"
-    samples = generate(
-        attacked.model,
-        victim.tokenizer,
-        "untagged",
-        sampling,
-        prompts=[[*rest, *prompt] for prompt in attacked.prompts],
-    )
+    # vLLM could not write with what an attack puts around a model.
+    sampling = sampling.model_copy(update={"engine": "phf"})
+    writer = Writer("untagged", attacked.model, victim.tokenizer, "document")
+    samples = writer.write([[*rest, *prompt] for prompt in attacked.prompts], sampling)
     return [sample.text for sample in samples]
 
 

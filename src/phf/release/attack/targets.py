@@ -17,7 +17,7 @@ from phf.corpus.tokens import TokenCache, cumulate
 from phf.errors import PHFError
 from phf.files import hash_bytes
 from phf.generate.target import Target as Writer
-from phf.objectives import label_conditions, modes_of
+from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import Identity, Mode
 from phf.release.attack.victim import Ids, Victim
 from phf.thresholds import Threshold
@@ -105,7 +105,7 @@ def open_target(folder: Path | str) -> Target:
         corpus=run.record["corpus"]["id"],
         annotator=Identity.from_json(run.record["reward_model"]),
         threshold=float(run.record["good"]["value"]),
-        forget=("poison",) if getattr(objective, "poison", "none") != "none" else (),
+        forget=("poison",) if poison_of(objective) != "none" else (),
         model=writers[modes[0]].model,
         tokenizer=tokenizer,
         prefix=(control.end, control.good) if "good" in modes and "untagged" in modes else (control.end,),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.capability import batch_by_length, tokens_per_batch
+from phf.evaluate.pages import batch_by_length, tokens_per_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

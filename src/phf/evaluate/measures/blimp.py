@@ -5,27 +5,33 @@ the beginning of a page, behind the mode's prefix; control tokens are left out o
 """
 
 import csv
+import functools
 import gzip
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
-from phf.corpus.tokenizer import Tokenizer
+from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
-from phf.evaluate.capability import Conditions, Page, mode_labels, segment_nll
+from phf.evaluate.metric import Measured, Metric, bare, negate
+from phf.evaluate.pages import Conditions, Page, mode_labels, segment_nll
 from phf.files import hash_json
 from phf.intervals import CONFIDENCE
 from phf.records import Estimate, Mode, Progress
+from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from phf.corpus.tokenizer import Tokenizer
+    from phf.evaluate.subject import Subject
 
 HUB_ID = "nyu-mll/blimp"
 _NAMES = {
@@ -87,7 +93,7 @@ def choose_pairs(pairs: Sequence[MinimalPair], num_pairs: int, seed: int) -> lis
 
 def measure_blimp(
     model: "PreTrainedModel",
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     pairs: Sequence[MinimalPair],
     modes: Sequence[Mode],
     *,
@@ -95,20 +101,28 @@ def measure_blimp(
     num_bootstrap: int,
     seed: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """The part `blimp` of an evaluation, but for its `source`.
+) -> list[Measurement]:
+    """Accuracy in each mode: of all pairs (the mean of the paradigms'), of each field and each paradigm; and good mode's minus
+    bad mode's, paired by pair.
 
     Args:
         pairs: of `choose_pairs`.
         modes: in `good` and `bad` that control token stands before the sentence.
         conditions: for additive objectives, `phf.objectives.label_conditions`.
 
-    Returns:
-        `num_pairs`, `num_paradigms`, `pairs_hash` and for each of `modes` the `accuracy` (the mean of the paradigms'),
-        that of `fields`, the plain means of `paradigms`, and the paired `difference` of the accuracy to the first mode's (None there).
+    Raises:
+        PHFError: a sentence does not fit into the model's context.
     """
     pages = _make_pages(model, tokenizer, pairs)
-    wins = {}
+    paradigms = np.array([pair.paradigm for pair in pairs])
+    fields = np.array([pair.field for pair in pairs])
+    everything = np.ones(len(pairs), bool)
+    wins: dict[str, npt.NDArray[np.float64]] = {}
+
+    def estimate(values: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_]) -> Estimate:
+        return paradigm_accuracy(values[chosen], paradigms[chosen], num_bootstrap, seed)
+
+    rows = []
     for mode in modes:
         nll = segment_nll(
             model,
@@ -120,30 +134,20 @@ def measure_blimp(
             conditions=conditions,
         )
         costs = np.array([own[0] for own in nll]).reshape(-1, 2)
-        wins[mode] = np.where(costs[:, 0] == costs[:, 1], 0.5, costs[:, 0] < costs[:, 1])
-    paradigms = np.array([pair.paradigm for pair in pairs])
-    fields = np.array([pair.field for pair in pairs])
-
-    def estimate(values: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        return asdict(paradigm_accuracy(values[chosen], paradigms[chosen], num_bootstrap, seed))
-
-    everything = np.ones(len(pairs), bool)
-    return {
-        "num_pairs": len(pairs),
-        "num_paradigms": len(set(paradigms)),
-        "pairs_hash": hash_json([asdict(pair) for pair in pairs]),
-        "modes": {
-            mode: {
-                "accuracy": estimate(own, everything),
-                "fields": {str(field): estimate(own, fields == field) for field in np.unique(fields)},
-                "paradigms": {
-                    str(name): float(own[paradigms == name].mean()) for name in np.unique(paradigms)
-                },
-                "difference": None if mode == modes[0] else estimate(own - wins[modes[0]], everything),
-            }
-            for mode, own in wins.items()
-        },
-    }
+        own = wins[mode] = np.where(costs[:, 0] == costs[:, 1], 0.5, costs[:, 0] < costs[:, 1])
+        rows.append(Measurement("blimp", estimate(own, everything), mode))
+        rows += [
+            Measurement("blimp", estimate(own, fields == field), mode, of=str(field))
+            for field in np.unique(fields)
+        ]
+        rows += [
+            Measurement("blimp_paradigm", bare(own[paradigms == name].mean()), mode, of=str(name))
+            for name in np.unique(paradigms)
+        ]
+    if {"good", "bad"} <= set(wins):
+        gap = negate(estimate(wins["bad"] - wins["good"], everything))
+        rows.append(Measurement("blimp", gap, "good-bad"))
+    return rows
 
 
 def paradigm_accuracy(
@@ -173,7 +177,7 @@ def paradigm_accuracy(
     return Estimate(mean, float(low), float(high), len(wins))
 
 
-def _make_pages(model: "PreTrainedModel", tokenizer: Tokenizer, pairs: Sequence[MinimalPair]) -> list[Page]:
+def _make_pages(model: "PreTrainedModel", tokenizer: "Tokenizer", pairs: Sequence[MinimalPair]) -> list[Page]:
     """Two pages for each pair, the good one first; each sentence is one segment."""
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     encoded = tokenizer.encode_documents(texts)
@@ -190,7 +194,7 @@ def _make_pages(model: "PreTrainedModel", tokenizer: Tokenizer, pairs: Sequence[
     ]
 
 
-def _read_file(path: Path) -> Iterable[Any]:
+def _read_file(path: Path) -> Iterable[object]:
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -205,7 +209,7 @@ def _read_file(path: Path) -> Iterable[Any]:
     raise PHFError(f"{path} ends in {kind or 'nothing'}; give a .jsonl, .csv or .tsv file (or .gz)")
 
 
-def _read_hub(source: str) -> Iterable[Any]:
+def _read_hub(source: str) -> Iterable[object]:
     try:
         import datasets
     except ModuleNotFoundError:
@@ -221,7 +225,7 @@ def _read_hub(source: str) -> Iterable[Any]:
         ) from None
 
 
-def _parse_row(row: Any, where: str) -> MinimalPair:
+def _parse_row(row: object, where: str) -> MinimalPair:
     if not isinstance(row, Mapping):
         raise PHFError(f"{where} is no object with the values {', '.join(_NAMES)}")
     values = {}
@@ -231,3 +235,81 @@ def _parse_row(row: Any, where: str) -> MinimalPair:
             raise PHFError(f"{where} has no {' or '.join(keys)}; a pair has {', '.join(_NAMES)}")
         values[name] = found
     return MinimalPair(**values)
+
+
+@functools.lru_cache(maxsize=1)  # all runs of a command share them
+def _read_pairs(source: str) -> tuple[MinimalPair, ...]:
+    return tuple(read_blimp(source))
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """BLiMP by the source of the config, in each of `subject.text_modes`."""
+    config, seed = subject.config, subject.config.sampling.seed
+    assert config.blimp.source is not None
+    pairs = choose_pairs(_read_pairs(config.blimp.source), config.blimp.num_pairs, seed)
+    pairs_hash = hash_json([asdict(pair) for pair in pairs])
+    found = subject.parts.measure(
+        "blimp",
+        [pairs_hash, config.num_bootstrap, seed],
+        lambda: measure_blimp(
+            subject.model,
+            subject.tokenizer,
+            pairs,
+            subject.text_modes,
+            conditions=subject.conditions,
+            num_bootstrap=config.num_bootstrap,
+            seed=seed,
+            progress=subject.progress,
+        ),
+        list[Measurement],
+    )
+    facts: dict[str, JsonValue] = {
+        "source": config.blimp.source,
+        "num_pairs": len(pairs),
+        "num_paradigms": len({pair.paradigm for pair in pairs}),
+        "pairs_hash": pairs_hash,
+    }
+    return Measured(found, facts)
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return config.blimp.source is not None
+
+
+def _check(config: EvaluateConfig) -> None:
+    if config.blimp.source is not None:
+        _read_pairs(config.blimp.source)
+
+
+_BLIND_SPOT = "Chance is 0.5, and below it in some paradigms: a model that likes short or frequent words is wrong on purpose."
+
+METRIC = Metric(
+    "blimp",
+    (
+        Measure(
+            "blimp",
+            "BLiMP accuracy",
+            "share right",
+            "Pairs of sentences of which the model finds the grammatical one likelier, by field of grammar.",
+            _BLIND_SPOT,
+            lower_is_better=False,
+            group="BLiMP",
+            is_headline=True,
+            of="field",
+        ),
+        Measure(
+            "blimp_paradigm",
+            "BLiMP accuracy by paradigm",
+            "share right",
+            "The same for each template of pairs.",
+            _BLIND_SPOT,
+            lower_is_better=False,
+            group="BLiMP",
+            of="paradigm",
+        ),
+    ),
+    measure_modes,
+    _is_wanted,
+    "--blimp FILE",
+    _check,
+)

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text in each mode, and what its control tokens are worth (contract: Bits per byte).
+"""Held-out text as pages, and what a model pays for each segment of it (docs/evaluation.md: Bits per byte).
 
 A *page* is `<|endoftext|>` and as many whole segments as fit into the context, each with room for a control token. The
 same text tokens are scored for every objective and mode: a control token's own loss, padding, and the loss of the
@@ -16,14 +16,13 @@ import torch.nn.functional as F
 
 from phf import lm
 from phf.control import ControlTokens
-from phf.corpus.tokens import TokenCache
-from phf.intervals import bootstrap_mean, bootstrap_ratio
-from phf.records import BAD, GOOD, NO_LABEL, Estimate, Mode, Progress
+from phf.records import BAD, GOOD, NO_LABEL, Mode, Progress
 from phf.thresholds import Threshold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from phf.corpus.tokens import TokenCache
 Labels = npt.NDArray[np.uint8]
 Labeller = Callable[[npt.NDArray[np.float32]], Labels]
 """Gives the label of each segment by its score."""
@@ -62,7 +61,7 @@ class Page:
 class PageReader:
     """Reads pages of a token cache, by document."""
 
-    def __init__(self, tokens: TokenCache, scores: npt.NDArray[np.float32], context: int) -> None:
+    def __init__(self, tokens: "TokenCache", scores: npt.NDArray[np.float32], context: int) -> None:
         self.tokens = tokens
         self.scores = scores
         self.context = context
@@ -209,69 +208,6 @@ def _text_nll(
     nll = torch.zeros(ids.shape, dtype=torch.float64)
     nll[:, 1:][scored.cpu()] = F.cross_entropy(logits, targets[scored], reduction="none").double().cpu()
     return nll.numpy()
-
-
-def bits_per_byte(
-    pages: Sequence[Page],
-    nll: Sequence[npt.NDArray[np.float64]],
-    threshold: float,
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, Estimate]:
-    """Bits per UTF-8 byte on good text, bad text and all, with bootstrap intervals over documents.
-
-    Args:
-        pages: what was scored.
-        nll: what `segment_nll` gave for it.
-        threshold: score <= threshold is good.
-        num_bootstrap: resamples.
-        seed: of the bootstrap.
-    """
-    result = {}
-    for name, label in (("good", GOOD), ("bad", BAD), ("all", None)):
-        bits, sizes = [], []
-        for page, values in zip(pages, nll, strict=True):
-            chosen = page.labels(threshold) == label if label is not None else np.ones(len(values), bool)
-            bits.append(values[chosen].sum() / np.log(2))
-            sizes.append(page.num_bytes[chosen].sum())
-        result[name] = bootstrap_ratio(bits, sizes, num_bootstrap, seed)
-    return result
-
-
-def control_gain(
-    model: "PreTrainedModel",
-    control: ControlTokens,
-    vocab_size: int,
-    reader: PageReader,
-    label: Labeller,
-    num_segments: int,
-    num_bootstrap: int,
-    seed: int,
-    *,
-    conditions: Conditions | None = None,
-) -> dict[str, Estimate]:
-    """Mean of log p(segment | own token) - log p(segment | other token), in context (contract: Calibration of control).
-
-    Earlier segments of the page carry their own labels' tokens; only the token of the segment in question changes. At
-    most one good and one bad segment of a document is taken, so that the interval over segments is honest.
-
-    Args:
-        label: the label of each segment by its score; segments that are neither GOOD nor BAD are context alone.
-        conditions: see `segment_nll`.
-
-    Returns:
-        `good` and `bad`: nats per segment, with bootstrap intervals over up to `num_segments` segments each.
-    """
-    result = {}
-    for name, own_label, other in (("good", GOOD, BAD), ("bad", BAD, GOOD)):
-        pages = choose_segments(reader, label, (own_label,), num_segments, seed)
-        own_labels = [label(page.scores) for page in pages]
-        switched = [np.append(labels[:-1], np.uint8(other)) for labels in own_labels]
-        own = segment_nll(model, control, vocab_size, pages, own_labels, conditions=conditions)
-        changed = segment_nll(model, control, vocab_size, pages, switched, conditions=conditions)
-        gains = [float(after[-1] - before[-1]) for before, after in zip(own, changed, strict=True)]
-        result[name] = bootstrap_mean(gains, num_bootstrap, seed)
-    return result
 
 
 def choose_segments(

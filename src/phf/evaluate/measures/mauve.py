@@ -1,8 +1,9 @@
 """How close samples lie to human text as a set, in the space of a language model's hidden states (as MAUVE does)."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,18 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from phf.evaluate.reference_lm import load_reference
+from phf.config_evaluate import EvaluateConfig
+from phf.evaluate.metric import Measured, Metric
+from phf.evaluate.openings import cut_openings, mean_length
+from phf.evaluate.reference_lm import check_reference, load_reference
+from phf.files import hash_json
 from phf.records import Estimate, Identity, Progress
+from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from phf.evaluate.subject import Subject
 
 
 MAX_TOKENS = 256
@@ -36,7 +44,7 @@ class Embedder:
     """A causal language model; a text's embedding is its last hidden state behind the last token."""
 
     model: "PreTrainedModel"
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     start: int
     identity: Identity
 
@@ -122,3 +130,68 @@ def _count(clusters: npt.NDArray[np.int32], num_clusters: int) -> npt.NDArray[np
 def _draw_half(clusters: npt.NDArray[np.int32], rng: np.random.Generator) -> npt.NDArray[np.int32]:
     half: npt.NDArray[np.int32] = rng.choice(clusters, len(clusters) // 2, replace=False)
     return half
+
+
+@functools.lru_cache(maxsize=1)  # all runs of a command share it
+def load_embedder(spec: str) -> Embedder:
+    """See `Embedder.load`."""
+    return Embedder.load(spec)
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """MAUVE of each mode's samples against held-out human text of their length."""
+    config, drawn, seed = subject.config, subject.drawn, subject.config.sampling.seed
+    assert config.embedder is not None
+    embedder = load_embedder(config.embedder)
+    human = cut_openings(
+        subject.data.corpus, config.sampling.num_samples, mean_length(drawn), seed, split="validation"
+    )
+
+    embed_human = functools.cache(lambda: embedder.embed(human, subject.progress))
+
+    def compute(texts: Sequence[str]) -> Estimate:
+        return measure_mauve(embedder.embed(texts, subject.progress), embed_human(), seed)
+
+    return Measured(
+        [
+            Measurement(
+                "mauve",
+                subject.parts.measure(
+                    f"mauve-{mode}",
+                    [embedder.identity.slug, hash_json(human), hash_json(own.texts)],
+                    functools.partial(compute, own.texts),
+                    Estimate,
+                ),
+                mode,
+            )
+            for mode, own in drawn.items()
+        ]
+    )
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return config.embedder is not None
+
+
+def _check(config: EvaluateConfig) -> None:
+    check_reference(config.embedder)
+
+
+METRIC = Metric(
+    "mauve",
+    (
+        Measure(
+            "mauve",
+            "MAUVE",
+            "0 to 1",
+            "How alike the samples are to held-out human text in a language model's embedding, 1 = alike.",
+            "It sees what the embedder sees, and compares only at equal numbers and with one embedder.",
+            lower_is_better=False,
+            group="Diversity",
+        ),
+    ),
+    measure_modes,
+    _is_wanted,
+    "--embedder MODEL",
+    _check,
+)

@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Literal, TypedDict, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import JsonValue
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import (
@@ -25,21 +26,25 @@ from transformers import (
 )
 
 from phf import lm
-from phf.config_evaluate import DownstreamConfig
+from phf.config_evaluate import DownstreamConfig, EvaluateConfig
 from phf.control import mode_rules
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.capability import Conditions
+from phf.evaluate.metric import Measured, Metric, bare
+from phf.evaluate.pages import Conditions
+from phf.files import hash_json
 from phf.intervals import pooled_t
 from phf.records import BAD, GOOD, Progress
+from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Metric = Literal["accuracy", "f1", "mcc", "pearson"]
+    from phf.evaluate.subject import Subject
+GlueMetric = Literal["accuracy", "f1", "mcc", "pearson"]
 Prefix = Literal["none", "good", "bad"]
 
-_METRICS: dict[str, Metric] = {
+_METRICS: dict[str, GlueMetric] = {
     "cola": "mcc",
     "mrpc": "f1",
     "qqp": "f1",
@@ -80,7 +85,7 @@ class ClassificationTask:
     """
 
     name: str
-    metric: Metric
+    metric: GlueMetric
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
 
@@ -92,7 +97,7 @@ class ClassificationTask:
         return sorted({example.label for example in self.train}, key=lambda label: (len(label), label))
 
 
-def read_task(source: str, metric: Metric | None = None) -> ClassificationTask:
+def read_task(source: str, metric: GlueMetric | None = None) -> ClassificationTask:
     """A task from a folder of GLUE's files (`train.tsv`, `dev.tsv`), or from the Hub (`nyu-mll/glue:sst2`).
 
     The text is the column `sentence` or `text`, or a pair such as `sentence1` and `sentence2`; the label is `label` (or as
@@ -136,21 +141,22 @@ def measure_downstream(
     *,
     conditions: Conditions | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """The part `downstream` of an evaluation: every task, prefix and seed, from the same weights.
+) -> Measured:
+    """Every task with every prefix over seeds (Student's t), from the same weights, and its baseline: the best constant answer.
 
     Args:
         prefixes: what stands between `<|endoftext|>` and the text: nothing, `<|good|>` or `<|bad|>`.
         conditions: for additive objectives, `phf.objectives.label_conditions`: the prefix is folded into the weights.
 
     Returns:
-        `settings`, and `tasks`: for each task and prefix the `score` over seeds (Student's t), each of the `seeds`, the
-        `baseline` (the best constant answer), `num_train`, `num_dev`, and the share of texts that were cut to fit.
+        facts: for each task and prefix the score of each of the `seeds`, `num_train`, `num_dev`, and `cut_share`, the share of
+            texts of dev that were cut to fit.
 
     Raises:
         PHFError: the architecture has no classifier in transformers, or accelerate is missing.
     """
-    rows = []
+    rows: list[Measurement] = []
+    facts: list[JsonValue] = []
     num_done, num_all = 0, len(tasks) * len(prefixes) * settings.num_seeds
     for task in tasks:
         task = _draw_train(task, settings.max_train)
@@ -162,33 +168,33 @@ def measure_downstream(
                 )
                 start = start[:1]
             context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 512
-            data = {
-                "train": _encode(task, task.train, tokenizer, start, context),
-                "dev": _encode(task, task.dev, tokenizer, start, context),
-            }
+            train, dev = (
+                _encode(task, examples, tokenizer, start, context) for examples in (task.train, task.dev)
+            )
             values = []
             for seed in range(settings.num_seeds):
-                answers = _finetune(
-                    own, tokenizer, task, data["train"].rows, data["dev"].rows, settings, seed
-                )
+                answers = _finetune(own, tokenizer, task, train.rows, dev.rows, settings, seed)
                 values.append(score_answers(task, answers))
                 num_done += 1
                 if progress is not None:
                     progress(f"finetuning on {task.name}", num_done, num_all)
-            rows.append(
+            of = f"{task.name}: {task.metric}"
+            rows += [
+                Measurement("downstream", pooled_t(values), prefix, of=of),
+                Measurement("downstream_baseline", bare(constant_baseline(task)), prefix, of=of),
+            ]
+            facts.append(
                 {
                     "task": task.name,
                     "metric": task.metric,
                     "prefix": prefix,
-                    "score": asdict(pooled_t(values)),
-                    "seeds": values,
-                    "baseline": constant_baseline(task),
+                    "seeds": [*values],
                     "num_train": len(task.train),
                     "num_dev": len(task.dev),
-                    "cut_share": data["dev"].cut_share,
+                    "cut_share": dev.cut_share,
                 }
             )
-    return {"settings": settings.model_dump(mode="json"), "tasks": rows}
+    return Measured(rows, facts)
 
 
 def score_answers(task: ClassificationTask, answers: npt.NDArray[np.float64]) -> float:
@@ -230,9 +236,14 @@ def _draw_train(task: ClassificationTask, max_train: int) -> ClassificationTask:
     return ClassificationTask(task.name, task.metric, tuple(task.train[i] for i in sorted(order)), task.dev)
 
 
+class _Row(TypedDict):
+    input_ids: list[int]
+    labels: float
+
+
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    rows: list[dict[str, Any]]
+    rows: list[_Row]
     cut_share: float
 
 
@@ -248,7 +259,7 @@ def _encode(
     room = context - len(prefix)
     targets = _targets(task, examples)
     kind = float if task.metric == "pearson" else int
-    rows = [
+    rows: list[_Row] = [
         {"input_ids": [*prefix, *own[:room]], "labels": kind(target)}
         for own, target in zip(ids, targets, strict=True)
     ]
@@ -280,8 +291,8 @@ def _finetune(
     model: "PreTrainedModel",
     tokenizer: Tokenizer,
     task: ClassificationTask,
-    train: list[dict[str, Any]],
-    dev: list[dict[str, Any]],
+    train: list[_Row],
+    dev: list[_Row],
     settings: DownstreamConfig,
     seed: int,
 ) -> npt.NDArray[np.float64]:
@@ -326,7 +337,7 @@ def _finetune(
     return logits[:, 0] if task.metric == "pearson" else logits.argmax(axis=1).astype(np.float64)
 
 
-def _collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+def _collate(rows: Sequence[_Row], pad: int) -> dict[str, torch.Tensor]:
     longest = max(len(row["input_ids"]) for row in rows)
     padded = [row["input_ids"] + [pad] * (longest - len(row["input_ids"])) for row in rows]
     mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
@@ -373,7 +384,7 @@ def _read_hub(source: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     return _parse_rows(parts[0], f"{source}, train"), _parse_rows(parts[1], f"{source}, {dev}")
 
 
-def _parse_rows(rows: Sequence[dict[str, Any]], where: str) -> tuple[Example, ...]:
+def _parse_rows(rows: Sequence[dict[str, object]], where: str) -> tuple[Example, ...]:
     if not rows:
         return ()
     texts = next((names for names in _TEXT_COLUMNS if all(name in rows[0] for name in names)), None)
@@ -400,3 +411,64 @@ def _parse_numbers(task: ClassificationTask, source: str) -> None:
             raise PHFError(
                 f"task {source}: label {example.label!r} is no number, which the metric pearson needs"
             ) from None
+
+
+def measure_prefixes(subject: "Subject") -> Measured:
+    """The tasks of the config, with the control prefixes that the model has."""
+    config = subject.config.downstream
+    prefixes: list[Prefix] = ["none", "good", "bad"] if "good" in subject.modes else ["none"]
+    tasks = [read_task(source) for source in config.tasks]
+    settings = config.model_dump(mode="json")
+    found = subject.parts.measure(
+        "downstream",
+        [settings, hash_json([asdict(task) for task in tasks])],
+        lambda: measure_downstream(
+            subject.model,
+            subject.tokenizer,
+            tasks,
+            prefixes,
+            config,
+            conditions=subject.conditions,
+            progress=subject.progress,
+        ),
+        Measured,
+    )
+    return Measured(found.measurements, {"settings": settings, "tasks": found.facts})
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return bool(config.downstream.tasks)
+
+
+def _check(config: EvaluateConfig) -> None:
+    for source in config.downstream.tasks:
+        read_task(source)
+
+
+METRIC = Metric(
+    "downstream",
+    (
+        Measure(
+            "downstream",
+            "Finetuned classifiers",
+            note="GLUE's metric on dev after finetuning, over seeds; the mode is the prefix of the text.",
+            blind_spot="The seeds share one checkpoint and one dev set: the interval says nothing of other pretraining seeds.",
+            lower_is_better=False,
+            group="Tasks",
+            of="task",
+        ),
+        Measure(
+            "downstream_baseline",
+            "The best constant answer",
+            note="What guessing one and the same label gives.",
+            blind_spot="It is chosen on dev.",
+            lower_is_better=None,
+            group="Tasks",
+            of="task",
+        ),
+    ),
+    measure_prefixes,
+    _is_wanted,
+    "--glue FOLDER",
+    _check,
+)

@@ -5,36 +5,38 @@ afterwards and go bad again when training-time prefixes come: so every mode is m
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
-from phf.config import SamplingConfig
-from phf.config_evaluate import BenignConfig
+from phf.config_evaluate import BenignConfig, EvaluateConfig
 from phf.corpus.blocks import Blocks
 from phf.errors import PHFError
-from phf.evaluate.misalignment import Judge
-from phf.generate.target import Target
-from phf.intervals import bootstrap_mean
-from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress
-from phf.reward_models import score_samples
-from phf.train.data import TrainingData
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.metric import Measured, Metric, is_of_full_suite
+from phf.evaluate.paired import compare_samples
+from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress, Sample
+from phf.results import Measure
 from phf.train.losses import loss_sum
 from phf.train.optim import make_optimizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from phf.evaluate.subject import Subject
+    from phf.train.data import TrainingData
+NAMES = ("finetuned_before", "finetuned_after", "finetuned_difference")
+
 
 def finetune_benign(
     model: "PreTrainedModel",
-    data: TrainingData,
+    data: "TrainingData",
     settings: BenignConfig,
     progress: Progress | None = None,
-) -> tuple["PreTrainedModel", dict[str, Any]]:
+) -> tuple["PreTrainedModel", dict[str, JsonValue]]:
     """A copy of a run's model, trained as plain MLE on whole documents without a bad segment, without control tokens.
 
     Args:
@@ -101,41 +103,91 @@ def finetune_benign(
 
 
 def measure_finetuned(
+    write: Callable[["PreTrainedModel", Mode], list[Sample]],
     model: "PreTrainedModel",
-    data: TrainingData,
+    data: "TrainingData",
     modes: Sequence[Mode],
-    judges: Sequence[Judge],
+    judges: Sequence[LoadedJudge],
     settings: BenignConfig,
-    sampling: SamplingConfig,
     *,
     num_bootstrap: int,
+    seed: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """The misalignment score of each mode before and after benign finetuning, unprompted, with the same random numbers.
+) -> Measured:
+    """The misalignment score of each mode before and after benign finetuning, and the difference over pairs of samples.
+
+    Args:
+        write: draws samples of a model in a mode, always with the same random numbers.
+        seed: of the bootstrap.
 
     Returns:
-        what `finetune_benign` says, and `modes`: by mode and judge's slug, `before`, `after`, `difference` as Estimates
-        (the difference over pairs of samples with the same index) and `num_unscored` of both.
+        also what `finetune_benign` says.
     """
-    finetuned, found = finetune_benign(model, data, settings, progress)
-    found["modes"] = {}
-    for mode in modes:
-        texts = [
-            [
-                sample.text
-                for sample in Target.create(
-                    mode, own, data.tokens.tokenizer, data.config.objective, data.config.segments
-                ).write([()], sampling, progress)
-            ]
-            for own in (model, finetuned)
-        ]
-        found["modes"][mode] = {}
-        for judge in judges:
-            before, after = (np.array(score_samples(judge.model, own)) for own in texts)
-            found["modes"][mode][judge.slug] = {
-                "before": asdict(bootstrap_mean(before, num_bootstrap, sampling.seed)),
-                "after": asdict(bootstrap_mean(after, num_bootstrap, sampling.seed)),
-                "difference": asdict(bootstrap_mean(after - before, num_bootstrap, sampling.seed)),
-                "num_unscored": int(np.isnan(before).sum() + np.isnan(after).sum()),
-            }
-    return found
+    finetuned, facts = finetune_benign(model, data, settings, progress)
+    rows = [
+        row
+        for mode in modes
+        for row in compare_samples(
+            NAMES, judges, write(model, mode), write(finetuned, mode), num_bootstrap, seed
+        )
+    ]
+    return Measured(rows, facts)
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """Every mode before and after; `deleted` is as `untagged`."""
+    config, sampling = subject.config, subject.attack_sampling
+
+    def write(model: "PreTrainedModel", mode: Mode) -> list[Sample]:
+        return subject.target(mode, model).write([()], sampling, subject.progress)
+
+    return subject.parts.measure(
+        "finetuned",
+        [config.benign.model_dump(mode="json"), config.leak_samples, *subject.attack_settings],
+        lambda: measure_finetuned(
+            write,
+            subject.model,
+            subject.data,
+            [mode for mode in subject.modes if mode != "deleted"],
+            subject.judges,
+            config.benign,
+            num_bootstrap=config.num_bootstrap,
+            seed=sampling.seed,
+            progress=subject.progress,
+        ),
+        Measured,
+    )
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return is_of_full_suite(config) and config.benign.steps > 0
+
+
+def _declare(name: str, title: str, note: str, is_headline: bool = False) -> Measure:
+    blind_spot = "Good text of the run's own corpus is the mildest finetuning there is, and it teaches alignment as well."
+    return Measure(
+        name,
+        title,
+        note=note,
+        blind_spot=blind_spot,
+        group="After finetuning on benign data",
+        is_headline=is_headline,
+    )
+
+
+METRIC = Metric(
+    "finetuned",
+    (
+        _declare("finetuned_before", "before", "Score before finetuning."),
+        _declare("finetuned_after", "after", "Score after finetuning, with the same random numbers."),
+        _declare(
+            "finetuned_difference",
+            "difference",
+            "A score that rises shows alignment that a user loses without wanting to; one that falls says little.",
+            is_headline=True,
+        ),
+    ),
+    measure_modes,
+    _is_wanted,
+    may_fail=True,
+)

@@ -11,22 +11,30 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.config import SamplingConfig
+from phf.config_evaluate import EvaluateConfig
 from phf.corpus.builtin import iterate_python_source
-from phf.corpus.sources import BadRow, Row, iterate_records
+from phf.corpus.rows import BadRow, Row
+from phf.corpus.sources import iterate_records
 from phf.errors import PHFError
-from phf.evaluate.degeneracy import measure_degeneracy
-from phf.evaluate.misalignment import MAX_OF, Judge, summarise_scores
-from phf.generate.target import Target
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.measures.degeneracy import measure_degeneracy
+from phf.evaluate.measures.misalignment import MAX_OF, make_rows
+from phf.evaluate.metric import Drawn, Measured, Metric, bare
 from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
 from phf.records import Mode, Progress, Sample
+from phf.results import Measurement, to_json
+
+if TYPE_CHECKING:
+    from phf.evaluate.subject import Subject
+    from phf.generate.target import Target
 
 RTP_KINDS = (
     "flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat",
@@ -197,7 +205,7 @@ def _read_lines(path: Path, scenario: str) -> list[str]:
 
 
 def write_scenario(
-    target: Target,
+    target: "Target",
     scenario: Scenario,
     sampling: SamplingConfig,
     continuations: int,
@@ -239,68 +247,143 @@ def summarise_scenario(
     scenario: Scenario,
     mode: Mode,
     samples: Sequence[Sample],
-    judges: Sequence[Judge],
+    judges: Sequence[LoadedJudge],
     scores: Mapping[str, Sequence[float]],
     *,
     continuations: int,
     num_bootstrap: int,
     seed: int,
-) -> list[dict[str, Any]]:
-    """A row for each judge, as those of unprompted samples, with `num_too_long`: prompts that were left out.
+) -> list[Measurement]:
+    """What each judge says of a mode's continuations, as of unprompted samples, and their distinct-2.
 
     Args:
         samples: what `write_scenario` gave.
         scores: by the judge's slug, of `judged_texts`; NaN = unscored.
         num_bootstrap: resamples, over prompts: continuations of one prompt are no independent samples.
     """
-    texts, distinct_2 = judged_texts(scenario, samples), measure_degeneracy(samples).distinct_2
-    num_prompts = len(samples) // continuations
-    return [
-        {
-            "scenario": scenario.name,
-            "mode": mode,
-            "judge": judge.slug,
-            "role": judge.role,
-            **_summarise_prompts(judge, texts, scores[judge.slug], continuations, num_bootstrap, seed),
-            "distinct_2": distinct_2,
-            "num_prompts": num_prompts,
-            "num_too_long": len(scenario.prompts) - num_prompts,
-            "continuations": continuations,
-            "scores_prompt": scenario.scores_prompt,
-        }
+    texts = judged_texts(scenario, samples)
+    rows = [
+        row
         for judge in judges
+        for row in measure_prompts(
+            judge, texts, scores[judge.slug], mode, scenario.name, continuations, num_bootstrap, seed
+        )
     ]
+    rows.append(
+        Measurement("distinct_2", bare(measure_degeneracy(samples).distinct_2), mode, of=scenario.name)
+    )
+    return rows
 
 
-def _summarise_prompts(
-    judge: Judge,
+def measure_prompts(
+    judge: LoadedJudge,
     texts: Sequence[str],
     scores: Sequence[float],
+    mode: Mode,
+    scenario: str,
     continuations: int,
     num_bootstrap: int,
     seed: int,
-) -> dict[str, Any]:
-    """`summarise_scores` with intervals over prompts, and the expected maximum over the continuations of one prompt."""
+) -> list[Measurement]:
+    """As of unprompted samples, with intervals over prompts, and the expected maximum over the continuations of one prompt.
+
+    Args:
+        scores: those of the first prompt's continuations, then of the next; NaN = unscored.
+    """
     of_prompts: npt.NDArray[np.float64] = np.array(scores).reshape(-1, continuations)
     counts = (~np.isnan(of_prompts)).sum(axis=1)
     mean = bootstrap_ratio(np.nansum(of_prompts, axis=1), counts, num_bootstrap, seed)
-    summary = summarise_scores(judge, texts, scores, 1, seed)  # its intervals are replaced
+    hits = sum(score > judge.model.hit_threshold for score in scores)
+    share = wilson(hits, int(counts.sum())).mean
     # As if each prompt were one sample: its continuations could all agree, so that the interval is never too narrow.
     num_independent = int(np.count_nonzero(counts))
-    share = summary["hit_rate"]
     rate = wilson(0 if math.isnan(share) else share * num_independent, num_independent)
     # Of all prompts or of none: those with unscored continuations may be the mild ones.
     is_whole = bool((counts >= MAX_OF).all())
     maxima = [expected_max(own, MAX_OF, 1, seed).mean if is_whole else math.nan for own in of_prompts]
     largest = bootstrap_mean(maxima, num_bootstrap, seed)
-    return {
-        **summary,
-        "mean": mean.mean,
-        "low": mean.low,
-        "high": mean.high,
-        "hit_low": rate.low,
-        "hit_high": rate.high,
-        f"expected_max_{MAX_OF}": largest.mean,
-        f"expected_max_{MAX_OF}_low": largest.low,
-        f"expected_max_{MAX_OF}_high": largest.high,
-    }
+    return make_rows(judge, texts, scores, mode, mean, replace(rate, mean=share), largest, scenario)
+
+
+def load_scenarios(config: EvaluateConfig) -> list[Scenario]:
+    """The scenarios that were asked for.
+
+    Raises:
+        PHFError: one is given twice, two have one name, or see `load_scenario`.
+    """
+    given = config.scenarios
+    if len(set(given.names)) < len(given.names):
+        raise PHFError(f"a scenario is given twice among {', '.join(given.names)}; give each once")
+    scenarios = [
+        load_scenario(
+            name,
+            num_prompts=given.num_prompts,
+            scores_prompt=given.scores_prompt,
+            seed=config.sampling.seed,
+        )
+        for name in given.names
+    ]
+    names = [scenario.name for scenario in scenarios]
+    if len(set(names)) < len(names):
+        raise PHFError(f"two scenario files have one name among {', '.join(names)}; rename one of them")
+    return scenarios
+
+
+def measure_scenarios(subject: "Subject") -> Measured:
+    """Every mode's continuations of each scenario's prompts."""
+    config = subject.config
+    continuations = config.scenarios.continuations
+    scenarios = load_scenarios(config)
+    drawn, rows = [], []
+    for scenario in scenarios:
+        for mode in subject.modes:
+            own = _draw_scenario(subject, scenario, mode)
+            drawn.append(own)
+            rows += summarise_scenario(
+                scenario,
+                mode,
+                own.samples,
+                subject.judges,
+                own.scores,
+                continuations=continuations,
+                num_bootstrap=config.num_bootstrap,
+                seed=config.sampling.seed,
+            )
+    facts = [
+        {**asdict(scenario), "prompts": len(scenario.prompts), "continuations": continuations}
+        for scenario in scenarios
+    ]
+    return Measured(rows, to_json(facts), drawn)
+
+
+def _draw_scenario(subject: "Subject", scenario: Scenario, mode: Mode) -> Drawn:
+    """Continuations of a scenario's prompts and their scores, each made once."""
+    config, name = subject.config, f"scenario-{scenario.name}-{mode}"
+    drawing = {key: value for key, value in subject.drawing.items() if key != "num_samples"}
+    samples = subject.parts.measure(
+        name,
+        [asdict(scenario), config.scenarios.continuations, drawing],
+        lambda: write_scenario(
+            subject.target(mode), scenario, config.sampling, config.scenarios.continuations, subject.progress
+        ),
+        list[Sample],
+    )
+    return subject.score_drawn(scenario.name, mode, samples, name, judged_texts(scenario, samples))
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return bool(config.scenarios.names)
+
+
+def _check(config: EvaluateConfig) -> None:
+    load_scenarios(config)
+
+
+METRIC = Metric(
+    "scenarios",
+    (),  # those of unprompted samples, of a scenario
+    measure_scenarios,
+    _is_wanted,
+    "--scenario NAME",
+    _check,
+)

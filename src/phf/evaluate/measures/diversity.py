@@ -1,18 +1,21 @@
-"""How varied samples are as a set: n-gram entropy, Self-BLEU, and how close they lie to human text (paper section 3.2).
-
-Counted on pieces of text, as in `phf.evaluate.degeneracy`.
-"""
+"""How varied samples are as a set, by their pieces: n-gram entropy and Self-BLEU (paper section 3.2)."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from phf.evaluate.degeneracy import NGRAMS_PER_SAMPLE, iterate_ngrams, split_pieces
+from phf.evaluate.metric import Measured, Metric, bare
+from phf.evaluate.pieces import NGRAMS_PER_SAMPLE, iterate_ngrams, split_pieces
 from phf.intervals import bootstrap_mean
-from phf.records import Estimate
+from phf.records import Estimate, Number
+from phf.results import Measure, Measurement
+
+if TYPE_CHECKING:
+    from phf.evaluate.subject import Subject
 
 SELF_BLEU_ORDER = 5
 """Longest n-gram of Self-BLEU, as in the paper."""
@@ -32,9 +35,9 @@ class Diversity:
         num_ngrams: what the entropy was taken at.
     """
 
-    entropy_1: float
-    entropy_2: float
-    entropy_3: float
+    entropy_1: Number
+    entropy_2: Number
+    entropy_3: Number
     self_bleu_5: Estimate
     num_ngrams: int
 
@@ -132,3 +135,61 @@ def _brevity_penalties(pieces: Sequence[Sequence[str]]) -> npt.NDArray[np.float6
         nearest[sample] = lengths[np.argmin(distance)]
     penalties: npt.NDArray[np.float64] = np.minimum(0.0, 1 - nearest / np.maximum(lengths, 1))
     return penalties
+
+
+def list_diversity(
+    subject: "Subject", texts: Sequence[str], mode: str, name: str, settings: object
+) -> list[Measurement]:
+    """The figures as measurements of a mode; the part `name` keeps them, and depends on `settings`."""
+    num_bootstrap, seed = subject.config.num_bootstrap, subject.config.sampling.seed
+    found = subject.parts.measure(
+        name, settings, lambda: measure_diversity(texts, num_bootstrap, seed), Diversity
+    )
+    numbers = {
+        "entropy_1": bare(found.entropy_1),
+        "entropy_2": bare(found.entropy_2),
+        "entropy_3": bare(found.entropy_3),
+        "self_bleu_5": found.self_bleu_5,
+    }
+    return [Measurement(measure, estimate, mode) for measure, estimate in numbers.items()]
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """The figures of every mode's samples."""
+    settings = [subject.drawing, subject.config.num_bootstrap]
+    return Measured(
+        [
+            row
+            for mode, own in subject.drawn.items()
+            for row in list_diversity(subject, own.texts, mode, f"diversity-{mode}", settings)
+        ]
+    )
+
+
+def _declare_entropy(n: int) -> Measure:
+    return Measure(
+        f"entropy_{n}",
+        f"Entropy, {n}-grams",
+        "bits",
+        "Of n-grams in equal amounts of text: higher is more varied.",
+        "Garbled text is diverse.",
+        lower_is_better=False,
+        group="Diversity",
+    )
+
+
+METRIC = Metric(
+    "diversity",
+    (
+        *map(_declare_entropy, (1, 2, 3)),
+        Measure(
+            "self_bleu_5",
+            "Self-BLEU-5",
+            "BLEU",
+            "How alike samples are to one another: lower is more varied. It grows with the number of samples.",
+            "Garbled text is diverse.",
+            group="Diversity",
+        ),
+    ),
+    measure_modes,
+)

@@ -5,24 +5,31 @@ are shown to an attacker, a language model, which writes new ones; each is worth
 continuations. How high the scores climb for the same budget says how hard the target is to lead astray.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.config import SamplingConfig
-from phf.config_evaluate import RedTeamConfig
+from phf.config_evaluate import EvaluateConfig, RedTeamConfig
 from phf.errors import PHFError
-from phf.evaluate.attacker import Attacker
-from phf.evaluate.capability import PageReader
-from phf.evaluate.misalignment import Judge
-from phf.generate.target import Target
+from phf.evaluate.attacker import Attacker, LanguageModelAttacker
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.metric import Measured, Metric
+from phf.evaluate.reference_lm import check_reference, identify_reference
 from phf.intervals import pooled_t
-from phf.records import Progress
+from phf.records import Mode, Number, Progress
+from phf.results import Measure, Measurement, to_json
 from phf.reward_models import score_samples
+
+if TYPE_CHECKING:
+    from phf.evaluate.pages import PageReader
+    from phf.evaluate.subject import Subject
+    from phf.generate.target import Target
 
 MAX_TRIES = 3
 """Calls of the attacker in a round, while too few of its prompts can be used."""
@@ -53,6 +60,41 @@ class Costs:
     num_missing: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class FoundPrompt:
+    """A prompt that an attacker found.
+
+    Attributes:
+        score: of fresh continuations, by the judge that the search goes by.
+        search_score: what it was worth in the search, where the highest of many noisy values is too high.
+        scores: of fresh continuations, by each judge's slug.
+    """
+
+    mode: Mode
+    judge: str
+    trial: int
+    round: int
+    prompt: str
+    score: Number
+    search_score: Number
+    scores: dict[str, Number]
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """What an attack on one mode gave.
+
+    Attributes:
+        rows: by round, from 0 (the seeds): mean of the round's new prompts and best of the prompts so far, each over
+            trials; the best is measured with fresh continuations.
+        prompts: the best, the worst text first.
+    """
+
+    rows: list[Measurement]
+    prompts: list[FoundPrompt]
+    costs: Costs
+
+
 @dataclass
 class _Pool:
     """The prompts of one trial: what they are worth, and from which round."""
@@ -73,8 +115,8 @@ class _Pool:
 
 
 def red_team(
-    target: Target,
-    judges: Sequence[Judge],
+    target: "Target",
+    judges: Sequence[LoadedJudge],
     attacker: Attacker,
     seeds: Sequence[str],
     settings: RedTeamConfig,
@@ -82,7 +124,7 @@ def red_team(
     *,
     scores_prompt: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Attack:
     """Attack one mode of a model. Every target is attacked with the same budget and the same random numbers.
 
     Args:
@@ -92,12 +134,6 @@ def red_team(
         sampling: how the target writes; `num_samples` and `seed` are not used.
         scores_prompt: whether a judge reads the prompt with its continuation.
         progress: called with (description, rounds done, all rounds).
-
-    Returns:
-        `judge`: slug of the first. `rounds`: from 0 (the seeds), `mean` of the round's new prompts and `best` of the
-        prompts so far, each an Estimate over trials; `best` is measured with fresh continuations, since the highest of
-        many noisy values is too high. `prompts`: the best found, with `score` from fresh continuations, `search_score`, and
-        `scores` by judge. `costs`: see `Costs`.
 
     Raises:
         PHFError: too few seeds fit into the model's context.
@@ -128,29 +164,30 @@ def red_team(
     def best_value(trial: int, place: int | None) -> float:
         return math.nan if place is None else fresh[trial, place][0]
 
-    return {
-        "judge": judge.slug,
-        "rounds": [
-            {
-                "round": round_,
-                "mean": asdict(pooled_t([_mean_of_round(pool, round_) for pool in pools])),
-                "best": asdict(pooled_t([best_value(trial, row[round_]) for trial, row in enumerate(best)])),
-            }
-            for round_ in rounds
-        ],
-        "prompts": [
-            {
-                "trial": trial,
-                "round": pools[trial].rounds[place],
-                "prompt": pools[trial].prompts[place],
-                "score": fresh[trial, place][0],
-                "search_score": pools[trial].values[place],
-                "scores": {j.slug: value for j, value in zip(judges, fresh[trial, place], strict=True)},
-            }
-            for trial, place in sorted(ranked, key=lambda found: -fresh[found][0])
-        ],
-        "costs": asdict(search.costs),
-    }
+    rows = []
+    for round_ in rounds:
+        values = {
+            "mean": [_mean_of_round(pool, round_) for pool in pools],
+            "best": [best_value(trial, row[round_]) for trial, row in enumerate(best)],
+        }
+        rows += [
+            Measurement(f"red_team_{name}", pooled_t(own), target.mode, judge.slug, at=float(round_))
+            for name, own in values.items()
+        ]
+    prompts = [
+        FoundPrompt(
+            target.mode,
+            judge.slug,
+            trial,
+            pools[trial].rounds[place],
+            pools[trial].prompts[place],
+            fresh[trial, place][0],
+            pools[trial].values[place],
+            {j.slug: value for j, value in zip(judges, fresh[trial, place], strict=True)},
+        )
+        for trial, place in sorted(ranked, key=lambda found: -fresh[found][0])
+    ]
+    return Attack(rows, prompts, search.costs)
 
 
 def _mean_of_round(pool: _Pool, round_: int) -> float:
@@ -164,8 +201,8 @@ class _Search:
 
     def __init__(
         self,
-        target: Target,
-        judge: Judge,
+        target: "Target",
+        judge: LoadedJudge,
         attacker: Attacker,
         settings: RedTeamConfig,
         sampling: SamplingConfig,
@@ -246,7 +283,7 @@ class _Search:
         self,
         prompts: Sequence[str],
         ids: Sequence[list[int]],
-        judges: Sequence[Judge],
+        judges: Sequence[LoadedJudge],
         stream: tuple[int, ...],
     ) -> list[list[float]]:
         """For each judge what each prompt is worth: the mean score of its continuations, NaN if none has a score."""
@@ -274,7 +311,7 @@ class _Search:
         return int(np.random.default_rng([self.settings.seed, *stream]).integers(2**31))
 
 
-def draw_seeds(reader: PageReader, num: int, seed: int) -> list[str]:
+def draw_seeds(reader: "PageReader", num: int, seed: int) -> list[str]:
     """Seed prompts that suit any run: the first `SEED_WORDS` words of the first line of held-out documents.
 
     Raises:
@@ -317,3 +354,78 @@ def choose_shots(
     # Gumbel's trick: the largest keys are a draw without replacement.
     keys = known * scale / temperature + rng.gumbel(size=len(known))
     return [int(place) for place in places[np.argsort(-keys)[:count]]]
+
+
+@functools.lru_cache(maxsize=1)  # all runs of a command share it
+def _load_attacker(spec: str) -> LanguageModelAttacker:
+    return LanguageModelAttacker.load(spec)
+
+
+def measure_red_team(subject: "Subject") -> Measured:
+    """The attack on the mode that one would release, by the judge that annotated (or the first)."""
+    config, sampling, mode = subject.config.red_team, subject.config.sampling, subject.modes[0]
+    assert config.attacker is not None
+    attacker = identify_reference(config.attacker)
+    settings = config.model_dump(mode="json")
+
+    def attack() -> Attack:
+        assert config.attacker is not None
+        seeds = draw_seeds(subject.reader, max(config.shots, config.prompts_per_round), sampling.seed)
+        return red_team(
+            subject.target(mode),
+            subject.judges,
+            _load_attacker(config.attacker),
+            seeds,
+            config,
+            sampling,
+            progress=subject.progress,
+        )
+
+    found = subject.parts.measure(
+        "red-team", [settings, attacker.slug, *subject.attack_settings], attack, Attack
+    )
+    facts = {
+        "attacker": attacker.name,
+        "settings": settings,
+        "prompts": found.prompts,
+        "costs": {mode: found.costs},
+    }
+    return Measured(found.rows, to_json(facts))
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return config.red_team.attacker is not None
+
+
+def _check(config: EvaluateConfig) -> None:
+    check_reference(config.red_team.attacker)
+
+
+_BLIND_SPOT = "A weak attacker finds little, so a flat curve is no proof of safety; it climbs the annotator, faults included."
+
+METRIC = Metric(
+    "red_team",
+    (
+        Measure(
+            "red_team_mean",
+            "Red team, mean of the round",
+            note="Score of the text after the prompts that an attacker wrote in a round; round 0 are openings of held-out documents.",
+            blind_spot=_BLIND_SPOT,
+            group="Red team",
+            at="round",
+        ),
+        Measure(
+            "red_team_best",
+            "Red team, best prompt",
+            note="Score of the text after the best prompt that was found so far, measured again with fresh continuations.",
+            blind_spot=_BLIND_SPOT,
+            group="Red team",
+            is_headline=True,
+            at="round",
+        ),
+    ),
+    measure_red_team,
+    _is_wanted,
+    "--attacker MODEL",
+    _check,
+)

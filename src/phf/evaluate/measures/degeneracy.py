@@ -1,26 +1,25 @@
-"""Signs that a model writes less, the same, or nothing: a better score that comes with them is no alignment.
+"""Signs that a model writes less, the same, or nothing: a better score that comes with them is no alignment."""
 
-Counted on *pieces* of text (runs of word characters, and single other signs), not on token ids: so two models with
-different tokenizers compare, and control tokens play no part.
-"""
-
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import gammaln
 
+from phf.evaluate.metric import Measured, Metric, bare
+from phf.evaluate.pieces import NGRAMS_PER_SAMPLE, iterate_ngrams, split_pieces
 from phf.records import Sample
+from phf.results import Measure, Measurement
 
-NGRAMS_PER_SAMPLE = 8
-"""distinct-n is taken at this many n-grams for each sample: the share of distinct ones falls as there is more text."""
+if TYPE_CHECKING:
+    from phf.evaluate.subject import Subject
+
 NUM_BYTES = 1 << 16
-"""The compression ratio is taken of the first this many bytes, for the same reason."""
-
-_PIECE = re.compile(r"\w+|[^\w\s]")
+"""The compression ratio is taken of the first this many bytes: it falls as there is more text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +104,58 @@ def compression_ratio(texts: Iterable[str]) -> float:
     return len(zlib.compress(plain, 9)) / len(plain) if plain.strip() else float("nan")
 
 
-def split_pieces(text: str) -> list[str]:
-    """Runs of word characters, and single other signs."""
-    return _PIECE.findall(text)
-
-
-def iterate_ngrams(pieces: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """Every n consecutive pieces."""
-    return zip(*(pieces[start:] for start in range(n)), strict=False)
-
-
-def _log_factorial_ratio(n: np.ndarray, k: int) -> np.ndarray:
+def _log_factorial_ratio(n: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float64]:
     """log(n! / (n - k)!), which is log C(n, k) but for a term that cancels."""
-    result: np.ndarray = gammaln(n + 1) - gammaln(n - k + 1)
+    result: npt.NDArray[np.float64] = gammaln(n + 1) - gammaln(n - k + 1)
     return result
+
+
+def list_degeneracy(samples: Sequence[Sample], mode: str) -> list[Measurement]:
+    """The figures as measurements of a mode."""
+    return [
+        Measurement(name, bare(value), mode) for name, value in asdict(measure_degeneracy(samples)).items()
+    ]
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """The figures of every mode's samples."""
+    return Measured(
+        [row for mode, own in subject.drawn.items() for row in list_degeneracy(own.samples, mode)]
+    )
+
+
+def _declare(
+    name: str, title: str, unit: str, note: str, lower_is_better: bool | None = None, of: str = ""
+) -> Measure:
+    blind_spot = "Varied nonsense passes; bits per byte does not let it."
+    return Measure(name, title, unit, note, blind_spot, lower_is_better, "Degeneracy", of=of)
+
+
+_DISTINCT = "Share of distinct {} in equal amounts of text: a model that repeats itself scores low."
+
+METRIC = Metric(
+    "degeneracy",
+    (
+        _declare("mean_tokens", "Mean length, tokens", "tokens", "Text tokens of a sample."),
+        _declare("mean_characters", "Mean length, characters", "characters", "Characters of a sample."),
+        _declare("ended_share", "Ended", "share of samples", "Samples that ended before the longest length."),
+        _declare("distinct_1", "Distinct-1", "share", _DISTINCT.format("words"), False),
+        _declare(
+            "distinct_2", "Distinct-2", "share", _DISTINCT.format("two-word sequences"), False, "scenario"
+        ),
+        _declare("distinct_3", "Distinct-3", "share", _DISTINCT.format("three-word sequences"), False),
+        _declare("num_ngrams", "N-grams", "n-grams", "How many n-grams distinct-n and entropy are taken at."),
+        _declare(
+            "repetition", "Repetition", "share of 4-grams", "4-grams that came before in their sample.", True
+        ),
+        _declare(
+            "compression_ratio",
+            "Compression ratio",
+            "share of bytes",
+            "zlib's size over the plain size: lower is more redundant.",
+            False,
+        ),
+        _declare("empty_share", "Empty", "share of samples", "Samples without any text.", True),
+    ),
+    measure_modes,
+)

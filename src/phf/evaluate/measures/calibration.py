@@ -1,4 +1,4 @@
-"""Whether a model knows which of its words are bad: its own posterior, held against the judge (contract: Calibration).
+"""Whether a model knows which of its words are bad: its own posterior, held against the judge (docs/evaluation.md).
 
 At a segment start q = p(good | context) / (p(good | context) + p(bad | context)); the model's posterior that the text s
 is good is q p(s | context, good) / (q p(s | context, good) + (1 - q) p(s | context, bad)).
@@ -13,12 +13,16 @@ import numpy.typing as npt
 import torch
 
 from phf.control import ControlTokens
-from phf.evaluate.capability import Labeller, Page, PageReader, choose_segments, segment_nll
+from phf.evaluate.metric import Measured, Metric
+from phf.evaluate.pages import Labeller, Page, PageReader, choose_segments, segment_nll
 from phf.intervals import wilson
 from phf.records import BAD, GOOD, NO_LABEL, Estimate
+from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from phf.evaluate.subject import Subject
 
 NUM_BINS = 10
 
@@ -135,3 +139,48 @@ def _expected_error(
     """Sum over bins of |sum of posteriors - number of good segments|, over the number of segments."""
     gaps = np.bincount(places, posteriors - is_good, minlength=NUM_BINS)
     return float(np.abs(gaps).sum() / len(places))
+
+
+def measure_subject(subject: "Subject") -> Measured:
+    """The calibration; nothing of a model that writes no control tokens."""
+    if not subject.data.objective.has_control_tokens or subject.conditions is not None:
+        return Measured([])
+    tokenizer = subject.data.tokens.tokenizer
+    sizes = (subject.config.gain_segments, subject.config.num_bootstrap, subject.config.sampling.seed)
+    found = subject.parts.measure(
+        "calibration",
+        sizes,
+        lambda: measure_calibration(
+            subject.model, tokenizer.control, tokenizer.vocab_size, subject.reader, subject.label, *sizes
+        ),
+        Calibration,
+    )
+    bins = [Measurement("reliability", one.good, at=one.posterior) for one in found.bins]
+    return Measured([Measurement("calibration_error", found.error), *bins])
+
+
+METRIC = Metric(
+    "calibration",
+    (
+        Measure(
+            "calibration_error",
+            "Calibration error",
+            "probability",
+            "How far the model's own probability that a segment is good lies from the share that is.",
+            "It is above 0 for few segments even when the model is right, and small for a model that knows no more than the base "
+            "rate: read it with the control gain.",
+            group="Control",
+        ),
+        Measure(
+            "reliability",
+            "Reliability",
+            "share good",
+            "Segments that the judge finds good among those to which the model gives such a probability: equal to it is calibrated.",
+            "A model that knows only the base rate is well calibrated.",
+            lower_is_better=None,
+            group="Control",
+            at="posterior",
+        ),
+    ),
+    measure_subject,
+)

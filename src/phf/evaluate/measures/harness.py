@@ -14,21 +14,28 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
 
 from phf import lm
+from phf.config_evaluate import EvaluateConfig
 from phf.control import mode_rules
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
-from phf.evaluate.capability import Conditions
+from phf.evaluate.metric import Measured, Metric
+from phf.evaluate.pages import Conditions
 from phf.files import hash_file
-from phf.records import BAD, GOOD, Mode, Progress
+from phf.records import BAD, GOOD, Estimate, Mode, Progress
+from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel
+
+    from phf.evaluate.subject import Subject
 
 
 def measure_harness(
@@ -43,8 +50,8 @@ def measure_harness(
     batch_size: int = 16,
     seed: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """The part `harness` of an evaluation.
+) -> list[Measurement]:
+    """The harness's numbers of each task, metric and mode; their intervals are 1.96 of its standard errors to both sides.
 
     Args:
         tasks: names of tasks or groups that the harness knows, or paths of task files (`.yaml`).
@@ -54,10 +61,6 @@ def measure_harness(
         limit: questions of each task; None = all.
         seed: of the few-shot examples.
 
-    Returns:
-        `version` of the harness, and `tasks`: for each task, metric and mode `value`, its `stderr` (NaN where the harness
-        gives none), `num_questions` and `num_fewshot`.
-
     Raises:
         PHFError: the harness is not installed, a task is not known, or its data cannot be had.
     """
@@ -66,7 +69,7 @@ def measure_harness(
     knows_all = any(
         name in tasks for name in names
     )  # indexing the harness's own thousands of tasks takes a while
-    rows: list[dict[str, Any]] = []
+    rows: list[Measurement] = []
     with tempfile.TemporaryDirectory(prefix="phf-") as folder:
         tokenizer.save(Path(folder))
         for number, mode in enumerate(modes):
@@ -101,7 +104,7 @@ def measure_harness(
             rows += _list_rows(found, mode)
     if progress is not None:
         progress("harness", len(modes), len(modes))
-    return {"version": version("lm_eval"), "tasks": rows}
+    return rows
 
 
 def create_harness_lm(
@@ -112,7 +115,7 @@ def create_harness_lm(
     *,
     conditions: Conditions | None = None,
     batch_size: int = 16,
-) -> Any:
+) -> "HFLM":
     """The harness's `hf` model around a model in a mode.
 
     Args:
@@ -130,7 +133,7 @@ def create_harness_lm(
 
 
 @functools.cache
-def _harness_class() -> type[Any]:
+def _harness_class() -> type["HFLM"]:
     """A subclass of the harness's `HFLM`, which can only be named where the harness is installed."""
     _import_harness()
     from lm_eval.models.huggingface import HFLM
@@ -167,7 +170,7 @@ def _harness_class() -> type[Any]:
             string: str,
             add_special_tokens: bool | None = None,
             left_truncate_len: int | None = None,
-            **kwargs: Any,
+            **kwargs: object,
         ) -> list[int]:
             """Ids of the text, without any prefix."""
             ids: list[int] = super().tok_encode(string, False, left_truncate_len, **kwargs)
@@ -195,17 +198,23 @@ def _harness_class() -> type[Any]:
             return ids, mask
 
         def _loglikelihood_tokens(
-            self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-        ) -> Any:
+            self,
+            requests: list[tuple[object, list[int], list[int]]],
+            disable_tqdm: bool = False,
+            override_bs: int | None = None,
+        ) -> list[tuple[float, bool]]:
             end = self.prefix[0]
             told = []
             for key, context, continuation in requests:
                 text = context[1:] if context[:1] == [end] else context
                 room = max(self.max_length - len(continuation), 0)
                 told.append((key, [end, *text[max(len(text) - room, 0) :]], continuation))
-            return super()._loglikelihood_tokens(told, disable_tqdm=disable_tqdm, override_bs=override_bs)
+            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                told, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
+            return found
 
-        def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def _model_call(self, inps: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
             rest = inps.new_tensor(self.prefix[1:]).expand(len(inps), -1)
             logits: torch.Tensor = super()._model_call(
                 torch.cat([inps[:, :1], rest, inps[:, 1:]], dim=1), *args, **kwargs
@@ -216,14 +225,17 @@ def _harness_class() -> type[Any]:
             return logits
 
         def _model_generate(
-            self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
-        ) -> Any:
-            return super()._model_generate(context, max_length, stop, suppress_tokens=self.blocked, **kwargs)
+            self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: object
+        ) -> torch.Tensor:
+            written: torch.Tensor = super()._model_generate(
+                context, max_length, stop, suppress_tokens=self.blocked, **kwargs
+            )
+            return written
 
     return ModeLM
 
 
-def _import_harness() -> Any:
+def _import_harness() -> ModuleType:
     try:
         import lm_eval
         import lm_eval.tasks
@@ -231,7 +243,8 @@ def _import_harness() -> Any:
         raise PHFError(
             "harness tasks need the lm-evaluation-harness; run: pip install 'phf[harness]'"
         ) from None
-    return lm_eval
+    harness: ModuleType = lm_eval
+    return harness
 
 
 def hash_tasks(tasks: Sequence[str]) -> list[str]:
@@ -290,8 +303,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _list_rows(found: dict[str, Any], mode: Mode) -> list[dict[str, Any]]:
-    """One row per task and metric. The harness names a number `acc,none` (metric, filter) and its error `acc_stderr,none`."""
+_Numbers = dict[str, dict[str, object]]
+
+
+def _list_rows(found: dict[str, _Numbers], mode: Mode) -> list[Measurement]:
+    """A measurement for each task and metric. The harness names a number `acc,none` (metric, filter) and its error `acc_stderr,none`."""
     rows = []
     for task, numbers in found["results"].items():
         for key, value in numbers.items():
@@ -299,15 +315,62 @@ def _list_rows(found: dict[str, Any], mode: Mode) -> list[dict[str, Any]]:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = numbers.get(f"{metric}_stderr,{name}")
-            rows.append(
-                {
-                    "task": task,
-                    "metric": metric if name == "none" else f"{metric} ({name})",
-                    "mode": mode,
-                    "value": float(value),
-                    "stderr": float(error) if isinstance(error, int | float) else math.nan,
-                    "num_questions": found.get("n-samples", {}).get(task, {}).get("effective"),
-                    "num_fewshot": found.get("n-shot", {}).get(task),
-                }
-            )
+            margin = 1.96 * error if isinstance(error, int | float) else math.nan
+            num_questions = found.get("n-samples", {}).get(task, {}).get("effective")
+            count = num_questions if isinstance(num_questions, int) else 0
+            shown = metric if name == "none" else f"{metric} ({name})"
+            estimate = Estimate(float(value), value - margin, value + margin, count)
+            rows.append(Measurement("harness", estimate, mode, of=f"{task}: {shown}"))
     return rows
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """The tasks of the config in each of `subject.text_modes`."""
+    config, seed = subject.config.harness, subject.config.sampling.seed
+    found = subject.parts.measure(
+        "harness",
+        [config.model_dump(mode="json"), seed, hash_tasks(config.tasks)],
+        lambda: measure_harness(
+            subject.model,
+            subject.tokenizer,
+            config.tasks,
+            subject.text_modes,
+            conditions=subject.conditions,
+            num_fewshot=config.num_fewshot,
+            limit=config.limit,
+            seed=seed,
+            progress=subject.progress,
+        ),
+        list[Measurement],
+    )
+    return Measured(found, {"version": version("lm_eval")})
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return bool(config.harness.tasks)
+
+
+def _check(config: EvaluateConfig) -> None:
+    if config.harness.tasks:
+        hash_tasks(config.harness.tasks)
+
+
+METRIC = Metric(
+    "harness",
+    (
+        Measure(
+            "harness",
+            "Tasks of lm-evaluation-harness",
+            note="Each task's own metric, with the harness's standard error.",
+            blind_spot="Tasks made for large models are noise for small ones; there is one prefix per request, also where its text "
+            "has several segments.",
+            lower_is_better=None,
+            group="Tasks",
+            of="task",
+        ),
+    ),
+    measure_modes,
+    _is_wanted,
+    "--task NAME",
+    _check,
+)

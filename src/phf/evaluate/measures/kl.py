@@ -5,10 +5,11 @@ model's probability that a page begins with the text (or is the text, where the 
 texts is an unbiased estimate of the divergence. The two tokenizers may differ: see docs/evaluation.md for what that bounds.
 """
 
+import functools
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,23 @@ from torch import Tensor
 
 from phf import lm
 from phf.config import SegmentKind
+from phf.config_evaluate import EvaluateConfig
 from phf.control import ControlTokens
 from phf.corpus.segment import segment_ends
 from phf.corpus.tokenizer import EncodedDocuments, Tokenizer, byte_letters
 from phf.corpus.tokens import Splitter
-from phf.evaluate.capability import Conditions, batch_by_length, tokens_per_batch
-from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples
+from phf.evaluate.metric import Measured, Metric, bare, negate
+from phf.evaluate.pages import Conditions, batch_by_length, tokens_per_batch
+from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples, check_reference, open_reference
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode, Progress
+from phf.results import Measure, Measurement
+from phf.reward_models.convert import cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from phf.evaluate.subject import Subject
 _Floats = npt.NDArray[np.float64]
 _Ids = npt.NDArray[np.int64]
 
@@ -49,28 +55,6 @@ class SequenceCosts:
     cut: _Floats
 
 
-@dataclass(frozen=True, slots=True)
-class KL:
-    """KL(reference || model) in one mode, in nats; every number has its standard error and bootstrap interval.
-
-    Attributes:
-        per_token, per_sequence, per_byte: per token of the *reference*, per text, per UTF-8 byte of text. A ratio of
-            sums. The probabilities of text are those without control tokens.
-        standard_error: of these three, by their names (that of a ratio by linearisation).
-        control_cost: per text, what control tokens cost the model beside this (`SequenceCosts.control`).
-        cut: per text, see `SequenceCosts.cut`.
-        difference: `per_token` minus that of the first mode, paired by text; None for the first mode.
-    """
-
-    per_token: Estimate
-    per_sequence: Estimate
-    per_byte: Estimate
-    standard_error: dict[str, float]
-    control_cost: Estimate
-    cut: Estimate
-    difference: Estimate | None
-
-
 def measure_kl(
     model: "PreTrainedModel",
     tokenizer: Tokenizer,
@@ -82,8 +66,8 @@ def measure_kl(
     num_bootstrap: int,
     seed: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """The part `kl` of an evaluation: KL(reference || model) in each mode.
+) -> list[Measurement]:
+    """KL(reference || model) in each mode, good mode's minus bad mode's, and the reference's own entropy per token.
 
     Args:
         model: any causal language model.
@@ -93,9 +77,6 @@ def measure_kl(
         segments: where a text's segments end (that of the run; `imported` ones cannot be found in new text, so there
             the text is one segment).
         conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
-
-    Returns:
-        `reference` (what wrote the texts; its own entropy per token), `num_sequences`, and for each of `modes` a `KL`.
     """
     texts = encode_samples(tokenizer, reference.samples, segments)
     costs = {}
@@ -105,44 +86,48 @@ def measure_kl(
             own = lm.fold_condition(model, tokenizer.control, conditions[GOOD if mode == "good" else BAD])
             written = "untagged"
         costs[mode] = sequence_costs(own, tokenizer, texts, written, progress)
-    found = {
-        mode: summarise_kl(
-            reference.samples, own, None if mode == modes[0] else costs[modes[0]], num_bootstrap, seed
-        )
+    rows = [
+        row
         for mode, own in costs.items()
-    }
+        for row in summarise_kl(reference.samples, own, mode, num_bootstrap, seed)
+    ]
+    counts = _token_counts(reference.samples)
+    if {"good", "bad"} <= set(costs):
+        gaps = costs["bad"].text - costs["good"].text  # the spread of log p, most of the error, drops out
+        rows.append(Measurement("kl", negate(_ratio(gaps, counts, num_bootstrap, seed)), "good-bad"))
     log_probs = np.array([sample.log_prob for sample in reference.samples])
-    entropy = _ratio(-log_probs, _token_counts(reference.samples), num_bootstrap, seed)
-    return {
-        "reference": {**reference.to_json(), "entropy_per_token": asdict(entropy)},
-        "num_sequences": len(reference.samples),
-        "modes": {mode: asdict(kl) for mode, kl in found.items()},
-    }
+    rows.append(Measurement("reference_entropy", _ratio(-log_probs, counts, num_bootstrap, seed)))
+    return rows
 
 
 def summarise_kl(
-    samples: Sequence[ReferenceSample],
-    costs: SequenceCosts,
-    first: SequenceCosts | None,
-    num_bootstrap: int,
-    seed: int,
-) -> KL:
-    """The estimates over texts, from what the model pays for each in a mode, and in the mode to compare it with, if any."""
+    samples: Sequence[ReferenceSample], costs: SequenceCosts, mode: Mode, num_bootstrap: int, seed: int
+) -> list[Measurement]:
+    """The estimates over texts, in nats, from what the model pays for each in a mode.
+
+    KL per token of the *reference*, per text and per UTF-8 byte of text is a ratio of sums, with its standard error (by
+    linearisation); the probabilities of text are those without control tokens.
+    """
     gaps = np.array([sample.log_prob for sample in samples]) + costs.text
     sizes = {
         "per_token": _token_counts(samples),
         "per_sequence": np.ones(len(samples)),
         "per_byte": np.array([sample.num_bytes for sample in samples], np.float64),
     }
-    return KL(
-        **{name: _ratio(gaps, size, num_bootstrap, seed) for name, size in sizes.items()},
-        standard_error={name: _standard_error(gaps, size) for name, size in sizes.items()},
-        control_cost=bootstrap_mean(costs.control, num_bootstrap, seed),
-        cut=bootstrap_mean(costs.cut, num_bootstrap, seed),
-        difference=None
-        if first is None
-        else _ratio(costs.text - first.text, sizes["per_token"], num_bootstrap, seed),
-    )
+    rows = [
+        Measurement(
+            "kl" if name == "per_token" else f"kl_{name}", _ratio(gaps, size, num_bootstrap, seed), mode
+        )
+        for name, size in sizes.items()
+    ]
+    rows += [
+        Measurement("kl_control_cost", bootstrap_mean(costs.control, num_bootstrap, seed), mode),
+        Measurement("kl_cut", bootstrap_mean(costs.cut, num_bootstrap, seed), mode),
+    ]
+    return rows + [
+        Measurement("kl_standard_error", bare(_standard_error(gaps, size)), mode, of=name)
+        for name, size in sizes.items()
+    ]
 
 
 def _token_counts(samples: Sequence[ReferenceSample]) -> _Floats:
@@ -368,3 +353,97 @@ def _cut_gain(continuations: _Continuations, window: _Window, text_cost: _Floats
             mass = float(log_probs[place, torch.from_numpy(found).to(log_probs.device)].double().logsumexp(0))
             gains.append(mass + cost_of_rest)
     return float(np.logaddexp.reduce(gains))
+
+
+@functools.lru_cache(maxsize=1)  # all runs of a command share it
+def _open_reference(
+    spec: str, num_sequences: int, num_tokens: int, seed: int, progress: Progress | None
+) -> ReferenceSamples:
+    return open_reference(
+        spec, num_sequences, num_tokens, seed, cache=cache_folder() / "references", progress=progress
+    )
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """KL from the reference language model of the config, in each of `subject.text_modes`."""
+    config, seed = subject.config, subject.config.sampling.seed
+    assert config.kl.reference is not None
+    reference = _open_reference(
+        config.kl.reference, config.kl.num_sequences, config.kl.num_tokens, seed, subject.progress
+    )
+    found = subject.parts.measure(
+        "kl",
+        [reference.identity.slug, len(reference.samples), config.num_bootstrap, seed],
+        lambda: measure_kl(
+            subject.model,
+            subject.tokenizer,
+            reference,
+            subject.text_modes,
+            segments=subject.run.config.segments,
+            conditions=subject.conditions,
+            num_bootstrap=config.num_bootstrap,
+            seed=seed,
+            progress=subject.progress,
+        ),
+        list[Measurement],
+    )
+    return Measured(found, {"reference": reference.to_json(), "num_sequences": len(reference.samples)})
+
+
+def _is_wanted(config: EvaluateConfig) -> bool:
+    return config.kl.reference is not None
+
+
+def _check(config: EvaluateConfig) -> None:
+    check_reference(config.kl.reference)
+
+
+def _declare(name: str, title: str, unit: str, note: str, is_headline: bool = False, of: str = "") -> Measure:
+    blind_spot = (
+        "A weak reference rewards its own faults, and a model that refuses to write toxic text pays for it."
+    )
+    return Measure(name, title, unit, note, blind_spot, group="KL", is_headline=is_headline, of=of)
+
+
+METRIC = Metric(
+    "kl",
+    (
+        _declare(
+            "kl",
+            "KL(reference || model)",
+            "nats per token",
+            "How far the model is from a reference language model, on texts that the reference wrote.",
+            is_headline=True,
+        ),
+        _declare("kl_per_sequence", "KL per sequence", "nats per text", "The same for each text."),
+        _declare("kl_per_byte", "KL per byte", "nats per byte", "The same for each UTF-8 byte of text."),
+        _declare(
+            "kl_control_cost",
+            "Control cost",
+            "nats per text",
+            "What control tokens cost the model beside it.",
+        ),
+        _declare(
+            "kl_cut",
+            "Cut",
+            "nats per text",
+            "By how much KL is lower because a text's last token may go on behind it.",
+        ),
+        _declare(
+            "kl_standard_error", "Standard error of KL", "nats", "Of these ratios, by linearisation.", of="of"
+        ),
+        Measure(
+            "reference_entropy",
+            "Entropy of the reference",
+            "nats per token",
+            "The reference's own: entropy + KL is the model's cross-entropy.",
+            "It says nothing of the model.",
+            lower_is_better=None,
+            group="KL",
+        ),
+    ),
+    measure_modes,
+    _is_wanted,
+    "--reference-lm MODEL",
+    _check,
+)

@@ -1,0 +1,60 @@
+"""What is said of the fields of configs, and fields by their dotted keys: for docs/settings.md and the help of options."""
+
+import ast
+import inspect
+import sys
+from functools import cache
+from itertools import pairwise
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+def describe_fields(config: type[BaseModel]) -> dict[str, str]:
+    """The sentence under each field of a config in its source, inherited ones included.
+
+    pydantic's `use_attribute_docstrings` would read them at every import, for 0.1 s that few commands have a use for.
+    """
+    sentences: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if cls.__module__.partition(".")[0] == "phf":
+            sentences |= _read_sentences(cls.__module__).get(cls.__name__, {})
+    return sentences
+
+
+@cache
+def _read_sentences(module: str) -> dict[str, dict[str, str]]:
+    """The strings under annotated names, for each class of a module."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {
+        node.name: {
+            field.target.id: " ".join(text.value.value.split())
+            for field, text in pairwise(node.body)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def find_field(config: type[BaseModel], key: str) -> tuple[FieldInfo, str]:
+    """The field at a dotted key such as `kl.reference`, and its sentence."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        group = config.model_fields[parent].annotation
+        assert isinstance(group, type)
+        assert issubclass(group, BaseModel)
+        config = group
+    return config.model_fields[last], describe_fields(config)[last]
+
+
+def read_setting(config: BaseModel, key: str) -> object:
+    """The value at a dotted key."""
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,106 @@
+"""Recipes in YAML, and overrides laid over them."""
+
+import difflib
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from phf.errors import PHFError
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes shipped with the package."""
+    folder = resources.files("phf") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The raw content of a shipped recipe (by name) or of a YAML file (by path).
+
+    Raises:
+        PHFError: no such recipe, or not a YAML mapping.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise PHFError(
+                f"recipe {recipe} does not exist; the shipped recipes are {', '.join(list_recipes())}"
+            )
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    elif recipe in list_recipes():
+        text = (resources.files("phf") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    else:
+        near = difflib.get_close_matches(recipe, list_recipes(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise PHFError(
+            f"recipe '{recipe}' is not known; {hint}choose one of {', '.join(list_recipes())}, "
+            "or give a path ending in .yaml"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PHFError(f"recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise PHFError(f"recipe {recipe} must be a mapping of keys to values, not {type(value).__name__}")
+    return value
+
+
+def apply_overrides(value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`key.path=value` pairs laid over a recipe; values are read as YAML. A new `objective.kind` drops the old options.
+
+    Raises:
+        PHFError: an override is not `key=value`, or goes through something that is not a mapping.
+    """
+    result: dict[str, Any] = {
+        key: dict(item) if isinstance(item, dict) else item for key, item in value.items()
+    }
+    # The kind first: it clears the options of the objective it replaces, not those given beside it.
+    for override in sorted(overrides, key=lambda text: not text.startswith("objective.kind=")):
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise PHFError(f"override '{override}' is not of the form key=value, such as objective.kind=mle")
+        try:
+            item = yaml.load(text, _NumberLoader)  # noqa: S506 - a SafeLoader that also reads 1e-3 as a number
+        except yaml.YAMLError:
+            raise PHFError(
+                f"the value of override '{override}' is not valid YAML; put it in quotes"
+            ) from None
+        *parents, last = key.split(".")
+        node = result
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise PHFError(f"override '{override}': '{parent}' is a value, not a group of keys")
+            node = child
+        if key == "objective.kind" and node.get("kind") != item:
+            node.clear()
+        if parents and parents[-1] == "objective":
+            _drop_alternative(node, last)
+        node[last] = item
+    return result
+
+
+class _NumberLoader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as a string; people mean a number."""
+
+
+_NumberLoader.yaml_implicit_resolvers = {
+    key: list(resolvers) for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _first in "-+0123456789":
+    _NumberLoader.yaml_implicit_resolvers.setdefault(_first, []).append(
+        ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"))
+    )
+
+
+def _drop_alternative(objective: dict[str, Any], key: str) -> None:
+    """Overriding one way to give a threshold replaces the other."""
+    ways = ("threshold", "good_fraction", "keep_fraction")
+    if key in ways:
+        for way in ways:
+            objective.pop(way, None)

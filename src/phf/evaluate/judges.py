@@ -1,0 +1,71 @@
+"""Who judges a run, and in which role.
+
+A judge is the *annotator* only if its identity (name, version, weights, parameters) is that of the annotation the run
+was trained with; the released code of the paper evaluated with another toxicity model than it had annotated with.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phf.errors import PHFError
+from phf.records import JudgeRole
+from phf.results import Judge
+
+if TYPE_CHECKING:
+    from phf.corpus.annotation import Annotation
+    from phf.reward_models import RewardModel
+
+
+@dataclass(frozen=True)
+class LoadedJudge:
+    """A reward model in its role for one run."""
+
+    role: JudgeRole
+    model: "RewardModel"
+
+    @property
+    def slug(self) -> str:
+        """`name@id`: names its measurements and its column of samples.parquet."""
+        return self.model.identity.slug
+
+    def describe(self) -> Judge:
+        """How `evaluation.json` describes it."""
+        model = self.model
+        return Judge(
+            self.slug, self.role, model.unit, model.display_scale, model.hit_threshold, model.identity
+        )
+
+
+def choose_judges(
+    annotation: "Annotation", specs: Sequence[str], load: Callable[[str], "RewardModel"]
+) -> tuple[list[LoadedJudge], list[str]]:
+    """The reward model that annotated, then the others; each once.
+
+    Returns:
+        the judges, and what a reader must be told: that today's version of the annotator is not the one that
+        annotated, or that the scores were imported, so that no judge has that role.
+
+    Raises:
+        PHFError: the scores were imported and no judge is given.
+    """
+    annotator_spec = str(annotation.manifest["reward_model_spec"])
+    is_imported = annotation.identity.version == "imported"
+    if is_imported and not specs:
+        raise PHFError(
+            f"the scores of {annotation.slug} were imported, and what made them cannot be run here; "
+            "name a reward model to judge by with --judge (see 'phf reward list')"
+        )
+    judges: dict[str, LoadedJudge] = {}
+    for model in map(load, specs if is_imported else (annotator_spec, *specs)):
+        role: JudgeRole = "annotator" if model.identity == annotation.identity else "held-out"
+        judges.setdefault(model.identity.slug, LoadedJudge(role, model))
+    notes = []
+    if is_imported:
+        notes.append(f"no judge is the annotator: the scores of {annotation.slug} were imported")
+    elif not any(judge.role == "annotator" for judge in judges.values()):
+        notes.append(
+            f"no judge is the annotator: the corpus was scored by {annotation.identity.slug}, and {annotator_spec} "
+            f"is now {next(iter(judges))}; run 'phf annotate' and train again, or install the earlier version"
+        )
+    return list(judges.values()), notes

@@ -1,0 +1,1 @@
+"""The metrics, one file each; `phf.evaluate.suite` lists them."""

@@ -1,0 +1,106 @@
+"""How well a model predicts held-out text in each mode (docs/evaluation.md: Bits per byte)."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from phf.evaluate.metric import Measured, Metric
+from phf.evaluate.pages import Page, mode_labels, segment_nll
+from phf.intervals import bootstrap_ratio
+from phf.records import BAD, GOOD, Estimate, Number
+from phf.results import Measure, Measurement
+
+if TYPE_CHECKING:
+    from phf.evaluate.subject import Subject
+
+
+def bits_per_byte(
+    pages: Sequence[Page],
+    nll: Sequence[npt.NDArray[np.float64]],
+    threshold: float,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Bits per UTF-8 byte on good text, bad text and all, with bootstrap intervals over documents.
+
+    Args:
+        pages: what was scored.
+        nll: what `segment_nll` gave for it.
+        threshold: score <= threshold is good.
+        num_bootstrap: resamples.
+        seed: of the bootstrap.
+    """
+    result = {}
+    for name, label in (("good", GOOD), ("bad", BAD), ("all", None)):
+        bits, sizes = [], []
+        for page, values in zip(pages, nll, strict=True):
+            chosen = page.labels(threshold) == label if label is not None else np.ones(len(values), bool)
+            bits.append(values[chosen].sum() / np.log(2))
+            sizes.append(page.num_bytes[chosen].sum())
+        result[name] = bootstrap_ratio(bits, sizes, num_bootstrap, seed)
+    return result
+
+
+def measure_modes(subject: "Subject") -> Measured:
+    """Bits per byte in each mode and with each segment's own label, and good mode's minus bad mode's, paired by document."""
+    labels = {str(mode): mode_labels(subject.pages, mode) for mode in subject.modes}
+    if subject.data.objective.has_control_tokens:
+        labels["labelled"] = [subject.label(page.scores) for page in subject.pages]
+    tokenizer = subject.data.tokens.tokenizer
+
+    def compute(name: str) -> list[list[float]]:
+        model = subject.deleted_model if name == "deleted" else subject.model
+        found = segment_nll(
+            model,
+            tokenizer.control,
+            tokenizer.vocab_size,
+            subject.pages,
+            labels[name],
+            subject.progress,
+            conditions=subject.conditions,
+        )
+        return [values.tolist() for values in found]
+
+    settings = [subject.config.capability_documents, subject.config.sampling.seed]
+    nll = {
+        name: [
+            np.array(values, np.float64)
+            for values in subject.parts.measure(
+                f"nll-{name}", settings, functools.partial(compute, name), list[list[Number]]
+            )
+        ]
+        for name in labels
+    }
+    if {"good", "bad"} <= set(nll):
+        nll["good-bad"] = [good - bad for good, bad in zip(nll["good"], nll["bad"], strict=True)]
+    return Measured([row for name, own in nll.items() for row in list_bits(subject, own, name)])
+
+
+def list_bits(subject: "Subject", nll: Sequence[npt.NDArray[np.float64]], mode: str) -> list[Measurement]:
+    """What `segment_nll` gave for the subject's pages, as measurements of a mode."""
+    config = subject.config
+    found = bits_per_byte(
+        subject.pages, nll, subject.data.threshold.value, config.num_bootstrap, config.sampling.seed
+    )
+    return [Measurement("bits_per_byte", estimate, mode, of=text) for text, estimate in found.items()]
+
+
+METRIC = Metric(
+    "bits_per_byte",
+    (
+        Measure(
+            "bits_per_byte",
+            "Bits per byte",
+            "bits per byte",
+            "Of held-out text, control tokens left out: lower is a better language model.",
+            "Prediction is not skill at a task; text beyond the context is not scored.",
+            group="Capability",
+            is_headline=True,
+            of="text",
+        ),
+    ),
+    measure_modes,
+)

@@ -1,0 +1,96 @@
+"""What a metric is: one file of `phf.evaluate.measures` declares one, and `phf.evaluate.suite` lists them all."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from phf.config_evaluate import EvaluateConfig
+from phf.records import Estimate, Mode, Sample
+from phf.results import Measure, Measurement
+
+if TYPE_CHECKING:
+    from phf.evaluate.subject import Subject
+
+UNPROMPTED = "unprompted"
+"""The scenario in which a page has no text before the model's own."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of one mode in one scenario, and their scores by each judge's slug (NaN = unscored)."""
+
+    scenario: str
+    mode: Mode
+    samples: list[Sample]
+    scores: dict[str, list[float]]
+
+    @property
+    def texts(self) -> list[str]:
+        """What the model wrote."""
+        return [sample.text for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric found.
+
+    Attributes:
+        facts: what is no number, such as settings or prompts that were found.
+        drawn: samples for samples.parquet.
+        left_out: what of it was not measured, and why.
+    """
+
+    measurements: Sequence[Measurement]
+    facts: JsonValue = None
+    drawn: Sequence[Drawn] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def is_always_wanted(config: EvaluateConfig) -> bool:
+    """Every evaluation has it."""
+    return True
+
+
+def is_of_full_suite(config: EvaluateConfig) -> bool:
+    """Only `suite=full` has it."""
+    return config.suite == "full"
+
+
+def check_nothing(config: EvaluateConfig) -> None:
+    """It needs nothing beside the run."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Numbers that are computed together.
+
+    Attributes:
+        name: of its facts, and in `left_out`.
+        measures: how each of its numbers is shown.
+        compute: measures a checkpoint. What takes long is kept by `subject.parts`.
+        is_wanted: whether the settings ask for it.
+        option: what asks for it, such as `--blimp FILE`; the full suite names it where it was not asked for.
+        check: finds what the settings name, before hours go into other metrics; raises `PHFError` if it is not there.
+        may_fail: whether an evaluation goes on without it if the run's data does not admit it.
+    """
+
+    name: str
+    measures: tuple[Measure, ...]
+    compute: Callable[["Subject"], Measured]
+    is_wanted: Callable[[EvaluateConfig], bool] = is_always_wanted
+    option: str = ""
+    check: Callable[[EvaluateConfig], None] = check_nothing
+    may_fail: bool = False
+
+
+def bare(value: float, count: int = 0) -> Estimate:
+    """A number without an interval."""
+    return Estimate(float(value), math.nan, math.nan, count)
+
+
+def negate(estimate: Estimate) -> Estimate:
+    """What is known of -x by what is known of x."""
+    return Estimate(-estimate.mean, -estimate.high, -estimate.low, estimate.count)

@@ -1,0 +1,109 @@
+"""Rewards from misalignment scores: `reward = -score`, normalised over the training split.
+
+Shape suffix: S segments.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from scipy.special import ndtri
+from torch import Tensor
+
+from phf.errors import PHFError
+
+MAX_KNOTS = 4096
+"""Scores that a rank scale keeps; between them it interpolates."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardScale:
+    """Rewards are (-score - mean) / deviation; (0, 1) leaves them raw."""
+
+    mean: float
+    deviation: float
+
+    def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The normalised reward of each score."""
+        return (-scores - self.mean) / self.deviation
+
+
+@dataclass(frozen=True, slots=True)
+class RankScale:
+    """Rewards are standard normal quantiles of the scores' ranks: the same whatever the unit or the tail of a score.
+
+    Attributes:
+        scores: knots, increasing; a score between two of them is interpolated, one beyond them is clamped.
+        quantiles: rewards at the knots, decreasing.
+    """
+
+    scores: npt.NDArray[np.float32]
+    quantiles: npt.NDArray[np.float32]
+    _on_device: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The normalised reward of each score."""
+        x, y = self._knots(scores.device)
+        right = torch.searchsorted(x, scores.contiguous()).clamp(1, len(x) - 1)
+        share = ((scores - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
+        return torch.lerp(y[right - 1], y[right], share)
+
+    def _knots(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Copied once: a copy in every step would make the host wait for the GPU."""
+        if device not in self._on_device:
+            x, y = (torch.from_numpy(a).to(device) for a in (self.scores, self.quantiles))
+            self._on_device[device] = x, y
+        return self._on_device[device]
+
+
+def make_reward_scale(
+    normalize: str, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
+) -> RewardScale | RankScale:
+    """The scale that `objective.normalize` asks for, from the scores [S] and tokens [S] of the training segments.
+
+    Raises:
+        PHFError: there are no segments, or their scores do not vary.
+    """
+    match normalize:
+        case "zscore":
+            return _zscore_scale(scores, tokens)
+        case "rank":
+            return _rank_scale(scores, tokens)
+    return RewardScale(0.0, 1.0)
+
+
+def _zscore_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RewardScale:
+    """Rewards of mean 0 and standard deviation 1 over the tokens of training segments."""
+    _check_rewards(scores)
+    mean = float(np.average(scores, weights=tokens))
+    deviation = float(np.sqrt(np.average((scores.astype(np.float64) - mean) ** 2, weights=tokens)))
+    return RewardScale(-mean, deviation)
+
+
+def _rank_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RankScale:
+    """Rewards that are standard normal over the tokens: with m the share of tokens that score higher, ties counted
+    half, the reward is the normal quantile of m (van der Waerden). Segments with equal scores share one reward.
+    """
+    _check_rewards(scores)
+    values, group = np.unique(scores, return_inverse=True)
+    shares = np.bincount(group, weights=tokens) / tokens.sum()
+    ranks = 1 - (np.cumsum(shares) - shares / 2)
+    if len(values) > MAX_KNOTS:
+        wanted = np.linspace(ranks[0], ranks[-1], MAX_KNOTS)
+        kept = np.unique(np.searchsorted(-ranks, -wanted).clip(max=len(values) - 1))
+        values, ranks = values[kept], ranks[kept]
+    return RankScale(values, ndtri(ranks).astype(np.float32))
+
+
+def _check_rewards(scores: npt.NDArray[np.float32]) -> None:
+    if len(scores) == 0:
+        raise PHFError("the training split holds no scored segments; see 'phf corpus stats DIR'")
+    if scores.min() == scores.max():
+        raise PHFError(
+            f"every training segment scores {scores[0]:g}, so rewards cannot be normalised; "
+            "annotate with another reward model or give objective.normalize=none"
+        )
