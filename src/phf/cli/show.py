@@ -13,10 +13,11 @@ from rich.text import Text
 
 from phf.cli.options import SETTINGS, Runs, examples
 from phf.errors import PHFError
-from phf.terminal import print_table, printable
+from phf.terminal import print_table, printable, table_width
 
 if TYPE_CHECKING:
     from phf.report.reading import RunFolder
+    from phf.report.tables import Table as MeasureTable
     from phf.report.verdict import Group
     from phf.results import Judge, Measure
 
@@ -25,8 +26,8 @@ app = typer.Typer(**SETTINGS)
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKLINE = 32
 """Columns of a sparkline."""
-_WIDTH, _LABEL = 80, 12
-"""Columns of a line, and of the names on the left."""
+_WIDTH, _WIDE, _LABEL = 80, 100, 12
+"""Columns of a line, of a terminal with room for three numbers and their intervals, and of the names on the left."""
 _MAX_COLUMNS = 3
 """With more runs than this, settings stand under one another instead of side by side."""
 
@@ -174,7 +175,7 @@ def _name_next(run: "RunFolder") -> str:
 def _print_measures(group: "Group", everything: bool) -> None:
     """What was measured of one run: measures down, modes across."""
     from phf.report.reading import is_steered
-    from phf.report.tables import list_headlines, tabulate_measures, to_terminal
+    from phf.report.tables import list_headlines, tabulate_measures
 
     (run,) = group.runs
     assert run.evaluation is not None
@@ -183,19 +184,26 @@ def _print_measures(group: "Group", everything: bool) -> None:
     title = f"Evaluation{of}: ↓ lower is better, ↑ higher is better"
     if not everything:
         measures, is_wanted = list_headlines([group])
-        for shown in to_terminal(tabulate_measures([group], measures, "", is_wanted), skip=1, title=title):
+        for shown in _shape(tabulate_measures([group], measures, "", is_wanted), title, skip=1):
             print_table(shown)
         print(_explain_units(run.judges))
         print(f"all {len(run.results):,} numbers: --all; for scripts: --json")
         return
     print(title)
     for name, measures in _group_measures([group]).items():
-        for shown in to_terminal(tabulate_measures([group], measures, name), skip=1, title=name):
+        for shown in _shape(tabulate_measures([group], measures, name), name, skip=1):
             print_table(shown)
         steered = tabulate_measures([group], measures, name, lambda row: is_steered(row.mode or ""))
-        for shown in to_terminal(steered, skip=1, title=f"{name}, steered", max_columns=2):
+        for shown in _shape(steered, f"{name}, steered", skip=1):
             print_table(shown)
     print(_explain_units(run.judges))
+
+
+def _shape(table: "MeasureTable", title: str, *, skip: int = 0) -> list[Table]:
+    """A table for this terminal: as many numbers with their intervals side by side as it has room for."""
+    from phf.report.tables import to_terminal
+
+    return to_terminal(table, title=title, skip=skip, max_columns=3 if table_width() >= _WIDE else 2)
 
 
 def _group_measures(groups: "list[Group]") -> "dict[str, list[Measure]]":
@@ -257,7 +265,7 @@ def _print_comparison(groups: "list[Group]", everything: bool) -> None:
     """What was measured of several runs: measures and modes down, runs across."""
     from phf.report.differences import tabulate_comparison
     from phf.report.reading import is_steered, list_judges
-    from phf.report.tables import list_headlines, to_terminal
+    from phf.report.tables import list_headlines
 
     measures, is_wanted = list_headlines(groups)
     shown = {"Headline numbers": measures}
@@ -265,7 +273,7 @@ def _print_comparison(groups: "list[Group]", everything: bool) -> None:
         shown = _group_measures(groups)
         is_wanted = lambda row: not is_steered(row.mode or "")  # noqa: E731
     for name, own in shown.items():
-        for table in to_terminal(tabulate_comparison(groups, own, name, is_wanted), title=name):
+        for table in _shape(tabulate_comparison(groups, own, name, is_wanted), name):
             print_table(table)
     print(_explain_units(list_judges(run for group in groups for run in group.runs)))
     if len(groups) > 1:

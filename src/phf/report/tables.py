@@ -1,6 +1,7 @@
 """Measurements as tables, the same for pages and for the terminal: a row and a column say between them which number stands in a cell."""
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -143,7 +144,11 @@ class Table:
     def starts(self, place: int) -> bool:
         """Whether a column begins a group of columns, which stands a little apart."""
         column, before = self.columns[place], self.columns[place - 1] if place else None
-        return before is None or (before.over, before.judge) != (column.over, column.judge)
+        return (
+            bool(column.over or column.judge)
+            if before is None
+            else (before.over, before.judge) != (column.over, column.judge)
+        )
 
 
 def is_plain(mode: str) -> bool:
@@ -424,7 +429,7 @@ def to_terminal(table: Table, *, skip: int = 0, title: str = "", max_columns: in
         for head in table.heads[skip:]:
             shown.add_column(_text(head), overflow="fold")
         for place in places:
-            shown.add_column(_text(table.columns[place].head), justify="right", no_wrap=True)
+            shown.add_column(_text(_fold(table.columns[place].head)), justify="right", no_wrap=True)
         before: list[Cell] = []
         for row in table.rows:
             if any(row.cells[place].text != "–" for place in places):
@@ -437,6 +442,11 @@ def to_terminal(table: Table, *, skip: int = 0, title: str = "", max_columns: in
                 before = names
         printed.append(shown)
     return printed
+
+
+def _fold(head: str) -> str:
+    """A long head (the name of a run) in lines no wider than a number with its interval."""
+    return "\n".join(part for line in head.split("\n") for part in textwrap.wrap(line, 20) or [""])
 
 
 def _terminal_cell(cell: Cell) -> Text:
