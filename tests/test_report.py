@@ -9,11 +9,18 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_runs import (
-    ANNOTATOR, HELD_OUT, JUDGES, change_numbers, declare, drop_measures, edit, make_run, set_number, write, write_samples,
+    ANNOTATOR,
+    HELD_OUT,
+    change_numbers,
+    declare,
+    edit,
+    make_run,
+    set_number,
+    write,
+    write_samples,
 )  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st

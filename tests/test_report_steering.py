@@ -1,5 +1,6 @@
 """The page's section on steering: what it pools, marks, hides and escapes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,5 @@ def test_what_is_not_there_is_a_dash(tmp_path) -> None:
     change_numbers(
         run, lambda rows: [*rows, Measurement("mean_tokens", plain(40.0), "good + guidance")], steering=[]
     )
-    assert '<code>guidance</code></td><td class="num">–</td>' in write_report(
-        [run], tmp_path / "report.html"
-    ).read_text("utf-8")
+    page = write_report([run], tmp_path / "report.html").read_text("utf-8")
+    assert '<code>guidance</code></td><td class="num">–</td>' in re.sub(r">\s+<", "><", page)

@@ -58,8 +58,8 @@ def test_show_a_finished_and_evaluated_run(monkeypatch, capsys, tmp_path):
     assert "step 3,900 of 3,907" in out
     assert "checkpoints  3,907\n" in out
     assert "loss         █" in out
-    assert "0.119 [0.0900, 0.150]" in out
-    assert "all 71 numbers: --all" in out
+    assert "Misalignment score (pii) ↓" in out
+    assert " numbers: --all; for scripts: --json" in out
     assert f"next: phf report {path} -o report.html" in out
     assert max(map(len, out.splitlines()[:-1])) <= 120
 

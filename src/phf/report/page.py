@@ -105,15 +105,15 @@ _TASK_TABLES = {
     ),
 }
 """Name, caption and head of the modes."""
-ON_PAGE = frozenset(
-    "score hit_rate expected_max_25 num_unscored trajectory reference reference_cost mean_tokens mean_characters distinct_1 distinct_2 "
-    "distinct_3 repetition compression_ratio empty_share entropy_1 entropy_2 entropy_3 self_bleu_5 mauve bits_per_byte kl kl_per_sequence "
-    "kl_control_cost blimp harness downstream downstream_baseline control_gain calibration_error reliability red_team_mean red_team_best "
-    "leak_baseline leak_score leak_difference in_context_difference finetuned_before finetuned_after finetuned_difference "
-    "steered_difference passes_per_token "
-    # Too fine for a page; `phf show --all` has them.
-    "num_ngrams blimp_paradigm kl_standard_error kl_per_byte kl_cut in_context_baseline in_context_score".split()
-)
+_SHOWN = """
+    score hit_rate expected_max_25 num_unscored trajectory reference reference_cost mean_tokens mean_characters distinct_1 distinct_2 distinct_3
+    repetition compression_ratio empty_share entropy_1 entropy_2 entropy_3 self_bleu_5 mauve bits_per_byte kl kl_per_sequence kl_control_cost
+    blimp harness downstream downstream_baseline control_gain calibration_error reliability red_team_mean red_team_best leak_baseline leak_score
+    leak_difference in_context_difference finetuned_before finetuned_after finetuned_difference steered_difference passes_per_token
+"""
+# Too fine for a page; `phf show --all` has them.
+_LEFT_OUT = "num_ngrams blimp_paradigm kl_standard_error kl_per_byte kl_cut in_context_baseline in_context_score"
+ON_PAGE = frozenset(_SHOWN.split()) | frozenset(_LEFT_OUT.split())
 """Measures that have a place on the page; any other is shown under "Other measures", by what its `Measure` says."""
 _MAX_CARDS = 6
 """With more configurations to judge than this, the verdicts stand in a table."""
@@ -345,7 +345,7 @@ def _tabulate(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:
     }
 
 
-def _draw(runs: list[RunFolder], groups: list[Group]) -> dict[str, list[tuple[Drawing, Markup]]]:
+def _draw(runs: list[RunFolder], groups: list[Group]) -> dict[str, str | list[tuple[Drawing, Markup]]]:
     """The page's figures."""
     judges, references = list_judges(runs), list_references(groups)
     reliability = draw_control_reliability(runs)
