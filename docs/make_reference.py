@@ -154,6 +154,8 @@ def _describe_type(kind: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         item = _describe_type(args[0], [])
         return f"list of {item}" if "`" not in item else f"list of: {item}"
+    if origin is dict:
+        return f"mapping of names to {_describe_type(args[1], [])}"
     if origin in (Union, UnionType):
         specs = [own for own in args if own is not type(None)]
         if all(isinstance(own, type) and issubclass(own, BaseModel) for own in specs):
@@ -172,7 +174,7 @@ def _describe_default(field: FieldInfo) -> str:
         return "*required*"
     if field.default is None:
         return "null"
-    if field.default == ():
+    if field.default in ((), {}):
         return "none"
     if isinstance(field.default, tuple):
         return ", ".join(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from phf import demo
-from phf.config import load_train_config, objective_kinds
+from phf.config import built_in_kinds, load_train_config
 from phf.errors import PHFError
 
 SUMMARY_KEYS = {
@@ -82,7 +82,7 @@ def test_other_settings_in_the_same_folder_are_refused(small_demo):
 def test_objectives_are_named_default_all_or_by_kind():
     assert demo.choose_objectives("default") == ("mle", "conditional")
     assert len(demo.choose_objectives("paper")) == 6
-    assert demo.choose_objectives("all") == tuple(objective_kinds())
+    assert demo.choose_objectives("all") == tuple(built_in_kinds())
     assert demo.choose_objectives("rwr,mle") == ("rwr", "mle")
     with pytest.raises(
         PHFError, match=r"objective 'foo' is not known; choose default, paper, all, or some of mle,filtering"

@@ -27,6 +27,7 @@ from phf.release.forget import (
     read_texts,
 )
 from phf.report.doses import list_panels, write_dose_figure
+from phf.results import to_json
 from phf.reward_models import load_reward_model
 from phf.train import loop
 
@@ -117,12 +118,14 @@ def test_what_is_measured_at_each_dose(trained):
     assert set(control["modes"]) == {"good", "bad"}
     # Nothing blocked: what an evaluation measures.
     evaluated = evaluate_run(run, CONFIG, say=quiet)
-    for row in evaluated["rows"]:
-        own = unmodified["modes"][row["mode"]]
-        assert own["scores"][row["judge"]]["mean"] == row["mean"]
-        assert own["distinct_2"] == row["distinct_2"]
+    find = evaluated.results.find
+    for row in evaluated.results.of("score"):
+        own = unmodified["modes"][row.mode]
+        assert own["scores"][row.judge]["mean"] == row.estimate.mean
+        assert own["distinct_2"] == to_json(find("distinct_2", row.mode).mean)
     for mode in ("good", "bad", "none"):
-        assert unmodified["bits_per_byte"][mode] == evaluated["modes"][mode]["bits_per_byte"]
+        for text, estimate in unmodified["bits_per_byte"][mode].items():
+            assert estimate == to_json(find("bits_per_byte", mode, of=text))
     assert unmodified["kl"]["mean"] == 0 == unmodified["share"]
     # Two directions blocked: against the same edit made here.
     model, tokenizer = run.load_model(), run.load_tokenizer()

@@ -287,13 +287,3 @@ def test_good_minus_bad_turns_bad_minus_good_around() -> None:
     assert negate(Estimate(0.25, 0.125, 0.5, 7)) == Estimate(-0.25, -0.5, -0.125, 7)
     unknown = negate(Estimate(np.nan, np.nan, np.nan, 0))
     assert np.isnan([unknown.mean, unknown.low, unknown.high]).all()
-
-
-def test_every_measure_is_declared_once_and_says_what_it_cannot_see() -> None:
-    measures = [measure for metric in METRICS for measure in metric.measures]
-    assert len({measure.name for measure in measures}) == len(measures)
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
-    for measure in measures:
-        assert measure.title, measure.name
-        assert measure.note.endswith("."), measure.name
-        assert measure.blind_spot.endswith("."), measure.name

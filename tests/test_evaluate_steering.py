@@ -1,7 +1,6 @@
 """Methods of steering as rows of an evaluation, and on the command line."""
 
 import sys
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,12 +14,13 @@ from phf.config_evaluate import EvaluateConfig
 from phf.config_steer import ControlSteer, Direction
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
-from phf.evaluate.parts import to_json
+from phf.evaluate.measures import steering
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_prompts
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.report.page import summary_lines, write_report
+from phf.results import encode, to_json
 from phf.steer.steering import Aids
 from phf.train import loop
 
@@ -69,38 +69,40 @@ def test_each_method_is_a_row_beside_plain_good_mode(trained, monkeypatch, tmp_p
     run = trained("conditional")
     config = parse(EvaluateConfig, GIVEN, "test")
     result = evaluate_run(run, config, say=quiet)
-    assert [method["spec"] for method in result["steering"]] == SPECS
-    assert {method["mode"] for method in result["steering"]} == {"good"}
+    assert [method["spec"] for method in result.facts["steering"]] == SPECS
+    assert {method["mode"] for method in result.facts["steering"]} == {"good"}
     table = pq.read_table(run.folder / "samples.parquet").to_pandas()
     plain = table[(table["mode"] == "good") & (table["scenario"] == "unprompted")]
-    annotator = result["judges"][0]["slug"]
-    for method in result["steering"]:
-        own = table[table["scenario"] == f"steer {method['spec']}"]
+    find, annotator = result.results.find, result.judges[0].slug
+    modes = [f"good + {spec}" for spec in SPECS]
+    for spec, mode in zip(SPECS, modes, strict=True):
+        own = table[table["scenario"] == f"steer {spec}"]
         assert own["index"].tolist() == list(range(30))
-        assert [row["judge"] for row in method["rows"]] == [judge["slug"] for judge in result["judges"]]
-        for row in method["rows"]:
-            scores, before = (rows[f"score:{row['judge']}"].to_numpy() for rows in (own, plain))
-            assert row["mean"] == pytest.approx(np.nanmean(scores))
+        for judge in result.judges:
+            scores, before = (rows[f"score:{judge.slug}"].to_numpy() for rows in (own, plain))
+            assert find("score", mode, judge.slug).mean == pytest.approx(np.nanmean(scores))
             gap = bootstrap_mean(scores - before, 100, 0)
-            assert row["difference"] == to_json(asdict(gap))
-        assert method["degeneracy"]["mean_tokens"] == own["num_tokens"].mean()
-    best, control, direction = result["steering"]
+            assert to_json(find("steered_difference", mode, judge.slug)) == to_json(gap)
+        assert find("mean_tokens", mode).mean == own["num_tokens"].mean()
+    best, _, _ = result.facts["steering"]
     assert best["facts"]["reward_model"] == annotator
-    assert best["rows"][0]["difference"]["mean"] < 0, "candidate 0 is the plain sample: none is worse"
+    difference = find("steered_difference", modes[0], annotator)
+    assert difference.mean < 0, "candidate 0 is the plain sample: none is worse"
     changed = np.mean(own_text(table, SPECS[0]) != plain["text"].to_numpy())
     assert best["facts"]["changed"] == pytest.approx(changed)
-    assert 2.5 < best["passes_per_token"] < 4.5
-    assert control["passes_per_token"] < 1.5
-    assert best["bits_per_byte"] is None
-    assert (
-        direction["bits_per_byte"]["all"]["mean"] != result["modes"]["good"]["bits_per_byte"]["all"]["mean"]
-    )
-    assert result["left_out"] == {}
+    costs = [find("passes_per_token", mode).mean for mode in (*modes, "good")]
+    assert 2.5 < costs[0] < 4.5
+    assert costs[1] < 1.5
+    assert 0.9 < costs[3] < 1.5
+    bits = [find("bits_per_byte", mode, of="all").mean for mode in (*modes, "good")]
+    assert np.isfinite(bits).tolist() == [False, False, True, True]
+    assert bits[2] != bits[3]
+    assert result.left_out == {}
 
     with monkeypatch.context() as patch:
         patch.setattr(Target, "write", None)
         patch.setattr(steering, "steer", None)
-        assert evaluate_run(run, config, say=quiet) == result, "nothing is drawn twice"
+        assert encode(evaluate_run(run, config, say=quiet)) == encode(result), "nothing is drawn twice"
 
     lines = [line for line in summary_lines([run.folder]) if "passes per token" in line]
     assert len(lines) == 3
@@ -118,11 +120,18 @@ def own_text(table, spec):
 def test_scale_0_changes_neither_samples_nor_bits_per_byte(trained) -> None:
     config = parse(EvaluateConfig, {**GIVEN, "steer": ["direction:scale=0.0,layer=all"]}, "test")
     result = evaluate_run(trained("conditional"), config, say=quiet)
-    (method,) = result["steering"]
-    assert [row["mean"] for row in method["rows"]] == [row["mean"] for row in result["rows"][:2]]
-    assert method["degeneracy"] == result["modes"]["good"]["degeneracy"]
-    bits = (values["bits_per_byte"]["all"]["mean"] for values in (method, result["modes"]["good"]))
-    assert next(bits) == pytest.approx(next(bits))
+    (method,) = result.facts["steering"]
+    steered, plain = (
+        {(row.measure, row.judge, row.of): row.estimate for row in result.measurements if row.mode == mode}
+        for mode in (f"good + {method['spec']}", "good")
+    )
+    same = [
+        place for place in steered if place in plain and place[0] not in ("bits_per_byte", "passes_per_token")
+    ]
+    assert len(same) > 15
+    assert to_json([steered[place] for place in same]) == to_json([plain[place] for place in same])
+    bits = ("bits_per_byte", None, "all")
+    assert steered[bits].mean == pytest.approx(plain[bits].mean)
     assert method["facts"]["num_texts"] > 0
 
 
@@ -133,24 +142,26 @@ def test_scale_0_changes_neither_samples_nor_bits_per_byte(trained) -> None:
 def test_what_a_run_cannot_do_is_left_out_with_its_reason(trained, kind, mode, why) -> None:
     given = {**GIVEN, "steer": [*SPECS, "guidance", "lookahead", "smc"]}
     result = evaluate_run(trained(kind), parse(EvaluateConfig, given, "test"), say=quiet)
-    assert [(method["spec"], method["mode"]) for method in result["steering"]] == [(SPECS[0], mode)]
-    assert set(result["left_out"]) == {f"steer {spec}" for spec in given["steer"][1:]}
-    assert all(why in reason for reason in result["left_out"].values())
+    assert [(method["spec"], method["mode"]) for method in result.facts["steering"]] == [(SPECS[0], mode)]
+    assert {row.mode for row in result.results.of("steered_difference")} == {f"{mode} + {SPECS[0]}"}
+    assert set(result.left_out) == {f"steer {spec}" for spec in given["steer"][1:]}
+    assert all(why in reason for reason in result.left_out.values())
 
 
 def test_rejection_goes_by_the_runs_line_and_another_judge_needs_its_own(trained) -> None:
     run = trained("mle")
     config = parse(EvaluateConfig, {**GIVEN, "steer": ["rejection:tries=8"]}, "test")
-    (method,) = evaluate_run(run, config, say=quiet)["steering"]
+    result = evaluate_run(run, config, say=quiet)
+    (method,) = result.facts["steering"]
     assert method["facts"]["threshold"] == run.data().threshold.value
     assert method["facts"]["accepted"] == 1.0
     scores = pq.read_table(run.folder / "samples.parquet").to_pandas()
-    own = scores[scores["scenario"] == "steer rejection:tries=8"][f"score:{method['rows'][0]['judge']}"]
+    own = scores[scores["scenario"] == "steer rejection:tries=8"][f"score:{result.judges[0].slug}"]
     assert own.max() <= method["facts"]["threshold"]
     other = parse(EvaluateConfig, {**GIVEN, "steer": ["rejection:reward_model=pii"]}, "test")
     result = evaluate_run(run, other, say=quiet)
-    assert result["steering"] == []
-    reason = result["left_out"]["steer rejection:reward_model=pii"]
+    assert "steering" not in result.facts
+    reason = result.left_out["steer rejection:reward_model=pii"]
     assert "is of toxicity-svm, not of pii; give rejection:reward_model=pii,threshold" in reason
 
 

@@ -13,8 +13,9 @@ from phf.corpus.annotation import Annotation
 from phf.corpus.exchange import make_variable
 from phf.corpus.exchange_export import export_corpus
 from phf.corpus.exchange_import import import_corpus
+from phf.corpus.rows import Row
 from phf.corpus.sources import read_lines
-from phf.corpus.store import Corpus, build_corpus
+from phf.corpus.store import Corpus, build_corpus, write_corpus
 from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.records import Identity
@@ -96,6 +97,14 @@ def test_the_same_bytes_each_time(corpus, tmp_path, kind):
         import_corpus(str(tmp_path / "one"), tmp_path / f"{name}-back", kind, names=["length"])
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
     assert read_bytes(tmp_path / "one-back") == read_bytes(tmp_path / "two-back")
+
+
+@pytest.mark.parametrize("ends", [[3, 4], [3], []])
+def test_imported_segments_that_do_not_make_up_the_text_are_scored_by_nobody(ends, tmp_path):
+    rows = iter([Row("a:1", "ab\ncd", ends=ends)])
+    corpus = write_corpus([("a", rows)], tmp_path / "corpus", validation_fraction=0, imported_ends=True)
+    with pytest.raises(PHFError, match=r"00000\.parquet has imported segments that do not make up its texts"):
+        annotate(corpus, "pii", "imported", workers=1)
 
 
 def test_unscored_is_null_and_its_document_has_no_mean(corpus, tmp_path):

@@ -14,7 +14,7 @@ from explorer_folders import JUDGE, LONG, add_evaluation, make_corpus, make_run,
 from fake_annotations import annotate_by
 
 from phf import cli
-from phf.config import RWR, Conditional, Filtering, Quantile, SamplingConfig, Scalar, objective_kinds
+from phf.config import RWR, Conditional, Filtering, Quantile, SamplingConfig, Scalar, built_in_kinds
 from phf.control import mode_rules
 from phf.corpus.store import build_corpus
 from phf.corpus.tokens import tokenize
@@ -141,7 +141,7 @@ def test_the_explorer_tells_what_every_objective_would_do(browser, slug):
     scores = browser.scores(slug)
     verdicts = Verdicts(scores, 0.3)
     of_corpus = {verdict.name: verdict for verdict in verdicts.of_corpus()}
-    assert list(of_corpus) == [kind.__name__ for kind in objective_kinds().values()]
+    assert list(of_corpus) == [kind.__name__ for kind in built_in_kinds().values()]
     assert "cannot be trained like this: 5 levels do not fit" in of_corpus["Quantile"].text
     quantile = scores.resolve(Quantile(levels=3))
     verdicts._resolved["quantile"] = quantile

@@ -31,7 +31,7 @@ from phf.config import (
     SamplingConfig,
     Scalar,
     Tagging,
-    objective_kinds,
+    built_in_kinds,
     parse_spec,
 )
 from phf.config_release import Block, Delete, ForgetConfig, Poison
@@ -138,7 +138,7 @@ def test_deleted_rows_are_gone_and_no_other_id_moves(kind, tmp_path):
 def test_what_is_deleted_of_each_objective():
     model = create_model("llama")
     model.config.control_tokens = list(CONTROL.all)
-    for kind, choice in objective_kinds().items():
+    for kind, choice in built_in_kinds().items():
         line = {"threshold": 0.5} if {"threshold", "good_fraction"} <= set(choice.model_fields) else {}
         line |= {"keep_fraction": 0.5} if kind == "filtering" else {}
         objective = choice(**line)

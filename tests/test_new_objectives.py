@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from phf import lm
-from phf.config import SamplingConfig, objective_kinds
+from phf.config import SamplingConfig, built_in_kinds
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
@@ -59,12 +59,13 @@ def test_an_objective_trains_and_is_evaluated_in_its_modes(kind, make, tmp_path)
     has_modes = has_control_tokens(run.config.objective)
     assert ("control_gain" in lines[0]) == has_modes
     result = evaluate_run(run, CONFIG, say=quiet)
-    assert list(result["modes"]) == list(modes_of(run.config.objective))
-    assert (result["control_gain"] is not None) == has_modes
-    assert (result["calibration"] is not None) == (kind in ("conditional", "quantile"))
-    for mode in result["modes"].values():
-        assert 2 < mode["bits_per_byte"]["all"]["mean"] < 12
-        assert mode["degeneracy"]["mean_tokens"] > 0
+    found, modes = result.results, modes_of(run.config.objective)
+    assert list(dict.fromkeys(row.mode for row in found.of("score"))) == list(modes)
+    assert bool(found.of("control_gain")) == has_modes
+    assert bool(found.of("calibration_error")) == (kind in ("conditional", "quantile"))
+    for mode in modes:
+        assert 2 < found.find("bits_per_byte", mode, of="all").mean < 12
+        assert found.find("mean_tokens", mode).mean > 0
     # A checkpoint is a plain folder of the Hugging Face library, whatever the objective.
     folder = checkpoint_folder(run.folder, run.num_steps)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -73,7 +74,7 @@ def test_an_objective_trains_and_is_evaluated_in_its_modes(kind, make, tmp_path)
 
 
 def test_every_kind_is_trained_by_some_test():
-    assert set(objective_kinds()) == {*CASES, "mle", "filtering", "unlikelihood", "rwr", "awr"}
+    assert set(built_in_kinds()) == {*CASES, "mle", "filtering", "unlikelihood", "rwr", "awr"}
 
 
 def test_a_schedule_resumes_bit_for_bit_and_is_mle_outside(make, small_config, tmp_path):

@@ -1,6 +1,7 @@
 """A run becomes a plain Hugging Face folder: what is in it, what is not, and whole or not at all."""
 
 import json
+import math
 import shutil
 import subprocess
 
@@ -10,16 +11,17 @@ import yaml
 from release_runs import OBJECTIVES, get_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from phf import lm
+from phf import lm, results
 from phf.config_release import Block, Delete
 from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN
 from phf.errors import PHFError
 from phf.objectives import label_conditions
-from phf.records import GOOD, Identity
+from phf.records import GOOD, Estimate, Identity
 from phf.release import folder as release_folder
 from phf.release.card import find_blind_spots, render_card
 from phf.release.folder import check_files, open_release, write_release
 from phf.release.record import hide_paths
+from phf.results import Evaluation, Judge, Measurement
 from phf.train.run import Run
 
 
@@ -124,27 +126,26 @@ def test_generation_settings_are_those_of_the_evaluation(run, tmp_path):
     assert config["top_k"] == 0  # transformers would take 50
 
 
-def write_evaluation(run, *, sampling=None, step=None, name="toxicity-svm"):
-    slug = Identity(name, "1").slug
-    row = {
-        "mode": "good",
-        "judge": slug,
-        "mean": 0.25,
-        "low": 0.125,
-        "high": None,
-        "num_samples": 9,
-        "num_unscored": 0,
-    }
-    identity = Identity(name, "1").to_json()
-    evaluation = {
-        "step": step or run.steps[-1],
-        "rows": [row, {**row, "mode": "bad", "mean": 0.75, "high": 0.875}],
-        "judges": [{"role": "annotator", "identity": identity, "slug": slug, "display_scale": 1.0}],
-        "sampling": sampling or {},
-        "modes": {"good": {"bits_per_byte": {"all": {"mean": 2.5, "low": 2.25, "high": 2.75, "count": 3}}}},
-        "notes": [],
-    }
-    (run.folder / "evaluation.json").write_text(json.dumps(evaluation))
+def write_evaluation(run, *, sampling=None, step=None, notes=()):
+    identity = Identity("toxicity-svm", "1")
+    scores = {"good": Estimate(0.25, 0.125, math.nan, 9), "bad": Estimate(0.75, 0.125, 0.875, 9)}
+    rows = [Measurement("score", estimate, mode, identity.slug) for mode, estimate in scores.items()]
+    evaluation = Evaluation(
+        run=run.name,
+        objective=run.config.objective.kind,
+        seed=0,
+        step=step or run.steps[-1],
+        tokens_seen=1,
+        num_parameters=1,
+        judges=[Judge(identity.slug, "annotator", "probability", 1.0, 0.5, identity)],
+        config={"sampling": sampling or {}},
+        threshold=0.5,
+        notes=list(notes),
+        samples_sha256="",
+        measures=[],
+        measurements=[*rows, Measurement("bits_per_byte", Estimate(2.5, 2.25, 2.75, 3), "good", of="all")],
+    )
+    results.write_evaluation(run.folder / "evaluation.json", evaluation)
 
 
 # --- the folder as a whole ---
@@ -255,10 +256,7 @@ def test_what_is_no_release_is_refused_in_one_line(run, tmp_path):
 
 def test_no_path_of_this_machine_is_published(run, small_corpus, tmp_path, monkeypatch):
     copied = Run.open(shutil.copytree(run.folder, tmp_path / "my-run"))
-    write_evaluation(copied)
-    evaluation = read(copied.folder / "evaluation.json")
-    evaluation["notes"] = [f"no judge is the annotator: {tmp_path}/judges/mine, now ~/judges/other"]
-    (copied.folder / "evaluation.json").write_text(json.dumps(evaluation))
+    write_evaluation(copied, notes=[f"no judge is the annotator: {tmp_path}/judges/mine, now ~/judges/other"])
     out = write_release(copied, tmp_path / "release")
     for path in (path for path in out.rglob("*") if path.is_file()):
         content = path.read_bytes()

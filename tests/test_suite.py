@@ -8,10 +8,10 @@ import pytest
 from phf.config import SamplingConfig, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
+from phf.evaluate.drawn import UNPROMPTED
 from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.measures import kl
-from phf.evaluate.metric import UNPROMPTED
 from phf.generate.target import Target
 from phf.report.page import write_report
 from phf.results import Evaluation, encode, read_evaluation

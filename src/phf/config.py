@@ -2,9 +2,10 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from phf.config_recipes import apply_overrides, read_recipe
 from phf.errors import PHFError
@@ -192,6 +193,36 @@ class AWR(_Scheduled):
     """What predicts the reward: linear, or sigmoid (the paper's: minus a probability, for raw rewards in [-1, 0])."""
 
 
+def _check_parameter(value: object) -> object:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("a parameter is a number, a text, true or false")  # noqa: TRY004  pydantic reports no TypeError
+    return value
+
+
+class Custom(_Scheduled):
+    """A loss of your own, a Python function of the loss, scores and labels of the tokens."""
+
+    kind: Literal["custom"] = "custom"
+    function: str
+    """`module:function`, from an installed package or the current folder; what it sees and returns is in
+    [objectives.md](objectives.md#custom)."""
+    parameters: dict[str, Annotated[bool | int | float | str, BeforeValidator(_check_parameter)]] = {}
+    """What it is called with beside the tokens, by name: `objective.parameters.alpha=0.5` is `alpha`."""
+    threshold: float | None = None
+    """A segment is labelled good if its score is at most this, in the reward model's own unit, else bad; without
+    threshold and good_fraction there are no labels."""
+    good_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of the training tokens, those of the lowest scores, that is labelled good; ties stay together."""
+
+    @model_validator(mode="after")
+    def _named_and_at_most_one(self) -> "Custom":
+        if not re.fullmatch(r"\w+(\.\w+)*:\w+", self.function):
+            raise ValueError(f"function {self.function!r} is not of the form module:function")
+        if self.threshold is not None and self.good_fraction is not None:
+            raise ValueError("give at most one of threshold and good_fraction")
+        return self
+
+
 ObjectiveConfig = Annotated[
     MLE
     | Filtering
@@ -204,7 +235,8 @@ ObjectiveConfig = Annotated[
     | Tagging
     | Unlikelihood
     | RWR
-    | AWR,
+    | AWR
+    | Custom,
     Field(discriminator="kind"),
 ]
 
@@ -212,6 +244,11 @@ ObjectiveConfig = Annotated[
 def objective_kinds() -> dict[str, type[BaseModel]]:
     """The objectives by their `kind`, in the order of the documentation."""
     return {cls.model_fields["kind"].default: cls for cls in get_args(get_args(ObjectiveConfig)[0])}
+
+
+def built_in_kinds() -> dict[str, type[BaseModel]]:
+    """The objectives that need no code of the user's, by their `kind`."""
+    return {kind: cls for kind, cls in objective_kinds().items() if cls is not Custom}
 
 
 class GoodConfig(_Threshold):
@@ -384,7 +421,7 @@ SAMPLING_OPTIONS = {
 _T = TypeVar("_T", bound=BaseModel)
 
 
-def parse(kind: type[_T], value: dict[str, Any], where: str) -> _T:
+def parse(kind: type[_T], value: Mapping[str, object], where: str) -> _T:
     """Check a mapping against a config class.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from phf.config import SamplingConfig, TrainConfig, objective_kinds, parse
+from phf.config import SamplingConfig, TrainConfig, built_in_kinds, parse
 from phf.config_evaluate import EvaluateConfig
 from phf.config_recipes import read_recipe
 from phf.corpus.annotate import annotate
@@ -25,7 +25,7 @@ HELD_OUT_JUDGE = "toxicity-lstm"
 OBJECTIVE_SETS = {
     "default": ("mle", "conditional"),
     "paper": ("mle", "filtering", "conditional", "unlikelihood", "rwr", "awr"),
-    "all": tuple(objective_kinds()),
+    "all": tuple(built_in_kinds()),
 }
 
 
@@ -83,7 +83,7 @@ def choose_objectives(text: str) -> tuple[str, ...]:
     Raises:
         PHFError: a kind is not known.
     """
-    known = tuple(objective_kinds())
+    known = tuple(built_in_kinds())
     if text in OBJECTIVE_SETS:
         return OBJECTIVE_SETS[text]
     kinds = tuple(text.split(","))
@@ -106,7 +106,9 @@ def prepare_corpus(
     recipe = read_recipe(RECIPE)
     judge, segments = recipe["reward_model"], recipe["segments"]
     if not (out / "corpus" / "manifest.json").exists():
-        everything = _open_or_build(out / "everything", progress)
+        source = out / "everything"
+        is_built = (source / "manifest.json").exists()
+        everything = Corpus.open(source) if is_built else build_corpus(SOURCES, source, progress=progress)
         annotation = annotate(everything, judge, segments, progress=progress)
         balance_corpus(
             everything,
@@ -127,16 +129,10 @@ def prepare_corpus(
     return corpus
 
 
-def _open_or_build(folder: Path, progress: Progress | None) -> Corpus:
-    if (folder / "manifest.json").exists():
-        return Corpus.open(folder)
-    return build_corpus(list(SOURCES), folder, progress=progress)
-
-
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:
     """The demo's training config for one objective: the same data, budget, model and seed for all."""
     recipe = read_recipe(RECIPE)
-    fields = objective_kinds()[kind].model_fields
+    fields = built_in_kinds()[kind].model_fields
     # What needs a threshold for segments takes the recipe's `good`.
     threshold = recipe["good"] if "good_fraction" in fields else {}
     keep = {"keep_fraction": 0.5} if "keep_fraction" in fields else {}

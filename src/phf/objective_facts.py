@@ -162,6 +162,14 @@ OBJECTIVES: dict[str, ObjectiveFacts] = {
         document_line=None,
         loan=3,
     ),
+    "custom": ObjectiveFacts(
+        note="a loss of one's own: a Python function of the loss, scores and labels of the tokens.",
+        light="#b0008e",
+        dark="#ff80df",
+        colour_number=13,
+        corpus_line="weighs each token as a function of one's own says",
+        document_line=None,
+    ),
 }
 """The rows, by kind, in the order of the documentation."""
 

@@ -21,6 +21,7 @@ from phf.config import (
     RWR,
     Additive,
     Conditional,
+    Custom,
     Filtering,
     Masking,
     ObjectiveConfig,
@@ -30,6 +31,7 @@ from phf.config import (
     Tagging,
     Unlikelihood,
 )
+from phf.objective_code import check_loss, own_loss
 from phf.objective_facts import OBJECTIVES
 from phf.objective_rewards import RankScale, RewardScale, make_reward_scale
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode, Poison
@@ -196,7 +198,10 @@ def resolve_objective(
         kept = keep & (~is_train | threshold.is_good(means))
         return Objective(config, DataRule(kept, no_labels), threshold)
 
-    if isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood):
+    if isinstance(config, Custom) and config.threshold is None and config.good_fraction is None:
+        return Objective(config, DataRule(keep, no_labels))
+
+    if isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood | Custom):
         threshold = (
             resolve_good_fraction(train_scores, train_tokens, config.good_fraction)
             if config.good_fraction is not None
@@ -208,7 +213,7 @@ def resolve_objective(
     match config:
         case MLE():
             return Objective(config, DataRule(keep, no_labels))
-        case Masking() | Unlikelihood():
+        case Masking() | Unlikelihood() | Custom():
             return Objective(config, DataRule(keep, no_labels), threshold)
         case Removal():
             has_good = np.zeros(len(keep), np.bool_)
@@ -293,6 +298,23 @@ def warn_of_mle(objective: Objective) -> str | None:
     )
 
 
+def check_code(objective: Objective, scores: npt.NDArray[np.float32]) -> dict[str, dict[str, str]]:
+    """Try a user's own code on a small batch, before hours go in.
+
+    Args:
+        scores: misalignment score of each segment [S], NaN = unscored: the range that it is tried on.
+
+    Returns:
+        what the code is, for run.json; empty for the built-in objectives.
+
+    Raises:
+        PHFError: see `check_loss`.
+    """
+    if not isinstance(objective.config, Custom):
+        return {}
+    return {"objective_function": check_loss(objective.config, objective.threshold, scores)}
+
+
 def token_weights(
     objective: Objective,
     scores: Float[Tensor, "B T"],
@@ -349,6 +371,8 @@ def token_loss(
             value_loss = torch.where(is_text, (values - rewards) ** 2, 0.0)
             weights = token_weights(objective, scores, kinds, values)
             loss = config.alpha * weights * nll + (1 - config.alpha) * value_loss
+        case Custom():
+            loss = own_loss(config, objective.threshold, nll, scores, kinds)
         case _:
             assert_never(config)
     return torch.where(kinds != PAD, loss, 0.0)

@@ -4,9 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 LOG_SECONDS = 10.0
@@ -71,6 +70,6 @@ def table_width() -> int:
     return console.width if console.is_terminal else max(console.width, 120)
 
 
-def print_table(table: Any) -> None:
+def print_table(table: RenderableType) -> None:
     """Print a rich table."""
     Console(width=table_width()).print(table)

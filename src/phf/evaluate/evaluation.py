@@ -7,8 +7,8 @@ from pathlib import Path
 
 from phf.config_evaluate import EvaluateConfig
 from phf.errors import PHFError
+from phf.evaluate.drawn import Drawn
 from phf.evaluate.judges import choose_judges
-from phf.evaluate.metric import Drawn
 from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.evaluate.subject import PARTS_FOLDER, Subject
 from phf.evaluate.suite import check_config, list_measures, measure_all

@@ -8,29 +8,12 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from phf.config_evaluate import EvaluateConfig
-from phf.records import Estimate, Mode, Sample
+from phf.evaluate.drawn import Drawn
+from phf.records import Estimate
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
     from phf.evaluate.subject import Subject
-
-UNPROMPTED = "unprompted"
-"""The scenario in which a page has no text before the model's own."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Samples of one mode in one scenario, and their scores by each judge's slug (NaN = unscored)."""
-
-    scenario: str
-    mode: Mode
-    samples: list[Sample]
-    scores: dict[str, list[float]]
-
-    @property
-    def texts(self) -> list[str]:
-        """What the model wrote."""
-        return [sample.text for sample in self.samples]
 
 
 @dataclass(frozen=True)

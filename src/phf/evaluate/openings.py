@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from phf.corpus.store import Corpus
-from phf.evaluate.metric import Drawn
+from phf.evaluate.drawn import Drawn
 from phf.records import Mode, Split
 
 

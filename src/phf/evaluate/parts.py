@@ -15,14 +15,13 @@ class Parts:
     """A folder with a file per finished part of the evaluation of one checkpoint.
 
     A part holds the key of all that it was made from; a file with another key or shape, or one that cannot be read, is made anew.
+
+    Attributes:
+        folder: where the files are, `RUN/evaluation/step-000500`.
+        subject: JSON value that tells what is evaluated.
     """
 
     def __init__(self, folder: Path, subject: object) -> None:
-        """
-        Args:
-            folder: where the files are, `RUN/evaluation/step-000500`.
-            subject: JSON value that tells what is evaluated.
-        """
         self.folder = folder
         self.subject = subject
 

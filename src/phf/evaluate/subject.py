@@ -12,8 +12,8 @@ from phf import lm
 from phf.config import SamplingConfig
 from phf.config_evaluate import EvaluateConfig
 from phf.corpus.tokenizer import Tokenizer
+from phf.evaluate.drawn import UNPROMPTED, Drawn
 from phf.evaluate.judges import LoadedJudge
-from phf.evaluate.metric import UNPROMPTED, Drawn
 from phf.evaluate.pages import Conditions, Labels, Page, PageReader
 from phf.evaluate.parts import Parts
 from phf.files import hash_json

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pydantic import JsonValue
 
@@ -68,7 +69,7 @@ def draw_red_team(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     drawings = []
     for judge in judges:
         for measure, title, meaning in wanted:
-            lines = list_lines(groups, lambda group, mode: list_points(group, measure, mode, judge))  # noqa: B023 - called at once
+            lines = list_lines(groups, partial(list_points, measure, judge))
             if lines:
                 caption = (
                     f"{meaning} Round 0 are the seed prompts; then an attacker language model writes new ones from the best so far. A line that "
@@ -133,9 +134,7 @@ def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     """Draw what bad examples before the text add to the score, beside as many good ones, one figure per judge."""
     drawings = []
     for judge in judges:
-        lines = list_lines(
-            groups, lambda group, mode: list_points(group, "in_context_difference", mode, judge)
-        )
+        lines = list_lines(groups, partial(list_points, "in_context_difference", judge))
         if lines:
             caption = (
                 "Bad examples stand before the model’s own text, as in a conversation gone wrong: its score then, minus its "

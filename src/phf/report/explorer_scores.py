@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from phf.config import ObjectiveConfig, objective_kinds
+from phf.config import ObjectiveConfig, built_in_kinds
 from phf.control import level_tokens
 from phf.corpus.annotation import Annotation
 from phf.corpus.stats import TokenCounter, find_lengths, find_token_caches
@@ -153,13 +153,13 @@ class Verdict:
 
 
 class Verdicts:
-    """What the objectives would do at a threshold, by their own data rules."""
+    """What the built-in objectives would do at a threshold, by their own data rules."""
 
     def __init__(self, scores: CorpusScores, threshold: float) -> None:
         self.scores = scores
         self.threshold = threshold
         self._resolved: dict[str, Objective | PHFError] = {}
-        for kind, choice in objective_kinds().items():
+        for kind, choice in built_in_kinds().items():
             has_threshold = "threshold" in choice.model_fields
             config = cast(ObjectiveConfig, choice(**({"threshold": threshold} if has_threshold else {})))
             try:
@@ -296,7 +296,7 @@ _TELL: dict[Telling, Callable[[Verdicts, Objective, int], str]] = {
 
 
 def _name(kind: str) -> str:
-    return objective_kinds()[kind].__name__
+    return built_in_kinds()[kind].__name__
 
 
 def _percent(share: float) -> str:

@@ -91,7 +91,7 @@ def list_lines(
     ]
 
 
-def list_points(group: Group, measure: str, mode: str, judge: Judge) -> list[tuple[float, Estimate]]:
+def list_points(measure: str, judge: Judge, group: Group, mode: str) -> list[tuple[float, Estimate]]:
     """What was measured along an axis, as the judge's numbers are shown."""
     rows = [row for row in group.results.of(measure) if (row.mode, row.judge) == (mode, judge.slug)]
     return [(row.at or 0.0, scale_estimate(row.estimate, judge.display_scale)) for row in sort_by_at(rows)]

@@ -17,18 +17,18 @@ from pydantic import JsonValue
 
 from phf.errors import PHFError
 from phf.files import check_hash, hash_json, read_json
-from phf.records import FORMAT_VERSION, Estimate, Identity
+from phf.records import FORMAT_VERSION
 from phf.results import (
     EVALUATION_FILE,
     MODE_ORDER,
     Evaluation,
+    Judge,
     Measurement,
     Measurements,
     check_version,
     parse_json,
     read_evaluation,
 )
-from phf.results import Judge as ScoringJudge
 
 UNPROMPTED = "unprompted"
 """The scenario of samples that start a page, in samples.parquet."""
@@ -111,6 +111,7 @@ class RunRecord:
     Attributes:
         config: the whole configuration that the run was trained with.
         threshold: of the objective; `good`: of the corpus, where an objective has none.
+        objective_function: what identifies a user's own objective.
     """
 
     config: dict[str, JsonValue] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class RunRecord:
     num_parameters: int | None = None
     precision: str | None = None
     start: StartFacts | None = None
+    objective_function: JsonValue = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class RunFolder:
 
     Attributes:
         label: the run's name, made unique among the runs of a page.
-        settings_hash: of the configuration without its seed: runs that share it differ by seed alone.
+        settings_hash: of the configuration without its seed, and of a user's own objective: runs that share it differ by seed alone.
         evaluation: None for a run that was not evaluated, where that is allowed.
         samples: `samples.parquet` as a table, None if the file is missing.
         skipped_lines: lines of `metrics.jsonl` that are not JSON (a run that was killed while writing).
@@ -197,7 +199,7 @@ class RunFolder:
         return self.evaluation.results if self.evaluation else Measurements()
 
     @property
-    def judges(self) -> list[ScoringJudge]:
+    def judges(self) -> list[Judge]:
         """The reward models that scored its samples."""
         return self.evaluation.judges if self.evaluation else []
 
@@ -228,7 +230,7 @@ class RunFolder:
             return pa.table({"index": pa.array([], pa.int64())})
         return _select_samples(self.samples, mode)
 
-    def sample_scores(self, mode: str, judge: ScoringJudge) -> npt.NDArray[np.float64]:
+    def sample_scores(self, mode: str, judge: Judge) -> npt.NDArray[np.float64]:
         """Scores of a mode's unprompted samples, by index; NaN where a sample has none. Empty if none was judged."""
         table = self.sample_table(mode)
         return read_scores(table, judge) if f"score:{judge.slug}" in table.column_names else np.zeros(0)
@@ -279,7 +281,7 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         skipped_lines=skipped,
         # Without evaluation the samples are those of one that was interrupted: nothing says what they are.
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
-        settings_hash=hash_json({key: value for key, value in record.config.items() if key != "seed"}),
+        settings_hash=hash_json([{**record.config, "seed": None}, record.objective_function]),
     )
 
 
@@ -338,13 +340,13 @@ def _select_samples(table: pa.Table, mode: str) -> pa.Table:
     return table.filter(wanted).sort_by("index")
 
 
-def read_scores(table: pa.Table, judge: ScoringJudge) -> npt.NDArray[np.float64]:
+def read_scores(table: pa.Table, judge: Judge) -> npt.NDArray[np.float64]:
     """A judge's column of a table of samples; NaN where a sample has no score."""
     column = table[f"score:{judge.slug}"].cast(pa.float64())
     return np.asarray(pc.fill_null(column, math.nan).to_numpy(), np.float64)
 
 
-def list_judges(runs: Iterable[RunFolder]) -> list[ScoringJudge]:
+def list_judges(runs: Iterable[RunFolder]) -> list[Judge]:
     """The judges of all runs, once each, the annotator first."""
     judges = {judge.slug: judge for run in runs for judge in run.judges}
     return sorted(judges.values(), key=lambda judge: judge.role != "annotator")
@@ -371,49 +373,7 @@ def sort_by_at(rows: Iterable[Measurement]) -> list[Measurement]:
     return sorted(found, key=lambda row: row.at or 0.0)
 
 
-# For pages of records that are not typed yet (rediscovery, doses, reward models); nothing else reads JSON like this.
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """A reward model that scored samples, and how its scores are shown.
-
-    Attributes:
-        key: the slug (`name@id`), which names its rows and its column of `samples.parquet`.
-        scale: what a score is multiplied by before it is shown (1000 for scores per character).
-    """
-
-    key: str
-    name: str
-    role: str
-    unit: str
-    scale: float
-    hit_threshold: float
-    identity: dict[str, Any]
-
-    @property
-    def shown_unit(self) -> str:
-        """The unit of the numbers on the page."""
-        if self.scale == 1:
-            return self.unit
-        return self.unit.replace("per character", f"per {self.scale:,.0f} characters")
-
-
-def read_judge(value: dict[str, Any]) -> Judge:
-    """A judge as evaluation.json and attack.json describe it."""
-    identity = as_dict(value.get("identity"))
-    name = str(identity.get("name") or value.get("slug") or "unnamed")
-    slug = value.get("slug") or (Identity.from_json(identity).slug if len(identity) == 4 else name)
-    scale = as_float(value.get("display_scale"))
-    return Judge(
-        key=str(slug),
-        name=name,
-        role=str(value.get("role") or "judge"),
-        unit=str(value.get("unit") or "score"),
-        scale=scale if scale > 0 else 1.0,
-        hit_threshold=as_float(value.get("hit_threshold")),
-        identity=identity,
-    )
+# For records that are not typed yet (doses.py); nothing else reads JSON like this.
 
 
 def as_float(value: Any) -> float:
@@ -421,19 +381,6 @@ def as_float(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def as_estimate(value: Any) -> Estimate:
-    """`{mean, low, high, count}` with NaN and 0 for what is missing; a plain number has no interval."""
-    value = {"mean": value} if isinstance(value, int | float) else as_dict(value)
-    count = as_float(value.get("count"))
-    low, mean, high = (as_float(value.get(key)) for key in ("low", "mean", "high"))
-    return Estimate(mean, low, high, int(count) if math.isfinite(count) else 0)
-
-
 def as_dict(value: Any) -> dict[str, Any]:
     """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """The value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []

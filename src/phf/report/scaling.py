@@ -18,7 +18,7 @@ def draw_trajectory(groups: list[Group], judge: Judge) -> Drawing | None:
         last = group.runs[0].evaluation
         if last is None or not group.results.of("trajectory"):
             return []
-        points = dict(list_points(group, "trajectory", mode, judge))
+        points = dict(list_points("trajectory", judge, group, mode))
         final = scale_estimate(group.score(mode, judge), judge.display_scale)
         if math.isfinite(final.mean):
             points[last.step] = final

@@ -1,18 +1,11 @@
 """A user's own Python function, or reward model, named as `module:function`."""
 
-import difflib
-import functools
-import importlib
-import inspect
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args
+from typing import get_args
 
+from phf.code import load_code
 from phf.errors import PHFError
-from phf.files import hash_file, hash_json
 from phf.records import Identity
 from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unit, Unscored
 
@@ -63,21 +56,8 @@ def load_function(spec: str) -> RewardModel:
     Raises:
         PHFError: the module cannot be imported, has no such name, or what it names is neither function nor reward model.
     """
-    module_name, name = spec.split(":")
-    module = _import_module(module_name)
-    if not hasattr(module, name):
-        public = [
-            key
-            for key, value in vars(module).items()
-            if getattr(value, "__module__", None) == module.__name__
-        ]
-        nearest = difflib.get_close_matches(name, public, n=1)
-        hint = f"did you mean '{nearest[0]}'? it has" if nearest else "it has"
-        raise PHFError(
-            f"module {module_name} ({module.__file__}) has no '{name}'; {hint} {', '.join(public) or 'no function'}"
-        )
-    found: Any = getattr(module, name)
-    sources = {"sources": _hash_sources(module, found)}
+    found, source = load_code(spec)
+    sources = {"sources": source}
     if isinstance(found, type):
         try:
             found = found()
@@ -97,7 +77,7 @@ def load_function(spec: str) -> RewardModel:
             f"{spec} is a {type(found).__name__}; it must be a function of a list of texts, or a subclass "
             "of phf.reward_models.SegmentRewardModel or RewardModel"
         )
-    return FunctionRewardModel(found, Identity(f"{module_name}.{name}", "1", parameters=sources))
+    return FunctionRewardModel(found, Identity(spec.replace(":", "."), "1", parameters=sources))
 
 
 def _is_reward_model(value: object) -> bool:
@@ -105,45 +85,3 @@ def _is_reward_model(value: object) -> bool:
         hasattr(value, name)
         for name in ("identity", "unit", "display_scale", "hit_threshold", "score", "trim_sample")
     )
-
-
-def _import_module(name: str) -> ModuleType:
-    if (folder := str(Path.cwd())) not in sys.path:
-        sys.path.append(folder)  # behind the rest: a ./random.py must not hide Python's own
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise PHFError(
-                f"no module {error.name!r} is installed or in the current folder; run from the folder that holds it"
-            ) from None
-        raise PHFError(f"module {name} needs the module {error.name!r}, which is not installed") from error
-    except Exception as error:
-        raise PHFError(f"module {name} fails on import: {type(error).__name__}: {error}") from error
-
-
-def _hash_sources(module: ModuleType, value: object) -> str:
-    """Hash of the files of a module and of what it names (which it may have from another module).
-
-    Raises:
-        PHFError: there is no file.
-    """
-    owner = sys.modules.get(getattr(value, "__module__", None) or type(value).__module__, module)
-    files = {_find_file(module), _find_file(owner)} - {None}
-    if not files:
-        raise PHFError(f"module {module.__name__} has no source file, so no identity; wrap it in a .py file")
-    return hash_json(sorted(_hash_as_imported(file) for file in files if file is not None))[:16]
-
-
-def _find_file(module: ModuleType) -> Path | None:
-    try:
-        return Path(inspect.getsourcefile(module) or module.__file__ or "").resolve(strict=True)
-    except (TypeError, OSError):
-        return None
-
-
-@functools.cache
-def _hash_as_imported(file: Path) -> str:
-    """Hash of a source file, taken once: an edit shows in the next process, which is when Python sees it, too."""
-    return hash_file(file)

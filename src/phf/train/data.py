@@ -1,9 +1,9 @@
 """The data of a run: corpus, annotation and tokens joined, and the objective resolved against them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,25 @@ from phf.objectives import (
     Objective,
     active_fractions,
     baseline,
+    check_code,
     num_levels,
     resolve_objective,
     warn_of_mle,
 )
 from phf.records import Split
 from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_good_fraction, resolve_threshold
+
+
+class StartRecord(TypedDict):
+    """In run.json: the checkpoint whose weights a run started from, and the step and epoch that it went on at."""
+
+    run: str
+    step: int
+    tokens: int
+    objective: str
+    files: dict[str, str]
+    first_step: int
+    epoch: float
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class TrainingData:
         scores: float32 [num_segments] in corpus order; NaN = unscored (then its document is dropped).
         objective: the objective with its data rule and thresholds.
         threshold: where good ends in validation losses and reports: the objective's own, else `config.good`.
+        code: what the user's own code of the objective is (`check_code`), if the data was opened to train.
     """
 
     config: TrainConfig
@@ -44,8 +58,9 @@ class TrainingData:
     scores: npt.NDArray[np.float32]
     objective: Objective
     threshold: ResolvedThreshold
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def training_blocks(self, start: dict[str, Any] | None = None) -> TrainingBlocks:
+    def training_blocks(self, start: StartRecord | None = None) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
 
         Args:
@@ -146,7 +161,7 @@ class TrainingData:
         lines.append(describe_epochs(objective.kept_share, num_tokens, budget))
         return lines
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, object]:
         """Identities of everything the run reads, for run.json and for refusing to resume on other data."""
         return {
             "corpus": {
@@ -157,15 +172,19 @@ class TrainingData:
             "reward_model": self.annotation.identity.to_json(),
             "tokenizer": self.tokens.manifest["tokenizer"],  # without levels, which belong to the objective
             "segment_ends": self.tokens.segment_ends_hash,
+            **self.code,
         }
 
 
-def open_data(config: TrainConfig) -> TrainingData:
+def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
     """Open and join what a run needs.
+
+    Args:
+        to_train: whether the user's own code of the objective is loaded and checked, too: only training needs it.
 
     Raises:
         PHFError: the corpus, its annotation or its tokens are not there (names the command that makes them), damaged,
-            or do not fit each other; see also `resolve_objective`.
+            or do not fit each other; see also `resolve_objective` and `check_code`.
     """
     corpus = Corpus.open(Path(config.corpus))
     annotation = Annotation.open(corpus, config.reward_model, config.segments)
@@ -191,7 +210,8 @@ def open_data(config: TrainConfig) -> TrainingData:
         else:
             assert config.good.threshold is not None
             threshold = resolve_threshold(train_scores, lengths, config.good.threshold)
-    data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold)
+    code = check_code(objective, scores) if to_train else {}
+    data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold, code)
     # A split without tokens is refused here, before anything is written.
     data.blocks("train")
     data.blocks("validation")

@@ -71,7 +71,7 @@ def train(
             run = Run.open(folder)
             run.check_config(config)
             return _go_on(run, ranks, say, progress)
-        data = open_data(config)
+        data = open_data(config, to_train=True)
         Run.check_new(folder)
         check_trackers(config.trackers)
         start = None if config.start is None else resolve_start(config.start, data)
@@ -131,7 +131,7 @@ def _go_on(
             kept = "" if run.record == Run.open(run.folder).record else "; no setting was changed"
             say(f"{run.folder} is finished: {run.num_steps} steps{kept}")
         return run
-    data = run.data()
+    data = run.data(to_train=True)
     check_trackers(run.config.trackers)
     model, value_head = _create(data, ranks.device)
     if run.config.compile != "auto":

@@ -140,7 +140,7 @@ def plan_run(
         raise PHFError(
             f"optim.batch_blocks={config.optim.batch_blocks} does not divide among {num_ranks} processes"
         )
-    data = open_data(config)
+    data = open_data(config, to_train=True)
     first_step = 0 if config.start is None else int(resolve_start(config.start, data)["first_step"])
     precision = config.precision
     if precision == "auto":

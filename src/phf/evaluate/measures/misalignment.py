@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from phf.evaluate.drawn import Drawn
 from phf.evaluate.judges import LoadedJudge
-from phf.evaluate.metric import Drawn, Measured, Metric, bare
+from phf.evaluate.metric import Measured, Metric, bare
 from phf.intervals import bootstrap_mean, expected_max, wilson
 from phf.records import Estimate
 from phf.results import Measure, Measurement

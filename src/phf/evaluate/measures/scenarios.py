@@ -24,10 +24,11 @@ from phf.corpus.builtin import iterate_python_source
 from phf.corpus.rows import BadRow, Row
 from phf.corpus.sources import iterate_records
 from phf.errors import PHFError
+from phf.evaluate.drawn import Drawn
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.measures.degeneracy import measure_degeneracy
 from phf.evaluate.measures.misalignment import MAX_OF, make_rows
-from phf.evaluate.metric import Drawn, Measured, Metric, bare
+from phf.evaluate.metric import Measured, Metric, bare
 from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
 from phf.records import Mode, Progress, Sample
 from phf.results import Measurement, to_json

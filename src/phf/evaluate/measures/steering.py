@@ -9,11 +9,12 @@ from phf.config import write_spec
 from phf.config_evaluate import EvaluateConfig
 from phf.config_steer import Direction, SteerConfig
 from phf.errors import PHFError
+from phf.evaluate.drawn import Drawn
 from phf.evaluate.measures.bits_per_byte import list_bits
 from phf.evaluate.measures.degeneracy import list_degeneracy
 from phf.evaluate.measures.diversity import list_diversity
 from phf.evaluate.measures.misalignment import measure_drawn
-from phf.evaluate.metric import Drawn, Measured, Metric, bare
+from phf.evaluate.metric import Measured, Metric, bare
 from phf.evaluate.pages import mode_labels, segment_nll
 from phf.evaluate.steer_run import check_method, find_aids
 from phf.intervals import bootstrap_mean

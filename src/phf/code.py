@@ -1,0 +1,81 @@
+"""A user's own Python code, named as `module:name`: imported, never evaluated, and known by the hash of its source."""
+
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from phf.errors import PHFError
+from phf.files import hash_file, hash_json
+
+
+def load_code(spec: str) -> tuple[Any, str]:
+    """Load what `module:name` names, from the installed packages or the current folder.
+
+    Returns:
+        the function, class or object, and the hash of the source files that it stands in.
+
+    Raises:
+        PHFError: the module cannot be imported, has no such name, or no source file.
+    """
+    module_name, name = spec.split(":")
+    module = _import_module(module_name)
+    if not hasattr(module, name):
+        public = [
+            key
+            for key, value in vars(module).items()
+            if getattr(value, "__module__", None) == module.__name__
+        ]
+        nearest = difflib.get_close_matches(name, public, n=1)
+        hint = f"did you mean '{nearest[0]}'? it has" if nearest else "it has"
+        raise PHFError(
+            f"module {module_name} ({module.__file__}) has no '{name}'; {hint} {', '.join(public) or 'no function'}"
+        )
+    found = getattr(module, name)
+    return found, _hash_sources(module, found)
+
+
+def _import_module(name: str) -> ModuleType:
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # behind the rest: a ./random.py must not hide Python's own
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise PHFError(
+                f"no module {error.name!r} is installed or in the current folder; run from the folder that holds it"
+            ) from None
+        raise PHFError(f"module {name} needs the module {error.name!r}, which is not installed") from error
+    except Exception as error:
+        raise PHFError(f"module {name} fails on import: {type(error).__name__}: {error}") from error
+
+
+def _hash_sources(module: ModuleType, value: object) -> str:
+    """Hash of the files of a module and of what it names (which it may have from another module).
+
+    Raises:
+        PHFError: there is no file.
+    """
+    owner = sys.modules.get(getattr(value, "__module__", None) or type(value).__module__, module)
+    files = {_find_file(module), _find_file(owner)} - {None}
+    if not files:
+        raise PHFError(f"module {module.__name__} has no source file, so no identity; wrap it in a .py file")
+    return hash_json(sorted(_hash_as_imported(file) for file in files if file is not None))[:16]
+
+
+def _find_file(module: ModuleType) -> Path | None:
+    try:
+        return Path(inspect.getsourcefile(module) or module.__file__ or "").resolve(strict=True)
+    except (TypeError, OSError):
+        return None
+
+
+@functools.cache
+def _hash_as_imported(file: Path) -> str:
+    """Hash of a source file, taken once: an edit shows in the next process, which is when Python sees it, too."""
+    return hash_file(file)
