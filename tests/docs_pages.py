@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer.main
 import yaml
@@ -24,18 +25,17 @@ _FENCE = re.compile(
     r'(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<body>.*?)^```$',
     re.DOTALL | re.MULTILINE,
 )
-_MODEL = ["model.preset=1M", "model.layers=2", "model.width=32", "model.heads=2"]
-_TRAIN = ["tokenizer=train:300", *_MODEL, "data.context=64", "optim.batch_blocks=2", "tokens=1_000"]
+_MODEL = ["model.preset=1M", "model.layers=2", "model.width=32", "model.heads=2", "tokenizer=train:300"]
+_TRAIN = ["data.context=64", "optim.batch_blocks=2", "tokens=1_000", "compile=off", "validation_blocks=2"]
 _SMALL = {
-    ("corpus", "build"): ["--max-documents", "300"],
+    ("corpus", "build"): ["--max-documents", "1000"],
     ("annotate",): ["--workers", "1"],
     ("tokenize",): ["--workers", "1", "--tokenizer", "train:300"],
-    ("train",): [*_TRAIN, "compile=off", "checkpoint_every=2", "keep_checkpoints=9", "validation_blocks=2"],
-    ("sweep",): [*_TRAIN, "compile=off", "--workers", "1"],
+    ("train",): [*_MODEL, *_TRAIN, "checkpoint_every=2", "keep_checkpoints=9"],
     ("evaluate",): ["--num-samples", "8", "--max-new-tokens", "12", "--set", "capability_documents=8"],
     ("sample",): ["--num-samples", "1", "--max-new-tokens", "12"],
     ("attack",): ["--attack", "few-shot", "--num-texts", "2", "--set", "steps=[1]", "--num-samples", "4"],
-    ("reward", "distill"): ["--num-segments", "400"],
+    ("reward", "distill"): ["--num-segments", "1500"],
     ("release", "verify"): ["--num-samples", "4"],
 }
 _PLACES = {"runs/mle@500": "runs/mle@4"}
@@ -126,9 +126,13 @@ def run_line(words: list[str]) -> None:
     words = [name for word in words for name in (_expand(word) if word.endswith("/*") else [word])]
     _, names, _ = _find_command(words)
     _remove_what_it_makes(words)
-    small = [] if "--resume" in words or "--dry-run" in words else _SMALL.get(tuple(names), [])
+    small = _SMALL.get(tuple(names), [])
+    if "--resume" in words:
+        small = []  # the run's own settings
+    elif "--dry-run" in words:
+        small = _MODEL
     answers = {"rate": "1\n5\n", "pair": "1\n2\n"}
-    keys = answers.get(words[words.index("--task") + 1] if "--task" in words else "", "g\nb\n") * 60
+    keys = answers.get(words[words.index("--task") + 1] if "--task" in words else "", "g\nb\n") * 30
     stdin, sys.stdin = sys.stdin, io.StringIO(keys)
     try:
         code = app([*words, *small], standalone_mode=False)
@@ -137,7 +141,7 @@ def run_line(words: list[str]) -> None:
     assert not code, f"exit code {code} of {words}"
 
 
-def _find_command(words):
+def _find_command(words: list[str]) -> tuple[Any, list[str], list[str]]:
     """The command that words call, its names, and the words behind them."""
     command, names, rest = typer.main.get_command(app), [], list(words)
     while hasattr(command, "commands"):

@@ -38,8 +38,10 @@ from phf.corpus.annotate import annotate
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.files import read_json, write_json
+from phf.release.attack.results import read_attack, write_attack
 from phf.release.card import render_card
 from phf.release.folder import write_release
+from phf.release.record import read_record
 from phf.report.page import summary_lines, summary_rows, summary_table, write_report
 from phf.report.rediscovery import write_rediscovery
 from phf.report.reward_page import write_reward_page
@@ -86,7 +88,7 @@ def make_runs() -> None:
             write_json(GOLDEN / path / "evaluation.json", read_json(path / "evaluation.json"))
     from test_rediscovery_page import make_attack  # written by hand, with every outcome that a page tells
 
-    (GOLDEN / "attack.json").write_text(json.dumps(make_attack((0, 1))) + "\n")
+    write_attack(GOLDEN, make_attack((0, 1)))
 
 
 def configure(model: str) -> EvaluateConfig:
@@ -212,8 +214,7 @@ def render_samples() -> str:
 
 
 def render_card_of_release() -> str:
-    record = read_json(Path("release/phf.json"))
-    return render_card(record, examples={"an engine": "What it needs."})
+    return render_card(read_record(Path("release")), examples={"an engine": "What it needs."})
 
 
 def render_file(path: Path) -> str:
@@ -227,9 +228,7 @@ def render_file(path: Path) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "report.html": lambda: render_file(write_report(RUNS, Path("report.html"))),
-    "rediscovery.html": lambda: render_file(
-        write_rediscovery(read_json(Path("attack.json")), Path("rediscovery.html"))
-    ),
+    "rediscovery.html": lambda: render_file(write_rediscovery(read_attack(Path()), Path("rediscovery.html"))),
     **{f"{path}.html": lambda path=path: render_file(write_reward_page(path)) for path in REWARD_MODELS},
     "release/README.md": render_card_of_release,
     **{f"show/{path.name}.txt": lambda path=path: render_command("show", str(path)) for path in RUNS},

@@ -15,11 +15,13 @@ from phf.config_attack import AttackSuiteConfig
 from phf.config_recipes import apply_overrides
 from phf.config_release import Block, Delete
 from phf.errors import PHFError
-from phf.release.attack import attack_targets, suite
-from phf.release.attack.suite import write_attacked
+from phf.release.attack import suite
+from phf.release.attack.results import AttackedModel, AttackResults, TextSource, read_attack
+from phf.release.attack.suite import attack_targets, write_attacked
 from phf.release.attack.targets import check_targets, open_target, read_corpus_texts, read_text_file
 from phf.release.attack.victim import Attacked
 from phf.release.folder import write_release
+from phf.results import to_json
 from phf.reward_models import score_samples
 from phf.train import loop
 from phf.train.run import Run
@@ -81,41 +83,41 @@ def test_everything_is_measured_and_what_is_finished_is_kept(
     calls = count_attacks(monkeypatch)
     out = tmp_path / "attack"
     result = attack_targets(runs, out, settings(), say=quiet)
-    assert result == json.loads((out / "attack.json").read_text())
+    assert to_json(read_attack(out)) == to_json(result)
     assert len(calls) == 2 * 2 * 2
-    conditional, mle = result["targets"]
-    assert conditional["modes"].keys() == {"good", "bad", "none", "untagged"}
-    assert (conditional["start"], conditional["objective"], conditional["forget"]) == (
-        "good",
-        "conditional",
-        [],
-    )
-    assert (mle["start"], mle["modes"].keys(), mle["objective"]) == ("none", {"none"}, "mle")
-    assert result["reference"] == "conditional"
-    (slug,) = {judge["slug"] for judge in result["judges"]}
-    assert mle["modes"]["none"][slug]["count"] == 8
+    conditional, mle = result.targets
+    assert list_modes(conditional) == {"good", "bad", "none", "untagged"}
+    assert (conditional.start, conditional.objective, conditional.forget) == ("good", "conditional", [])
+    assert (mle.start, list_modes(mle), mle.objective) == ("none", {"none"}, "mle")
+    assert result.reference == "conditional"
+    (judge,) = result.judges
+    assert judge.role == "annotator"
+    assert mle.score("none", judge.slug).count == 8
     points = {
-        (row["target"], row["attack"], row["num_texts"], row["steps"], row["seed"], row["role"])
-        for row in result["curves"]
+        (one.target, one.attack, one.num_texts, step, one.seed)
+        for one in result.trajectories
+        for step in one.steps
     }
     few = "few-shot:num_prompts=4,max_tokens=20"
     assert points == {
-        (target, attack, num, step, 0, "annotator")
+        (target, attack, num, step, 0)
         for target in ("conditional", "mle")
         for num in (2, 5)
         for attack, step in (("soft", 0), ("soft", 2), (few, 0))
     }
-    for row in result["curves"]:
-        assert row["score"]["count"] == row["hit_rate"]["count"] == 6
-        assert row["nll"] > 0
-        assert row["seconds"] >= 0
-    assert {(row["target"], row["attack"], row["level"]) for row in result["rediscovery"]} == {
+    for one in result.trajectories:
+        for step in one.steps:
+            for name in ("score", "hit_rate"):
+                assert one.results.find(name, judge=judge.slug, at=step).count == 6
+            assert one.results.find("nll", at=step).mean > 0
+            assert one.results.find("seconds", at=step).mean >= 0
+    assert {(cost.target, cost.attack, cost.level) for cost in result.rediscovery} == {
         (target, attack, level)
         for target in ("conditional", "mle")
         for attack in ("soft", few)
         for level in (0.5, 0.9)
     }
-    assert result["verdicts"] == result["failed"] == []
+    assert result.verdicts == result.failed == []
 
     calls.clear()
     before = (out / "attack.json").read_bytes()
@@ -126,13 +128,17 @@ def test_everything_is_measured_and_what_is_finished_is_kept(
     more = attack_targets(runs, out, settings("num_seeds=2", "judges=[pii]", "num_texts=[2,5,7]"), say=quiet)
     assert {call[2:] for call in calls} == {(7, 0), (2, 1), (5, 1), (7, 1)}
     assert len(calls) == 2 * 2 * 4
-    assert [judge["role"] for judge in more["judges"]] == ["annotator", "held-out"]
+    assert [judge.role for judge in more.judges] == ["annotator", "held-out"]
     again = [
-        row
-        for row in more["curves"]
-        if row["seed"] == 0 and row["role"] == "annotator" and row["num_texts"] < 7
+        [row for row in one.measurements if row.judge in (None, judge.slug)]
+        for one in more.trajectories
+        if one.seed == 0 and one.num_texts < 7
     ]
-    assert again == result["curves"]
+    assert again == [one.measurements for one in result.trajectories]
+
+
+def list_modes(target: AttackedModel) -> set[str | None]:
+    return {row.mode for row in target.measurements if row.measure == "score"}
 
 
 def test_a_seed_draws_texts_and_samples(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,9 +212,9 @@ def test_texts_may_come_from_a_file(trained, tmp_path: Path, monkeypatch: pytest
     result = attack_targets(
         [target.folder], tmp_path / "attack", settings(f"texts={file}", "num_texts=[2,8,9]"), say=quiet
     )
-    assert result["texts"] == {"source": str(file), "num_available": 8, "num_held_out": 2}
-    assert {row["num_texts"] for row in result["curves"]} == {2, 8}
-    assert any("there are 8, so 9 are not tried" in note for note in result["notes"])
+    assert result.texts == TextSource(str(file), num_available=8, num_held_out=2)
+    assert {one.num_texts for one in result.trajectories} == {2, 8}
+    assert any("there are 8, so 9 are not tried" in note for note in result.notes)
     for content, message in (
         ('{"text": 3}\n', "line 1: text must be a string, not int"),
         ('{"body": "a"}\n', "line 1 is no JSON object with a field text"),
@@ -227,16 +233,14 @@ def test_a_trajectory_that_diverges_is_recorded_and_the_rest_goes_on(
 ) -> None:
     attacks = "attacks=[{kind: finetune, learning_rate: 1.0e+30}, {kind: soft}]"
     result = attack_targets(runs, tmp_path, settings(attacks, "num_texts=[2]"), say=quiet)
-    assert [(row["target"], row["attack"]) for row in result["failed"]] == [
+    assert [(one.target, one.attack) for one in result.failed] == [
         ("conditional", "finetune:learning_rate=1e+30"),
         ("mle", "finetune:learning_rate=1e+30"),
     ]
-    assert all("give a lower learning_rate" in row["reason"] for row in result["failed"])
-    assert {row["steps"] for row in result["curves"] if row["attack"] != "soft"} == {0}, (
-        "what was reached before counts"
-    )
-    assert {row["steps"] for row in result["curves"] if row["attack"] == "soft"} == {0, 2}
-    assert {row["attack"]: row["failed"] for row in result["rediscovery"]} == {
+    assert all("give a lower learning_rate" in str(one.failed) for one in result.failed)
+    steps = {one.attack: one.steps for one in result.trajectories}
+    assert steps == {"finetune:learning_rate=1e+30": [0], "soft": [0, 2]}, "what was reached before counts"
+    assert {cost.attack: cost.num_failed for cost in result.rediscovery} == {
         "finetune:learning_rate=1e+30": 1,
         "soft": 0,
     }
@@ -294,9 +298,9 @@ def test_without_bad_mode_there_is_no_cost(trained, tmp_path: Path) -> None:
     said: list[str] = []
     config = settings("attacks=[{kind: soft}]", "num_texts=[2]")
     result = attack_targets([trained("mle", "objective.kind=mle")], tmp_path, config, say=said.append)
-    assert result["reference"] is None
-    assert result["rediscovery"] == result["verdicts"] == []
-    assert len(result["curves"]) == 2
+    assert result.reference is None
+    assert result.rediscovery == result.verdicts == []
+    assert [one.steps for one in result.trajectories] == [[0, 2]]
     assert any("add the run that the release was made from" in line for line in said)
 
 
@@ -310,9 +314,9 @@ def test_a_release_without_the_token_is_attacked_beside_its_run(trained, tmp_pat
     assert target.victim.blocked == (control.good,)
     assert "bad" not in target.writers
     result = attack_targets([run, deleted], tmp_path / "attack", settings("num_texts=[2]"), say=quiet)
-    assert result["targets"][1]["modes"].keys() == {"good", "none", "untagged"}
-    assert {verdict["against"] for verdict in result["verdicts"]} == {"conditional"}
-    assert {verdict["attack"] for verdict in result["verdicts"]} == {
+    assert list_modes(result.targets[1]) == {"good", "none", "untagged"}
+    assert {verdict.against for verdict in result.verdicts} == {"conditional"}
+    assert {verdict.attack for verdict in result.verdicts} == {
         "cheapest",
         "soft",
         "few-shot:num_prompts=4,max_tokens=20",
@@ -335,14 +339,18 @@ def test_scores_are_of_what_was_written(trained, tmp_path: Path, monkeypatch: py
     (attacked,) = suite.run_attack(target.victim, texts.draw(2, 0), config.attacks[0], (0,), 0)
     written = write_attacked(target.victim, attacked, config.sampling)
     judge = suite.load_reward_model("toxicity-svm")
-    assert result["curves"][0]["score"]["mean"] == pytest.approx(np.mean(score_samples(judge, written)))
-    assert result["curves"][0]["recited"] == 0
+    score = result.trajectories[0].results.find("score", judge=judge.identity.slug, at=0)
+    assert score.mean == pytest.approx(np.mean(score_samples(judge, written)))
+    assert find_recited(result) == 0
     own = [target.tokenizer.decode(text) for text in texts.draw(2, 0)]
     monkeypatch.setattr(
         suite, "write_attacked", lambda *_: [f" {own[0]}", f"{own[1][:40]} but then", "no", "x"]
     )
-    recited = attack_targets([run], tmp_path / "recited", config, say=quiet)["curves"][0]["recited"]
-    assert recited == 0.5
+    assert find_recited(attack_targets([run], tmp_path / "recited", config, say=quiet)) == 0.5
+
+
+def find_recited(result: AttackResults) -> float:
+    return result.trajectories[0].results.find("recited", at=0).mean
 
 
 def run_command(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from phf.evaluate.measures.diversity import measure_diversity, ngram_entropy, self_bleu
+from phf.evaluate.measures.type_token_ratio import WINDOW, type_token_ratio
 from phf.intervals import best_of
 
 
@@ -53,6 +54,18 @@ def test_diversity_tells_repeating_samples_from_varied_ones() -> None:
     assert own.entropy_2 > other.entropy_2 + 1
     assert own.self_bleu_5.high < other.self_bleu_5.mean == pytest.approx(1)
     assert own == measure_diversity(varied, 100, 0)
+
+
+def test_type_token_ratio_looks_at_windows_of_words() -> None:
+    words = [f"w{number}" for number in range(WINDOW)]
+    assert type_token_ratio(" ".join(words)) == 1
+    assert type_token_ratio(" , ".join(words * 40)) == 1, (
+        "each window holds each word once, however long the text"
+    )
+    assert type_token_ratio("Same same " * WINDOW) == 1 / WINDOW
+    assert type_token_ratio(" ".join([*words, words[0]])) == 1
+    assert type_token_ratio(" ".join([*words, words[-1]])) == pytest.approx(1 - 0.5 / WINDOW)
+    assert math.isnan(type_token_ratio(" ".join(words[1:])))
 
 
 def test_best_of_is_the_mean_over_all_choices() -> None:

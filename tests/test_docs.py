@@ -1,17 +1,19 @@
 """What the docs show is true: their commands run, at a small size, and the README stays short."""
 
+import re
 import shutil
 from pathlib import Path
 
 import docs_pages
 import pytest
+from typer.exceptions import TyperException
 
 PAGES = docs_pages.guide_pages()
 
 
 @pytest.fixture(scope="module")
 def readme_folder(tmp_path_factory):
-    """A folder in which the README's commands were run, on 300 of the tutorial's texts."""
+    """A folder in which the README's commands were run, on 1,000 of the tutorial's texts."""
     folder = tmp_path_factory.mktemp("readme")
     [maker] = [block for block in docs_pages.read_blocks(PAGES[0]) if block.title == "make_texts.py"]
     with pytest.MonkeyPatch.context() as patch:
@@ -47,6 +49,19 @@ def test_the_commands_of_every_page_exist(page):
         if block.language == "sh":
             for words in block.lines():
                 docs_pages.check_line(words)
+
+
+@pytest.mark.parametrize("page", [docs_pages.ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_no_command_hides_from_these_tests(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"^ +(?:phf|torchrun) .*", text, re.MULTILINE), "write it into a ```sh fence"
+
+
+def test_an_option_that_does_not_exist_is_found():
+    with pytest.raises(TyperException, match="--num-smaples"):
+        docs_pages.check_line(["phf", "evaluate", "runs/mle", "--num-smaples", "4"])
+    with pytest.raises(AssertionError, match="no such command: phf corpus built"):
+        docs_pages.check_line(["phf", "corpus", "built", "texts.jsonl"])
 
 
 def test_the_readme_has_at_most_700_words():

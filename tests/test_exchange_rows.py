@@ -182,7 +182,7 @@ def test_any_segments_are_spans_and_back(segments):
     text = "".join(piece for piece, _ in segments)
     ends = list(accumulate(len(piece) for piece, _ in segments))
     scores = [score for _, score in segments]
-    spans = json.loads(json.dumps(_make_spans("a", {"ends": ends, "scores": scores})))
+    spans = json.loads(json.dumps(_make_spans("a", ends, scores)))
     read = [
         *_read_spans(spans["a"], len(text), is_scored=True),
         *_read_spans(spans["a_unscored"], len(text), is_scored=False),

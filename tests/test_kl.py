@@ -131,7 +131,7 @@ def test_the_estimate_and_its_interval_hold_the_exact_divergence(reference, toke
     samples = reference.write(range(num * size), LENGTH, seed=5)
     assert all(sample is not None for sample in samples)
     costs = sequence_costs(model, tokenizer, encode_samples(tokenizer, samples, "lines"), "good")
-    hits = {"per_sequence": 0, "per_token": 0}
+    hits = {"kl_per_sequence": 0, "kl": 0}
     means, errors = [], []
     for start in range(0, num * size, size):
         part = slice(start, start + size)

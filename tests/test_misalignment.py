@@ -17,7 +17,7 @@ from phf.reward_models import load_reward_model
 
 def test_judges_are_the_annotator_and_the_others_once_each() -> None:
     pii = load_reward_model("pii")
-    annotation = SimpleNamespace(manifest={"reward_model_spec": "pii"}, identity=pii.identity)
+    annotation = SimpleNamespace(manifest={"reward_model_spec": "pii"}, identity=pii.identity, slug="pii@1")
     judges, notes = choose_judges(annotation, ["pep8", "pii", "pep8"], load_reward_model)
     assert [(judge.role, judge.model.identity.name) for judge in judges] == [
         ("annotator", "pii"),

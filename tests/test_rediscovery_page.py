@@ -2,27 +2,50 @@
 
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runs import ANNOTATOR, HELD_OUT, estimate_json, judge_json
+from fake_runs import ANNOTATOR, HELD_OUT
+from pydantic import JsonValue
 from test_report import read_page
 
 from phf.errors import PHFError
-from phf.files import hash_file
+from phf.files import hash_file, read_json, write_json
 from phf.records import Estimate
+from phf.release.attack.results import (
+    HIT_RATE,
+    NLL,
+    SCORE,
+    SECONDS,
+    AttackedModel,
+    AttackResults,
+    ForgettingOutcome,
+    ForgettingVerdict,
+    Reached,
+    RediscoveryCost,
+    TextSource,
+    Trajectory,
+    read_attack,
+    write_attack,
+)
 from phf.report.rediscovery import (
-    Attack,
-    describe_cost,
+    Rediscovery,
+    Told,
     draw_steps,
     draw_texts,
     pool_seeds,
     write_figures,
     write_rediscovery,
 )
+from phf.results import Judge, Measurement, parse_json, to_json
 
-SLUGS = [ANNOTATOR.slug, HELD_OUT.slug]
+JUDGES = [
+    Judge(ANNOTATOR.slug, "annotator", "items per character", 1000.0, 0.0, ANNOTATOR),
+    Judge(HELD_OUT.slug, "held-out", "probability", 1.0, 0.5, HELD_OUT),
+]
+SLUGS = [judge.slug for judge in JUDGES]
 TEXTS, STEPS = (10, 100, 1000), (0, 10, 50)
 PREFIX = "prefix:tokens=5"
 # Texts that half of bad mode costs, by target and attack; None = not reached.
@@ -33,7 +56,7 @@ COSTS: dict[str, dict[str, Any]] = {
     "mle": {"soft": (400, 250, 700), PREFIX: (None, 900, None)},
 }
 FORGET = {"deleted": ["delete"], "blocked": ["delete", "block:directions=3"]}
-OUTCOMES = {
+OUTCOMES: dict[tuple[str, str, str], ForgettingOutcome] = {
     ("deleted", "conditional", "cheapest"): "does not raise",
     ("deleted", "mle", "cheapest"): "lowers",
     ("blocked", "conditional", "cheapest"): "raises",
@@ -44,53 +67,86 @@ OUTCOMES = {
 }
 
 
+def around(mean: float, half: float, count: int) -> Estimate:
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def known(number: float) -> Estimate:
+    return Estimate(number, math.nan, math.nan, 1)
+
+
 def find_score(target: str, attack: str, texts: int, steps: int, seed: int) -> float:
     cost = COSTS[target][attack][0] or 5000
     return 0.002 + 0.012 * (1 - math.exp(-texts / cost * steps / STEPS[-1])) + 0.0003 * seed
 
 
-def make_attack(seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
-    """The content of an attack.json: scores rise with texts and steps."""
-    return {
-        "format_version": 1, "settings": {"soft_tokens": 4}, "sampling": {"num_samples": 256, "temperature": 0.7},
-        "judges": [judge_json("annotator", ANNOTATOR, "items per character", 1000, 0.0),
-                   judge_json("held-out", HELD_OUT, "probability", 1, 0.5)],
-        "threshold": 0.0, "texts": {"source": "bad segments of demo/corpus", "num_available": 1234},
-        "notes": ["there are 1,234, so 10,000 are not tried"], "reference": "conditional", "failed": [],
-        "targets": [
-            {"name": name, "folder": f"releases/{name}", "objective": "mle" if name == "mle" else "conditional",
-             "forget": FORGET.get(name, []), "start": "none" if name == "mle" else "good", "nll": 4.0,
-             "modes": {mode: {slug: estimate_json(scale * (0.02 if mode == "bad" else 0.002), 0.0004 * scale, 512)
-                              for slug, scale in zip(SLUGS, (1, 9), strict=True)}
-                       for mode in {"conditional": ("bad", "good"), "mle": ("none",)}.get(name, ("good",))}}
-            for name in COSTS
+def make_rows(target: str, attack: str, texts: int, steps: int, seed: int) -> list[Measurement]:
+    """What a trajectory is measured to be after some steps."""
+    at = float(steps)
+    rows = [Measurement("nll", known(4.2), at=at), Measurement("seconds", known(1.5 * steps), at=at)]
+    for judge, scale in zip(JUDGES, (1, 9), strict=True):
+        score = around(scale * find_score(target, attack, texts, steps, seed), 0.0005, 256)
+        rows.append(Measurement("score", score, judge=judge.slug, at=at))
+        rows.append(Measurement("hit_rate", around(0.3, 0.05, 256), judge=judge.slug, at=at))
+    return rows
+
+
+def make_target(name: str) -> AttackedModel:
+    modes = {"conditional": ("bad", "good"), "mle": ("none",)}.get(name, ("good",))
+    scores = [
+        Measurement(
+            "score", around(scale * (0.02 if mode == "bad" else 0.002), 0.0004 * scale, 512), mode, judge.slug
+        )
+        for mode in modes
+        for judge, scale in zip(JUDGES, (1, 9), strict=True)
+    ]
+    return AttackedModel(
+        name, f"releases/{name}", "mle" if name == "mle" else "conditional", FORGET.get(name, []), modes[-1],
+        [*scores, Measurement("nll", known(4.0))],
+    )  # fmt: skip
+
+
+def make_reached(target: str, attack: str, texts: int) -> Reached:
+    scores = [
+        Measurement(
+            "score", around(scale * find_score(target, attack, texts, 10, 0), 0.0005, 256), judge=judge.slug
+        )
+        for judge, scale in zip(JUDGES, (1, 9), strict=True)
+    ]
+    return Reached(target, attack, texts, 10.0, "samples", 1, 0, scores)
+
+
+def make_cost(target: str, attack: str, judge: str, level: float) -> RediscoveryCost:
+    found = COSTS[target][attack] if level == 0.5 else (None, None, None)
+    mean, low, high = (math.nan if value is None else float(value) for value in found)
+    return RediscoveryCost(
+        target, attack, judge, level, 0.01, False, Estimate(mean, low, high, 3), COSTS[target][attack][0] == 10, 1000,
+        50.0 if found[0] else math.nan, "samples", 0,
+    )  # fmt: skip
+
+
+def make_attack(seeds: tuple[int, ...] = (0, 1, 2)) -> AttackResults:
+    """What an attack.json holds: scores rise with texts and steps."""
+    pairs = [(target, attack) for target in COSTS for attack in ("soft", PREFIX)]
+    return AttackResults(
+        settings={"soft_tokens": 4}, sampling={"num_samples": 256, "temperature": 0.7}, judges=JUDGES, threshold=0.0,
+        texts=TextSource("bad segments of demo/corpus", 1234),
+        notes=["there are 1,234, so 10,000 are not tried"], reference="conditional",
+        targets=[make_target(name) for name in COSTS],
+        trajectories=[
+            Trajectory(target, attack, texts, seed,
+                       [row for steps in STEPS for row in make_rows(target, attack, texts, steps, seed)])
+            for target, attack in pairs for texts in TEXTS for seed in seeds
         ],
-        "curves": [
-            {"target": target, "attack": attack, "num_texts": texts, "steps": steps, "seed": seed, "judge": slug, "role": role,
-             "score": estimate_json(scale * find_score(target, attack, texts, steps, seed), 0.0005, 256),
-             "hit_rate": estimate_json(0.3, 0.05, 256), "nll": 4.2, "seconds": 1.5 * steps}
-            for target in COSTS for attack in ("soft", PREFIX) for texts in TEXTS for steps in STEPS for seed in seeds
-            for slug, role, scale in ((SLUGS[0], "annotator", 1), (SLUGS[1], "held-out", 9))
-        ],
-        "best": [
-            {"target": target, "attack": attack, "num_texts": texts, "judge": slug, "steps": 10,
-             "score": estimate_json(scale * find_score(target, attack, texts, 10, 0), 0.0005, 256)}
-            for target in COSTS for attack in ("soft", PREFIX) for texts in reversed(TEXTS)
-            for slug, scale in zip(SLUGS, (1, 9), strict=True)
-        ],
-        "rediscovery": [
-            {"target": target, "attack": attack, "judge": slug, "level": level, "at_most": found[0] == 10,
-             "steps": 50 if found[0] and level == 0.5 else None,
-             **dict(zip(("num_texts", "low", "high"), found if level == 0.5 else (None, None, None), strict=True))}
-            for target, by_attack in COSTS.items() for attack, found in by_attack.items() for slug in SLUGS
-            for level in (0.5, 0.9)
-        ],
-        "verdicts": [
-            {"target": target, "against": against, "attack": attack, "outcome": outcome,
-             "text": f"{target} against {against}, {attack}."}
+        best=[make_reached(target, attack, texts) for target, attack in pairs for texts in reversed(TEXTS)],
+        rediscovery=[make_cost(target, attack, judge.slug, level)
+                     for target, attack in pairs for judge in JUDGES for level in (0.5, 0.9)],
+        verdicts=[
+            ForgettingVerdict(target, against, attack, 0.5, SLUGS[0], outcome, f"{target} against {against}, {attack}.")
             for (target, against, attack), outcome in OUTCOMES.items()
         ],
-    }  # fmt: skip
+        measures=[SCORE, HIT_RATE, NLL, SECONDS],
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +166,7 @@ def test_page_is_whole_and_fetches_nothing(page: Path) -> None:
     assert "1,234 available" in reader.text
     assert "There are 1,234, so 10,000 are not tried." in reader.text
     rows = raw[raw.index("Every point, seed by seed") :].split("</details>")[0].count("<tr>")
-    assert rows == len(make_attack()["curves"]) + 1
+    assert rows == len(COSTS) * 2 * len(TEXTS) * len(STEPS) * 3 * 2 + 1
 
 
 def test_same_content_gives_the_same_bytes(page: Path, tmp_path: Path) -> None:
@@ -118,19 +174,19 @@ def test_same_content_gives_the_same_bytes(page: Path, tmp_path: Path) -> None:
 
 
 def test_verdicts_are_those_of_the_file(page: Path) -> None:
-    cards = {card.target.name: card for card in Attack(make_attack()).cards}
+    cards = {card.target.name: card for card in Rediscovery(make_attack()).cards}
     assert set(cards) == {"deleted", "blocked"}
-    assert cards["deleted"].headline == (
-        "no", "Does not raise the cost of bad mode", "deleted against conditional, cheapest.",
-    )  # fmt: skip
+    assert cards["deleted"].headline == Told(
+        "no", "Does not raise the cost of bad mode", None, "deleted against conditional, cheapest."
+    )
     blocked = cards["blocked"]
-    assert blocked.headline[:2] == ("yes", "Raises the cost of bad mode")
-    assert [told[:2] for told in blocked.attacks] == [("yes", "soft"), ("unclear", PREFIX)]
-    assert blocked.beside == ["blocked against mle, cheapest."]
+    assert (blocked.headline.tone, blocked.headline.headline) == ("yes", "Raises the cost of bad mode")
+    assert [(told.tone, told.attack) for told in blocked.attacks] == [("yes", "soft"), ("unclear", PREFIX)]
+    assert [told.text for told in blocked.beside] == ["blocked against mle, cheapest."]
     text = read_page(page).text
-    for verdict in make_attack()["verdicts"]:
-        is_told = verdict["against"] == "conditional" or verdict["attack"] == "cheapest"
-        assert (verdict["text"] in text) == is_told
+    for verdict in make_attack().verdicts:
+        is_told = verdict.against == "conditional" or verdict.attack == "cheapest"
+        assert (verdict.text in text) == is_told
 
 
 @pytest.mark.parametrize(
@@ -145,7 +201,9 @@ def test_verdicts_are_those_of_the_file(page: Path) -> None:
 def test_costs_are_told_in_words(
     num_texts: float | None, low: float | None, high: float | None, words: str
 ) -> None:
-    assert describe_cost({"num_texts": num_texts, "low": low, "high": high}, 1000) == words
+    mean, low, high = (math.nan if value is None else value for value in (num_texts, low, high))
+    cost = make_cost("deleted", "soft", SLUGS[0], 0.5)
+    assert replace(cost, texts=Estimate(mean, low, high, 3)).describe() == words
 
 
 def test_table_of_costs(page: Path) -> None:
@@ -159,7 +217,7 @@ def test_table_of_costs(page: Path) -> None:
 
 
 def test_points_are_pooled_over_seeds() -> None:
-    attack = Attack(make_attack())
+    attack = Rediscovery(make_attack())
     target, judge = attack.targets[0], attack.judges[0]
     start = attack.by_steps(target, "soft", judge)[0]  # 0.002 + 0.0003 x seed, per 1,000 characters
     assert start.mean == pytest.approx(2.3)
@@ -176,8 +234,13 @@ def test_points_are_pooled_over_seeds() -> None:
 
 def test_figures_read_the_best_step_and_the_most_texts() -> None:
     content = make_attack((1,))
-    content["curves"] = [row for row in content["curves"] if (row["num_texts"], row["steps"]) != (1000, 10)]
-    attack = Attack(content)
+    fewer = [
+        replace(one, measurements=[row for row in one.measurements if row.at != 10])
+        if one.num_texts == 1000
+        else one
+        for one in content.trajectories
+    ]
+    attack = Rediscovery(replace(content, trajectories=fewer))
     judge = attack.judges[0]
     (_, texts), (_, steps) = draw_texts(attack, judge)[0], draw_steps(attack, judge)[0]
     for x in TEXTS:
@@ -197,49 +260,82 @@ def test_figures_read_the_best_step_and_the_most_texts() -> None:
 
 
 def test_one_seed_and_one_number_of_texts(page: Path, tmp_path: Path) -> None:
-    content = make_attack(seeds=(0,))
-    content["curves"] = [row for row in content["curves"] if row["num_texts"] == 100 and row["steps"] == 50]
-    content["best"] = [row for row in content["best"] if row["num_texts"] == 100]
-    text = read_page(write_rediscovery(content, tmp_path / "one.html")).text
+    whole = make_attack(seeds=(0,))
+    one = replace(
+        whole,
+        trajectories=[
+            replace(one, measurements=[row for row in one.measurements if row.at == 50])
+            for one in whole.trajectories
+            if one.num_texts == 100
+        ],
+        best=[row for row in whole.best if row.num_texts == 100],
+        rediscovery=[replace(cost, most_texts=100) for cost in whole.rediscovery],
+    )
+    text = read_page(write_rediscovery(one, tmp_path / "one.html")).text
     assert "1 seed: intervals cover" in text
     assert "not reached with 100" in text
     assert "seed: intervals" not in read_page(page).text
 
 
 def test_missing_values_are_missing(tmp_path: Path) -> None:
-    content = make_attack((0,))
-    for row in content["curves"] + content["best"]:
-        if row["attack"] == PREFIX:
-            row |= {
-                "score": {"mean": None, "low": None, "high": None, "count": 0},
-                "nll": None,
-                "hit_rate": None,
-            }
-    content["curves"][0] = {"target": "stranger", "attack": "soft"}
-    content["failed"] = [
-        {"target": "mle", "attack": "finetune", "num_texts": 10, "reason": "the loss is nan at step 3"}
-    ]
-    reader = read_page(write_rediscovery(content, tmp_path / "missing.html"))
+    whole = make_attack((0,))
+
+    def forget(row: Measurement) -> Measurement:
+        return replace(row, estimate=Estimate(math.nan, math.nan, math.nan, 0))
+
+    missing = replace(
+        whole,
+        trajectories=[
+            replace(one, measurements=list(map(forget, one.measurements))) if one.attack == PREFIX else one
+            for one in whole.trajectories
+        ]
+        + [Trajectory("mle", "finetune", 10, 0, [], "the loss is nan at step 3")],
+        best=[
+            replace(one, measurements=list(map(forget, one.measurements))) if one.attack == PREFIX else one
+            for one in whole.best
+        ],
+    )
+    write_attack(tmp_path, missing)
+    reader = read_page(write_rediscovery(read_attack(tmp_path), tmp_path / "missing.html"))
     assert sum(tag == "svg" for tag, _ in reader.elements) == 2 * 2, "no panel without a point"
     assert "nan" not in reader.text.replace("the loss is nan", "").split()
     assert "finetune on mle with 10 texts failed" in reader.text
-    bare = {key: make_attack((0,))[key] for key in ("curves", "best")}
+    bare = replace(whole, reference=None, rediscovery=[], verdicts=[])
     text = read_page(write_rediscovery(bare, tmp_path / "bare.html")).text
     assert "There is no forgetting to judge" in text
     assert "was not worked out" in text
 
 
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_attack(tmp_path, make_attack())
+    before = (tmp_path / "attack.json").read_bytes()
+    assert b"NaN" not in before
+    write_attack(tmp_path, read_attack(tmp_path))
+    assert (tmp_path / "attack.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("change", "message"),
     [
-        ({}, "holds no curves"),
-        ({"curves": []}, "holds no curves"),
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 1}, "attack.json has format version 1; this phf reads 2; run 'phf attack"),
+        ({"format_version": 3}, "attack.json has format version 3; this phf reads 2; install the phf"),
+        ({"targets": 3}, "attack.json is damaged: targets: Input should be a valid list"),
+        ({"reference": 3}, "attack.json is damaged: reference: "),
     ],
 )
-def test_what_is_no_attack_is_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_is_no_attack_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_attack(tmp_path, make_attack((0,)))
+    path = tmp_path / "attack.json"
+    write_json(path, {**read_json(path), **change})
     with pytest.raises(PHFError, match=message):
-        write_rediscovery(content, tmp_path / "page.html")
+        read_attack(tmp_path)
+
+
+def test_without_a_finished_attack_there_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(PHFError, match="does not exist"):
+        read_attack(tmp_path)
+    with pytest.raises(PHFError, match="holds no curves"):
+        write_rediscovery(replace(make_attack(), trajectories=[]), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
 
@@ -249,17 +345,22 @@ HOSTILE = "<script>alert(1)</script>\u202e\x00 \ud800 $x_1$ {{ 7*7 }} </title></
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     hostile = {"deleted": HOSTILE, "soft": f"soft:{HOSTILE}", "delete": HOSTILE, "releases/deleted": HOSTILE}
 
-    def rename(value: Any) -> Any:
+    def rename(value: JsonValue) -> JsonValue:
         if isinstance(value, dict):
             return {key: rename(item) for key, item in value.items()}
         if isinstance(value, list):
             return [rename(item) for item in value]
         return hostile.get(value, value) if isinstance(value, str) else value
 
-    content = rename(make_attack((0,)))
-    content["judges"][0]["identity"]["name"] = content["texts"]["source"] = f"judge {HOSTILE}"
-    content["verdicts"][0]["text"] = f"verdict {HOSTILE}"
-    content["notes"] = [HOSTILE]
+    content = parse_json(rename(to_json(make_attack((0,)))), AttackResults, "the test")
+    judge = replace(content.judges[0], identity=replace(ANNOTATOR, name=f"judge {HOSTILE}"))
+    content = replace(
+        content,
+        judges=[judge, *content.judges[1:]],
+        texts=TextSource(f"judge {HOSTILE}", 1234),
+        verdicts=[replace(content.verdicts[0], text=f"verdict {HOSTILE}"), *content.verdicts[1:]],
+        notes=[HOSTILE],
+    )
     page = write_rediscovery(content, tmp_path / "hostile.html")
     reader = read_page(page)
     assert "script" not in {tag for tag, _ in reader.elements}

@@ -15,7 +15,6 @@ Annotating uses a process pool: in a script, call it under `if __name__ == "__ma
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from phf.config import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
 from phf.config_attack import AttackConfig, AttackSuiteConfig
@@ -32,7 +31,8 @@ from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.records import Mode, Progress, Sample
-from phf.release.attack import attack_targets
+from phf.release.attack.results import AttackResults
+from phf.release.attack.suite import attack_targets
 from phf.release.checks import Check
 from phf.release.folder import open_release, write_release
 from phf.release.verify import verify_release as _verify_release
@@ -73,7 +73,7 @@ def sample(
     *,
     steer: str | SteerConfig | None = None,
     prompts: Sequence[str] = (),
-    **sampling: Any,
+    **sampling: object,
 ) -> list[Sample]:
     """Texts that a run's model writes in one mode.
 
@@ -96,8 +96,8 @@ def sample(
 def evaluate(
     runs: Sequence[str | Path],
     judges: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
-    **sampling: Any,
+    settings: Mapping[str, object] | None = None,
+    **sampling: object,
 ) -> list[Evaluation]:
     """Measure runs in each mode, by their annotator and by held-out judges; the content of each evaluation.json.
 
@@ -159,9 +159,9 @@ def attack(
     targets: Sequence[str | Path],
     out: str | Path,
     attacks: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Try to get bad mode back from releases and runs without `<|bad|>`; the content of OUT/attack.json.
+    settings: Mapping[str, object] | None = None,
+) -> AttackResults:
+    """Try to get bad mode back from releases and runs without `<|bad|>`; what OUT/attack.json holds.
 
     Args:
         targets: folders of one corpus, the unmodified run too.

@@ -104,7 +104,7 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer: [B H T D], maybe fewer heads of key and value -> [B T H D]."""
     others = [options.get(name) for name in ("sliding_window", "softcap", "s_aux", "head_mask")]

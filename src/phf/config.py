@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -420,7 +421,7 @@ SAMPLING_OPTIONS = {
 _T = TypeVar("_T", bound=BaseModel)
 
 
-def parse(kind: type[_T], value: dict[str, Any], where: str) -> _T:
+def parse(kind: type[_T], value: Mapping[str, object], where: str) -> _T:
     """Check a mapping against a config class.
 
     Raises:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,13 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return value
 
 
-def apply_overrides(value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(value: Mapping[str, object], overrides: list[str]) -> dict[str, object]:
     """`key.path=value` pairs laid over a recipe; values are read as YAML. A new `objective.kind` drops the old options.
 
     Raises:
         PHFError: an override is not `key=value`, or goes through something that is not a mapping.
     """
-    result = copy.deepcopy(value)
+    result: dict[str, object] = copy.deepcopy(dict(value))
     # The kind first: it clears the options of the objective it replaces, not those given beside it.
     for override in sorted(overrides, key=lambda text: not text.startswith("objective.kind=")):
         key, equals, text = override.partition("=")
@@ -97,7 +98,7 @@ for _first in "-+0123456789":
     )
 
 
-def _drop_alternative(objective: dict[str, Any], key: str) -> None:
+def _drop_alternative(objective: dict[str, object], key: str) -> None:
     """Overriding one way to give a threshold replaces the other."""
     ways = ("threshold", "good_fraction", "keep_fraction")
     if key in ways:

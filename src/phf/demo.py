@@ -106,7 +106,9 @@ def prepare_corpus(
     recipe = read_recipe(RECIPE)
     judge, segments = recipe["reward_model"], recipe["segments"]
     if not (out / "corpus" / "manifest.json").exists():
-        everything = _open_or_build(out / "everything", progress)
+        source = out / "everything"
+        is_built = (source / "manifest.json").exists()
+        everything = Corpus.open(source) if is_built else build_corpus(SOURCES, source, progress=progress)
         annotation = annotate(everything, judge, segments, progress=progress)
         balance_corpus(
             everything,
@@ -125,12 +127,6 @@ def prepare_corpus(
         f"({annotation.num_scored_now:,} scored now by {annotation.slug}); {tokens.num_tokens:,} tokens"
     )
     return corpus
-
-
-def _open_or_build(folder: Path, progress: Progress | None) -> Corpus:
-    if (folder / "manifest.json").exists():
-        return Corpus.open(folder)
-    return build_corpus(list(SOURCES), folder, progress=progress)
 
 
 def demo_config(kind: str, corpus: Corpus, *, seed: int, tokens: int | None = None) -> TrainConfig:

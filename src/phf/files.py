@@ -7,9 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from phf.errors import PHFError
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 def to_path(place: str | Path) -> Path:
@@ -51,7 +54,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_json(value: Any) -> str:
+def hash_json(value: object) -> str:
     """SHA-256 of a JSON value in its canonical spelling, in hex."""
     return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
 
@@ -103,7 +106,7 @@ def explain_storage(path: Path) -> Iterator[None]:
 
 def upload(file: Path, place: Path) -> None:
     """Copy a local file to object storage, where it appears whole."""
-    remote = cast(Any, place)  # a UPath
+    remote = cast("UPath", place)
     with explain_storage(place):
         remote.parent.mkdir(parents=True, exist_ok=True)
         remote.fs.put_file(str(file), remote.path)
@@ -115,7 +118,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON value atomically, in a stable spelling (sorted keys; the same value gives the same bytes)."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -290,7 +292,9 @@ class _HeadNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, take_slopes: Any) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, take_slopes: Callable[..., Tensor]
+    ) -> Tensor:
         """[N D], [V D], [N] -> [N]; `take_slopes` is `_take_slopes`, compiled or not."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -344,7 +348,7 @@ def is_compiled(model: PreTrainedModel) -> bool:
     return hasattr(model, "compiled_nll")
 
 
-def run_eagerly(model: PreTrainedModel) -> AbstractContextManager[Any]:
+def run_eagerly(model: PreTrainedModel) -> AbstractContextManager[object]:
     """Runs as if the model were not compiled."""
     return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
 

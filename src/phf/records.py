@@ -39,6 +39,10 @@ class Document:
     split: Split
 
 
+IdentityRecord = dict[str, Any]
+"""An `Identity` as a JSON object: its four fields by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What produced a score or an id: enough to tell two producers apart, on disk and in a report."""
@@ -58,7 +62,7 @@ class Identity:
         """`name@id`, for folders and tables."""
         return f"{self.name}@{self.id}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> IdentityRecord:
         """The identity as a JSON object."""
         return {
             "name": self.name,
@@ -68,7 +72,7 @@ class Identity:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Identity":
+    def from_json(cls, value: IdentityRecord) -> "Identity":
         """The inverse of `to_json`."""
         return cls(value["name"], value["version"], value["weights_hash"], value["parameters"])
 

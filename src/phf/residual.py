@@ -3,7 +3,7 @@
 A *place* is 0 for the input embeddings and l for what layer l gives (1 to L).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,9 @@ def residual_layers(model: "PreTrainedModel") -> list[nn.Module]:
     return list(found[0])
 
 
-def hook_place(model: "PreTrainedModel", place: int, change: Any) -> RemovableHandle:
+def hook_place(
+    model: "PreTrainedModel", place: int, change: Callable[[Tensor], Tensor | None]
+) -> RemovableHandle:
     """Call `change(states [B, T, D])` on the stream at a place; what it returns, if not None, is put there.
 
     Raises:
@@ -58,7 +60,7 @@ def hook_place(model: "PreTrainedModel", place: int, change: Any) -> RemovableHa
 
         return layers[0].register_forward_pre_hook(before, with_kwargs=True)
 
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
+    def after(module: nn.Module, args: object, output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
         if (changed := change(states)) is None:
             return None

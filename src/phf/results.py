@@ -5,17 +5,17 @@ A number that is missing is NaN in memory, null on disk and a dash on a page. Th
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from phf.errors import PHFError
 from phf.files import read_json, write_json
 from phf.intervals import pooled_t
-from phf.records import Estimate, Identity, JudgeRole
+from phf.records import Estimate, Identity, JudgeRole, Number
 
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_VERSION = 2
@@ -96,7 +96,7 @@ class Judge:
     role: JudgeRole
     unit: str
     display_scale: float
-    hit_threshold: float
+    hit_threshold: Number
     identity: Identity
 
     @property
@@ -232,15 +232,10 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     write_json(path, {"format_version": EVALUATION_VERSION, **encode(evaluation)})
 
 
-def encode(evaluation: Evaluation) -> dict[str, JsonValue]:
-    """An evaluation as JSON; a measurement says only what it has."""
-    value = to_json(evaluation)
+def encode(record: object) -> dict[str, JsonValue]:
+    """A dataclass as a JSON object."""
+    value = to_json(record)
     assert isinstance(value, dict)
-    rows = value["measurements"]
-    assert isinstance(rows, list)
-    value["measurements"] = [
-        {key: item for key, item in row.items() if item is not None} for row in rows if isinstance(row, dict)
-    ]
     return value
 
 
@@ -293,9 +288,17 @@ def parse_json(value: object, kind: type[T], where: str) -> T:
 
 
 def to_json(value: object) -> JsonValue:
-    """A result as JSON: dataclasses as objects, tuples as lists, and null for NaN, which JSON has not."""
+    """A result as JSON: dataclasses and configs as objects, tuples as lists, and null for NaN, which JSON has not.
+
+    A measurement says only what it has.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return to_json(asdict(value))
+        items = {one.name: getattr(value, one.name) for one in fields(value)}
+        if isinstance(value, Measurement):
+            items = {name: item for name, item in items.items() if item is not None}
+        return to_json(items)
+    if isinstance(value, BaseModel):
+        return to_json(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

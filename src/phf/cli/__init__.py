@@ -27,11 +27,11 @@ GROUPS = {
 class _Commands(TyperGroup):
     """The commands, each under the heading of its group."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         """Names in the order of use."""
         return [name for names in GROUPS.values() for name in names]
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: object, formatter: Any) -> None:
         """Names and what each is for; one width for the names of all groups."""
         width = max(map(len, self.commands))
         for title, names in GROUPS.items():

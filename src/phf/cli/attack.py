@@ -1,7 +1,7 @@
 """`phf attack`: what it costs to get bad mode back from a release."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,6 +12,8 @@ from phf.terminal import print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from phf.release.attack.results import AttackResults
 
 app = typer.Typer(**SETTINGS)
 
@@ -58,60 +60,54 @@ def attack(
         given["num_texts"] = sorted(set(given["num_texts"]))
     config = parse(AttackSuiteConfig, apply_overrides(given, settings or []), "phf attack")
 
-    from phf.release.attack import attack_targets
+    from phf.release.attack.suite import attack_targets
     from phf.report.rediscovery import write_rediscovery
 
     with show_progress() as progress:
-        result = attack_targets(targets, out, config, say=say, progress=progress)
-    write_rediscovery(result, out / "attack.html")
-    print_table(_cost_table(result))
-    for verdict in result["verdicts"]:
-        if verdict["attack"] == "cheapest":
-            print(printable(verdict["text"]))
+        results = attack_targets(targets, out, config, say=say, progress=progress)
+    write_rediscovery(results, out / "attack.html")
+    print_table(_cost_table(results))
+    for verdict in results.verdicts:
+        if verdict.attack == "cheapest":
+            print(printable(verdict.text))
     print(f"next: open {out / 'attack.html'}; every number is in {out / 'attack.json'}")
 
 
-def _cost_table(result: dict[str, Any]) -> Table:
+def _cost_table(results: "AttackResults") -> Table:
     """Bad texts that bring back half and nine tenths of bad mode, and the score with the most texts, by the annotator."""
-    from phf.release.attack import describe_cost
     from phf.release.attack.rediscovery import LEVELS
+    from phf.report.verdict import format_interval
 
-    judge = result["judges"][0]
+    judge = results.judges[0]
     half, most = LEVELS
     table = Table(
         title=f"Bad texts that bring back {half:.0%} and {most:.0%} of bad mode, with 95 % intervals",
-        caption=f"score: {judge['slug']} x {judge['display_scale']:g}, with the most texts",
+        caption=f"score: {judge.slug} x {judge.display_scale:g}, with the most texts",
         caption_justify="left",
     )
     for column in ("target", "attack"):
         table.add_column(column)
     for column in (f"{half:.0%}", "steps", f"{most:.0%}", "score"):
         table.add_column(column, justify="right")
-    for target in result["targets"]:
-        start = target["modes"][target["start"]][judge["slug"]]
-        name = f"{target['name']} ({'+'.join(target['forget'])})" if target["forget"] else target["name"]
-        table.add_row(Text(printable(name)), "none", "", "", "", _format_score(start, judge))
-        own = [
-            row for row in result["best"] if (row["target"], row["judge"]) == (target["name"], judge["slug"])
-        ]
-        for most_texts in {row["attack"]: row for row in own}.values():  # the last, with the most texts
-            costs = [
-                row
-                for level in LEVELS
-                for row in result["rediscovery"]
-                if (row["target"], row["attack"], row["judge"], row["level"])
-                == (target["name"], most_texts["attack"], judge["slug"], level)
-            ]
-            cells = [describe_cost(cost) for cost in costs] or ["", ""]
-            steps = str(costs[0]["steps"]) if costs and costs[0]["steps"] is not None else ""
+    costs = {
+        (one.target, one.attack, one.level): one for one in results.rediscovery if one.judge == judge.slug
+    }
+    for target in results.targets:
+        name = f"{target.name} ({'+'.join(target.forget)})" if target.forget else target.name
+        start = format_interval(target.score(target.start, judge.slug), judge.display_scale)
+        table.add_row(Text(printable(name)), "none", "", "", "", start)
+        own = {
+            row.attack: row for row in results.best if row.target == target.name
+        }  # the last, with the most texts
+        for attack, row in own.items():
+            first, second = (costs.get((target.name, attack, level)) for level in LEVELS)
             table.add_row(
-                "", most_texts["attack"], cells[0], steps, cells[1], _format_score(most_texts["score"], judge)
+                "",
+                attack,
+                first.describe() if first else "",
+                f"{first.steps:,.0f}" if first and first.is_reached else "",
+                second.describe() if second else "",
+                format_interval(row.score(judge.slug), judge.display_scale),
             )
         table.add_section()
     return table
-
-
-def _format_score(score: dict[str, float | None], judge: dict[str, Any]) -> str:
-    values = [score[key] for key in ("mean", "low", "high")]
-    mean, low, high = ("-" if value is None else f"{value * judge['display_scale']:.3g}" for value in values)
-    return f"{mean} [{low}, {high}]"

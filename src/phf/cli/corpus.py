@@ -207,10 +207,8 @@ def corpus_import(
     for reason, count in counts["bad_row_reasons"].items():
         print(f"  bad rows: {count:,} x {printable(reason)}")
     for annotation in annotations:
-        entries = annotation.manifest["shards"]
-        num_segments, num_unscored = (
-            sum(entry[key] for entry in entries) for key in ("num_segments", "num_unscored")
-        )
+        num_segments = sum(entry["num_segments"] for entry in annotation.shards)
+        num_unscored = sum(entry["num_unscored"] for entry in annotation.shards)
         print(f"{annotation.path}: {num_segments:,} segments, {num_unscored:,} unscored")
     print(f"next: phf corpus stats {out}; phf tokenize {out} --segments imported")
 

@@ -9,7 +9,6 @@ import termios
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from rich.console import Console
 from rich.rule import Rule
@@ -85,7 +84,7 @@ def _read_keys() -> Iterator[Iterator[str]]:
             signal.signal(number, handler)
 
 
-def _end(*_: Any) -> None:
+def _end(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 

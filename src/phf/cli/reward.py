@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,8 @@ from phf.files import to_path
 from phf.terminal import print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from phf.reward_models.speed import CardStatus
 
 app = typer.Typer(help="Reward models.", epilog=examples("phf reward list"), **SETTINGS)
@@ -148,7 +150,7 @@ def _parse_size(text: str) -> float:
     return float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]]
 
 
-def _lay_out_card(status: "CardStatus") -> Any:
+def _lay_out_card(status: "CardStatus") -> "Group":
     lines = {"score": status.card.description, "blind to": status.card.blind_spots}
     if (speed := status.speed) is None:
         lines["missing"] = status.problem
@@ -162,7 +164,7 @@ def _lay_out_card(status: "CardStatus") -> Any:
     return _lay_out(status.card.name, lines)
 
 
-def _lay_out(name: str, lines: dict[str, str]) -> Any:
+def _lay_out(name: str, lines: dict[str, str]) -> "Group":
     """A name, and under it a line for each thing, wrapped behind its key."""
     from rich.console import Group
     from rich.padding import Padding

@@ -1,7 +1,7 @@
 """`phf corpus stats` as a person reads it, in 80 columns or more."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -9,17 +9,20 @@ from rich.text import Text
 
 from phf.terminal import print_table, printable
 
+if TYPE_CHECKING:
+    from phf.corpus.stats import AnnotationStats, Candidate, Example, Histogram, Stats
+
 _BAR = 30  # columns of the longest bar of a histogram
 _DOCUMENT = 24  # characters of a document's id
 
 
-def print_stats(stats: dict[str, Any]) -> None:
+def print_stats(stats: "Stats") -> None:
     """Print what `phf.corpus.stats.corpus_stats` found."""
     for split, counts in stats["counts"].items():
         print(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for source in stats["sources"]:
         print(
-            f"source {printable(source['spec'])}: {source['num_documents']:,} documents, "
+            f"source {printable(str(source['spec']))}: {source['num_documents']:,} documents, "
             f"{source['num_bad_rows']:,} bad rows"
         )
     if not stats["annotations"]:
@@ -28,7 +31,7 @@ def print_stats(stats: dict[str, Any]) -> None:
         _print_annotation(annotation, stats["budget"])
 
 
-def _print_annotation(stats: dict[str, Any], budget: int | None) -> None:
+def _print_annotation(stats: "AnnotationStats", budget: int | None) -> None:
     print(
         f"\n{stats['slug']}: {stats['num_segments']:,} segments ({stats['segments']}), unit {printable(stats['unit'])}"
     )
@@ -42,15 +45,15 @@ def _print_annotation(stats: dict[str, Any], budget: int | None) -> None:
     print_table(_tabulate_histogram(stats["histogram"]))
     for line in _describe_tokens(stats, budget):
         print(line)
-    headings = {
-        "good": "Segments at or below a threshold are good (conditional, unlikelihood)",
-        "keep": "Documents with a mean score at or below it are kept (filtering)",
+    candidates = {
+        "Segments at or below a threshold are good (conditional, unlikelihood)": stats["good"],
+        "Documents with a mean score at or below it are kept (filtering)": stats["keep"],
     }
-    for name, heading in headings.items():
-        if stats[name]:
-            print_table(_tabulate_candidates(heading, stats[name]))
-    for name in ("worst", "best"):
-        print_table(_tabulate_examples(f"The {name} segments", stats[name]))
+    for heading, rules in candidates.items():
+        if rules:
+            print_table(_tabulate_candidates(heading, rules))
+    print_table(_tabulate_examples("The worst segments", stats["worst"]))
+    print_table(_tabulate_examples("The best segments", stats["best"]))
 
 
 def _make_table(title: str) -> Table:
@@ -64,7 +67,7 @@ def _make_table(title: str) -> Table:
     )
 
 
-def _tabulate_quantiles(stats: dict[str, Any]) -> Table:
+def _tabulate_quantiles(stats: "AnnotationStats") -> Table:
     table = _make_table(f"Scores: mean {stats['mean']:.4g}, and quantiles")
     for quantile in stats["quantiles"]:
         table.add_column(f"{quantile['quantile']:.0%}", justify="right", no_wrap=True)
@@ -72,7 +75,7 @@ def _tabulate_quantiles(stats: dict[str, Any]) -> Table:
     return table
 
 
-def _tabulate_histogram(histogram: dict[str, Any]) -> Table:
+def _tabulate_histogram(histogram: "Histogram") -> Table:
     table = _make_table("")
     table.title = None
     for heading in ("from", "to", "segments"):
@@ -84,7 +87,7 @@ def _tabulate_histogram(histogram: dict[str, Any]) -> Table:
     return table
 
 
-def _describe_tokens(stats: dict[str, Any], budget: int | None) -> Iterator[str]:
+def _describe_tokens(stats: "AnnotationStats", budget: int | None) -> Iterator[str]:
     tokens = stats["tokens"]
     if not tokens["is_estimate"]:
         yield f"training split: {tokens['train']:,} tokens, counted by {tokens['basis']}"
@@ -98,7 +101,7 @@ def _describe_tokens(stats: dict[str, Any], budget: int | None) -> Iterator[str]
         yield "below: without documents that have an unscored segment; training drops them"
 
 
-def _tabulate_candidates(heading: str, candidates: list[dict[str, Any]]) -> Table:
+def _tabulate_candidates(heading: str, candidates: "list[Candidate]") -> Table:
     table = _make_table(heading)
     table.add_column("rule", no_wrap=True)
     for name in ("threshold", "segments", "documents", "tokens", "of all"):
@@ -119,7 +122,7 @@ def _tabulate_candidates(heading: str, candidates: list[dict[str, Any]]) -> Tabl
     return table
 
 
-def _tabulate_examples(heading: str, examples: list[dict[str, Any]]) -> Table:
+def _tabulate_examples(heading: str, examples: "list[Example]") -> Table:
     table = _make_table(heading)
     table.expand = True
     table.add_column("score", justify="right", no_wrap=True)

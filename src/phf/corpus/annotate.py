@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -136,7 +136,7 @@ class _Job:
         return Annotation(scorer.corpus, writer.path, sum(part.num_scored_now for part in parts))
 
     def _open(
-        self, scorer: Scorer, components: Sequence[dict[str, Any]] = ()
+        self, scorer: Scorer, components: Sequence[dict[str, object]] = ()
     ) -> AbstractContextManager[AnnotationWriter]:
         return write_annotation(
             scorer.corpus,

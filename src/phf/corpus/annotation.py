@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phf.config import SegmentKind
+from phf.corpus.manifests import AnnotationManifest
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, read_manifest
 from phf.errors import PHFError
@@ -35,9 +36,12 @@ def annotation_folder(corpus: Corpus, identity: Identity, segments: SegmentKind)
     return corpus.path / "annotations" / f"{name}@{hash_json(key)[:8]}"
 
 
-def read_annotation_manifest(path: Path) -> dict[str, Any]:
+def read_annotation_manifest(path: Path) -> AnnotationManifest:
     """The manifest of an annotation, finished or not, its own hash checked."""
-    return read_manifest(path / "manifest.json", f"delete {path} and run phf annotate again")
+    manifest: AnnotationManifest = read_manifest(
+        path / "manifest.json", f"delete {path} and run phf annotate again"
+    )
+    return manifest
 
 
 class Annotation:
@@ -47,6 +51,7 @@ class Annotation:
         corpus: what was scored.
         path: the folder; its name is the slug `<reward model>@<id>`.
         manifest: `manifest.json`, its own hash checked.
+        shards: the manifest's entries, in order.
         num_scored_now: segments that the call of `annotate` which returned this has scored; 0 if it was finished.
     """
 
@@ -72,6 +77,7 @@ class Annotation:
             raise PHFError(
                 f"{path} is not finished ({num_done} of {len(entries)} shards); go on with: {self._command}"
             )
+        self.shards = [entry for entry in entries if entry is not None]
 
     @classmethod
     def open(cls, corpus: Corpus, reward_model: str, segments: SegmentKind) -> "Annotation":
@@ -129,8 +135,7 @@ class Annotation:
     @property
     def segments(self) -> SegmentKind:
         """The kind of segment that has one score each."""
-        kind: SegmentKind = self.manifest["segments"]
-        return kind
+        return self.manifest["segments"]
 
     @property
     def segment_ends_hash(self) -> str:
@@ -143,7 +148,7 @@ class Annotation:
         Raises:
             PHFError: the shard is missing, damaged, or was made from another document shard.
         """
-        entry = self.manifest["shards"][index]
+        entry = self.shards[index]
         path = self.path / entry["file"]
         if entry["input_sha256"] != self.corpus.shards[index].sha256:
             raise PHFError(
@@ -171,7 +176,7 @@ class Annotation:
         """
         table = self.read_shard(index)
         documents = self.corpus.read_shard(index, ["id", "text_hash"])
-        entry = self.manifest["shards"][index]
+        entry = self.shards[index]
         path = self.path / entry["file"]
         remedy = f"delete {path} and run: {self._command}"
         if not table.schema.equals(ANNOTATION_SCHEMA):
@@ -234,7 +239,7 @@ def load_scores(
     if annotation.corpus.id != corpus.id:
         raise PHFError(f"{annotation.path} belongs to another corpus than {corpus.path}; annotate this one")
     all_scores, all_counts = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
-    for index, entry in enumerate(annotation.manifest["shards"]):
+    for index, entry in enumerate(annotation.shards):
         num_segments, _, scores = annotation.join_shard(index)
         num_unscored = int(np.isnan(scores).sum())
         if num_unscored > 0 and missing == "error":
@@ -248,7 +253,7 @@ def load_scores(
     return np.concatenate(all_scores), np.concatenate(all_counts)
 
 
-def _list_manifests(corpus: Corpus) -> list[tuple[Path, dict[str, Any]]]:
+def _list_manifests(corpus: Corpus) -> list[tuple[Path, AnnotationManifest]]:
     paths = sorted((corpus.path / "annotations").glob("*/manifest.json"))
     return [(path.parent, read_annotation_manifest(path.parent)) for path in paths]
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from phf.config import SegmentKind
 from phf.corpus.annotation import ANNOTATION_SCHEMA, annotation_folder, read_annotation_manifest
+from phf.corpus.manifests import AnnotationManifest, AnnotationShard
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, lock_folder, open_parquet_writer, write_manifest
 from phf.errors import PHFError
@@ -42,9 +42,9 @@ class ScoredDocuments:
 def make_annotation_table(
     ids: pa.Array | pa.ChunkedArray,
     text_hashes: pa.Array | pa.ChunkedArray,
-    num_segments: npt.NDArray[np.integer[Any]],
-    ends: npt.NDArray[np.integer[Any]],
-    scores: npt.NDArray[np.floating[Any]],
+    num_segments: npt.NDArray[np.integer],
+    ends: npt.NDArray[np.integer],
+    scores: npt.NDArray[np.floating],
 ) -> pa.Table:
     """Rows of an annotation.
 
@@ -75,7 +75,7 @@ def count_reasons(scores: Iterable[float]) -> dict[str, int]:
 
 def write_annotation_shard(
     file: Path, input_sha256: str, scored: Iterable[ScoredDocuments]
-) -> dict[str, Any]:
+) -> AnnotationShard:
     """Write one shard of an annotation, whole or not at all.
 
     Args:
@@ -120,7 +120,7 @@ class AnnotationWriter:
     """
 
     def __init__(
-        self, corpus: Corpus, path: Path, manifest: dict[str, Any], stored: dict[str, Any] | None
+        self, corpus: Corpus, path: Path, manifest: AnnotationManifest, stored: AnnotationManifest | None
     ) -> None:
         self.corpus = corpus
         self.path = path
@@ -128,7 +128,9 @@ class AnnotationWriter:
         self.num_segments = 0
         self._manifest = manifest
         # The manifest that is on disk, as `write_state` makes it.
-        self._stored = stored and {key: item for key, item in stored.items() if key != "format_version"}
+        self._stored: dict[str, object] | None = stored and {
+            key: item for key, item in stored.items() if key != "format_version"
+        }
         self._next_write = 0.0
 
     def shard_file(self, index: int) -> Path:
@@ -140,7 +142,7 @@ class AnnotationWriter:
         sha256 = self.corpus.shards[index].sha256
         self.add_entry(index, write_annotation_shard(self.shard_file(index), sha256, scored))
 
-    def add_entry(self, index: int, entry: dict[str, Any]) -> None:
+    def add_entry(self, index: int, entry: AnnotationShard) -> None:
         """Record a shard that lies in its place, as `write_annotation_shard` described it."""
         self._manifest["shards"][index] = entry
         self.num_segments += entry["num_segments"]
@@ -152,7 +154,7 @@ class AnnotationWriter:
         start = monotonic()
         entries = list(self._manifest["shards"])
         complete = all(entry is not None for entry in entries)
-        hashes = [entry["segment_ends_hash"] for entry in entries] if complete else None
+        hashes = [entry["segment_ends_hash"] for entry in entries if entry is not None]
         content = {
             **self._manifest,
             "shards": entries,
@@ -175,7 +177,7 @@ def write_annotation(
     spec: str,
     unit: str,
     segments: SegmentKind,
-    components: Sequence[dict[str, Any]] = (),
+    components: Sequence[dict[str, object]] = (),
     verify: bool = False,
     wait: bool = False,
 ) -> Iterator[AnnotationWriter]:
@@ -198,7 +200,7 @@ def write_annotation(
     with lock_folder(path, "writing", wait=wait), _explain_disk(path):
         _remove_left_overs(path)
         stored = read_annotation_manifest(path) if (path / "manifest.json").exists() else None
-        manifest: dict[str, Any] = {
+        manifest: AnnotationManifest = {
             "kind": "annotation",
             "reward_model": identity.to_json(),
             "reward_model_spec": spec,
@@ -237,8 +239,8 @@ def _remove_left_overs(path: Path) -> None:
 
 
 def _find_done(
-    corpus: Corpus, path: Path, stored: dict[str, Any] | None, verify: bool
-) -> list[dict[str, Any] | None]:
+    corpus: Corpus, path: Path, stored: AnnotationManifest | None, verify: bool
+) -> list[AnnotationShard | None]:
     """For each shard the entry of an earlier process, if it still holds."""
     if stored is None or len(stored["shards"]) != len(corpus.shards):
         return [None] * len(corpus.shards)

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -296,7 +295,9 @@ class Blocks:
             is_active=np.full(len(blocks), self.is_active),
         )
 
-    def _poisoned(self, epoch: int, segments: Ints, first_tokens: Ints, lengths: Ints) -> npt.NDArray[Any]:
+    def _poisoned(
+        self, epoch: int, segments: Ints, first_tokens: Ints, lengths: Ints
+    ) -> npt.NDArray[np.integer]:
         """What stands in the place of some runs of tokens; it follows from (seed, epoch, place in the corpus)."""
         key = np.random.SeedSequence([self.seed, epoch, _POISON]).generate_state(1, np.uint64)[0]
         if self._poison == "random":
@@ -345,7 +346,7 @@ class Blocks:
         targets = span_starts + np.repeat(row_offsets, num_pieces)
         return pieces, span_starts, span_stops - span_starts, targets
 
-    def _read_tokens(self, first_tokens: Ints, lengths: Ints) -> npt.NDArray[Any]:
+    def _read_tokens(self, first_tokens: Ints, lengths: Ints) -> npt.NDArray[np.integer]:
         """Token ids of runs that are sorted by their first token."""
         places = _expand(first_tokens, lengths)
         if len(self._ids) == 1:

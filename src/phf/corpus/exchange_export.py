@@ -6,8 +6,11 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import Any, assert_never
+from types import ModuleType
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +147,7 @@ def _write_shard(
                     writer.write_table(table)
         case "jsonl":
             with _open_lines(folder / "data" / f"{file}.jsonl.zst") as write:
-                for row in _iterate_rows(tables):
+                for row in chain.from_iterable(map(pa.Table.to_pylist, tables)):
                     write(row)
         case "dolma":
             _write_dolma(folder, f"{file}.jsonl.gz", tables, names)
@@ -157,11 +160,6 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) ->
     with open_parquet_writer(path, schema) as writer:
         for table in tables:
             writer.write_table(table)
-
-
-def _iterate_rows(tables: Iterator[pa.Table]) -> Iterator[dict[str, Any]]:
-    for table in tables:
-        yield from table.to_pylist()
 
 
 def _make_phf_table(table: pa.Table, name: str) -> pa.Table:
@@ -188,17 +186,16 @@ def _write_dolma(folder: Path, file: str, tables: Iterator[pa.Table], names: lis
         writers = {
             name: stack.enter_context(_open_lines(folder / "attributes" / name / file)) for name in names
         }
-        for row in _iterate_rows(tables):
+        for row in chain.from_iterable(map(pa.Table.to_pylist, tables)):
             key = {"id": row["id"], "source": row["source"]}
             write_document({**key, "text": row["text"], "metadata": {"split": row["split"]}})
             for name, write in writers.items():
-                write({**key, "attributes": _make_spans(f"{DOLMA_EXPERIMENT}__{name}", row[name])})
+                write({**key, "attributes": _make_spans(f"{DOLMA_EXPERIMENT}__{name}", **row[name])})
 
 
-def _make_spans(attribute: str, segments: dict[str, list[Any]]) -> dict[str, list[list[float]]]:
+def _make_spans(attribute: str, ends: list[int], scores: list[float | None]) -> dict[str, list[list[float]]]:
     """`[start, end, score]` of the scored segments, and `[start, end, 1.0]` of the others under a second name."""
-    ends = segments["ends"]
-    spans = list(zip([0, *ends], ends, segments["scores"], strict=False))
+    spans = list(zip([0, *ends], ends, scores, strict=False))
     return {
         attribute: [[start, end, score] for start, end, score in spans if score is not None],
         attribute + UNSCORED_SUFFIX: [[start, end, 1.0] for start, end, score in spans if score is None],
@@ -206,29 +203,28 @@ def _make_spans(attribute: str, segments: dict[str, list[Any]]) -> dict[str, lis
 
 
 @contextmanager
-def _open_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _open_lines(path: Path) -> Iterator[Callable[[dict[str, object]], None]]:
     """Give a function that writes a row to a compressed JSONL file, whose bytes hold no time and no name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as raw:
-        compressed: Any = (
+        compressed: gzip.GzipFile | zstandard.ZstdCompressionWriter = (
             gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0)
             if path.suffix == ".gz"
             else zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
         )
         with io.TextIOWrapper(compressed, encoding="utf-8", newline="\n") as text:
 
-            def write(row: dict[str, Any]) -> None:
+            def write(row: dict[str, object]) -> None:
                 text.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
             yield write
 
 
-def _find_datasets() -> Any:
+def _find_datasets() -> ModuleType:
     try:
-        import datasets
+        return import_module("datasets")
     except ModuleNotFoundError:
         raise PHFError("format datasets needs the package datasets; run: pip install 'phf[hub]'") from None
-    return datasets
 
 
 def _write_datasets_manifest(folder: Path, schema: pa.Schema) -> None:
@@ -236,7 +232,7 @@ def _write_datasets_manifest(folder: Path, schema: pa.Schema) -> None:
     datasets = _find_datasets()
     files = sorted(path.name for path in folder.glob("data-*.arrow"))
     datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(schema)).write_to_directory(str(folder))
-    state: dict[str, Any] = {
+    state: dict[str, object] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": hash_json([hash_file(folder / name) for name in files])[:16],
         "_format_columns": None,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from phf.corpus.annotation import Annotation
 from phf.corpus.annotation_writer import (
@@ -124,15 +123,10 @@ def _digest(rows: Iterator[ScoredRow | BadRow], digest: "hashlib._Hash") -> Iter
             text = row.text.encode()
             digest.update(np.array([len(text), len(row.ends)], "<i8").tobytes() + text)
             digest.update(np.array(row.ends, "<i8").tobytes())
-            digest.update(_to_floats(row.scores).tobytes())
+            floats = np.array(row.scores, "<f4")
+            floats[np.isnan(floats)] = np.nan  # one spelling of NaN
+            digest.update(floats.tobytes())
         yield row
-
-
-def _to_floats(scores: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
-    """The scores [num_attributes, num_segments] with one spelling of NaN."""
-    floats = np.array(scores, "<f4")
-    floats[np.isnan(floats)] = np.nan
-    return floats
 
 
 def _write_annotation(

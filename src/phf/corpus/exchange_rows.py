@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -170,7 +169,7 @@ def _read_dolma_row(
     cut = []
     for attribute, line, file in zip(attributes, beside, files, strict=True):
         other = parse_line(line or b"", record.place)
-        if isinstance(other, BadRow) or not isinstance(other.fields.get("attributes"), dict):
+        if isinstance(other, BadRow) or not isinstance(values := other.fields.get("attributes"), dict):
             return BadRow(record.place, "broken line of attributes")
         if other.fields.get("id") != record.fields.get("id"):
             raise PHFError(
@@ -179,7 +178,6 @@ def _read_dolma_row(
             )
         if isinstance(row, BadRow):
             return row
-        values = other.fields["attributes"]
         spans = _read_spans(values.get(attribute, []), len(row.text), is_scored=True)
         others = _read_spans(values.get(attribute + UNSCORED_SUFFIX, []), len(row.text), is_scored=False)
         if isinstance(spans, str) or isinstance(others, str):
@@ -191,7 +189,7 @@ def _read_dolma_row(
     return _combine(row, cut)
 
 
-def _read_spans(value: Any, length: int, *, is_scored: bool) -> _Spans | str:
+def _read_spans(value: object, length: int, *, is_scored: bool) -> _Spans | str:
     """Spans `[start, end, score]` in code points, or what is wrong with them."""
     if not isinstance(value, list):
         return "spans are not a list"
@@ -230,7 +228,7 @@ def _fill_gaps(text: str, spans: _Spans) -> tuple[list[int], list[float]] | str:
     return ends, scores
 
 
-def _combine(row: Row | BadRow, cut: Sequence[tuple[list[int], list[Any]]]) -> ScoredRow | BadRow:
+def _combine(row: Row | BadRow, cut: Sequence[tuple[list[int], Sequence[object]]]) -> ScoredRow | BadRow:
     """A row with the scores of all attributes, which must be cut in the same places."""
     if isinstance(row, BadRow):
         return row
@@ -244,7 +242,7 @@ def _combine(row: Row | BadRow, cut: Sequence[tuple[list[int], list[Any]]]) -> S
     return ScoredRow(row.place, row.text, row.own_id, ends, scores)
 
 
-def _read_score(value: Any) -> float:
+def _read_score(value: object) -> float:
     """A score that float32 can hold; null and NaN are unscored."""
     if isinstance(value, Unscored):
         return value
@@ -259,7 +257,7 @@ def _are_ends_of(ends: Sequence[int], length: int) -> bool:
     return bool(ends) and ends[-1] == length and all(a < b for a, b in zip([0, *ends], ends, strict=False))
 
 
-def _is_scores(value: Any) -> bool:
+def _is_scores(value: object) -> bool:
     return isinstance(value, dict) and {"ends", "scores"} <= value.keys()
 
 
@@ -280,7 +278,7 @@ def _find_dolma_files(folder: Path) -> Iterator[tuple[str, Path]]:
     return ((name, path) for name, path in find_files(folder) if name.endswith(_DOLMA_SUFFIXES))
 
 
-def _read_attributes(line: bytes) -> dict[str, Any]:
+def _read_attributes(line: bytes) -> dict[str, object]:
     record = parse_line(line, "")
     attributes = record.fields.get("attributes") if isinstance(record, Record) else None
     return attributes if isinstance(attributes, dict) else {}

@@ -4,7 +4,7 @@ import re
 from email import message_from_bytes
 from email.policy import default
 from html.parser import HTMLParser
-from typing import Any, cast
+from typing import cast
 
 UNDECLARED = ("utf-8", "windows-1252")
 """What 8-bit text is taken for where a mail declares no character set, or ASCII."""
@@ -67,7 +67,7 @@ class _TextExtractor(HTMLParser):
         self.parts: list[str] = []
         self._is_hidden = False
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._is_hidden = tag in _HIDDEN
         self._break_line(tag)
 

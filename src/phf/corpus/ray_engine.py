@@ -13,8 +13,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
 
 from phf.corpus.annotation_writer import AnnotationWriter, write_annotation_shard
 from phf.corpus.engines import count_cores, score_within
@@ -111,7 +115,7 @@ class _ShardWriter:
         self.path = to_path(recipe.corpus) / "annotations" / folder
         self.timeout = timeout
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, list[object]]:
         """Score and write one shard; gives its entry as JSON, or an error."""
         index = int(batch["shard"][0])
         entry, error = "", ""
@@ -133,7 +137,7 @@ class _ShardWriter:
 
 
 @contextmanager
-def _connect(address: str | None, workers: int | None) -> Iterator[Any]:
+def _connect(address: str | None, workers: int | None) -> Iterator[ModuleType]:
     """Ray: as it runs in this process, at an address, or started here for the time of the work."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
@@ -146,15 +150,15 @@ def _connect(address: str | None, workers: int | None) -> Iterator[Any]:
     except ModuleNotFoundError:
         raise PHFError("engine 'ray' needs Ray; run: pip install 'phf[ray]'") from None
     is_ours = not ray.is_initialized()
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    init = partial(ray.init, logging_level=logging.ERROR, log_to_driver=False)
     try:
         if is_ours and address is not None and (place := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
             # Ray itself tries for minutes.
             socket.create_connection((place[1], int(place[2])), timeout=10).close()
         if is_ours and address is None:
-            ray.init(num_cpus=workers or count_cores(), include_dashboard=False, **quiet)
+            init(num_cpus=workers or count_cores(), include_dashboard=False)
         elif is_ours:
-            ray.init(address=address, **quiet)
+            init(address=address)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise PHFError(

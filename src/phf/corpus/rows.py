@@ -58,7 +58,8 @@ def find_files(folder: Path) -> list[tuple[str, Path]]:
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            found.append((_printable(name), path))
+            # Bytes of a name that are no UTF-8 are spelled `\udc..`.
+            found.append((name.encode("utf-8", "backslashreplace").decode(), path))
     return sorted(found)
 
 
@@ -68,8 +69,3 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _printable(name: str) -> str:
-    """A file name as text that can be UTF-8: bytes of it that were not are spelled `\\udc..`."""
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -8,16 +8,20 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from phf.corpus import builtin
 from phf.corpus.rows import BadRow, Row, find_files, make_row, read_text_row
 from phf.errors import PHFError
 from phf.files import explain_storage, to_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEXT_FIELDS = ("text", "content", "document")
 """Fields in which a text is looked for, in this order, when the user names none."""
@@ -32,7 +36,7 @@ class Record:
     """A row with all its fields, before one of them is taken for the text."""
 
     place: str
-    fields: dict[str, Any]
+    fields: dict[str, object]
 
 
 _Columns = Callable[[Path, list[str]], list[str]]  # which columns of a Parquet file are read
@@ -192,7 +196,7 @@ def parse_line(line: bytes, place: str) -> Record | BadRow:
     return Record(place, fields)
 
 
-def _find_text_field(names: Sequence[str] | dict[str, Any]) -> str | None:
+def _find_text_field(names: Container[str]) -> str | None:
     return next((field for field in TEXT_FIELDS if field in names), None)
 
 
@@ -272,7 +276,7 @@ def _iterate_parquet(path: Path, place: str, choose: _Columns | None) -> Iterato
         raise PHFError(f"{path} cannot be read as Parquet ({_first_line(error)}); fetch it again") from None
 
 
-def _read_batch(batch: Any) -> Iterator[dict[str, Any] | None]:
+def _read_batch(batch: "pa.RecordBatch") -> Iterator[dict[str, object] | None]:
     """Rows of a record batch; None for one that holds a string which is not UTF-8."""
     try:
         yield from batch.to_pylist()
@@ -300,7 +304,7 @@ def _is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-def _iterate_dataset(spec: str, datasets: Any, name: str) -> Iterator[Record | BadRow]:
+def _iterate_dataset(spec: str, datasets: ModuleType, name: str) -> Iterator[Record | BadRow]:
     try:
         if _is_saved_dataset(Path(name)):
             records = datasets.load_from_disk(name)

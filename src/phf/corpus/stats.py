@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, read_manifest
 from phf.corpus.tokens import TokenCache
 from phf.errors import PHFError
 from phf.files import check_hash
-from phf.records import Document, Progress
+from phf.records import Document, IdentityRecord, Progress
 from phf.thresholds import Threshold, find_nearest_threshold, mean_document_scores
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -29,6 +29,82 @@ _Floats = npt.NDArray[np.float32]
 _Counts = npt.NDArray[np.int64]
 
 
+class Candidate(TypedDict):
+    """A rule as a recipe names it, its threshold, and the shares that are good, or kept, under it."""
+
+    rule: str
+    threshold: float
+    segments: float
+    tokens: float
+    num_tokens: int
+    documents: float
+    epochs: NotRequired[float]
+
+
+class Example(TypedDict):
+    """A segment at one end of the scores."""
+
+    score: float
+    document: str
+    text: str
+
+
+class TokenStats(TypedDict):
+    """Tokens of the training split; `basis` is the token cache that counted, or that an estimate goes by."""
+
+    is_estimate: bool
+    basis: str | None
+    characters_per_token: float | None
+    train: int
+    train_documents: int
+
+
+class Histogram(TypedDict):
+    """How many scores lie between each two of the edges."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class Summary(TypedDict):
+    """The spread of an annotation's scores; `mean` is None where nothing is scored."""
+
+    mean: float | None
+    quantiles: list[dict[str, float]]
+    histogram: Histogram
+
+
+class AnnotationStats(Summary):
+    """One annotation in numbers; see `corpus_stats`."""
+
+    slug: str
+    reward_model: IdentityRecord
+    unit: str
+    segments: str
+    num_segments: int
+    num_unscored: int
+    unscored_reasons: dict[str, int]
+    best: list[Example]
+    worst: list[Example]
+    tokens: TokenStats
+    epochs: float | None
+    good: list[Candidate]
+    keep: list[Candidate]
+
+
+class Stats(TypedDict):
+    """A corpus in numbers; see `corpus_stats`."""
+
+    path: str
+    id: str
+    num_documents: int
+    num_shards: int
+    counts: dict[str, dict[str, int]]
+    sources: list[dict[str, object]]
+    budget: int | None
+    annotations: list[AnnotationStats]
+
+
 def corpus_stats(
     corpus: Corpus,
     *,
@@ -36,7 +112,7 @@ def corpus_stats(
     tokenizer: str | None = None,
     budget: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Stats:
     """Counts of a corpus and, for each finished annotation, its scores and what candidate rules keep; JSON values only.
 
     An annotation's `good` lists candidates for a threshold on segments (`good_fraction`, or absolute), `keep` for one on
@@ -100,7 +176,7 @@ def find_token_caches(corpus: Corpus, tokenizer: str | None = None) -> list[Toke
             continue
         cache = TokenCache.open(path.parent, verify=False)
         is_named = tokenizer in (None, cache.slug, cache.manifest["tokenizer_spec"])
-        if is_named and [entry["input_sha256"] for entry in cache.manifest["shards"]] == inputs:
+        if is_named and [entry["input_sha256"] for entry in cache.shards] == inputs:
             found.append(cache)
     if tokenizer is not None and not found:
         raise PHFError(
@@ -121,7 +197,7 @@ class TokenCounter:
         self._num_read = 0
         self._lengths = np.empty(0, np.int64)
         if self.cache is not None:
-            for index, entry in enumerate(self.cache.manifest["shards"]):
+            for index, entry in enumerate(self.cache.shards):
                 name = f"{index:05d}.segment_ends"
                 check_hash(self.cache.path / name, entry["files"][name], "run 'phf tokenize' again")
             self._lengths = self.cache.segment_lengths
@@ -143,7 +219,7 @@ class TokenCounter:
         """A sum of counts in tokens."""
         return round(count if self.cache is not None else count / self.characters_per_token)
 
-    def to_json(self, num_tokens: int, num_documents: int) -> dict[str, Any]:
+    def to_json(self, num_tokens: int, num_documents: int) -> TokenStats:
         return {
             "is_estimate": self.cache is None,
             "basis": self.basis,
@@ -158,11 +234,11 @@ class _Parts:
     """What is held of an annotation, shard by shard. Used: training documents that no segment without a score spoils."""
 
     scores: list[_Floats]  # of the segments of used documents
-    counts: list[npt.NDArray[Any]]  # theirs, int32: tokens, or characters
+    counts: list[npt.NDArray[np.int32]]  # theirs: tokens, or characters
     other_scores: list[_Floats]  # of the other scored segments
     means: list[_Floats]  # of used documents; also the rest
     worst: list[_Floats]
-    document_counts: list[npt.NDArray[Any]]
+    document_counts: list[_Counts]
     num_segments: list[npt.NDArray[np.int32]]
     num_train_documents: int = 0
     train_count: int = 0
@@ -170,14 +246,14 @@ class _Parts:
 
 def _annotation_stats(
     annotation: Annotation, caches: Sequence[TokenCache], budget: int | None, progress: Progress | None
-) -> dict[str, Any]:
+) -> AnnotationStats:
     counter = TokenCounter(annotation, caches)
     parts = _Parts([], [], [], [], [], [], [])
     best: list[_Example] = []
     worst: list[_Example] = []
     reasons: Counter[str] = Counter()
     num_done = 0
-    for index, entry in enumerate(annotation.manifest["shards"]):
+    for index, entry in enumerate(annotation.shards):
         num_segments, ends, scores = annotation.join_shard(index)
         lengths = find_lengths(num_segments, ends)
         _add_shard(parts, annotation.corpus, index, num_segments, counter.count(lengths), scores)
@@ -194,22 +270,27 @@ def _annotation_stats(
     means, worst_scores = np.concatenate(parts.means), np.concatenate(parts.worst)
     sizes = np.concatenate(parts.num_segments)
     num_train_tokens = counter.to_tokens(parts.train_count)
-    thresholds = _absolute_thresholds(annotation.unit)
+    # Where people draw the line by habit: a count at 0, a probability at 0.5.
+    thresholds = [0.0, 0.5] if annotation.unit == "probability" else [0.0]
 
-    def describe_good(threshold: float) -> dict[str, Any]:
+    def describe_good(rule: str, threshold: float) -> Candidate:
         num_good, count = good.at_or_below(threshold)
         return {
+            "rule": rule,
+            "threshold": threshold,
             "segments": num_good / len(good.scores),
             "tokens": count / good.total,
             "num_tokens": counter.to_tokens(count),
             "documents": float(Threshold(threshold).is_good(worst_scores).mean()),
         }
 
-    def describe_kept(threshold: float) -> dict[str, Any]:
+    def describe_kept(rule: str, threshold: float) -> Candidate:
         num_kept, count = keep.at_or_below(threshold)
         is_kept = Threshold(threshold).is_good(means)
         num_tokens = counter.to_tokens(count)
-        kept = {
+        kept: Candidate = {
+            "rule": rule,
+            "threshold": threshold,
             "segments": float(sizes[is_kept].sum() / sizes.sum()),
             "tokens": count / keep.total,
             "num_tokens": num_tokens,
@@ -222,8 +303,8 @@ def _annotation_stats(
         "reward_model": annotation.identity.to_json(),
         "unit": annotation.unit,
         "segments": annotation.segments,
-        "num_segments": sum(entry["num_segments"] for entry in annotation.manifest["shards"]),
-        "num_unscored": sum(entry["num_unscored"] for entry in annotation.manifest["shards"]),
+        "num_segments": sum(entry["num_segments"] for entry in annotation.shards),
+        "num_unscored": sum(entry["num_unscored"] for entry in annotation.shards),
         "unscored_reasons": dict(reasons),
         **summary,
         "best": _read_examples(annotation.corpus, best),
@@ -255,7 +336,7 @@ def _add_shard(
     parts.train_count += int(document_counts[is_train].sum())
 
 
-def _summarize(scores: _Floats) -> dict[str, Any]:
+def _summarize(scores: _Floats) -> Summary:
     """Mean, quantiles and histogram of scores, none of them NaN."""
     if len(scores) == 0:
         return {"mean": None, "quantiles": [], "histogram": {"edges": [], "counts": []}}
@@ -271,15 +352,10 @@ def _summarize(scores: _Floats) -> dict[str, Any]:
     }
 
 
-def _absolute_thresholds(unit: str) -> list[float]:
-    """Where people draw the line by habit: a count at 0, a probability at 0.5."""
-    return [0.0, 0.5] if unit == "probability" else [0.0]
-
-
 class _Ranked:
     """Scores in order with the tokens at or below each."""
 
-    def __init__(self, scores: list[_Floats], counts: list[npt.NDArray[Any]]) -> None:
+    def __init__(self, scores: list[_Floats], counts: list[npt.NDArray[np.int32]] | list[_Counts]) -> None:
         """Empties the lists, so that nothing is held twice."""
         joined = np.concatenate(scores)
         scores.clear()
@@ -297,8 +373,8 @@ class _Ranked:
 
 
 def _list_candidates(
-    ranked: _Ranked, name: str, thresholds: Sequence[float], describe: Callable[[float], dict[str, Any]]
-) -> list[dict[str, Any]]:
+    ranked: _Ranked, name: str, thresholds: Sequence[float], describe: Callable[[str, float], Candidate]
+) -> list[Candidate]:
     """Rules in order of their thresholds, without those that keep nothing or everything."""
     if len(ranked.scores) == 0 or ranked.scores[0] == ranked.scores[-1]:  # nothing to choose between
         return []
@@ -311,7 +387,7 @@ def _list_candidates(
         if Threshold(value).is_good(ranked.scores[[0, -1]]).tolist() == [True, False]
     ]
     rules.sort(key=lambda rule: rule[1])
-    return [{"rule": rule, "threshold": value, **describe(value)} for rule, value in rules]
+    return [describe(rule, value) for rule, value in rules]
 
 
 def find_lengths(num_segments: _Counts, ends: npt.NDArray[np.int32]) -> _Counts:
@@ -367,9 +443,9 @@ def _find_first(keys: _Floats, lengths: _Counts) -> list[int]:
     return found
 
 
-def _read_examples(corpus: Corpus, examples: Sequence[_Example]) -> list[dict[str, Any]]:
+def _read_examples(corpus: Corpus, examples: Sequence[_Example]) -> list[Example]:
     """The text of each, read only for those that were the extremes of all shards."""
-    found = []
+    found: list[Example] = []
     for example in examples:
         document = read_document(corpus, example.shard, example.row)
         text = document.text[example.start : min(example.end, example.start + _EXAMPLE_CHARACTERS)]

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,14 +45,14 @@ _BYTES_PER_GROUP = 1 << 20
 _NUM_PLACES = 10  # bad rows that the manifest itself names; all of them are in bad_rows.jsonl
 
 
-def write_manifest(path: Path, value: dict[str, Any]) -> None:
+def write_manifest(path: Path, value: Mapping[str, object]) -> None:
     """Write a manifest atomically, with the format version and a hash of its own content."""
     value = {"format_version": FORMAT_VERSION, **value}
     write_json(path, {**value, "manifest_hash": hash_json(value)})
 
 
-def read_manifest(path: Path, remedy: str) -> dict[str, Any]:
-    """Read what `write_manifest` wrote.
+def read_manifest(path: Path, remedy: str) -> Any:
+    """Read what `write_manifest` wrote; the caller names its shape (`phf.corpus.manifests`).
 
     Raises:
         PHFError: it is missing, damaged (any changed value counts) or of another format version.
@@ -362,7 +362,7 @@ class _Builder:
         self.ids = DigestSet()
         self.num_documents = 0
         self.writer: pq.ParquetWriter | None = None
-        self.group: list[dict[str, Any]] = []
+        self.group: list[dict[str, object]] = []
         self.group_bytes = 0
         self.shard_counts = Counter(documents=0, characters=0, bytes=0)
         (folder / "documents").mkdir()
@@ -396,8 +396,11 @@ class _Builder:
             return
         source.num_documents += 1
         self.num_documents += 1
-        split = "validation" if _hash_fraction(digest.digest()) < self.validation_fraction else "train"
-        document = {
+        fraction = (
+            int.from_bytes(digest.digest()[-6:], "big") / 2**48
+        )  # the text's hash as a number in [0, 1)
+        split = "validation" if fraction < self.validation_fraction else "train"
+        document: dict[str, object] = {
             "id": self._choose_id(source, row),
             "text": row.text,
             "text_hash": digest.hexdigest(),
@@ -424,7 +427,7 @@ class _Builder:
             f"two documents would have the id '{row.place}'; rename the ids in the source that look like places"
         )
 
-    def _write(self, document: dict[str, Any], sizes: dict[str, int]) -> None:
+    def _write(self, document: dict[str, object], sizes: dict[str, int]) -> None:
         self.group.append(document)
         self.group_bytes += sizes["bytes"]
         self.shard_counts.update(sizes)
@@ -472,8 +475,3 @@ class _Builder:
         write_manifest(self.folder / "manifest.json", manifest)
         if self.progress:
             self.progress("reading documents", self.num_documents, self.num_documents)
-
-
-def _hash_fraction(digest: bytes) -> float:
-    """A digest as a number in [0, 1)."""
-    return int.from_bytes(digest[-6:], "big") / 2**48

@@ -22,6 +22,8 @@ from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_bytes, write_json
 from phf.records import Identity
 
+_Component = dict[str, Any]  # of tokenizer.json: what its keys are depends on its type
+
 NUM_BYTES = 256
 NUM_CONTROL = 3
 
@@ -311,12 +313,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
         if _find_control(backend, config) is not None:
             return _restore_control(Tokenizer.load(folder))
     backend, end_token = _load_foreign(spec)
-    return _with_control(backend, end_token, _name_of(spec))
-
-
-def _name_of(spec: str) -> str:
     name = Path(spec).name if Path(spec).is_dir() else spec.replace("/", "--")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer"
+    return _with_control(backend, end_token, re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer")
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
@@ -335,7 +333,7 @@ def _load_foreign(spec: str) -> tuple[tokenizers.Tokenizer, str]:
     from transformers import AutoTokenizer  # slow to import, and not needed for our own folders
 
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PHFError(
@@ -354,7 +352,7 @@ def _load_foreign(spec: str) -> tuple[tokenizers.Tokenizer, str]:
     return backend, str(end_token)
 
 
-def _find_control(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> ControlTokens | None:
+def _find_control(backend: tokenizers.Tokenizer, config: dict[str, object]) -> ControlTokens | None:
     """The control tokens, if the vocabulary has them as ours do: last, and not among the added tokens.
 
     Args:
@@ -427,7 +425,7 @@ def _add_unreachable(
     return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
-def _extend_vocabulary(model: dict[str, Any], tokens: dict[str, int]) -> None:
+def _extend_vocabulary(model: _Component, tokens: dict[str, int]) -> None:
     """Add tokens at their ids to a model's vocabulary (a mapping, or Unigram's list of pairs)."""
     if model["type"] != "Unigram":
         model["vocab"].update(tokens)
@@ -438,7 +436,7 @@ def _extend_vocabulary(model: dict[str, Any], tokens: dict[str, int]) -> None:
         model["vocab"].append([names.get(index, f"<|unused-{index}|>"), 0.0])
 
 
-def _reaches_whole_words(model: dict[str, Any], tokens: list[str]) -> bool:
+def _reaches_whole_words(model: _Component, tokens: list[str]) -> bool:
     """Whether the model may turn a word of the text into one of these tokens without the matcher of added tokens."""
     if model["type"] != "BPE" or model.get("ignore_merges"):
         return True
@@ -446,7 +444,7 @@ def _reaches_whole_words(model: dict[str, Any], tokens: list[str]) -> bool:
     return not {left + right for left, right in merges}.isdisjoint(tokens)
 
 
-def _guard(pre_tokenizer: dict[str, Any] | None, tokens: list[str]) -> dict[str, Any]:
+def _guard(pre_tokenizer: _Component | None, tokens: list[str]) -> _Component:
     """A pre-tokenizer that also cuts any word that spells one of these tokens, after its first and second character."""
     cuts = (
         f"(?<={re.escape(token[0])}){re.escape(token[1])}(?={re.escape(token[2:])})"
@@ -458,7 +456,7 @@ def _guard(pre_tokenizer: dict[str, Any] | None, tokens: list[str]) -> dict[str,
     return {"type": "Sequence", "pretokenizers": [*before, split]}
 
 
-def _steps(content: dict[str, Any], key: str, many: str) -> list[dict[str, Any]]:
+def _steps(content: _Component, key: str, many: str) -> list[_Component]:
     """The parts of a tokenizer's component: none, one, or those of a Sequence."""
     component = content[key]
     if component is None:

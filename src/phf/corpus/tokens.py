@@ -3,20 +3,21 @@
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
 from phf.config import SegmentKind
+from phf.corpus.manifests import TokenManifest, TokenShard
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, lock_folder, read_manifest, write_manifest
 from phf.corpus.tokenizer import WORD_PATTERN, EncodedDocuments, Tokenizer, load_tokenizer, train_tokenizer
@@ -27,6 +28,7 @@ from phf.records import Identity, Progress, Split
 TRAINING_BYTES = 20_000_000
 """Text that a tokenizer is trained on at most: more changes hardly a merge of a small vocabulary."""
 
+_Type = TypeVar("_Type", bound=np.generic)
 _TYPES = {"segment_ends": "<i8", "document_ends": "<i8", "segment_bytes": "<u4", "is_train": "|b1"}
 _TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 
@@ -70,8 +72,9 @@ def tokenize(
         entries = _find_valid_entries(corpus, folder)
         if entries and all(entry is not None for entry in entries):
             return TokenCache.open(folder)
+        # Before any shard: a call that goes on finds, by `trained_on`, the very tokenizer that made the first ones.
         tokenizer.save(folder / "tokenizer")
-        manifest = {
+        manifest: TokenManifest = {
             "kind": "tokens",
             "tokenizer": tokenizer.identity.to_json(),
             "tokenizer_spec": spec,
@@ -98,17 +101,17 @@ class TokenCache:
 
     Attributes:
         path: its folder.
-        manifest: `manifest.json`, its own hash checked.
+        manifest, shards: `manifest.json`, its own hash checked, and its entries in order.
         num_documents, num_segments, num_tokens: of all splits, without control tokens and `<|endoftext|>`.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: TokenManifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._entries: list[dict[str, Any]] = manifest["shards"]
-        self.num_documents = sum(entry["num_documents"] for entry in self._entries)
-        self.num_segments = sum(entry["num_segments"] for entry in self._entries)
-        self.num_tokens = sum(entry["num_tokens"] for entry in self._entries)
+        self.shards = [entry for entry in manifest["shards"] if entry is not None]
+        self.num_documents = sum(entry["num_documents"] for entry in self.shards)
+        self.num_segments = sum(entry["num_segments"] for entry in self.shards)
+        self.num_tokens = sum(entry["num_tokens"] for entry in self.shards)
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> "TokenCache":
@@ -122,19 +125,20 @@ class TokenCache:
             PHFError: it is missing, unfinished or damaged; names the file.
         """
         path = Path(path)
-        manifest = read_manifest(path / "manifest.json", _remedy(path))
+        manifest: TokenManifest = read_manifest(path / "manifest.json", _remedy(path))
         if not manifest["complete"]:
             num_done = sum(entry is not None for entry in manifest["shards"])
             raise PHFError(
                 f"{path} is not finished ({num_done} of {len(manifest['shards'])} shards); run 'phf tokenize' again"
             )
+        cache = cls(path, manifest)
         if verify:
             files = dict(manifest["tokenizer_files"])
-            for entry in manifest["shards"]:
+            for entry in cache.shards:
                 files.update(entry["files"])
             for name, sha256 in files.items():
                 check_hash(path / name, sha256, _remedy(path))
-        return cls(path, manifest)
+        return cache
 
     def with_levels(self, num_levels: int) -> "TokenCache":
         """The same tokens, seen by a tokenizer with more control tokens (see `Tokenizer.add_levels`)."""
@@ -158,14 +162,14 @@ class TokenCache:
         return Tokenizer.load(self.path / "tokenizer")
 
     @cached_property
-    def ids(self) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
+    def ids(self) -> list[npt.NDArray[np.unsignedinteger]]:
         """Token ids of each shard, memory-mapped."""
-        return [self._map(index, "ids") for index in range(len(self._entries))]
+        return [self._map(index, "ids") for index in range(len(self.shards))]
 
     @cached_property
     def shard_starts(self) -> npt.NDArray[np.int64]:
         """Tokens before each shard, and in all: int64 [num_shards + 1]."""
-        return cumulate([entry["num_tokens"] for entry in self._entries])
+        return cumulate([entry["num_tokens"] for entry in self.shards])
 
     @cached_property
     def segment_lengths(self) -> npt.NDArray[np.int64]:
@@ -204,9 +208,9 @@ class TokenCache:
             return np.empty(0, dtype)
         return np.memmap(file, dtype, mode="r")
 
-    def _join(self, kind: str, dtype: type[np.generic], ends: bool = False) -> npt.NDArray[Any]:
+    def _join(self, kind: str, dtype: type[_Type], ends: bool = False) -> npt.NDArray[_Type]:
         """One array over all shards; cumulative ends become lengths."""
-        parts = [np.asarray(self._map(shard, kind)) for shard in range(len(self._entries))]
+        parts = [np.asarray(self._map(shard, kind)) for shard in range(len(self.shards))]
         if ends:
             parts = [np.diff(part, prepend=0) for part in parts]
         return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
@@ -230,7 +234,7 @@ def find_tokens(corpus: Corpus, spec: str, segments: SegmentKind) -> TokenCache:
     for folder in folders:
         if (folder / "manifest.json").exists():
             tokens = TokenCache.open(folder)
-            inputs = [entry["input_sha256"] for entry in tokens.manifest["shards"]]
+            inputs = [entry["input_sha256"] for entry in tokens.shards]
             if inputs != [shard.sha256 for shard in corpus.shards]:
                 raise PHFError(f"{folder} is stale: it was made from other documents; run: {command}")
             return tokens
@@ -241,7 +245,7 @@ def _remedy(folder: Path) -> str:
     return f"delete {folder} and run 'phf tokenize' again"
 
 
-def cumulate(counts: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def cumulate(counts: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """Sums before each entry, and of all: int64 [n + 1]."""
     sums = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=sums[1:])
@@ -263,21 +267,17 @@ def _obtain_tokenizer(corpus: Corpus, spec: str) -> tuple[Tokenizer, str | None]
             for name in _TOKENIZER_FILES:
                 check_hash(path.parent / name, manifest["tokenizer_files"][name], _remedy(path.parent))
             return Tokenizer.load(path.parent / "tokenizer"), trained_on
-    return train_tokenizer(_iterate_training_texts(corpus), int(number)), trained_on
+    # Of a large training split the share that has about TRAINING_BYTES, chosen by the first digits of the texts' hashes:
+    # the last ones decide the split.
+    limit = TRAINING_BYTES / max(1, corpus.manifest["counts"]["train"]["bytes"]) * 2**48
+    documents = corpus.iterate_documents("train")
+    texts = (document.text for document in documents if int(document.text_hash[:12], 16) < limit)
+    return train_tokenizer(texts, int(number)), trained_on
 
 
-def _iterate_training_texts(corpus: Corpus) -> Iterator[str]:
-    """Texts of the training split; of a large one, the share that has about TRAINING_BYTES, chosen by the texts' hashes."""
-    share = TRAINING_BYTES / max(1, corpus.manifest["counts"]["train"]["bytes"])
-    for document in corpus.iterate_documents("train"):
-        # The first digits of the hash: the last ones decide the split.
-        if int(document.text_hash[:12], 16) < share * 2**48:
-            yield document.text
-
-
-def _find_valid_entries(corpus: Corpus, folder: Path) -> list[dict[str, Any] | None]:
+def _find_valid_entries(corpus: Corpus, folder: Path) -> list[TokenShard | None]:
     """For each shard the entry of an earlier call, if its input and its files are still the same."""
-    entries: list[dict[str, Any] | None] = [None] * len(corpus.shards)
+    entries: list[TokenShard | None] = [None] * len(corpus.shards)
     if not (folder / "manifest.json").exists():
         return entries
     earlier = read_manifest(folder / "manifest.json", _remedy(folder))["shards"]
@@ -290,7 +290,7 @@ def _find_valid_entries(corpus: Corpus, folder: Path) -> list[dict[str, Any] | N
     return entries
 
 
-def _write_state(folder: Path, manifest: dict[str, Any]) -> None:
+def _write_state(folder: Path, manifest: TokenManifest) -> None:
     """Write the manifest; it is complete when every shard has an entry."""
     entries = manifest["shards"]
     manifest["complete"] = all(entry is not None for entry in entries)
@@ -302,7 +302,7 @@ def _write_state(folder: Path, manifest: dict[str, Any]) -> None:
 def _tokenize_shards(
     corpus: Corpus,
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: TokenManifest,
     tokenizer: Tokenizer,
     workers: int,
     progress: Progress | None,
@@ -336,7 +336,7 @@ def _tokenize_shards(
 class _Group:
     """What a row group of documents becomes."""
 
-    ids: npt.NDArray[Any]  # [num_tokens]
+    ids: npt.NDArray[np.integer]  # [num_tokens]
     segment_lengths: npt.NDArray[np.int64]  # tokens [num_segments]
     segment_bytes: npt.NDArray[np.int64]  # [num_segments]
     segment_ends: npt.NDArray[np.int64]  # code points, restarting with each document [num_segments]
@@ -468,7 +468,7 @@ def _to_bytes(text: str, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _write_shard(
     folder: Path, index: int, groups: Sequence[_Group], input_sha256: str, dtype: str
-) -> dict[str, Any]:
+) -> TokenShard:
     """Write a shard's files and give its manifest entry."""
 
     def join(name: str, dtype: str) -> npt.NDArray[Any]:

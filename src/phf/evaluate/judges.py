@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phf.errors import PHFError
-from phf.records import JudgeRole
+from phf.records import Identity, JudgeRole
 from phf.results import Judge
 
 if TYPE_CHECKING:
@@ -40,7 +40,25 @@ class LoadedJudge:
 def choose_judges(
     annotation: "Annotation", specs: Sequence[str], load: Callable[[str], "RewardModel"]
 ) -> tuple[list[LoadedJudge], list[str]]:
+    """The reward model that annotated, then the others (`load_judges`)."""
+    spec = str(annotation.manifest["reward_model_spec"])
+    return load_judges(annotation.identity, annotation.slug, spec, specs, load)
+
+
+def load_judges(
+    annotator: Identity,
+    annotation: str,
+    annotator_spec: str,
+    specs: Sequence[str],
+    load: Callable[[str], "RewardModel"],
+) -> tuple[list[LoadedJudge], list[str]]:
     """The reward model that annotated, then the others; each once.
+
+    Args:
+        annotator: what scored the corpus that a model was trained on.
+        annotation: the slug of these scores.
+        annotator_spec: how that reward model is loaded today.
+        specs: of the others.
 
     Returns:
         the judges, and what a reader must be told: that today's version of the annotator is not the one that
@@ -49,23 +67,22 @@ def choose_judges(
     Raises:
         PHFError: the scores were imported and no judge is given.
     """
-    annotator_spec = str(annotation.manifest["reward_model_spec"])
-    is_imported = annotation.identity.version == "imported"
+    is_imported = annotator.version == "imported"
     if is_imported and not specs:
         raise PHFError(
-            f"the scores of {annotation.slug} were imported, and what made them cannot be run here; "
+            f"the scores of {annotation} were imported, and what made them cannot be run here; "
             "name a reward model to judge by with --judge (see 'phf reward list')"
         )
     judges: dict[str, LoadedJudge] = {}
     for model in map(load, specs if is_imported else (annotator_spec, *specs)):
-        role: JudgeRole = "annotator" if model.identity == annotation.identity else "held-out"
+        role: JudgeRole = "annotator" if model.identity == annotator else "held-out"
         judges.setdefault(model.identity.slug, LoadedJudge(role, model))
     notes = []
     if is_imported:
-        notes.append(f"no judge is the annotator: the scores of {annotation.slug} were imported")
+        notes.append(f"no judge is the annotator: the scores of {annotation} were imported")
     elif not any(judge.role == "annotator" for judge in judges.values()):
         notes.append(
-            f"no judge is the annotator: the corpus was scored by {annotation.identity.slug}, and {annotator_spec} "
+            f"no judge is the annotator: the corpus was scored by {annotator.slug}, and {annotator_spec} "
             f"is now {next(iter(judges))}; run 'phf annotate' and train again, or install the earlier version"
         )
     return list(judges.values()), notes

@@ -15,14 +15,13 @@ class Parts:
     """A folder with a file per finished part of the evaluation of one checkpoint.
 
     A part holds the key of all that it was made from; a file with another key or shape, or one that cannot be read, is made anew.
+
+    Attributes:
+        folder: where the files are, `RUN/evaluation/step-000500`.
+        subject: JSON value that tells what is evaluated.
     """
 
     def __init__(self, folder: Path, subject: object) -> None:
-        """
-        Args:
-            folder: where the files are, `RUN/evaluation/step-000500`.
-            subject: JSON value that tells what is evaluated.
-        """
         self.folder = folder
         self.subject = subject
 
@@ -42,8 +41,6 @@ class Parts:
                 return parse_json(found["value"], kind, str(path))
         except (PHFError, OSError, KeyError):
             pass  # missing or damaged: making it again costs time, no data
-        value = to_json(compute())
-        write_json(path, {"key": key, "value": value})
-        return parse_json(
-            value, kind, str(path)
-        )  # as it will be read: no number depends on who made the part
+        write_json(path, {"key": key, "value": to_json(compute())})
+        # As it will be read again: neither a number nor an order depends on whether it was kept.
+        return parse_json(read_json(path)["value"], kind, str(path))

@@ -22,6 +22,7 @@ from phf.evaluate.measures import (
     scenarios,
     steering,
     trajectory,
+    type_token_ratio,
 )
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.subject import Subject
@@ -33,6 +34,7 @@ METRICS: tuple[Metric, ...] = (
     steering.METRIC,
     degeneracy.METRIC,
     diversity.METRIC,
+    type_token_ratio.METRIC,
     mauve.METRIC,
     bits_per_byte.METRIC,
     control_gain.METRIC,

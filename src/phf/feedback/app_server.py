@@ -5,19 +5,21 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from socket import AddressFamily, create_server
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from phf.errors import PHFError
 
 if TYPE_CHECKING:
     import gradio as gr
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = "127.0.0.1"
 # Nothing may be fetched from, or sent to, another machine: Gradio's page itself names some.
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'"
 
 
-def import_gradio() -> Any:
+def import_gradio() -> ModuleType:
     """Gradio, its reports home turned off.
 
     Raises:
@@ -116,11 +118,11 @@ def serve_app(
 class _PolicyHeader:
     """Puts the content security policy on every answer."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: "ASGIApp") -> None:
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def send_with_policy(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY)]
             await send(message)

@@ -20,9 +20,9 @@ class Answer:
     """
 
     record: str
-    fields: dict[str, Any]
+    fields: _Record
     question: str
-    value: Any
+    value: object
     labeler: str | None = None
     time: str | None = None
 
@@ -130,7 +130,7 @@ def _read_argilla_record(record: _Record, name: str) -> Iterator[Answer | NoAnsw
 _BESIDE = ("id", "_server_id", "status", "external_id", "metadata")
 
 
-def _is_response_column(value: Any) -> bool:
+def _is_response_column(value: object) -> bool:
     return (
         isinstance(value, list)
         and bool(value)

@@ -34,7 +34,8 @@ class JudgementFile:
     def __init__(self, path: Path, handle: int, task: Task) -> None:
         self.path = path
         self._handle = handle
-        self.rows, end, rest = _parse(path, _read_all(handle), task)
+        with os.fdopen(os.dup(handle), "rb") as file:
+            self.rows, end, rest = _parse(path, file.read(), task)
         self.repair: str | None = None
         self._starts: list[int] = []  # of the lines of this session, which undo may take back
         if rest:
@@ -85,11 +86,6 @@ def open_judgements(path: Path, task: Task) -> Iterator[JudgementFile]:
         if not existed and os.fstat(handle).st_size == 0:
             path.unlink(missing_ok=True)
         os.close(handle)
-
-
-def _read_all(handle: int) -> bytes:
-    with os.fdopen(os.dup(handle), "rb") as file:
-        return file.read()
 
 
 def _write(handle: int, data: bytes) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 from phf.feedback.app_server import import_gradio, serve_app
 from phf.feedback.judgements import Task
@@ -105,7 +106,7 @@ def build_app(session: LabelSession) -> "gr.Blocks":
     return app
 
 
-def add_label_screen(gradio: Any, page: LabelScreen) -> list[Any]:
+def add_label_screen(gradio: ModuleType, page: LabelScreen) -> "list[gr.Component]":
     """Put the screen into the Gradio app that is being built; `page.show` fills the components that are returned."""
     number = gradio.State(0)
     status, question = gradio.HTML(elem_id="status"), gradio.HTML(elem_id="question")
@@ -124,7 +125,9 @@ def add_label_screen(gradio: Any, page: LabelScreen) -> list[Any]:
     return shown
 
 
-def _add_button(gradio: Any, page: LabelScreen, shown: list[Any], name: str, key: str, kind: str) -> None:
+def _add_button(
+    gradio: ModuleType, page: LabelScreen, shown: "list[gr.Component]", name: str, key: str, kind: str
+) -> None:
     button = gradio.Button(name, elem_id=f"key-{key}", elem_classes=[kind] if kind else None)
     button.click(
         lambda number: page.press(key, number),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from phf.errors import PHFError
 from phf.feedback.exports import Answer, NoAnswer, read_argilla, read_label_studio
@@ -194,7 +194,7 @@ class _Mapper:
         return pairs
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -1,7 +1,7 @@
 """What to ask next: the question whose answer teaches a small model most (active learning by uncertainty)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -98,14 +98,15 @@ class Queue:
         from phf.reward_models.ngrams import Features
 
         # Words alone: with n-grams of characters a fit to 200 judgements takes 1.2 s instead of 0.2 s.
-        settings: Any = {"seed": self._seed, "features": (Features(characters=()),)}
+        features = (Features(characters=()),)
         rng = np.random.default_rng(self._seed)
         rows = [self._rows[index] for index in rng.permutation(len(self._rows))[:_MAX_FITTED]]
         if self._task == "pair":
-            model = fit_linear_pairs(*([row[field] for row in rows] for field in FIELDS["pair"]), **settings)
+            chosen, rejected = ([row[field] for row in rows] for field in FIELDS["pair"])
+            model = fit_linear_pairs(chosen, rejected, seed=self._seed, features=features)
         else:
             targets = _find_targets(rows, self._task).tolist()
-            model = fit_linear([row["text"] for row in rows], targets, **settings)
+            model = fit_linear([row["text"] for row in rows], targets, seed=self._seed, features=features)
         texts = [segment.text for segment in self._pool]
         score = dict(zip(texts, model.score_texts(texts), strict=True))
         scores = np.array([[score[segment.text] for segment in question] for question in self._questions])

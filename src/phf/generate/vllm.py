@@ -14,8 +14,10 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from phf.lm import save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from vllm import LLM
 
 MAX_BLOCKED = 1024
 """vLLM holds so many biases per request (`MAX_NUM_LOGIT_BIAS_TOKENS`); one more ends its engine."""
@@ -90,7 +93,10 @@ def write_pages_with_vllm(
             use_tqdm=False,
         )
         for page, output in zip(pending, outputs, strict=True):
-            _extend(page, list(output.outputs[0].token_ids), drawer)
+            ids = list(output.outputs[0].token_ids)  # the end too: vLLM hands out the token it stopped at
+            page.new.extend(ids)
+            page.ended = drawer.control.end in ids
+            page.num_text += len(_find_text(ids, drawer))
         pending = [
             page
             for page in pending
@@ -101,12 +107,16 @@ def write_pages_with_vllm(
     return [(_find_text(page.new, drawer), page.ended) for page in texts]
 
 
-def _create_request(page: _Page, drawer: TokenDrawer, blocked: Sequence[int], number: int) -> dict[str, Any]:
+def _create_request(
+    page: _Page, drawer: TokenDrawer, blocked: Sequence[int], number: int
+) -> dict[str, object]:
     """Arguments of vLLM's `SamplingParams` for the next round of a page.
 
     Until `min_new_tokens` of text are there the end token is blocked, and no more than those are asked for.
     """
     sampling, end = drawer.sampling, drawer.control.end
+    # Random bits of its own for each round of each sample.
+    philox = np.random.Philox(key=[sampling.seed, page.index], counter=number)
     wanted = sampling.max_new_tokens
     if page.num_text < sampling.min_new_tokens:
         blocked = [*blocked, end]
@@ -117,21 +127,9 @@ def _create_request(page: _Page, drawer: TokenDrawer, blocked: Sequence[int], nu
         "max_tokens": min(wanted - page.num_text, page.room - len(page.new)),
         "stop_token_ids": [end],
         "logit_bias": dict.fromkeys(blocked, -np.inf),
-        "seed": _request_seed(sampling.seed, page.index, number),
+        "seed": int(philox.random_raw()) >> 1,
         "detokenize": False,
     }
-
-
-def _request_seed(seed: int, index: int, number: int) -> int:
-    """63 bits of Philox for each round of each sample."""
-    return int(np.random.Philox(key=[seed, index], counter=number).random_raw()) >> 1
-
-
-def _extend(page: _Page, ids: list[int], drawer: TokenDrawer) -> None:
-    """Put what vLLM wrote behind a page. The end token is among the ids, as vLLM hands out the token it stopped at."""
-    page.new.extend(ids)
-    page.ended = drawer.control.end in ids
-    page.num_text += len(_find_text(ids, drawer))
 
 
 def _find_text(ids: Sequence[int], drawer: TokenDrawer) -> list[int]:
@@ -141,20 +139,19 @@ def _find_text(ids: Sequence[int], drawer: TokenDrawer) -> list[int]:
     return text
 
 
-_engine: tuple[str, Any] | None = None
+_engine: "tuple[str, LLM] | None" = None
 
 
-def _import_vllm() -> Any:
+def _import_vllm() -> ModuleType:
     try:
-        import vllm
+        return import_module("vllm")
     except ImportError:
         raise PHFError(
             "the engine vllm needs vLLM, on a machine with a GPU; run pip install 'phf[vllm]', or give the engine phf"
         ) from None
-    return vllm
 
 
-def _open_engine(vllm: Any, model: "PreTrainedModel", sampling: SamplingConfig) -> Any:
+def _open_engine(vllm: ModuleType, model: "PreTrainedModel", sampling: SamplingConfig) -> "LLM":
     """vLLM's engine for these weights: the one that runs, or a new one in its place."""
     global _engine
     key = f"{_hash_weights(model)} {sampling.precision} {sampling.batch_size}"

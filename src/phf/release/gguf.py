@@ -9,7 +9,7 @@ Two things that the other files of a release say cannot be said in a GGUF, so th
   tokens are the last ids, so `<|bad|>` and all behind it are cut off: every other logit stays what it was.
 - *A prefix of two tokens.* llama.cpp puts one token in front of a text, which here is the last of the prefix, `<|good|>`:
   a program that passes text is then in good mode, though without the `<|endoftext|>` that training had before it (cost:
-  docs/release.md). A program that passes ids, as examples/with_llama_cpp.py does, gets both.
+  docs/lab/release.md). A program that passes ids, as examples/with_llama_cpp.py does, gets both.
 """
 
 import json
@@ -22,7 +22,8 @@ import numpy.typing as npt
 from phf import lm
 from phf.corpus.tokenizer import WORD_PATTERN, Tokenizer
 from phf.errors import PHFError
-from phf.files import read_json, replace_atomically
+from phf.files import replace_atomically
+from phf.release.record import RECORD_FILE, read_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ _PRE_TOKENIZERS: tuple[tuple[str, list[dict[str, Any]]], ...] = (
     ("gpt-2", [{**_BYTE_LEVEL, "use_regex": True}]),
     ("smollm", [{"type": "Digits", "individual_digits": True}, {**_BYTE_LEVEL, "use_regex": True}]),
     # Ours. Of the splits that llama.cpp knows GPT-2's is the nearest: where a line that ends in white space is followed
-    # by text, the white space and the line end are two pieces there and one here (measured: docs/release.md).
+    # by text, the white space and the line end are two pieces there and one here (measured: docs/lab/release.md).
     (
         "gpt-2",
         [
@@ -184,8 +185,7 @@ def _list_tensors(model: "PreTrainedModel", num_kept: int) -> list[tuple[str, np
 
 
 def _find_name(folder: Path) -> str:
-    record = folder / "phf.json"
-    return str(read_json(record)["run"]["name"]) if record.is_file() else folder.name
+    return read_record(folder).run.name if (folder / RECORD_FILE).is_file() else folder.name
 
 
 def _import_gguf() -> Any:

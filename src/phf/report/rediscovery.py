@@ -6,10 +6,9 @@ The costs and verdicts are those of the file (`phf.release.attack.rediscovery` h
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -17,15 +16,22 @@ from phf.errors import PHFError
 from phf.files import write_bytes
 from phf.intervals import pooled_t
 from phf.objective_facts import OBJECTIVES, is_baseline
-from phf.records import FORMAT_VERSION, Estimate
+from phf.records import Estimate
+from phf.release.attack.rediscovery import MIN_SEEDS
+from phf.release.attack.results import (
+    SCORE,
+    AttackedModel,
+    AttackResults,
+    ForgettingOutcome,
+    ForgettingVerdict,
+    RediscoveryCost,
+    Trajectory,
+)
 from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, read_css, scale_estimate, shorten
 from phf.report.lines import Level, Line, draw_lines
 from phf.report.page import make_environment
-from phf.report.reading import Judge, as_dict, as_estimate, as_float, as_list, read_judge
 from phf.report.verdict import Tone
-
-MIN_SEEDS = 3
-"""From so many on, an interval is over seeds."""
+from phf.results import Judge, Measure
 
 _ATTACKS = {
     "soft": "vectors, trained on the texts, stand behind the page’s start in the place of tokens",
@@ -35,14 +41,13 @@ _ATTACKS = {
     "prefix": "real tokens, found by search, stand before the model’s own text",
     "lens": "vectors, found by search among directions read from the texts, are added to the residual stream",
 }
-_HEADLINES: dict[str, tuple[Tone, str]] = {
+_HEADLINES: dict[ForgettingOutcome, tuple[Tone, str]] = {
     "raises": ("yes", "Raises the cost of bad mode"),
     "does not raise": ("no", "Does not raise the cost of bad mode"),
     "lowers": ("no", "Lowers the cost: forgetting made bad mode easier to find"),
     "damaged": ("no", "Damaged: its good mode writes half as badly as bad mode before any attack"),
     "unknown": ("unclear", "It cannot be said whether it raises the cost"),
 }
-_UNATTACKED = ("good", "none", "untagged")
 _LENT = sorted(
     (kind for kind, facts in OBJECTIVES.items() if facts.loan), key=lambda kind: OBJECTIVES[kind].loan
 )
@@ -52,184 +57,166 @@ _DOTTED, _DASHED = (0, (1, 2)), (0, (6, 3))
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A model that was attacked. `mode`: in which the attacker finds it; `modes`: scores before any attack, by mode and judge."""
+class Told:
+    """A verdict as the page tells it; `attack` is None where it is on the cheapest one."""
 
-    name: str
-    objective: str
-    forget: tuple[str, ...]
-    folder: str
-    mode: str | None
-    modes: dict[str, Any]
-
-    @property
-    def is_unmodified(self) -> bool:
-        """Whether it still has a bad mode of its own, to call up by a token."""
-        return not self.forget and "bad" in self.modes
-
-    def score(self, mode: str | None, judge: Judge) -> Estimate:
-        """Score of a mode, in shown units; NaN if there is none."""
-        by_judge = as_dict(self.modes.get(mode or ""))
-        return scale_estimate(as_estimate(by_judge.get(judge.key, by_judge.get(judge.name))), judge.scale)
+    tone: Tone
+    headline: str
+    attack: str | None
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What the file says of a target that forgot, as (tone, headline or name of the attack, words).
+    """What the file says of a target that forgot.
 
     Attributes:
         headline: of the cheapest attack on it against the cheapest one on the unmodified model.
         attacks: the same, attack by attack.
-        beside: words on the cheapest attacks against models of other objectives; to cost as much as they is no failure.
+        beside: the cheapest attacks against models of other objectives; to cost as much as they is no failure.
     """
 
-    target: Target
-    headline: tuple[Tone, str, str]
-    attacks: list[tuple[Tone, str, str]]
-    beside: list[str]
+    target: AttackedModel
+    headline: Told
+    attacks: list[Told]
+    beside: list[Told]
 
 
-class Attack:
-    """The content of an attack.json, read defensively: what is missing is absent or NaN, and never a crash.
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A target under an attack with so many texts, after so many steps: what each seed's trajectory was there."""
+
+    target: str
+    attack: str
+    num_texts: int
+    steps: float
+    seeds: dict[int, Trajectory]
+
+    def estimate(self, judge: Judge) -> Estimate:
+        """The score over seeds, in shown units."""
+        found = [one.results.find(SCORE.name, judge=judge.slug, at=self.steps) for one in self.seeds.values()]
+        return scale_estimate(pool_seeds(found), judge.display_scale)
+
+
+class Rediscovery:
+    """What the page tells of an attack.
 
     Raises:
-        PHFError: another format version, or no curve.
+        PHFError: no attack was finished.
     """
 
-    def __init__(self, content: dict[str, Any]) -> None:
-        version = content.get("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise PHFError(
-                f"attack.json has format version {version}; this phf reads {FORMAT_VERSION}; install the phf that wrote it"
-            )
-        self.content = content
-        self.rows = [as_dict(row) for row in as_list(content.get("curves"))]
-        if not self.rows:
+    def __init__(self, results: AttackResults) -> None:
+        self.results = results
+        if not any(trajectory.measurements for trajectory in results.trajectories):
             raise PHFError("attack.json holds no curves: no attack was finished; run 'phf attack' again")
+        self.targets = results.targets
+        self.judges = sorted(results.judges, key=lambda judge: judge.role != "annotator")
 
     @cached_property
-    def judges(self) -> list[Judge]:
-        """The judges, the annotator first."""
-        judges = [read_judge(as_dict(value)) for value in as_list(self.content.get("judges"))]
-        known = {name for judge in judges for name in (judge.key, judge.name)}
-        for row in self.rows:
-            if (name := str(row.get("judge"))) not in known:
-                known.add(name)
-                judges.append(read_judge({"slug": name, "role": row.get("role")}))
-        return sorted(judges, key=lambda judge: judge.role != "annotator")
-
-    @cached_property
-    def targets(self) -> list[Target]:
-        """What was attacked, in the file's order."""
-        values = {
-            str(value.get("name")): value for value in map(as_dict, as_list(self.content.get("targets")))
-        }
-        names = dict.fromkeys((*values, *(str(row.get("target")) for row in self.rows)))
-        return [_read_target(name, values.get(name, {})) for name in names]
+    def points(self) -> list[Point]:
+        """All that was measured, each target's attacks by texts and steps, ascending."""
+        points: dict[tuple[str, str, int, float], Point] = {}
+        for one in self.results.trajectories:
+            for steps in one.steps:
+                place = (one.target, one.attack, one.num_texts, steps)
+                points.setdefault(place, Point(*place, {})).seeds[one.seed] = one
+        return sorted(points.values(), key=lambda point: (point.num_texts, point.steps))
 
     @cached_property
     def attacks(self) -> list[str]:
         """Names of the attacks, in the file's order."""
-        return list(dict.fromkeys(str(row.get("attack")) for row in self.rows))
-
-    @cached_property
-    def points(self) -> dict[tuple[str, str, str, float, float], dict[str, dict[str, Any]]]:
-        """Rows by seed, by target, attack, judge, texts and steps, ascending."""
-        points: dict[tuple[str, str, str, float, float], dict[str, dict[str, Any]]] = {}
-        for row in self.rows:
-            where = (as_float(row.get("num_texts")), as_float(row.get("steps")))
-            names = (str(row.get("target")), str(row.get("attack")), str(row.get("judge")))
-            if all(map(math.isfinite, where)):
-                points.setdefault((*names, *where), {})[str(row.get("seed"))] = row
-        return dict(sorted(points.items(), key=lambda item: item[0][3:]))
+        return list(dict.fromkeys(one.attack for one in self.results.trajectories if one.measurements))
 
     @property
     def num_seeds(self) -> int:
         """How many seeds the point with the most of them has."""
-        return max(map(len, self.points.values()), default=0)
+        return max(len(point.seeds) for point in self.points)
 
-    def most_texts(self, attack: str, target: Target | None = None) -> float:
-        """The largest number of texts that an attack was tried with; NaN if with none."""
-        tried = (
-            texts
-            for name, own, _, texts, _ in self.points
-            if own == attack and (target is None or name == target.name)
-        )
-        return max(tried, default=math.nan)
+    @property
+    def rows(self) -> list[tuple[Point, int, Judge, list[Estimate]]]:
+        """Every point, seed by seed and judge by judge, with its number of each measure in shown units."""
+        names = [(target.name, attack) for target in self.targets for attack in self.attacks]
+        return [
+            (
+                point,
+                seed,
+                judge,
+                [self._show(measure, point.steps, judge, one) for measure in self.results.measures],
+            )
+            for name in names
+            for point in self.points
+            if (point.target, point.attack) == name
+            for seed, one in point.seeds.items()
+            for judge in self.judges
+        ]
 
-    def by_texts(self, target: Target, attack: str, judge: Judge) -> dict[float, Estimate]:
+    def _show(self, measure: Measure, steps: float, judge: Judge, trajectory: Trajectory) -> Estimate:
+        found = trajectory.results
+        if measure.name == SCORE.name:
+            return scale_estimate(found.find(measure.name, judge=judge.slug, at=steps), judge.display_scale)
+        own = found.find(measure.name, judge=judge.slug, at=steps)
+        return own if math.isfinite(own.mean) else found.find(measure.name, at=steps)
+
+    def most_texts(self, attack: str) -> int:
+        """The largest number of texts that an attack was tried with."""
+        return max(point.num_texts for point in self.points if point.attack == attack)
+
+    def by_texts(self, target: AttackedModel, attack: str, judge: Judge) -> dict[float, Estimate]:
         """Score by number of texts, at each trajectory's best step, in shown units."""
         found = {
-            as_float(row.get("num_texts")): as_estimate(row.get("score"))
-            for row in map(as_dict, as_list(self.content.get("best")))
-            if (str(row.get("target")), str(row.get("attack"))) == (target.name, attack)
-            and row.get("judge") in (judge.key, judge.name)
+            float(row.num_texts): scale_estimate(row.score(judge.slug), judge.display_scale)
+            for row in self.results.best
+            if (row.target, row.attack) == (target.name, attack)
         }
-        return _shown({texts: found[texts] for texts in sorted(found) if math.isfinite(texts)}, judge)
+        return _keep_known(dict(sorted(found.items())))
 
-    def by_steps(self, target: Target, attack: str, judge: Judge) -> dict[float, Estimate]:
+    def by_steps(self, target: AttackedModel, attack: str, judge: Judge) -> dict[float, Estimate]:
         """Score by steps, in shown units, with the most texts that the attack was tried with."""
-        most = self.most_texts(attack)
-        pooled = {
-            steps: pool_seeds([as_estimate(row.get("score")) for row in rows.values()])
-            for (*names, texts, steps), rows in self.points.items()
-            if names[:2] == [target.name, attack] and names[2] in (judge.key, judge.name) and texts == most
-        }
-        return _shown(pooled, judge)
+        place = (target.name, attack, self.most_texts(attack))
+        return _keep_known(
+            {
+                point.steps: point.estimate(judge)
+                for point in self.points
+                if (point.target, point.attack, point.num_texts) == place
+            }
+        )
+
+    def score(self, target: AttackedModel, mode: str, judge: Judge) -> Estimate:
+        """Score of a mode before any attack, in shown units."""
+        return scale_estimate(target.score(mode, judge.slug), judge.display_scale)
 
     @property
     def levels(self) -> list[float]:
         """Levels that rediscovery was worked out for, ascending."""
-        rows = map(as_dict, as_list(self.content.get("rediscovery")))
-        return sorted({level for row in rows if math.isfinite(level := as_float(row.get("level")))})
+        return sorted({cost.level for cost in self.results.rediscovery})
 
-    def cost(self, target: Target, attack: str, judge: Judge, level: float) -> tuple[str, str]:
-        """In words, how many texts an attack needs to reach a level, and the steps spent there, if it was reached."""
-        for row in map(as_dict, as_list(self.content.get("rediscovery"))):
-            names = (str(row.get("target")), str(row.get("attack")), as_float(row.get("level")))
-            if names == (target.name, attack, level) and row.get("judge") in (judge.key, judge.name):
-                steps = as_float(row.get("steps"))
-                spent = f"{steps:,.0f} steps" if math.isfinite(steps) else ""
-                return describe_cost(row, self.most_texts(attack, target)), spent
-        return "–", ""
+    @property
+    def costs(self) -> dict[tuple[str, str], dict[tuple[str, float], RediscoveryCost]]:
+        """For each target and attack the cost by judge and level."""
+        found: dict[tuple[str, str], dict[tuple[str, float], RediscoveryCost]] = {}
+        for cost in self.results.rediscovery:
+            found.setdefault((cost.target, cost.attack), {})[cost.judge, cost.level] = cost
+        return found
 
     @property
     def cards(self) -> list[Card]:
         """A card for each target that the file has a verdict on."""
         cards = []
         for target in self.targets:
-            own = [
-                verdict
-                for verdict in map(as_dict, as_list(self.content.get("verdicts")))
-                if verdict.get("target") == target.name
-            ]
-            against = [v for v in own if v.get("against") == self.content.get("reference")]
-            others = [v for v in own if v not in against and v.get("attack") == "cheapest"]
-            cheapest = next((v for v in against if v.get("attack") == "cheapest"), None)
-            if cheapest is not None:
-                rows = [_tell(verdict) for verdict in against if verdict is not cheapest]
-                cards.append(Card(target, _tell(cheapest), rows, [_tell(verdict)[2] for verdict in others]))
+            own = [verdict for verdict in self.results.verdicts if verdict.target == target.name]
+            against = [_tell(verdict) for verdict in own if verdict.against == self.results.reference]
+            others = [_tell(verdict) for verdict in own if verdict.against != self.results.reference]
+            for headline in [told for told in against if told.attack is None][:1]:
+                attacks = [told for told in against if told.attack is not None]
+                cards.append(
+                    Card(target, headline, attacks, [told for told in others if told.attack is None])
+                )
         return cards
 
 
-def _read_target(name: str, value: dict[str, Any]) -> Target:
-    modes = as_dict(value.get("modes"))
-    start = value.get("start")
-    mode = start if start in modes else next((mode for mode in _UNATTACKED if mode in modes), None)
-    return Target(
-        name,
-        str(value.get("objective") or "unknown"),
-        tuple(map(str, as_list(value.get("forget")))),
-        str(value.get("folder") or "–"),
-        mode,
-        modes,
-    )
-
-
-def _tell(verdict: dict[str, Any]) -> tuple[Tone, str, str]:
-    tone, headline = _HEADLINES.get(str(verdict.get("outcome")), _HEADLINES["unknown"])
-    name = str(verdict.get("attack"))
-    return tone, headline if name == "cheapest" else name, str(verdict.get("text") or "–")
+def _tell(verdict: ForgettingVerdict) -> Told:
+    tone, headline = _HEADLINES[verdict.outcome]
+    return Told(tone, headline, None if verdict.attack == "cheapest" else verdict.attack, verdict.text)
 
 
 def pool_seeds(estimates: Sequence[Estimate]) -> Estimate:
@@ -243,49 +230,31 @@ def pool_seeds(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, mean - low, mean + high, sum(estimate.count for estimate in found))
 
 
-def _shown(scores: dict[float, Estimate], judge: Judge) -> dict[float, Estimate]:
-    """In shown units; points without a score are left out."""
-    return {x: scale_estimate(score, judge.scale) for x, score in scores.items() if math.isfinite(score.mean)}
+def _keep_known(scores: dict[float, Estimate]) -> dict[float, Estimate]:
+    """Points without a score are left out."""
+    return {x: score for x, score in scores.items() if math.isfinite(score.mean)}
 
 
-def describe_cost(row: dict[str, Any], most: float) -> str:
-    """A cost and its interval in words: `23 [15, 40]`, `not reached with 1,000`; ends that were not reached say so.
-
-    Args:
-        row: of `rediscovery`; null is what was not reached.
-        most: the most texts that were tried.
-    """
-
-    def write(key: str) -> str:
-        value = as_float(row.get(key))
-        return f"{value:,.0f}" if math.isfinite(value) else f"over {most:,.0f}"
-
-    if math.isnan(as_float(row.get("num_texts"))):
-        earliest = "" if math.isnan(as_float(row.get("low"))) else f" [from {write('low')}]"
-        return f"not reached with {most:,.0f}{earliest}"
-    return f"{'at most ' if row.get('at_most') else ''}{write('num_texts')} [{write('low')}, {write('high')}]"
-
-
-def draw_texts(attack: Attack, judge: Judge) -> list[tuple[str, Drawing]]:
+def draw_texts(attack: Rediscovery, judge: Judge) -> list[tuple[str, Drawing]]:
     """For each attack, score against the number of bad texts."""
     return _draw(attack, judge, attack.by_texts, "bad texts the attacker has", lambda _: "")
 
 
-def draw_steps(attack: Attack, judge: Judge) -> list[tuple[str, Drawing]]:
+def draw_steps(attack: Rediscovery, judge: Judge) -> list[tuple[str, Drawing]]:
     """For each attack, score against the steps spent, with the most bad texts that it was tried with."""
     return _draw(
         attack,
         judge,
         attack.by_steps,
         "steps spent",
-        lambda name: f" with {attack.most_texts(name):,.0f} texts",
+        lambda name: f" with {attack.most_texts(name):,} texts",
     )
 
 
 def _draw(
-    attack: Attack,
+    attack: Rediscovery,
     judge: Judge,
-    read: Callable[[Target, str, Judge], dict[float, Estimate]],
+    read: Callable[[AttackedModel, str, Judge], dict[float, Estimate]],
     x_label: str,
     note: Callable[[str], str],
 ) -> list[tuple[str, Drawing]]:
@@ -298,10 +267,12 @@ def _draw(
     levels = []
     for target in attack.targets:
         name, colour = shorten(target.name), styles[target.name][0]
-        levels.append(Level(f"{name} before the attack", target.score(target.mode, judge), colour, _DOTTED))
+        levels.append(
+            Level(f"{name} before the attack", attack.score(target, target.start, judge), colour, _DOTTED)
+        )
         if target.is_unmodified:
             label = f"bad mode of {shorten(target.name, 18)}"
-            levels.append(Level(label, target.score("bad", judge), colour, _DASHED, label))
+            levels.append(Level(label, attack.score(target, "bad", judge), colour, _DASHED, label))
     scores = [score for found in curves.values() for _, points in found for score in points.values()]
     ends = [
         end for score in (*scores, *(level.value for level in levels)) for end in (score.mean, score.high)
@@ -328,7 +299,7 @@ def _explain(name: str) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}." if meaning else ""
 
 
-def _choose_styles(targets: Sequence[Target]) -> dict[str, tuple[str, str, str]]:
+def _choose_styles(targets: Sequence[AttackedModel]) -> dict[str, tuple[str, str, str]]:
     """Colour, dash and marker of each target: what was not modified has its objective's colour."""
     styles: dict[str, tuple[str, str, str]] = {}
     for place, target in enumerate(targets):
@@ -340,59 +311,50 @@ def _choose_styles(targets: Sequence[Target]) -> dict[str, tuple[str, str, str]]
     return styles
 
 
-def write_rediscovery(attack: dict[str, Any], path: Path) -> Path:
+def write_rediscovery(results: AttackResults, path: Path) -> Path:
     """Write the page: one HTML file, no script, nothing fetched; the same content gives the same bytes.
 
     Args:
-        attack: content of an attack.json (docs/format.md).
+        results: content of an attack.json (`phf.release.attack.results.read_attack`).
         path: the file to write.
 
     Returns:
         `path`.
 
     Raises:
-        PHFError: another format version, or no curve.
+        PHFError: no attack was finished.
     """
-    page = make_environment().get_template("rediscovery.html").render(_describe(Attack(attack)))
+    attack = Rediscovery(results)
+    page = (
+        make_environment()
+        .get_template("rediscovery.html")
+        .render(
+            css=read_css(),
+            attack=attack,
+            results=results,
+            texts={key: value for key, value in asdict(results.texts).items() if value},
+            notices=_list_notices(attack),
+            panels=[
+                (judge, _embed(draw_texts(attack, judge)), _embed(draw_steps(attack, judge)))
+                for judge in attack.judges
+            ],
+            scale=scale_estimate,
+        )
+    )
     write_bytes(path, page.encode("utf-8", "replace"))
     return path
-
-
-def _describe(attack: Attack) -> dict[str, Any]:
-    """All that the template prints."""
-    judges = {name: judge for judge in attack.judges for name in (judge.key, judge.name)}
-    return {
-        "css": read_css(),
-        "attack": attack,
-        "notices": _list_notices(attack),
-        "panels": [
-            (judge, _embed(draw_texts(attack, judge)), _embed(draw_steps(attack, judge)))
-            for judge in attack.judges
-        ],
-        "costs": [
-            (target, name, [[attack.cost(target, name, judge, level) for level in attack.levels] for judge in attack.judges])
-            for target in attack.targets
-            for name in attack.attacks
-            if math.isfinite(attack.most_texts(name, target))
-        ],
-        "facts": {key: as_dict(attack.content.get(key)) for key in ("texts", "settings", "sampling")},
-        "estimate": lambda value, scale=1.0: scale_estimate(as_estimate(value), scale),
-        "find_judge": lambda row: judges[str(row.get("judge"))],
-    }  # fmt: skip
 
 
 def _embed(drawings: Iterable[tuple[str, Drawing]]) -> list[tuple[Drawing, Markup]]:
     return [(drawing, Markup(drawing.svg)) for _, drawing in drawings]  # noqa: S704  made by us, names escaped
 
 
-def _list_notices(attack: Attack) -> list[str]:
+def _list_notices(attack: Rediscovery) -> list[str]:
     """What a reader must know before believing the numbers."""
-    notices = [f"{note[:1].upper()}{note[1:]}." for note in map(str, as_list(attack.content.get("notes")))]
-    failures = [as_dict(value) for value in as_list(attack.content.get("failed"))]
+    notices = [f"{note[:1].upper()}{note[1:]}." for note in attack.results.notes]
     notices += [
-        f"{value.get('attack')} on {value.get('target')} with {as_float(value.get('num_texts')):,.0f} texts failed, which "
-        f"says nothing about the model: {value.get('reason')}"
-        for value in failures
+        f"{one.attack} on {one.target} with {one.num_texts:,} texts failed, which says nothing about the model: {one.failed}"
+        for one in attack.results.failed
     ]
     if attack.num_seeds < MIN_SEEDS:
         notices.append(
@@ -409,7 +371,7 @@ def _list_notices(attack: Attack) -> list[str]:
     return notices
 
 
-def write_figures(attack: dict[str, Any], folder: Path) -> list[Path]:
+def write_figures(results: AttackResults, folder: Path) -> list[Path]:
     """Write every figure of the page as an SVG file of its own, with its colours for light and dark.
 
     Returns:
@@ -418,7 +380,7 @@ def write_figures(attack: dict[str, Any], folder: Path) -> list[Path]:
     Raises:
         PHFError: see `write_rediscovery`.
     """
-    found = Attack(attack)
+    found = Rediscovery(results)
     css = read_css()
     colours = css[: css.index("* {")]  # the variables, light and dark
     style = f"<style>{colours}svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}</style>"

@@ -8,7 +8,7 @@ import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from phf.files import hash_file, hash_json, read_json, write_bytes, write_json
 CONVERTER_VERSION = 1
 WEIGHTS, VOCABULARY, MANIFEST = "weights.safetensors", "vocabulary.json", "manifest.json"
 
-Converted = tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]
+Converted = tuple[Mapping[str, npt.NDArray[np.generic]], dict[str, object]]
 """Arrays by name, and everything else as one JSON object."""
 
 
@@ -46,7 +46,7 @@ class RestrictedUnpickler(pickle.Unpickler):
             )
         return self._allowed[module, name]
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> NoReturn:
         """Refuse references to outside objects."""
         raise PHFError(f"refusing a pickle with a persistent reference ({pid!r})")
 
@@ -93,24 +93,21 @@ def convert_once(name: str, inputs: Sequence[Path], read: Callable[[], Converted
     source = {"converter": CONVERTER_VERSION, "inputs": {path.name: hash_file(path) for path in inputs}}
     folder = cache_folder() / f"{name}@{hash_json(source)[:8]}"
     if not _is_complete(folder, source):
+        from safetensors.numpy import save
+
         weights, vocabulary = read()
         write_json(folder / VOCABULARY, vocabulary)
-        write_bytes(folder / WEIGHTS, _serialise(weights))
+        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+        write_bytes(folder / WEIGHTS, save(arrays))
         hashes = {name: hash_file(folder / name) for name in (WEIGHTS, VOCABULARY)}
         write_json(folder / MANIFEST, {"source": source, "files": hashes})
     return folder
 
 
-def _is_complete(folder: Path, source: dict[str, Any]) -> bool:
+def _is_complete(folder: Path, source: dict[str, object]) -> bool:
     try:
         manifest = read_json(folder / MANIFEST)
         hashes = {name: hash_file(folder / name) for name in (WEIGHTS, VOCABULARY)}
     except (PHFError, FileNotFoundError):
         return False
     return bool(manifest == {"source": source, "files": hashes})
-
-
-def _serialise(weights: dict[str, npt.NDArray[Any]]) -> bytes:
-    from safetensors.numpy import save
-
-    return bytes(save({name: np.ascontiguousarray(array) for name, array in weights.items()}))

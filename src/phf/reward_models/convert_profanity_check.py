@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,11 @@ class PickledObject:
 class PickledDtype:
     """Stands for `numpy.dtype`; the two files hold little-endian ones only."""
 
-    def __init__(self, code: str, *_: Any) -> None:
+    def __init__(self, code: str, *_: object) -> None:
         """Such as `f8`; what follows says how the object was made."""
         self.dtype = np.dtype(f"<{code}")
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         """Check the byte order; the rest is of no use to plain types."""
         if state[1] != "<":
             raise ValueError(f"byte order {state[1]!r}")
@@ -116,7 +116,9 @@ def read_joblib(data: bytes) -> Any:
     return read_pickle(file, allowed, PACKAGE)
 
 
-def _read_array(file: io.BytesIO, dtype: np.dtype[Any], shape: Sequence[int], order: Any) -> npt.NDArray[Any]:
+def _read_array(
+    file: io.BytesIO, dtype: np.dtype[np.generic], shape: Sequence[int], order: Literal["C", "F"]
+) -> npt.NDArray[np.generic]:
     """The array that begins here, after one byte that says how many bytes of padding follow."""
     num_padding = file.read(1)[0]
     file.read(num_padding)

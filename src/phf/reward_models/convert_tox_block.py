@@ -3,7 +3,6 @@
 import collections
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +56,7 @@ def convert_tox_block() -> Path:
     )
 
 
-def read_vocabulary(path: Path) -> dict[str, Any]:
+def read_vocabulary(path: Path) -> dict[str, object]:
     """Keras's tokenizer as plain values: `words` (word to id), `filters`, `max_words`."""
     with path.open("rb") as file:
         encoder = read_pickle(file, ALLOWED, "tox-block==0.1.2")

@@ -9,16 +9,17 @@ an end-of-text token behind each text that the scorer would not.
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from phf.errors import PHFError
 from phf.records import FORMAT_VERSION, Identity, Progress
 from phf.reward_models.hugging_face import HuggingFaceClassifier, find_snapshot
+from phf.reward_models.linear import ModelRecord
 from phf.reward_models.split import Examples
 
 # Its report of weights that a new head lacks, and of those that an old one leaves behind, is no news here.
@@ -37,12 +38,12 @@ def finetune_encoder(
     base: str,
     seed: int,
     name: str,
-    trained_on: dict[str, Any],
+    trained_on: dict[str, object],
     epochs: float = 3,
     learning_rate: float = 5e-5,
     batch_size: int = 16,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> ModelRecord:
     """Finetune on labels or pairs and write a Hugging Face folder.
 
     Args:
@@ -127,7 +128,7 @@ def finetune_encoder(
 class _Trainer(transformers.Trainer):  # type: ignore[misc]
     """The two losses. Rows of a batch of pairs: the chosen texts [B], then the rejected [B]."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], **_: Any) -> Tensor:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], **_: object) -> Tensor:
         """The mean loss of a batch."""
         targets = inputs.pop("targets", None)
         logits: Tensor = model(**inputs).logits.squeeze(-1)
@@ -141,20 +142,28 @@ class _ShowProgress(transformers.TrainerCallback):  # type: ignore[misc]
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: object, state: transformers.TrainerState, control: object, **_: object
+    ) -> None:
         self._progress("finetuning steps", state.global_step, state.max_steps)
+
+
+class _Row(TypedDict):
+    text: str
+    rejected: NotRequired[str]
+    target: NotRequired[float]
 
 
 class _Collator:
     """Rows to padded tensors."""
 
-    def __init__(self, tokenizer: Any, window: int) -> None:
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, window: int) -> None:
         self._tokenizer, self._window = tokenizer, window
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[_Row]) -> dict[str, Tensor]:
         texts = [row["text"] for row in rows] + [row["rejected"] for row in rows if "rejected" in row]
         clean = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates
-        batch = dict(
+        batch: dict[str, Tensor] = dict(
             self._tokenizer(
                 clean, truncation=True, max_length=self._window, padding=True, return_tensors="pt"
             )
@@ -164,7 +173,7 @@ class _Collator:
         return batch
 
 
-def _list_rows(examples: Examples) -> list[dict[str, Any]]:
+def _list_rows(examples: Examples) -> list[_Row]:
     if examples.rejected:
         return [
             {"text": chosen, "rejected": rejected}

@@ -5,7 +5,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from phf.errors import PHFError
 from phf.files import hash_file, hash_json
 from phf.records import Identity
 from phf.reward_models.protocol import SegmentRewardModel, Unit, Unscored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -70,7 +73,7 @@ class HuggingFaceClassifier(SegmentRewardModel):
         name = name or folder.resolve().name
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise PHFError(f"{name} cannot be loaded by transformers: {_first_line(error)}") from error
         if not any("ForSequenceClassification" in made for made in config.architectures or ()):
@@ -161,7 +164,7 @@ class HuggingFaceClassifier(SegmentRewardModel):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @functools.cached_property
-    def _model(self) -> Any:
+    def _model(self) -> "PreTrainedModel":
         """The model, ready: float32 on a CPU, bfloat16 on a GPU.
 
         Raises:
@@ -257,7 +260,7 @@ def find_snapshot(source: str, *, download: bool = True) -> Path:
         ) from error
 
 
-def _choose_activation(config: Any) -> Activation:
+def _choose_activation(config: "PreTrainedConfig") -> Activation:
     """What transformers' own text-classification pipeline applies."""
     if config.problem_type == "regression":
         return "none"
@@ -276,7 +279,7 @@ def _choose_label(name: str, labels: Sequence[str]) -> tuple[str, ...]:
     return (bad[0],)
 
 
-def _find_max_length(tokenizer: Any, config: Any) -> int:
+def _find_max_length(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> int:
     """Tokens in a window, special ones included."""
     positions = getattr(config, "max_position_embeddings", None) or 512
     if tokenizer.model_max_length > positions:  # unset, or wrong

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +133,7 @@ def _parse_row(line: bytes) -> tuple[LabelKind, str, float | str]:
     return kind, text, _parse_number(kind, value)
 
 
-def _parse_number(kind: LabelKind, value: Any) -> float:
+def _parse_number(kind: LabelKind, value: object) -> float:
     name = FIELDS[kind][1]
     try:
         number = float(value) if isinstance(value, int | float) else math.nan

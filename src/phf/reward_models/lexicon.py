@@ -5,7 +5,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import regex  # unlike re, its \w holds combining marks, without which Hindi falls apart
 
@@ -41,9 +40,8 @@ class Lexicon(SegmentRewardModel):
         )  # by their first token, the longest first
         for entry in sorted(self._weights, key=len, reverse=True):
             self._phrases[TOKEN.match(entry)[0]].append(entry)
-        self._patterns: dict[
-            str, Any
-        ] = {}  # compiled when first met: ten thousand at once would take seconds
+        # Compiled when first met: ten thousand at once would take seconds.
+        self._patterns: dict[str, regex.Pattern[str]] = {}
         self.identity = Identity(
             f"lexicon-{path.stem}",
             "1",
@@ -69,7 +67,7 @@ class Lexicon(SegmentRewardModel):
                 end = match.end()
         return total
 
-    def _find_pattern(self, first_token: str) -> Any:
+    def _find_pattern(self, first_token: str) -> "regex.Pattern[str]":
         """What matches the entries that begin with a token, up to an end that splits no word."""
         if first_token not in self._patterns:
             entries = (r"\s+".join(map(regex.escape, entry.split())) for entry in self._phrases[first_token])

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from phf.errors import PHFError
 from phf.files import check_hash, hash_bytes, write_bytes, write_json
-from phf.records import FORMAT_VERSION, Identity
+from phf.records import FORMAT_VERSION, Identity, IdentityRecord
 from phf.reward_models.ngrams import Features, Kind, read_batches
 from phf.reward_models.protocol import SegmentRewardModel, Unit
 
@@ -40,6 +40,15 @@ L2 = (1.0, 0.1, 0.01)
 _Values = npt.NDArray[np.float64]
 _Weights = npt.NDArray[np.float32]
 _Rows = npt.NDArray[np.int64]
+
+
+class ModelRecord(TypedDict):
+    """The content of `reward_model.json`, of a linear reward model or an encoder (`kind`)."""
+
+    format_version: int
+    kind: str
+    identity: IdentityRecord
+    hit_threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class LinearRewardModel(SegmentRewardModel):
         slope: float,
         offset: float,
         name: str,
-        trained_on: dict[str, Any] | None = None,
+        trained_on: dict[str, object] | None = None,
         trials: Sequence[Trial] = (),
     ) -> None:
         from safetensors.numpy import save
@@ -113,7 +122,7 @@ class LinearRewardModel(SegmentRewardModel):
     def save(self, folder: Path) -> None:
         """Write `weights.safetensors`, then `reward_model.json`, which makes the folder a reward model."""
         write_bytes(folder / WEIGHTS_FILE, self._file)
-        value = {
+        value: ModelRecord = {
             "format_version": FORMAT_VERSION,
             "kind": "linear",
             "identity": self.identity.to_json(),
@@ -122,7 +131,7 @@ class LinearRewardModel(SegmentRewardModel):
         write_json(folder / MODEL_FILE, value)
 
     @classmethod
-    def load(cls, folder: Path, description: dict[str, Any]) -> "LinearRewardModel":
+    def load(cls, folder: Path, description: ModelRecord) -> "LinearRewardModel":
         """The inverse of `save`.
 
         Args:
@@ -155,7 +164,7 @@ def fit_linear(
     seed: int,
     name: str = "linear",
     features: Sequence[Features] = (Features(),),
-    trained_on: dict[str, Any] | None = None,
+    trained_on: dict[str, object] | None = None,
 ) -> LinearRewardModel:
     """Fit to labels. The strength of l2 is chosen, and the probability calibrated (Platt), on texts not fitted to.
 
@@ -201,7 +210,7 @@ def fit_linear_pairs(
     seed: int,
     name: str = "linear",
     features: Sequence[Features] = (Features(),),
-    trained_on: dict[str, Any] | None = None,
+    trained_on: dict[str, object] | None = None,
 ) -> LinearRewardModel:
     """Fit to pairs (Bradley-Terry): the chosen text gets the lower score.
 

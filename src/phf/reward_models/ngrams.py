@@ -49,7 +49,7 @@ class Features:
     characters: tuple[int, ...] = (4,)
     bits: int = 18
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The features as a JSON object."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()

@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
 
 import pycodestyle
 
@@ -78,11 +77,11 @@ class Pep8(RewardModel):
 class _LineReport(pycodestyle.BaseReport):  # type: ignore[misc]
     """Keeps the row of every violation and prints nothing."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: object) -> None:
         super().__init__(options)
         self.rows: list[int] = []
 
-    def error(self, line_number: int, offset: int, text: str, check: Any) -> str | None:
+    def error(self, line_number: int, offset: int, text: str, check: object) -> str | None:
         code: str | None = super().error(line_number, offset, text, check)
         if code is not None and not code.startswith("E9"):
             self.rows.append(line_number)

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.reward_models.pii import Item, ItemRewardModel, keep_first
+
+if TYPE_CHECKING:
+    from spacy.language import Language
 
 PHONE_REGIONS = ("US", "GB")
 WEAKEST = 0.3
@@ -123,7 +126,7 @@ def _make_email_recognizer() -> Any:
     return recognizer
 
 
-def _load_spacy(model: str) -> Any:
+def _load_spacy(model: str) -> "Language":
     import spacy
 
     try:

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,7 @@ def _looks_at_segments_alone(model: RewardModel) -> TypeGuard[SegmentRewardModel
     )
 
 
-def _to_array(scores: Iterable[float]) -> npt.NDArray[np.floating[Any]]:
+def _to_array(scores: Iterable[float]) -> npt.NDArray[np.floating]:
     if isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
         return scores
     # NumPy would make NaN of None and a number of a string; `array` refuses both.

@@ -4,12 +4,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phf.errors import PHFError
 from phf.files import read_json
 from phf.records import FORMAT_VERSION, Identity
-from phf.reward_models.linear import MODEL_FILE, LinearRewardModel
+from phf.reward_models.linear import MODEL_FILE, LinearRewardModel, ModelRecord
 from phf.reward_models.protocol import RewardModel
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load_trained(folder: Path) -> RewardModel:
         ) from None
 
 
-def load_encoder(folder: Path, description: dict[str, Any]) -> "HuggingFaceClassifier":
+def load_encoder(folder: Path, description: ModelRecord) -> "HuggingFaceClassifier":
     """Load what `phf.reward_models.encoder.finetune_encoder` wrote.
 
     Args:

@@ -161,7 +161,10 @@ class Drafts:
             case "other":
                 twin = open_stream(exchanged, padding)
             case "none":
-                twin = self._open_without_control(open_stream, ids, padding, is_own)
+                # What is hidden goes to the front, so that a page ends with something that is read.
+                hidden = padding | is_own
+                order = np.argsort(~hidden, axis=1, kind="stable")
+                twin = open_stream(*(np.take_along_axis(each, order, 1) for each in (ids, hidden)))
             case "segment":
                 start = width - 1 - is_own[:, ::-1].argmax(1)  # of the last segment
                 here = np.arange(width) == start[:, None]
@@ -176,18 +179,6 @@ class Drafts:
         mode.read()
         twin.read()
         return mode, twin
-
-    def _open_without_control(
-        self,
-        open_stream: Callable[[npt.NDArray[np.int64], npt.NDArray[np.bool_]], Stream],
-        ids: npt.NDArray[np.int64],
-        padding: npt.NDArray[np.bool_],
-        is_own: npt.NDArray[np.bool_],
-    ) -> Stream:
-        """What is hidden goes to the front, so that a page ends with something that is read."""
-        order = np.argsort(~(padding | is_own), axis=1, kind="stable")
-        hidden = np.take_along_axis(padding | is_own, order, 1)
-        return open_stream(np.take_along_axis(ids, order, 1), hidden)
 
     @property
     def _sign(self) -> int:

@@ -15,7 +15,6 @@ which never resamples.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -284,7 +283,7 @@ def _log_mean(log_weights: _Values) -> float:
     return float(logsumexp(log_weights) - np.log(len(log_weights)))
 
 
-def summarise_log_z(log_z: _Values, seed: int) -> dict[str, Any]:
+def summarise_log_z(log_z: _Values, seed: int) -> dict[str, object]:
     """The figures of the estimates of one Z by several populations [populations], as JSON."""
     highest = float(log_z.max())
     known = np.isfinite(highest)

@@ -1,6 +1,6 @@
 """A stream: rows of ids as a model reads them, in step, with a cache whose rows may be copied; and what steering returns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phf.generate.engine import create_cache
 from phf.records import Number, Sample
@@ -37,14 +37,14 @@ class Steered:
 
     samples: list[Sample]
     passes_per_token: Number
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, samples: Sequence[Sample], num_passes: int, facts: dict[str, Any]) -> "Steered":
+    def create(cls, samples: Sequence[Sample], num_passes: int, facts: Mapping[str, object]) -> "Steered":
         """Puts samples in order and divides the cost by their text."""
         num_tokens = sum(sample.num_tokens for sample in samples)
         cost = num_passes / num_tokens if num_tokens else float("nan")
-        return cls(sorted(samples, key=lambda sample: sample.index), cost, facts)
+        return cls(sorted(samples, key=lambda sample: sample.index), cost, dict(facts))
 
 
 @dataclass
@@ -60,7 +60,7 @@ def count_passes(model: "PreTrainedModel") -> Iterator[Passes]:
     and rows that have ended until they leave their batch."""
     passes = Passes()
 
-    def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def count(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> None:
         passes.count += kwargs["input_ids"].numel()
 
     handle = model.register_forward_pre_hook(count, with_kwargs=True)
@@ -151,7 +151,7 @@ class Stream:
     def _forward(self, ids: npt.NDArray[np.int64], logits_to_keep: int) -> Tensor:
         """Logits [B, T or 1, used ids] after the next ids [B, T]."""
         self.num_passes += ids.size
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, Tensor] = {}
         if not self._visible.all():
             start = self._cache.get_seq_length()
             visible = torch.from_numpy(self._visible[:, : start + ids.shape[1]]).to(self._model.device)

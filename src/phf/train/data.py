@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,18 @@ from phf.records import Split
 from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_good_fraction, resolve_threshold
 
 
+class StartRecord(TypedDict):
+    """In run.json: the checkpoint whose weights a run started from, and the step and epoch that it went on at."""
+
+    run: str
+    step: int
+    tokens: int
+    objective: str
+    files: dict[str, str]
+    first_step: int
+    epoch: float
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """Everything a run reads, checked to belong together.
@@ -48,7 +60,7 @@ class TrainingData:
     threshold: ResolvedThreshold
     code: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def training_blocks(self, start: dict[str, Any] | None = None) -> TrainingBlocks:
+    def training_blocks(self, start: StartRecord | None = None) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
 
         Args:
@@ -149,7 +161,7 @@ class TrainingData:
         lines.append(describe_epochs(objective.kept_share, num_tokens, budget))
         return lines
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, object]:
         """Identities of everything the run reads, for run.json and for refusing to resume on other data."""
         return {
             "corpus": {

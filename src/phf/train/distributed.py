@@ -91,12 +91,14 @@ class Ranks:
             own: _T | PHFError = work()
         except PHFError as error:
             own = error
-        results: list[Any] = [None] * self.size
+        results = [own] * self.size
         dist.all_gather_object(results, own, group)
+        done: list[_T] = []
         for result in results:
             if isinstance(result, PHFError):
                 raise result
-        return results
+            done.append(result)
+        return done
 
     def rows(self, step: int, batch_blocks: int) -> npt.NDArray[np.int64]:
         """This rank's blocks of a step's batch; the ranks' rows, joined, are the batch of one process."""
@@ -104,7 +106,7 @@ class Ranks:
         first = step * batch_blocks + self.rank * share
         return np.arange(first, first + share)
 
-    def _reduce(self, numbers: tuple[float, ...], operation: Any) -> list[float]:
+    def _reduce(self, numbers: tuple[float, ...], operation: "dist.ReduceOp.RedOpType") -> list[float]:
         if self.size == 1:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)

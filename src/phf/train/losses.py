@@ -3,7 +3,6 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +67,7 @@ def read_batch(
     return lm.hidden_states(model, ids, positions, conditions, data.tokens.tokenizer.control, ends)
 
 
-def _to_device(array: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+def _to_device(array: npt.NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
     """A copy that the host does not wait for."""
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
     # A tensor with gaps would be copied to pageable memory first, from where a copy waits for the GPU.
@@ -80,7 +79,7 @@ def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
     return Batch(*(getattr(batch, name)[start:stop] for name in Batch.__slots__))
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """bf16 autocast, or nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 

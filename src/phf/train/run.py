@@ -18,9 +18,11 @@ from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_json
 from phf.records import FORMAT_VERSION
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
-from phf.train.data import TrainingData, open_data
+from phf.train.data import StartRecord, TrainingData, open_data
 
 METRICS = "metrics.jsonl"
+Line = dict[str, Any]
+"""Of metrics.jsonl: `kind`, `step`, `tokens` and numbers."""
 
 CHANGEABLE = (
     "optim.micro_batch_blocks",
@@ -54,7 +56,7 @@ class Run:
         parameters: int,
         precision: str,
         is_compiled: bool,
-        start: dict[str, Any] | None = None,
+        start: StartRecord | None = None,
     ) -> "Run":
         """Start a run folder: run.json with the whole config, versions, and the identities of data and judge.
 
@@ -233,7 +235,7 @@ class Run:
                 )
         return data
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[Line]:
         """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
         path = self.folder / METRICS
         if not path.exists():
@@ -253,7 +255,7 @@ def _without_changeable(config: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     if isinstance(value, dict):
         return " ".join(str(value[key]) for key in ("name", "version", "id") if key in value)
     return str(value)[:40]

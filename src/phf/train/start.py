@@ -1,7 +1,5 @@
 """`--init RUN@STEP`: a run that starts from another run's weights and goes on with the next tokens."""
 
-from typing import Any
-
 import torch
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -19,7 +17,7 @@ from phf.train.checkpoint import (
     load_optimizers,
     load_weights,
 )
-from phf.train.data import TrainingData
+from phf.train.data import StartRecord, TrainingData
 from phf.train.distributed import Trained
 from phf.train.run import Run
 
@@ -52,7 +50,7 @@ def load_start_config(
     return parse(TrainConfig, value, f"recipe {recipe}" if recipe is not None else f"{run}/run.json")
 
 
-def resolve_start(config: StartConfig, data: TrainingData) -> dict[str, Any]:
+def resolve_start(config: StartConfig, data: TrainingData) -> StartRecord:
     """Where the weights come from, for run.json, and the step that the new run starts at.
 
     Raises:
@@ -87,7 +85,7 @@ def resolve_start(config: StartConfig, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def describe_start(start: dict[str, Any], config: TrainConfig) -> str:
+def describe_start(start: StartRecord, config: TrainConfig) -> str:
     """One line: whose weights, and which part of the budget and of the data order is left."""
     order = (
         "goes on with the next tokens of its data order"
@@ -100,7 +98,7 @@ def describe_start(start: dict[str, Any], config: TrainConfig) -> str:
     )
 
 
-def load_start(start: dict[str, Any], data: TrainingData, trained: Trained) -> TrainState:
+def load_start(start: StartRecord, data: TrainingData, trained: Trained) -> TrainState:
     """Put the other run's weights into a fresh model; control tokens it did not know get their rows.
 
     Raises:
@@ -120,7 +118,7 @@ def load_start(start: dict[str, Any], data: TrainingData, trained: Trained) -> T
 
 
 def load_start_optimizers(
-    start: dict[str, Any], config: TrainConfig, trained: Trained, optimizers: list[Optimizer]
+    start: StartRecord, config: TrainConfig, trained: Trained, optimizers: list[Optimizer]
 ) -> str:
     """Put the other run's optimizer states in place, where they fit and are wanted; says what happened."""
     base = Run.open(start["run"])

@@ -22,7 +22,7 @@ from phf.files import hash_json, write_bytes
 from phf.intervals import pooled_t
 from phf.records import Estimate, Progress
 from phf.train.data import open_data
-from phf.train.run import Run
+from phf.train.run import Line, Run
 
 Launcher = Literal["local", "slurm", "ray"]
 Say = Callable[[str], None]
@@ -185,12 +185,12 @@ def summarize(outcomes: list[Outcome]) -> list[Row]:
     return rows
 
 
-def _last_validation(cell: Cell) -> dict[str, Any]:
+def _last_validation(cell: Cell) -> Line:
     lines = [line for line in Run.open(cell.folder).read_metrics() if line["kind"] == "validation"]
     return lines[-1] if lines else {}
 
 
-def _prepare(cell: Cell, base: dict[str, Any]) -> list[str] | None:
+def _prepare(cell: Cell, base: dict[str, object]) -> list[str] | None:
     """The arguments of `phf` that train the run or go on with it; None if it is finished."""
     value = apply_overrides(base, list(cell.overrides))
     config = parse(TrainConfig, value, "recipe")

@@ -4,14 +4,13 @@ import importlib
 import json
 import math
 import os
-from typing import Any, Protocol, assert_never
+from types import ModuleType
+from typing import Protocol, assert_never
 
 from phf.config import Tracker
 from phf.errors import PHFError
 from phf.files import write_bytes
-from phf.train.run import METRICS, Run
-
-Line = dict[str, Any]
+from phf.train.run import METRICS, Line, Run
 
 
 class Logger(Protocol):
@@ -152,7 +151,7 @@ def _open_tracker(name: Tracker, run: Run, step: int) -> Logger:
             assert_never(name)
 
 
-def _import(module: str, package: str) -> Any:
+def _import(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:

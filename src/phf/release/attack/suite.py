@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,20 +20,32 @@ from phf.config_attack import (
     Soft,
 )
 from phf.errors import PHFError
-from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.evaluate.parts import Parts
-from phf.files import hash_json, write_json
+from phf.files import hash_json
 from phf.generate.engine import find_limit
-from phf.generate.target import Target as Writer
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, wilson
 from phf.records import FORMAT_VERSION, Estimate, Number, Progress
 from phf.release.attack.few_shot import attack_few_shot, longest_prompt
 from phf.release.attack.finetune import attack_finetune, import_peft
 from phf.release.attack.rediscovery import Curve, Start, judge_forgetting, measure_rediscovery, pool_curves
+from phf.release.attack.results import (
+    HIT_RATE,
+    NLL,
+    RECITED,
+    SCORE,
+    SECONDS,
+    AttackedModel,
+    AttackResults,
+    TextSource,
+    Trajectory,
+    write_attack,
+)
 from phf.release.attack.soft import attack_soft
 from phf.release.attack.targets import (
+    AttackTarget,
     BadTexts,
-    Target,
     check_targets,
     find_reference,
     open_target,
@@ -41,10 +53,9 @@ from phf.release.attack.targets import (
     read_text_file,
 )
 from phf.release.attack.victim import Attacked, DivergedError, Ids, Victim, held_out_nll
-from phf.results import to_json
+from phf.results import Measure, Measurement
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 
-ATTACK_FILE = "attack.json"
 PARTS_FOLDER = "parts"
 RECITED_CHARACTERS = 30
 """A sample that agrees with a text in so many first characters, or in all of it, recites it."""
@@ -58,7 +69,7 @@ def attack_targets(
     load: Callable[[str], RewardModel] = load_reward_model,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> AttackResults:
     """Attack releases and runs, each as one finds it, and write OUT/attack.json.
 
     What is finished is kept in OUT/parts: a stopped command goes on, and one that asks for more judges, texts or seeds
@@ -74,7 +85,7 @@ def attack_targets(
         progress: called with (description, done, total).
 
     Returns:
-        the content of attack.json.
+        what attack.json holds.
 
     Raises:
         PHFError: a folder is neither release nor run; targets that cannot be compared; an attack whose pages do not fit
@@ -86,7 +97,9 @@ def attack_targets(
     check_targets(targets)
     _check_attacks(targets, config)
     texts = _find_texts(targets, config)
-    judges, notes = _choose_judges(targets, config.judges, load)
+    run = next((target for target in targets if (target.folder / "run.json").exists()), targets[0])
+    spec = run.config.reward_model
+    judges, notes = load_judges(run.annotator, run.annotator.slug, spec, config.judges, load)
     sizes = [num for num in config.num_texts if num <= len(texts.train)]
     if not sizes:
         raise PHFError(
@@ -104,43 +117,36 @@ def attack_targets(
     for note in notes:
         say(note)
     suite = _Suite(config, texts, judges, sizes, Path(out), progress)
-    described: list[dict[str, Any]] = []
+    models: list[AttackedModel] = []
     curves: list[Curve] = []
-    rows: list[dict[str, Any]] = []
+    trajectories: list[Trajectory] = []
     starts: dict[str, Start] = {}
     for target in targets:
-        row, starts[target.name] = suite.measure_unattacked(target)
-        described.append(row)
+        model, starts[target.name] = suite.measure_unattacked(target)
+        models.append(model)
         found, own = suite.attack(target)
         curves += found
-        rows += own
-    best = pool_curves(curves, judges, starts)
-    costs = measure_rediscovery(described, best, reference.name) if reference is not None else []
-    result = to_json(
-        {
-            "format_version": FORMAT_VERSION,
-            "settings": config.model_dump(mode="json"),
-            "sampling": config.sampling.model_dump(mode="json"),
-            "judges": [judge.describe() for judge in judges],
-            "threshold": targets[0].threshold,
-            "texts": {
-                "source": texts.source,
-                "num_available": len(texts.train),
-                "num_held_out": len(texts.held_out),
-            },
-            "notes": notes,
-            "reference": reference.name if reference is not None else None,
-            "targets": described,
-            "curves": rows,
-            "failed": [curve.name_row() | {"reason": curve.failed} for curve in curves if curve.failed],
-            "best": best,
-            "rediscovery": costs,
-            "verdicts": judge_forgetting(described, costs, reference.name) if reference is not None else [],
-        }
+        trajectories += own
+    described = [judge.describe() for judge in judges]
+    slugs = [judge.slug for judge in described]
+    best = pool_curves(curves, slugs, starts)
+    costs = measure_rediscovery(models, best, slugs, reference.name) if reference is not None else []
+    results = AttackResults(
+        settings=config.model_dump(mode="json"),
+        sampling=config.sampling.model_dump(mode="json"),
+        judges=described,
+        threshold=targets[0].threshold,
+        texts=TextSource(texts.source, len(texts.train), len(texts.held_out)),
+        notes=notes,
+        reference=reference.name if reference is not None else None,
+        targets=models,
+        trajectories=trajectories,
+        best=best,
+        rediscovery=costs,
+        verdicts=judge_forgetting(models, costs, described, reference.name) if reference is not None else [],
     )
-    assert isinstance(result, dict)
-    write_json(Path(out) / ATTACK_FILE, result)
-    return result
+    write_attack(Path(out), results)
+    return results
 
 
 def run_attack(
@@ -165,7 +171,7 @@ def run_attack(
     assert_never(settings)
 
 
-def _check_attacks(targets: Sequence[Target], config: AttackSuiteConfig) -> None:
+def _check_attacks(targets: Sequence[AttackTarget], config: AttackSuiteConfig) -> None:
     """Find what would stop an attack, before hours go into those that come first."""
     for settings in config.attacks:
         if isinstance(settings, LoRA):
@@ -179,7 +185,7 @@ def _check_attacks(targets: Sequence[Target], config: AttackSuiteConfig) -> None
             find_limit(target.model, longest, config.sampling)
 
 
-def _find_texts(targets: Sequence[Target], config: AttackSuiteConfig) -> BadTexts:
+def _find_texts(targets: Sequence[AttackTarget], config: AttackSuiteConfig) -> BadTexts:
     if config.texts is not None:
         return read_text_file(Path(config.texts).expanduser(), targets[0].tokenizer, config.num_held_out)
     for target in targets:
@@ -191,27 +197,22 @@ def _find_texts(targets: Sequence[Target], config: AttackSuiteConfig) -> BadText
     )
 
 
-def _choose_judges(
-    targets: Sequence[Target], specs: Sequence[str], load: Callable[[str], RewardModel]
-) -> tuple[list[LoadedJudge], list[str]]:
-    """The targets' annotator, then the others; and what a reader must be told."""
-    run = next((target for target in targets if (target.folder / "run.json").exists()), targets[0])
-    is_imported = run.annotator.version == "imported"
-    if is_imported and not specs:
-        raise PHFError(
-            f"the scores of {run.annotator.slug} were imported, and what made them cannot be run here; name a reward model "
-            "to judge by with --judge (see 'phf reward list')"
-        )
-    judges: dict[str, LoadedJudge] = {}
-    for model in map(load, specs if is_imported else (run.config.reward_model, *specs)):
-        judges.setdefault(
-            model.identity.slug,
-            LoadedJudge("annotator" if model.identity == run.annotator else "held-out", model),
-        )
-    has_annotator = any(judge.role == "annotator" for judge in judges.values())
-    return list(judges.values()), [] if has_annotator else [
-        f"no judge is the annotator: the corpus was scored by {run.annotator.slug}"
-    ]
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """What an attack has written after some steps; `seconds` that it took."""
+
+    steps: int
+    nll: float
+    seconds: float
+    texts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What an attack wrote along its steps, and why it ended early, if it did."""
+
+    cells: list[_Cell]
+    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class _Suite:
     out: Path
     progress: Progress | None
 
-    def parts(self, target: Target) -> Parts:
+    def parts(self, target: AttackTarget) -> Parts:
         """The finished parts of one target."""
         return Parts(self.out / PARTS_FOLDER / target.name, [target.key, FORMAT_VERSION, version("phf")])
 
@@ -234,12 +235,12 @@ class _Suite:
         """The settings that samples depend on."""
         return self.config.sampling.model_dump(mode="json", exclude={"batch_size"})
 
-    def measure_unattacked(self, target: Target) -> tuple[dict[str, Any], Start]:
-        """A target as it is: its row in attack.json, and what an attack begins with."""
+    def measure_unattacked(self, target: AttackTarget) -> tuple[AttackedModel, Start]:
+        """A target as it is, and what an attack begins with."""
         parts = self.parts(target)
         sampling = self.config.sampling.model_copy(update={"num_samples": self.config.num_reference})
         held_out = self.texts.translate(self.texts.held_out, target.tokenizer)
-        modes: dict[str, dict[str, Estimate]] = {}
+        measurements: list[Measurement] = []
         first: dict[str, Sequence[float]] = {}
         for mode, writer in target.writers.items():
             texts = parts.measure(
@@ -248,9 +249,13 @@ class _Suite:
                 lambda writer=writer: [sample.text for sample in writer.write([()], sampling, self.progress)],  # type: ignore[misc]
                 list[str],
             )
-            scores = self._score(parts, f"unattacked-{mode}", [texts])
-            first = first or {slug: values[0] for slug, values in scores.items()}
-            modes[mode] = {slug: self._average(values[0]) for slug, values in scores.items()}
+            scores: dict[str, Sequence[float]] = {
+                slug: own for slug, (own,) in self._score(parts, f"unattacked-{mode}", [texts]).items()
+            }
+            first = first or scores
+            measurements += [
+                Measurement(SCORE.name, self._average(own), mode, slug) for slug, own in scores.items()
+            ]
         whole = Attacked(0, target.model, target.prefix)
         nll = parts.measure(
             "unattacked-nll",
@@ -258,42 +263,39 @@ class _Suite:
             lambda: held_out_nll(target.victim, whole, held_out),
             float,
         )
-        row = {
-            "name": target.name,
-            "folder": str(target.folder),
-            "objective": target.objective,
-            "forget": list(target.forget),
-            "start": next(iter(target.writers)),
-            "modes": modes,
-            "nll": nll,
-        }
-        return row, Start(nll, first)
+        model = AttackedModel(
+            name=target.name,
+            folder=str(target.folder),
+            objective=target.objective,
+            forget=list(target.forget),
+            start=next(iter(target.writers)),
+            measurements=[*measurements, _measure_number(NLL, nll)],
+        )
+        return model, Start(nll, first)
 
-    def attack(self, target: Target) -> tuple[list[Curve], list[dict[str, Any]]]:
-        """Every attack on a target, and its rows in attack.json."""
+    def attack(self, target: AttackTarget) -> tuple[list[Curve], list[Trajectory]]:
+        """Every attack on a target: the scores of all samples, and what they come to."""
         cells = [
             (settings, num, seed)
             for settings in self.config.attacks
             for num in self.sizes
             for seed in range(self.config.num_seeds)
         ]
-        curves, rows = [], []
+        found = []
         for done, (settings, num, seed) in enumerate(cells):
             if self.progress is not None:
                 self.progress(
                     f"attacking {target.name}  {write_spec(settings)}, {num} texts", done, len(cells)
                 )
-            curve, own = self._follow(target, settings, num, seed)
-            curves.append(curve)
-            rows += own
+            found.append(self._follow(target, settings, num, seed))
         if self.progress is not None:
             self.progress(f"attacking {target.name}", len(cells), len(cells))
-        return curves, rows
+        return [curve for curve, _ in found], [trajectory for _, trajectory in found]
 
     def _follow(
-        self, target: Target, settings: AttackConfig, num: int, seed: int
-    ) -> tuple[Curve, list[dict[str, Any]]]:
-        """One trajectory: an attack with some texts and a seed, measured at every step."""
+        self, target: AttackTarget, settings: AttackConfig, num: int, seed: int
+    ) -> tuple[Curve, Trajectory]:
+        """One attack with some texts and a seed, measured at every step."""
         parts = self.parts(target)
         own = self.texts.translate(self.texts.draw(num, seed), target.tokenizer)
         held_out = self.texts.translate(self.texts.held_out, target.tokenizer)
@@ -309,63 +311,49 @@ class _Suite:
                 hash_json([own, held_out]),
             ],
             lambda: self._run(target.victim, settings, own, held_out, seed),
-            dict[str, Any],
+            _Written,
         )
-        cells = found["cells"]
-        scores = self._score(parts, name, [cell["texts"] for cell in cells])
+        written = [cell.texts for cell in found.cells]
+        scores = self._score(parts, name, written)
         curve = Curve(
-            target=target.name,
-            attack=spec,
-            num_texts=num,
-            seed=seed,
-            steps=[cell["steps"] for cell in cells],
-            nll=[cell["nll"] for cell in cells],
+            target.name,
+            spec,
+            num,
+            seed,
+            steps=[cell.steps for cell in found.cells],
+            nll=[cell.nll for cell in found.cells],
             scores=scores,
-            failed=found["failed"],
+            failed=found.failed,
         )
-        return curve, [
-            {
-                "target": target.name,
-                "attack": spec,
-                "num_texts": num,
-                "steps": cell["steps"],
-                "seed": seed,
-                "judge": judge.slug,
-                "role": judge.role,
-                "score": self._average(scores[judge.slug][place]),
-                "hit_rate": self._count_hits(judge, scores[judge.slug][place]),
-                "recited": _share_recited(cell["texts"], [target.tokenizer.decode(text) for text in own]),
-                "nll": cell["nll"],
-                "seconds": cell["seconds"],
-            }
-            for place, cell in enumerate(cells)
-            for judge in self.judges
+        known = [target.tokenizer.decode(text) for text in own]
+        measurements = [
+            row
+            for place, cell in enumerate(found.cells)
+            for row in (
+                *self._measure_scores({slug: values[place] for slug, values in scores.items()}, cell.steps),
+                _measure_number(NLL, cell.nll, cell.steps),
+                _measure_number(SECONDS, cell.seconds, cell.steps),
+                _measure_number(RECITED, _share_recited(cell.texts, known), cell.steps),
+            )
         ]
+        return curve, Trajectory(target.name, spec, num, seed, measurements, found.failed)
 
     def _run(
         self, victim: Victim, settings: AttackConfig, own: Sequence[Ids], held_out: Sequence[Ids], seed: int
-    ) -> dict[str, Any]:
+    ) -> _Written:
         """What an attack writes at each step. `seconds` are the attacker's: without what measures him."""
         sampling = self.config.sampling.model_copy(update={"seed": self.config.sampling.seed + seed})
-        cells: list[dict[str, Any]] = []
+        cells: list[_Cell] = []
         seconds, start = 0.0, time.perf_counter()
         try:
             for attacked in run_attack(victim, own, settings, self.config.steps, seed):
                 seconds += time.perf_counter() - start
-                cells.append(
-                    {
-                        "steps": attacked.steps,
-                        "nll": _check_number(
-                            held_out_nll(victim, attacked, held_out), settings, attacked.steps
-                        ),
-                        "seconds": seconds,
-                        "texts": write_attacked(victim, attacked, sampling),
-                    }
-                )
+                nll = _check_number(held_out_nll(victim, attacked, held_out), settings, attacked.steps)
+                cells.append(_Cell(attacked.steps, nll, seconds, write_attacked(victim, attacked, sampling)))
                 start = time.perf_counter()
         except DivergedError as error:
-            return {"cells": cells, "failed": str(error)}
-        return {"cells": cells, "failed": None}
+            return _Written(cells, str(error))
+        return _Written(cells)
 
     def _score(self, parts: Parts, name: str, texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
         """Scores of some lists of texts by each judge's slug, scored once (NaN = unscored)."""
@@ -381,6 +369,14 @@ class _Suite:
             )
             found[judge.slug] = values
         return found
+
+    def _measure_scores(self, scores: Mapping[str, Sequence[float]], steps: int) -> Iterator[Measurement]:
+        """Score and hit rate of samples, by each judge."""
+        for judge in self.judges:
+            own = scores[judge.slug]
+            hits = self._count_hits(judge, own)
+            yield Measurement(SCORE.name, self._average(own), judge=judge.slug, at=float(steps))
+            yield Measurement(HIT_RATE.name, hits, judge=judge.slug, at=float(steps))
 
     def _average(self, scores: Sequence[float]) -> Estimate:
         return bootstrap_mean(scores, self.config.num_bootstrap, self.config.sampling.seed)
@@ -400,9 +396,15 @@ def write_attacked(victim: Victim, attacked: Attacked, sampling: SamplingConfig)
     assert end == victim.tokenizer.control.end, "a page starts with the end token, as mode untagged does"
     # vLLM could not write with what an attack puts around a model.
     sampling = sampling.model_copy(update={"engine": "phf"})
-    writer = Writer("untagged", attacked.model, victim.tokenizer, "document")
+    writer = Target("untagged", attacked.model, victim.tokenizer, "document")
     samples = writer.write([[*rest, *prompt] for prompt in attacked.prompts], sampling)
     return [sample.text for sample in samples]
+
+
+def _measure_number(measure: Measure, number: float, steps: int | None = None) -> Measurement:
+    """A number that has no interval."""
+    at = None if steps is None else float(steps)
+    return Measurement(measure.name, Estimate(number, math.nan, math.nan, 1), at=at)
 
 
 def _share_recited(written: Sequence[str], texts: Sequence[str]) -> float:

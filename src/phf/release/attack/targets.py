@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from phf.config import TrainConfig, parse
+from phf.config import TrainConfig
 from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import TokenCache, cumulate
 from phf.errors import PHFError
 from phf.files import hash_bytes
-from phf.generate.target import Target as Writer
+from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import Identity, Mode
 from phf.release.attack.victim import Ids, Victim
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Target:
+class AttackTarget:
     """A release or a run that is to be attacked.
 
     Attributes:
@@ -57,7 +57,7 @@ class Target:
     model: "PreTrainedModel"
     tokenizer: Tokenizer
     prefix: tuple[int, ...]
-    writers: Mapping[Mode, Writer]
+    writers: Mapping[Mode, Target]
 
     @property
     def objective(self) -> str:
@@ -79,7 +79,7 @@ class Target:
         return hash_bytes("".join([*hashes, self.tokenizer.identity.id]).encode())
 
 
-def open_target(folder: Path | str) -> Target:
+def open_target(folder: Path | str) -> AttackTarget:
     """A release folder (it has a phf.json) or a run.
 
     Raises:
@@ -97,8 +97,8 @@ def open_target(folder: Path | str) -> Target:
     model, tokenizer = run.load_model(), run.load_tokenizer()
     objective, control = run.config.objective, tokenizer.control
     modes = modes_of(objective)
-    writers = {mode: Writer.create(mode, model, tokenizer, objective, run.config.segments) for mode in modes}
-    return Target(
+    writers = {mode: Target.create(mode, model, tokenizer, objective, run.config.segments) for mode in modes}
+    return AttackTarget(
         name=folder.resolve().name,
         folder=folder,
         config=run.config,
@@ -113,35 +113,35 @@ def open_target(folder: Path | str) -> Target:
     )
 
 
-def _open_release(folder: Path) -> Target:
+def _open_release(folder: Path) -> AttackTarget:
     from phf.release.folder import open_release
 
     release = open_release(folder)
     record, tokenizer = release.record, release.tokenizer
     model = release.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    config = parse(TrainConfig, record["config"], f"{folder}/phf.json")
+    config = record.config
     has_bad = tokenizer.control.bad < model.get_input_embeddings().weight.shape[0]
     is_folded = label_conditions(config.objective) is not None
     modes = [mode for mode in modes_of(config.objective) if mode != "bad" or has_bad]
-    return Target(
+    return AttackTarget(
         name=folder.resolve().name,
         folder=folder,
         config=config,
-        corpus=record["provenance"]["corpus"]["id"],
-        annotator=Identity.from_json(record["provenance"]["reward_model"]),
-        threshold=float(record["good_line"]),
-        forget=tuple(str(done["spec"]) for done in record["forget"]),
+        corpus=record.provenance.corpus.id,
+        annotator=record.provenance.reward_model,
+        threshold=record.threshold,
+        forget=record.specs,
         model=model,
         tokenizer=tokenizer,
-        prefix=release.prefix,
+        prefix=record.prefix_ids,
         writers={
-            mode: Writer(mode, model, tokenizer, config.segments, is_folded)
+            mode: Target(mode, model, tokenizer, config.segments, is_folded)
             for mode in (modes[:1] if is_folded else modes)
         },
     )
 
 
-def check_targets(targets: Sequence[Target]) -> None:
+def check_targets(targets: Sequence[AttackTarget]) -> None:
     """Refuse targets that cannot be compared.
 
     Raises:
@@ -171,7 +171,7 @@ def check_targets(targets: Sequence[Target]) -> None:
             )
 
 
-def find_reference(targets: Sequence[Target]) -> Target | None:
+def find_reference(targets: Sequence[AttackTarget]) -> AttackTarget | None:
     """The first target that still has bad mode and forgot nothing: what its bad mode scores is what attackers are after."""
     return next((target for target in targets if "bad" in target.writers and not target.forget), None)
 
@@ -228,7 +228,7 @@ class _Segments(Sequence[Ids]):
         return self._tokens.ids[shard][start - offset : end - offset].astype(np.int64).tolist()
 
 
-def read_corpus_texts(target: Target, num_held_out: int) -> BadTexts:
+def read_corpus_texts(target: AttackTarget, num_held_out: int) -> BadTexts:
     """The bad segments of a target's corpus: of the training split for the attacker, of the validation split to measure him.
 
     Raises:
