@@ -118,3 +118,10 @@ def test_a_field_is_found_by_its_key_with_its_sentence():
     field, sentence = find_field(EvaluateConfig, "kl.num_sequences")
     assert field.default == 512
     assert sentence == "Texts that the reference writes; the paper has 4,096."
+
+
+def test_overrides_leave_what_they_are_laid_over_as_it_is():
+    value = {"objective": {"kind": "custom", "function": "a:b", "parameters": {"alpha": 1}}}
+    changed = apply_overrides(value, ["objective.parameters.alpha=2", "objective.parameters.beta=3"])
+    assert changed["objective"]["parameters"] == {"alpha": 2, "beta": 3}
+    assert value["objective"]["parameters"] == {"alpha": 1}

@@ -88,6 +88,8 @@ def test_objectives_are_named_default_all_or_by_kind():
         PHFError, match=r"objective 'foo' is not known; choose default, paper, all, or some of mle,filtering"
     ):
         demo.choose_objectives("mle,foo")
+    with pytest.raises(PHFError, match="objective 'custom' is not known"):
+        demo.choose_objectives("custom")
 
 
 def test_the_recipe_is_what_the_demo_trains():
