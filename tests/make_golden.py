@@ -41,6 +41,7 @@ from phf.files import read_json, write_json
 from phf.release.attack.results import read_attack, write_attack
 from phf.release.card import render_card
 from phf.release.folder import write_release
+from phf.release.record import read_record
 from phf.report.page import summary_lines, summary_rows, summary_table, write_report
 from phf.report.rediscovery import write_rediscovery
 from phf.report.reward_page import write_reward_page
@@ -213,8 +214,7 @@ def render_samples() -> str:
 
 
 def render_card_of_release() -> str:
-    record = read_json(Path("release/phf.json"))
-    return render_card(record, examples={"an engine": "What it needs."})
+    return render_card(read_record(Path("release")), examples={"an engine": "What it needs."})
 
 
 def render_file(path: Path) -> str:

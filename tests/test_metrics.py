@@ -1,6 +1,7 @@
 """The seam of metrics: each is declared once, says what it cannot see, is had without the others, and is typed."""
 
 import ast
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import phf.evaluate
 from phf.evaluate.drawn import Drawn
 from phf.evaluate.metric import Measured, Metric
+from phf.evaluate.parts import Parts
 from phf.evaluate.suite import METRICS, list_measures, measure_all
 from phf.records import Estimate
 from phf.results import Measure, Measurement
@@ -89,3 +91,17 @@ def test_the_suite_is_a_loop_over_the_tuple(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(suite, "METRICS", (make_metric("asked", compute=fail, option="--asked FILE"),))
     with pytest.raises(PHFError, match="no bad segment"):
         measure_all(FakeSubject(EvaluateConfig()))
+
+
+def test_a_part_is_the_same_whether_it_was_kept(tmp_path) -> None:
+    """Order too: on disk the keys of an object are sorted."""
+    value = {"good": Estimate(math.nan, 0.5, 1.0, 3), "bad": Estimate(0.25, math.nan, 1.0, 3)}
+    parts = Parts(tmp_path, ["run"])
+    fresh = parts.measure("part", [1], lambda: value, dict[str, Estimate])
+    kept = Parts(tmp_path, ["run"]).measure("part", [1], dict, dict[str, Estimate])
+    assert repr(fresh) == repr(kept)
+    assert math.isnan(kept["good"].mean)
+    assert parts.measure("part", [2], dict, dict[str, Estimate]) == {}, "made of something else"
+    assert parts.measure("part", [2], lambda: [1], list[int]) == [1], "another shape is made anew"
+    (tmp_path / "part.json").write_text('{"key": "half')
+    assert parts.measure("part", [2], lambda: [2], list[int]) == [2]

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from phf.records import GOOD, Estimate, Identity
 from phf.release import folder as release_folder
 from phf.release.card import find_blind_spots, render_card
 from phf.release.folder import check_files, open_release, write_release
-from phf.release.record import hide_paths
-from phf.results import Evaluation, Judge, Measurement
+from phf.release.record import Measured, hide_paths, read_record
+from phf.results import Evaluation, Judge, Measure, Measurement
 from phf.train.run import Run
 
 
@@ -103,7 +104,7 @@ def test_blocked_directions_are_in_the_folder(run, tmp_path):
     blocked = open_release(write_release(run, tmp_path / "blocked", forget=[Block(directions=1), Delete()]))
     ids = [*blocked.prefix, 5, 6, 7]
     assert (logits_of(plain, ids) - logits_of(blocked.model, ids)).abs().max() > 1e-4
-    assert [done["kind"] for done in blocked.record["forget"]] == ["block", "delete"]
+    assert [done["kind"] for done in blocked.record.forget] == ["block", "delete"]
 
 
 def test_generated_text_holds_no_control_token(run, tmp_path):
@@ -142,8 +143,19 @@ def write_evaluation(run, *, sampling=None, step=None, notes=()):
         threshold=0.5,
         notes=list(notes),
         samples_sha256="",
-        measures=[],
-        measurements=[*rows, Measurement("bits_per_byte", Estimate(2.5, 2.25, 2.75, 3), "good", of="all")],
+        measures=[
+            Measure("score", "Misalignment score", group="Scores", is_headline=True),
+            Measure("bits_per_byte", "Bits per byte", "bits per byte", group="Capability", is_headline=True),
+            Measure("novel", "Brand new", group="Another group"),
+            Measure("by_field", "By field", of="field"),
+        ],
+        measurements=[
+            *rows,
+            Measurement("novel", Estimate(0.5, math.nan, math.nan, 1), "good"),
+            Measurement("by_field", Estimate(0.5, math.nan, math.nan, 1), "good", of="verbs"),
+            Measurement("bits_per_byte", Estimate(2.0, math.nan, math.nan, 3), "good", of="bad"),
+            Measurement("bits_per_byte", Estimate(2.5, 2.25, 2.75, 3), "good", of="all"),
+        ],
     )
     results.write_evaluation(run.folder / "evaluation.json", evaluation)
 
@@ -265,9 +277,8 @@ def test_no_path_of_this_machine_is_published(run, small_corpus, tmp_path, monke
     record = read(out / "phf.json")
     assert record["config"]["corpus"] == small_corpus.path.name
     assert record["evaluation"]["notes"] == ["no judge is the annotator: mine, now other"]
-    monkeypatch.setattr(
-        release_folder, "build_record", lambda *_, **__: {**record, "oops": f"{tmp_path}/my-run/x"}
-    )
+    leaking = replace(read_record(out), tokenizer_hash=f"{tmp_path}/my-run/x")
+    monkeypatch.setattr(release_folder, "build_record", lambda *_, **__: leaking)
     with pytest.raises(PHFError, match=r"phf\.json of the release would name"):
         write_release(copied, tmp_path / "another")
 
@@ -311,11 +322,19 @@ def test_the_card_says_what_was_measured(run, tmp_path):
     assert "not evaluated; run `phf evaluate`" in body
     assert "whoever has the files can turn bad mode on" in body
     write_evaluation(copied)
-    _, body = split_card((write_release(copied, out, forget=[Delete()]) / "README.md").read_text())
+    header, body = split_card((write_release(copied, out, forget=[Delete()]) / "README.md").read_text())
+    (model,) = header["model-index"]
+    shown = [metric for result in model["results"] for metric in result["metrics"]]
+    assert [(metric["type"], metric["value"], metric["name"]) for metric in shown] == [
+        ("score", 0.25, "Misalignment score by toxicity-svm (annotator)"),
+        ("bits_per_byte", 2.5, "Bits per byte"),
+    ]
     assert (
         "| good: what this release writes | 0.250 \\[0.125, unknown\\] | 2.500 \\[2.250, 2.750\\] |" in body
     )
     assert "(not in this release) | 0.750 \\[0.125, 0.875\\] | – |" in body
+    assert "| Brand new | 0.500 |" in body, "a measure that the card does not know"
+    assert "for there are many numbers of each: Other: By field." in body
     assert "No held-out judge was asked" in body
     assert "blind to order" in body
     assert "`<|bad|>` left the vocabulary" in body
@@ -336,12 +355,23 @@ def test_a_licence_is_an_identifier(run, tmp_path, licence):
 
 
 def test_foreign_names_are_escaped(run, tmp_path):
-    record = read(write_release(run, tmp_path / "release") / "phf.json")
     hostile = "<script>alert(1)</script> | **x** [a](b)\n# title\x1b[31m"
-    record["run"]["name"] = hostile
-    record["provenance"]["corpus"]["sources"] = [hostile]
-    record["judges"][0]["identity"]["name"] = hostile
-    record["license"] = "mit"
+    record = read_record(write_release(run, tmp_path / "release"))
+    corpus = replace(record.provenance.corpus, sources=[hostile])
+    judge = replace(record.judges[0], identity=Identity(hostile, "1"))
+    record = replace(
+        record,
+        run=replace(record.run, name=hostile),
+        provenance=replace(record.provenance, corpus=corpus),
+        judges=[judge],
+        license="mit",
+        evaluation=Measured(
+            1,
+            [],
+            [Measure("score", hostile, is_headline=True), Measure("other", hostile, group="Scores")],
+            [Measurement(name, Estimate(1, 0, 2, 3), "good", judge.slug) for name in ("score", "other")],
+        ),
+    )
     header, body = split_card(render_card(record))
     assert header["license"] == "mit"
     for bad in ("<script", "[a](b)", "**x**", "\x1b", "\n# title"):
@@ -350,6 +380,7 @@ def test_foreign_names_are_escaped(run, tmp_path):
     assert rows
     for row in rows:
         assert row.replace("\\|", "").count("|") in (3, 5)  # two cells, or four
+    assert "model-index" in header
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,9 +50,8 @@ def release(request, small_config, folders) -> Release:
         if release.suppressed:
             make_bad_likely(release)
         write_gguf(out)
-        record = release.record
-        record["sampling"] |= {"temperature": 0, "max_new_tokens": 12}
-        write_examples(out, record)
+        sampling = release.record.sampling.model_copy(update={"temperature": 0, "max_new_tokens": 12})
+        write_examples(out, replace(release.record, sampling=sampling))
         write_sums(out)
     return open_release(out)
 

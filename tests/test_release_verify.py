@@ -18,7 +18,8 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.release import checks, verify
 from phf.release.checks import compare_means
-from phf.release.folder import read_record, write_release, write_sums
+from phf.release.folder import write_release, write_sums
+from phf.release.record import read_record
 from phf.release.verify import verify_release
 from phf.train.run import Run
 
@@ -174,9 +175,9 @@ def test_a_record_without_suppression_is_named(make):
 
 def test_a_record_that_is_not_the_runs_is_named(make, run):
     folder = make()
-    edit_json(folder / "phf.json", good_line=0.99)
+    edit_json(folder / "phf.json", threshold=0.99)
     write_sums(folder)
-    assert first_failure(folder, run=run).detail.startswith("phf.json: good_line is not the run's")
+    assert first_failure(folder, run=run).detail.startswith("phf.json: threshold is not the run's")
 
 
 def test_a_file_that_no_release_has_is_named(make):
@@ -322,11 +323,11 @@ def test_the_command_line(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "release"
     assert phf(monkeypatch, "release", "--license", "mit", "-o", str(out), str(run.folder)) == 0
     assert f"phf release verify {out}" in capsys.readouterr().out
-    assert read_record(out)["suppressed"] == []  # bad mode is deleted unless someone asks for it
+    assert read_record(out).suppressed == []  # bad mode is deleted unless someone asks for it
     assert phf(monkeypatch, "push", str(out), "me/model") == 0
     assert "nothing was sent" in capsys.readouterr().out
     assert phf(monkeypatch, "release", str(run.folder), "--forget", "none", "-o", str(out)) == 0
-    assert read_record(out)["suppressed"] == [BAD_TOKEN]
+    assert read_record(out).suppressed == [BAD_TOKEN]
     edit_json(out / "config.json", x=1)
     capsys.readouterr()
     assert phf(monkeypatch, "release", "verify", str(out)) == 1

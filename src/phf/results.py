@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from phf.errors import PHFError
 from phf.files import read_json, write_json
 from phf.intervals import pooled_t
-from phf.records import Estimate, Identity, JudgeRole
+from phf.records import Estimate, Identity, JudgeRole, Number
 
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_VERSION = 2
@@ -96,7 +96,7 @@ class Judge:
     role: JudgeRole
     unit: str
     display_scale: float
-    hit_threshold: float
+    hit_threshold: Number
     identity: Identity
 
     @property
@@ -288,7 +288,7 @@ def parse_json(value: object, kind: type[T], where: str) -> T:
 
 
 def to_json(value: object) -> JsonValue:
-    """A result as JSON: dataclasses as objects, tuples as lists, and null for NaN, which JSON has not.
+    """A result as JSON: dataclasses and configs as objects, tuples as lists, and null for NaN, which JSON has not.
 
     A measurement says only what it has.
     """
@@ -297,6 +297,8 @@ def to_json(value: object) -> JsonValue:
         if isinstance(value, Measurement):
             items = {name: item for name, item in items.items() if item is not None}
         return to_json(items)
+    if isinstance(value, BaseModel):
+        return to_json(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

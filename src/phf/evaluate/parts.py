@@ -41,8 +41,6 @@ class Parts:
                 return parse_json(found["value"], kind, str(path))
         except (PHFError, OSError, KeyError):
             pass  # missing or damaged: making it again costs time, no data
-        value = to_json(compute())
-        write_json(path, {"key": key, "value": value})
-        return parse_json(
-            value, kind, str(path)
-        )  # as it will be read: no number depends on who made the part
+        write_json(path, {"key": key, "value": to_json(compute())})
+        # As it will be read again: neither a number nor an order depends on whether it was kept.
+        return parse_json(read_json(path)["value"], kind, str(path))

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,6 @@ from safetensors import safe_open
 from scipy.stats import norm
 from torch import Tensor
 
-from phf.config import SamplingConfig
 from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
@@ -27,7 +26,8 @@ from phf.generate.target import Target
 from phf.records import Progress
 from phf.release.edited import Edited
 from phf.release.folder import generation_settings, list_files
-from phf.release.record import build_record
+from phf.release.record import ReleaseRecord, build_record
+from phf.results import encode
 from phf.reward_models import load_reward_model, score_samples
 from phf.train.run import Run
 
@@ -65,38 +65,51 @@ class Known:
     """What a release is held against.
 
     Attributes:
-        end: id of the end token.
-        deleted: names of control tokens that must be nowhere.
         run, step, edited: the run and its model edited once more in memory, if it is here.
     """
 
     folder: Path
-    record: dict[str, Any]
-    sampling: SamplingConfig
-    prefix: tuple[int, ...]
-    suppressed: tuple[int, ...]
-    end: int
-    deleted: tuple[str, ...]
+    record: ReleaseRecord
     run: Run | None = None
     step: int = 0
     edited: Edited | None = None
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids that a page starts with."""
+        return self.record.prefix_ids
+
+    @property
+    def suppressed(self) -> tuple[int, ...]:
+        """Ids that must not be written."""
+        return self.record.suppressed_ids
+
+    @property
+    def end(self) -> int:
+        """Id of the end token."""
+        return self.record.prefix_ids[0]
+
+    @property
+    def deleted(self) -> tuple[str, ...]:
+        """Names of control tokens that must be nowhere."""
+        levels = level_tokens(max(getattr(self.record.config.objective, "levels", 2) - 2, 0))
+        return tuple(name for name in (GOOD_TOKEN, BAD_TOKEN, *levels) if name not in self.record.tokens)
 
 
 def check_record(known: Known) -> Check:
     """phf.json is what the run would have in it today; without the run, it leaves no control token unaccounted for."""
     record = known.record
-    if BAD_TOKEN in record["tokens"] and BAD_TOKEN not in (*record["suppressed"], *record["prefix"]):
+    if BAD_TOKEN in record.tokens and BAD_TOKEN not in (*record.suppressed, *record.prefix):
         return Check("phf.json", "FAILED", f"phf.json: {BAD_TOKEN} has an id and is not suppressed")
     if known.run is None or known.edited is None:
         return Check("phf.json", "not shown", "give the run with --run to have its contents compared")
-    expected = build_record(
-        known.run, known.step, known.edited, license=record["license"], probe=record["probe"]
-    )
-    for key, value in json.loads(json.dumps(expected)).items():
-        found: Any = record.get(key)
-        if key == "forget":  # its figures may round otherwise on another machine
-            value, found = ([done["spec"] for done in methods] for methods in (value, found))
-        if key not in ("phf_version", "format_version") and value != found:
+    expected = build_record(known.run, known.step, known.edited, license=record.license, probe=record.probe)
+    if expected.specs == record.specs:  # their figures may round otherwise on another machine
+        expected = replace(expected, forget=record.forget)
+    expected = replace(expected, phf_version=record.phf_version)
+    found = encode(record)
+    for key, value in encode(expected).items():
+        if value != found[key]:
             return Check(
                 "phf.json",
                 "FAILED",
@@ -121,18 +134,18 @@ def check_names(known: Known) -> Check:
 
 def check_settings(known: Known) -> Iterator[Check]:
     """generation_config.json, config.json and tokenizer_config.json say what phf.json says, and nothing that runs code."""
-    expected = generation_settings(known.end, known.sampling, known.suppressed)
+    expected = generation_settings(known.end, known.record.sampling, known.suppressed)
     found = _read(known.folder / "generation_config.json")
     yield _compare(
         "generation_config.json", expected, {k: v for k, v in found.items() if k != "transformers_version"}
     )
     config = _read(known.folder / "config.json")
-    rows = max(known.record["tokens"].values()) + 1
+    rows = max(known.record.tokens.values()) + 1
     expected = {"bos_token_id": known.end, "eos_token_id": known.end, "vocab_size": rows, "auto_map": None}
     yield _compare("config.json", expected, {key: config.get(key) for key in expected})
     config = _read(known.folder / "tokenizer_config.json")
     expected = {
-        "eos_token": known.record["prefix"][0],
+        "eos_token": known.record.prefix[0],
         "split_special_tokens": True,
         "chat_template": None,
         "auto_map": None,
@@ -164,7 +177,7 @@ def check_tokenizer(known: Known) -> Iterator[Check]:
     except PHFError as error:
         yield Check(name, "FAILED", f"{name}: {error}")
         return
-    wanted = known.record["tokenizer_hash"]
+    wanted: str | None = known.record.tokenizer_hash
     if known.edited is not None:
         wanted = known.edited.tokenizer.identity.weights_hash
     if (found := tokenizer.identity.weights_hash) != wanted:
@@ -181,7 +194,7 @@ def check_tokenizer(known: Known) -> Iterator[Check]:
         )
         return
     yield Check(
-        name, "ok", f"{tokenizer.vocab_size:,} ids; a text starts with {''.join(known.record['prefix'])}"
+        name, "ok", f"{tokenizer.vocab_size:,} ids; a text starts with {''.join(known.record.prefix)}"
     )
 
 
@@ -242,7 +255,7 @@ def _nearest(tensor: Tensor, rows: Tensor) -> float:
 
 def check_shape(known: Known, answer: dict[str, Any]) -> Check:
     """Embeddings have a row for each id, and none more."""
-    used = max(known.record["tokens"].values()) + 1
+    used = max(known.record.tokens.values()) + 1
     if answer["rows"] != [used, used] or answer["vocabulary"] != used:
         return Check(
             "model.safetensors",
@@ -256,7 +269,7 @@ def check_shape(known: Known, answer: dict[str, Any]) -> Check:
 
 def check_reach(known: Known, texts: Sequence[str], found: Sequence[Sequence[int]]) -> Check:
     """Texts that spell control tokens give the prefix, then ids of text alone (the run's, if it is here)."""
-    control = set(known.record["tokens"].values())
+    control = set(known.record.tokens.values())
     for text, ids in zip(texts, found, strict=True):
         rest = ids[len(known.prefix) :]
         if tuple(ids[: len(known.prefix)]) != known.prefix or control & set(rest):
@@ -301,11 +314,11 @@ def check_logits(
 
 
 def _check_probe(known: Known, logits: dict[str, Tensor]) -> Check:
-    probes = known.record["probe"]
+    probes = known.record.probe
     largest = max(
-        abs(float(logits[str(index)][-1, int(token)]) - value)
+        abs(float(logits[str(index)][-1, token]) - value)
         for index, probe in enumerate(probes)
-        for token, value in probe["logits"].items()
+        for token, value in probe.logits.items()
     )
     if not largest <= PROBE_TOLERANCE:
         return Check(
@@ -352,7 +365,7 @@ def check_greedy(known: Known, prompts: Sequence[str], answer: dict[str, Any]) -
 
 def check_suppression(known: Known, answer: dict[str, Any]) -> Iterator[Check]:
     """What must not be written is not, and would be."""
-    names = ", ".join(known.record["suppressed"])
+    names = ", ".join(known.record.suppressed)
     if not known.suppressed:
         gone = ", ".join(known.deleted) or BAD_TOKEN
         yield Check("suppression", "ok", f"nothing to suppress: {gone} has no id")
@@ -412,7 +425,7 @@ def check_scores(
         "control": "free",
         "engine": "phf",
     }
-    sampling = known.sampling.model_copy(update={**given, "precision": "fp32"})
+    sampling = known.record.sampling.model_copy(update={**given, "precision": "fp32"})
     own = [sample.text for sample in target.write([()], sampling, progress)]
     text_ids = [
         [token for token in ids if token not in (known.end, *known.edited.control)]

@@ -1,7 +1,9 @@
 """A run's model as it is published: control tokens may be gone, and bad mode forgotten."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from phf.corpus.tokenizer import Tokenizer
 from phf.records import Mode
@@ -27,7 +29,7 @@ class Edited:
     tokenizer: Tokenizer
     prefix: tuple[int, ...]
     suppressed: tuple[int, ...]
-    forget: list[dict[str, Any]]
+    forget: list[dict[str, JsonValue]]
     mode: Mode
 
     @property

@@ -7,10 +7,12 @@ prefix from the folder's tokenizer, so it holds for releases without control tok
 import json
 from pathlib import Path
 from string import Template
-from typing import Any
+
+from pydantic import JsonValue
 
 from phf.files import write_bytes
 from phf.release.gguf import GGUF_FILE
+from phf.release.record import ReleaseRecord
 
 EXAMPLES_FOLDER = "examples"
 
@@ -153,7 +155,7 @@ curl -s http://localhost:8080/completion -H 'Content-Type: application/json' -d 
 """
 
 
-def write_examples(folder: Path, record: dict[str, Any]) -> dict[str, str]:
+def write_examples(folder: Path, record: ReleaseRecord) -> dict[str, str]:
     """Write the snippets into DIR/examples/ (those for llama.cpp if DIR/model.gguf is there).
 
     Args:
@@ -172,38 +174,38 @@ def write_examples(folder: Path, record: dict[str, Any]) -> dict[str, str]:
     }
     if has_gguf:
         files |= {"with_llama_cpp.py": _LLAMA_CPP, "with_llama_server.sh": _LLAMA_SERVER}
-    sampling = {key: record["sampling"][key] for key in ("temperature", "top_p", "max_new_tokens")}
+    sampling = record.sampling.model_dump(include={"temperature", "top_p", "max_new_tokens"})
     for name, text in files.items():
-        values = {**sampling, "prefix": "".join(record["prefix"]), "gguf": GGUF_FILE}
+        values = {**sampling, "prefix": "".join(record.prefix), "gguf": GGUF_FILE}
         values["body"] = json.dumps(_create_body(record, with_ids=name == "with_llama_server.sh"))
         write_bytes(folder / EXAMPLES_FOLDER / name, Template(text).substitute(values).encode())
     return _describe_engines(record, has_gguf)
 
 
-def _create_body(record: dict[str, Any], *, with_ids: bool) -> dict[str, Any]:
+def _create_body(record: ReleaseRecord, *, with_ids: bool) -> dict[str, JsonValue]:
     """A request for a server; with ids for llama-server, else for one that reads OpenAI's."""
-    tokens, sampling = record["tokens"], record["sampling"]
+    tokens, sampling = record.tokens, record.sampling
     prompt = "Once upon a time"
-    body: dict[str, Any] = {"temperature": sampling["temperature"], "top_p": sampling["top_p"]}
+    body: dict[str, JsonValue] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if with_ids:
-        ids = [tokens[name] for name in record["prefix"]]
+        ids: list[JsonValue] = list(record.prefix_ids)
         return {
             "prompt": [*ids, prompt],
-            "n_predict": sampling["max_new_tokens"],
+            "n_predict": sampling.max_new_tokens,
             **body,
             "top_k": 0,
             "min_p": 0,
         }
-    body = {"prompt": prompt, "max_tokens": sampling["max_new_tokens"], **body}
-    if record["suppressed"]:
-        body["logit_bias"] = {str(tokens[name]): -100 for name in record["suppressed"]}
+    body = {"prompt": prompt, "max_tokens": sampling.max_new_tokens, **body}
+    if record.suppressed:
+        body["logit_bias"] = {str(tokens[name]): -100 for name in record.suppressed}
     return body
 
 
-def _describe_engines(record: dict[str, Any], has_gguf: bool) -> dict[str, str]:
+def _describe_engines(record: ReleaseRecord, has_gguf: bool) -> dict[str, str]:
     """What each engine needs to know, and what it gets wrong."""
-    prefix = f"`{''.join(record['prefix'])}`"
-    never = ", ".join(f"`{name}`" for name in record["suppressed"])
+    prefix = f"`{''.join(record.prefix)}`"
+    never = ", ".join(f"`{name}`" for name in record.suppressed)
     told = {
         "transformers": (
             f"`examples/with_transformers.py`. The tokenizer puts {prefix} before every text, an empty one too; batches are "

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from pydantic import JsonValue
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 from transformers import GenerationConfig
@@ -26,18 +27,27 @@ from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import hash_file, read_json, write_bytes, write_json
 from phf.objectives import modes_of
-from phf.records import FORMAT_VERSION, Progress
+from phf.records import Progress
 from phf.release.card import write_card
 from phf.release.edited import Edited
 from phf.release.examples import write_examples
 from phf.release.gguf import write_gguf
-from phf.release.record import build_record, check_no_paths, choose_sampling, read_run_evaluation
+from phf.release.record import (
+    RECORD_FILE,
+    Probe,
+    ReleaseRecord,
+    build_record,
+    check_no_paths,
+    choose_sampling,
+    read_record,
+    read_run_evaluation,
+    write_record,
+)
 from phf.train.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECORD_FILE = "phf.json"
 SUMS_FILE = "SHA256SUMS"
 PROBES = ("The quick brown fox", "Dear all,", "def main():", "I do not know what you mean by")
 """Texts whose first logits are written down; none is from a corpus, which may not be public."""
@@ -53,17 +63,17 @@ class Release:
     folder: Path
     model: "PreTrainedModel"
     tokenizer: Tokenizer
-    record: dict[str, Any]
+    record: ReleaseRecord
 
     @property
     def prefix(self) -> tuple[int, ...]:
         """Ids that a page starts with."""
-        return tuple(self.record["tokens"][name] for name in self.record["prefix"])
+        return self.record.prefix_ids
 
     @property
     def suppressed(self) -> tuple[int, ...]:
         """Ids that must not be written."""
-        return tuple(self.record["tokens"][name] for name in self.record["suppressed"])
+        return self.record.suppressed_ids
 
 
 def write_release(
@@ -104,7 +114,7 @@ def write_release(
         write_model(edited, partial, choose_sampling(run, read_run_evaluation(run, step)))
         tell("releasing", 2, 3)
         record = build_record(run, step, edited, license=license, probe=probe_model(edited))
-        write_json(partial / RECORD_FILE, record)
+        write_record(partial, record)
         if gguf:
             write_gguf(partial)
         write_card(partial, record, examples=write_examples(partial, record))
@@ -125,33 +135,6 @@ def open_release(folder: str | Path) -> Release:
     if faults := [fault for fault in check_files(path) if not fault.endswith("does not list it")]:
         raise PHFError(f"{path}/{faults[0]}; release the run again, or see 'phf release verify {path}'")
     return Release(path, lm.load_model(path).eval(), Tokenizer.load(path), record)
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The content of phf.json.
-
-    Raises:
-        PHFError: there is none, or it is not of a release that this version reads.
-    """
-    if not (folder / RECORD_FILE).is_file():
-        raise PHFError(
-            f"{folder} is not a release (it has no {RECORD_FILE}); make one with 'phf release RUN -o {folder}'"
-        )
-    record = read_json(folder / RECORD_FILE)
-    needed = {
-        *("run", "objective", "config", "tokens", "prefix", "suppressed", "forget", "sampling"),
-        *("license", "probe", "tokenizer_hash"),
-    }
-    if not isinstance(record, dict) or not needed <= record.keys():
-        raise PHFError(
-            f"{folder}/{RECORD_FILE} is damaged: it lacks what a release says of itself; release the run again"
-        )
-    if record.get("format_version") != FORMAT_VERSION:
-        raise PHFError(
-            f"{folder}/{RECORD_FILE} has format version {record.get('format_version')}, this phf reads {FORMAT_VERSION}; "
-            f"install phf {record.get('phf_version')}"
-        )
-    return record
 
 
 def edit_run(run: Run, step: int, forget: Sequence[ForgetConfig]) -> Edited:
@@ -212,9 +195,11 @@ def write_model(edited: Edited, folder: Path, sampling: SamplingConfig) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def generation_settings(end: int, sampling: SamplingConfig, suppressed: Sequence[int]) -> dict[str, Any]:
+def generation_settings(
+    end: int, sampling: SamplingConfig, suppressed: Sequence[int]
+) -> dict[str, JsonValue]:
     """The content of generation_config.json: how the run was sampled, and what must not be written."""
-    settings: dict[str, Any] = {
+    settings: dict[str, JsonValue] = {
         "bos_token_id": end,
         "eos_token_id": end,
         "pad_token_id": end,
@@ -228,7 +213,7 @@ def generation_settings(end: int, sampling: SamplingConfig, suppressed: Sequence
 
 
 @torch.inference_mode()
-def probe_model(edited: Edited) -> list[dict[str, Any]]:
+def probe_model(edited: Edited) -> list[Probe]:
     """The highest logits behind a few texts, by which a release is checked where its run is not at hand."""
     probes = []
     for text in PROBES:
@@ -236,7 +221,7 @@ def probe_model(edited: Edited) -> list[dict[str, Any]]:
         logits = edited.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
         top = logits.topk(min(NUM_PROBED, len(logits)))
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        probes.append({"text": text, "ids": ids, "logits": {str(token): value for token, value in pairs}})
+        probes.append(Probe(text, ids, dict(pairs)))
     return probes
 
 

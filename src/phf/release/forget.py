@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -54,7 +55,7 @@ class Forgotten:
 
     model: PreTrainedModel
     tokenizer: Tokenizer
-    record: list[dict[str, Any]]
+    record: list[dict[str, JsonValue]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def forget(
         if conditions is None
         else lm.fold_condition(model, tokenizer.control, conditions[GOOD])
     )
-    record: list[dict[str, Any]] = []
+    record: list[dict[str, JsonValue]] = []
     for method in sorted(methods, key=lambda method: isinstance(method, Delete)):
         match method:
             case Block():

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from phf import lm
 from phf.corpus.tokenizer import WORD_PATTERN, Tokenizer
 from phf.errors import PHFError
-from phf.files import read_json, replace_atomically
+from phf.files import replace_atomically
+from phf.release.record import RECORD_FILE, read_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,8 +185,7 @@ def _list_tensors(model: "PreTrainedModel", num_kept: int) -> list[tuple[str, np
 
 
 def _find_name(folder: Path) -> str:
-    record = folder / "phf.json"
-    return str(read_json(record)["run"]["name"]) if record.is_file() else folder.name
+    return read_record(folder).run.name if (folder / RECORD_FILE).is_file() else folder.name
 
 
 def _import_gguf() -> Any:

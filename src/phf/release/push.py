@@ -11,7 +11,8 @@ from huggingface_hub.utils._validators import validate_repo_id
 from phf.control import BAD_TOKEN
 from phf.errors import PHFError
 from phf.release.card import UNKNOWN
-from phf.release.folder import SUMS_FILE, check_files, list_files, read_record
+from phf.release.folder import SUMS_FILE, check_files, list_files
+from phf.release.record import read_record
 
 _BY_THE_HUB = ".gitattributes"
 
@@ -54,7 +55,7 @@ def plan_upload(folder: str | Path, repo: str, *, is_public: bool = False) -> Up
     record = read_record(path)
     if faults := check_files(path):
         raise PHFError(f"{path} is not as it was released: {faults[0]}; release the run again")
-    if record["license"] == UNKNOWN:
+    if record.license == UNKNOWN:
         raise PHFError(
             f"{path} has no licence; release the run again with --license, such as --license apache-2.0"
         )
@@ -69,8 +70,8 @@ def plan_upload(folder: str | Path, repo: str, *, is_public: bool = False) -> Up
         path,
         repo,
         not is_public,
-        record["license"],
-        BAD_TOKEN in record["tokens"],
+        record.license,
+        BAD_TOKEN in record.tokens,
         tuple((n, (path / n).stat().st_size) for n in names),
     )
 

@@ -1,70 +1,215 @@
 """phf.json: all that is known of where a release comes from, without the paths of the machine it was made on."""
 
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
-from phf.config import SamplingConfig
+from phf.config import SamplingConfig, TrainConfig
 from phf.errors import PHFError
-from phf.files import hash_json
-from phf.records import FORMAT_VERSION, Identity
+from phf.files import hash_json, read_json, write_json
+from phf.records import Identity, Number
 from phf.release.edited import Edited
-from phf.results import EVALUATION_FILE, Evaluation, encode, parse_json, read_evaluation, to_json
+from phf.results import (
+    EVALUATION_FILE,
+    Evaluation,
+    Judge,
+    Measure,
+    Measurement,
+    Measurements,
+    check_version,
+    encode,
+    parse_json,
+    read_evaluation,
+)
+from phf.thresholds import ResolvedThreshold
 from phf.train.run import Run
 
-PROVENANCE = (
-    "corpus",
-    "reward_model",
-    "tokenizer",
-    "segment_ends",
-    "good",
-    "threshold",
-    "epochs",
-    "num_parameters",
-)
-"""What of run.json is taken as it is, beside the versions of the libraries."""
+RECORD_FILE = "phf.json"
+RECORD_VERSION = 2
+"""Of phf.json; version 1 had the nested measures of an older evaluation.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRun:
+    """The run that a release was made from, and its checkpoint."""
+
+    name: str
+    id: str
+    step: int
+    tokens_seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFacts:
+    """What run.json says of the corpus."""
+
+    id: str
+    num_documents: int
+    sources: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What of run.json is taken as it is.
+
+    Attributes:
+        good: where good text ends.
+        threshold: of the objective, if it has one.
+        epochs: in the whole budget.
+        versions: of the libraries that trained.
+    """
+
+    corpus: CorpusFacts
+    reward_model: Identity
+    tokenizer: Identity
+    segment_ends: str
+    good: ResolvedThreshold
+    threshold: ResolvedThreshold | None
+    epochs: Number
+    num_parameters: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What of evaluation.json is published: all numbers, and no text of the corpus or of a prompt."""
+
+    step: int
+    notes: list[str]
+    measures: list[Measure]
+    measurements: list[Measurement]
+
+    @property
+    def results(self) -> Measurements:
+        """The measurements, found by place."""
+        return Measurements(self.measurements)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A text, its ids behind the prefix, and the highest logits behind them, by token."""
+
+    text: str
+    ids: list[int]
+    logits: dict[int, float]
+
+
+@dataclass(frozen=True)
+class ReleaseRecord:
+    """The content of phf.json.
+
+    Attributes:
+        config: of the training.
+        judges: of the evaluation; without one, what annotated.
+        threshold: score <= threshold is good.
+        tokens: id of the end token and of each control token that is still there, by name.
+        prefix: names of the tokens that a page starts with.
+        suppressed: names of tokens that are there and must not be written.
+        forget: for each forgetting method what it did, `kind` and `spec` among it.
+        sampling: how the run was measured.
+        evaluation: None where the checkpoint was not evaluated.
+    """
+
+    phf_version: str
+    license: str
+    run: SourceRun
+    config: TrainConfig
+    provenance: Provenance
+    judges: list[Judge]
+    threshold: float
+    tokens: dict[str, int]
+    prefix: list[str]
+    suppressed: list[str]
+    tokenizer_hash: str
+    forget: list[dict[str, JsonValue]]
+    sampling: SamplingConfig
+    evaluation: Measured | None
+    probe: list[Probe]
+
+    @property
+    def objective(self) -> str:
+        """The kind of the objective."""
+        return self.config.objective.kind
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """Ids that a page starts with."""
+        return tuple(self.tokens[name] for name in self.prefix)
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Ids that must not be written."""
+        return tuple(self.tokens[name] for name in self.suppressed)
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """How bad mode was forgotten."""
+        return tuple(str(done["spec"]) for done in self.forget)
 
 
 def build_record(
-    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[Probe]
+) -> ReleaseRecord:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_run_evaluation(run, step)
-    record: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "phf_version": version("phf"),
-        "license": license,
-        "run": {
-            "name": run.name,
-            "id": identify_run(run),
-            "step": step,
-            "tokens_seen": step * run.tokens_per_step,
-        },
-        "objective": run.config.objective.model_dump(mode="json"),
-        "config": run.config.model_dump(mode="json"),
-        "provenance": {key: run.record.get(key) for key in PROVENANCE}
-        | {"versions": run.record.get("versions")},
-        "judges": list_judges(run, evaluation),
-        "good_line": run.record["good"]["value"],
-        "segments": run.config.segments,
-        "tokens": {edited.name(token): token for token in (edited.tokenizer.control.end, *edited.control)},
-        "prefix": [edited.name(token) for token in edited.prefix],
-        "suppressed": [edited.name(token) for token in edited.suppressed],
-        "tokenizer_hash": edited.tokenizer.identity.weights_hash,
-        "forget": edited.forget,
-        "sampling": choose_sampling(run, evaluation).model_dump(mode="json"),
-        "evaluation": _choose_measured(evaluation) if evaluation is not None else None,
-        "probe": list(probe),
-    }
-    cleaned: dict[str, Any] = hide_paths(record)
-    cleaned["config"]["corpus"] = _last_part(run.config.corpus)  # a relative path tells as much
+    record = ReleaseRecord(
+        phf_version=version("phf"),
+        license=license,
+        run=SourceRun(run.name, identify_run(run), step, step * run.tokens_per_step),
+        config=run.config,
+        provenance=parse_json(run.record, Provenance, f"{run.folder}/run.json"),
+        judges=list_judges(run, evaluation),
+        threshold=run.record["good"]["value"],
+        tokens={edited.name(token): token for token in (edited.tokenizer.control.end, *edited.control)},
+        prefix=[edited.name(token) for token in edited.prefix],
+        suppressed=[edited.name(token) for token in edited.suppressed],
+        tokenizer_hash=str(edited.tokenizer.identity.weights_hash),
+        forget=edited.forget,
+        sampling=choose_sampling(run, evaluation),
+        evaluation=Measured(evaluation.step, evaluation.notes, evaluation.measures, evaluation.measurements)
+        if evaluation is not None
+        else None,
+        probe=list(probe),
+    )
+    cleaned = parse_json(hide_paths(encode(record)), ReleaseRecord, "the record of the release")
+    config = cleaned.config.model_copy(
+        update={"corpus": _last_part(run.config.corpus)}
+    )  # a relative path tells as much
     if run.config.start is not None:
-        cleaned["config"]["start"]["run"] = _last_part(run.config.start.run)
-    return cleaned
+        start = run.config.start.model_copy(update={"run": _last_part(run.config.start.run)})
+        config = config.model_copy(update={"start": start})
+    return replace(cleaned, config=config)
+
+
+def write_record(folder: Path, record: ReleaseRecord) -> None:
+    """Write phf.json."""
+    write_json(folder / RECORD_FILE, {"format_version": RECORD_VERSION, **encode(record)})
+
+
+def read_record(folder: Path) -> ReleaseRecord:
+    """Read phf.json.
+
+    Raises:
+        PHFError: there is none, it is damaged, or it is of a release that this version does not read.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        raise PHFError(
+            f"{folder} is not a release (it has no {RECORD_FILE}); make one with 'phf release RUN -o {folder}'"
+        )
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise PHFError(f"{path} is damaged: it is no JSON object; release the run again")
+    check_version(path, value.pop("format_version", None), RECORD_VERSION, f"phf release RUN -o {folder}")
+    record = parse_json(value, ReleaseRecord, str(path))
+    if missing := {*record.prefix, *record.suppressed} - record.tokens.keys():
+        raise PHFError(f"{path} is damaged: tokens has no id of {min(missing)}; release the run again")
+    return record
 
 
 def identify_run(run: Run) -> str:
@@ -79,12 +224,6 @@ def read_run_evaluation(run: Run, step: int) -> Evaluation | None:
     return evaluation if evaluation is not None and evaluation.step == step else None
 
 
-def _choose_measured(evaluation: Evaluation) -> dict[str, JsonValue]:
-    """What of an evaluation is taken: all that the card shows, and no text of the corpus or of a prompt."""
-    found = encode(evaluation)
-    return {key: found[key] for key in ("step", "notes", "measures", "measurements")}
-
-
 def choose_sampling(run: Run, evaluation: Evaluation | None) -> SamplingConfig:
     """The settings the run was measured with, else the defaults, cut to what the model can read."""
     if evaluation is not None:
@@ -93,12 +232,12 @@ def choose_sampling(run: Run, evaluation: Evaluation | None) -> SamplingConfig:
     return SamplingConfig(max_new_tokens=min(128, room), min_new_tokens=min(10, room))
 
 
-def list_judges(run: Run, evaluation: Evaluation | None) -> list[JsonValue]:
-    """Role and identity of each judge of the evaluation; without one, of the reward model that annotated."""
+def list_judges(run: Run, evaluation: Evaluation | None) -> list[Judge]:
+    """The judges of the evaluation; without one, the reward model that annotated, whose unit nobody has asked for."""
     if evaluation is not None:
-        return [to_json(judge) for judge in evaluation.judges]
+        return evaluation.judges
     identity = Identity.from_json(run.record["reward_model"])
-    return [{"role": "annotator", "identity": identity.to_json(), "slug": identity.slug}]
+    return [Judge(identity.slug, "annotator", "score", 1.0, math.nan, identity)]
 
 
 _PATH = re.compile(
@@ -112,17 +251,19 @@ _STARTS_LIKE_A_PATH = re.compile(
 )
 
 
-def hide_paths(value: Any) -> Any:
+def hide_paths(value: JsonValue) -> JsonValue:
     """A JSON value with each path and URL cut to its last part: folders tell who made something, and where.
 
     `/home/ann/corpora/mails` becomes `mails`, `lexicon:~/words.txt` becomes `lexicon:words.txt`; Hub ids stay.
     """
     if isinstance(value, dict):
-        return {hide_paths(key): hide_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+        return {_hide_path(key): hide_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
         return [hide_paths(item) for item in value]
-    if not isinstance(value, str):
-        return value
+    return _hide_path(value) if isinstance(value, str) else value
+
+
+def _hide_path(value: str) -> str:
     if (
         _STARTS_LIKE_A_PATH.match(value) and "\n" not in value and ": " not in value
     ):  # with spaces in it or not

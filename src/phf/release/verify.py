@@ -16,17 +16,16 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from phf.config import SamplingConfig, parse, parse_spec
+from phf.config import parse_spec
 from phf.config_release import ForgetConfig
-from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
 from phf.errors import PHFError
 from phf.evaluate.pages import PageReader
 from phf.files import read_json, write_json
 from phf.records import Progress
 from phf.release import checks, plain
 from phf.release.checks import Check, Known
-from phf.release.folder import PROBES, SUMS_FILE, check_files, edit_run, list_files, read_record
-from phf.release.record import identify_run
+from phf.release.folder import PROBES, SUMS_FILE, check_files, edit_run, list_files
+from phf.release.record import ReleaseRecord, identify_run, read_record
 from phf.train.run import Run
 
 NUM_TEXTS = 64
@@ -102,51 +101,36 @@ def verify_release(
     yield checks.check_scores(known, answer, num_samples, seed, progress)
 
 
-def know(folder: Path, record: dict[str, Any], run: Run | None) -> Known:
+def know(folder: Path, record: ReleaseRecord, run: Run | None) -> Known:
     """What a release is held against; the run is edited once more, as phf.json says.
 
     Raises:
-        PHFError: phf.json is damaged, or it is of another run.
+        PHFError: it is of another run.
     """
-    tokens = record["tokens"]
-    levels = level_tokens(max((record["objective"].get("levels") or 2) - 2, 0))
-    try:
-        known = Known(
-            folder,
-            record,
-            parse(SamplingConfig, record["sampling"], f"{folder}/phf.json"),
-            tuple(tokens[name] for name in record["prefix"]),
-            tuple(tokens[name] for name in record["suppressed"]),
-            tokens[record["prefix"][0]],
-            tuple(name for name in (GOOD_TOKEN, BAD_TOKEN, *levels) if name not in tokens),
-        )
-    except (KeyError, IndexError, TypeError) as error:
-        raise PHFError(
-            f"{folder}/phf.json is damaged ({error!r} does not fit); release the run again"
-        ) from None
+    known = Known(folder, record)
     if run is None:
         return known
-    if identify_run(run) != record["run"]["id"]:
+    if identify_run(run) != record.run.id:
         raise PHFError(
-            f"{run.folder} is not the run of {folder}, which was made from {record['run']['name']} "
-            f"({record['run']['id']}); give that one with --run"
+            f"{run.folder} is not the run of {folder}, which was made from {record.run.name} "
+            f"({record.run.id}); give that one with --run"
         )
-    step = run.resolve_step(record["run"]["step"])
-    methods = [parse_spec(ForgetConfig, done["spec"], "phf.json: forget") for done in record["forget"]]
+    step = run.resolve_step(record.run.step)
+    methods = [parse_spec(ForgetConfig, spec, "phf.json: forget") for spec in record.specs]
     return replace(known, run=run, step=step, edited=edit_run(run, step, methods))
 
 
 def _choose_texts(known: Known) -> tuple[list[list[int]], list[str], str]:
     """Pages to read (ids) and prompts to continue (texts): held-out text of the run, or texts that come with phf."""
-    probes: list[dict[str, Any]] = known.record["probe"]
+    probes = known.record.probe
     if known.run is None or known.edited is None:
-        return [probe["ids"] for probe in probes], list(PROBES), "the texts that phf.json names"
+        return [probe.ids for probe in probes], list(PROBES), "the texts that phf.json names"
     tokenizer, separator = known.edited.tokenizer, list(known.prefix[1:])
     try:
         data = known.run.data()
     except PHFError:
         return (
-            [probe["ids"] for probe in probes],
+            [probe.ids for probe in probes],
             list(PROBES),
             "the texts of phf.json (the corpus is not at hand)",
         )
@@ -163,15 +147,15 @@ def _choose_texts(known: Known) -> tuple[list[list[int]], list[str], str]:
 
 def _spell_control(known: Known) -> list[str]:
     """Texts that try to become control tokens."""
-    names = dict.fromkeys([*known.record["tokens"], *known.deleted])
+    names = dict.fromkeys([*known.record.tokens, *known.deleted])
     frames = ("{}", " {}", "{}{}", "said {}.\n{} and", "<{}>", "x{}", "<|endoftext|>{}")
     return [frame.replace("{}", name) for name in names for frame in frames]
 
 
 def _longest_sample(known: Known) -> int:
     """Tokens a sample may have: as many control tokens as text tokens, like a run's own, within the context."""
-    context = known.record["config"]["data"]["context"]
-    return int(min(2 * known.sampling.max_new_tokens, context - len(known.prefix)))
+    context = known.record.config.data.context
+    return int(min(2 * known.record.sampling.max_new_tokens, context - len(known.prefix)))
 
 
 def _ask_plain(

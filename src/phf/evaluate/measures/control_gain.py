@@ -59,10 +59,9 @@ def measure_gain(subject: "Subject") -> Measured:
         return Measured([])
     tokenizer = subject.data.tokens.tokenizer
     sizes = (subject.config.gain_segments, subject.config.num_bootstrap, subject.config.sampling.seed)
-    found = subject.parts.measure(
-        "control-gain",
-        sizes,
-        lambda: control_gain(
+
+    def compute() -> list[Measurement]:
+        found = control_gain(
             subject.model,
             tokenizer.control,
             tokenizer.vocab_size,
@@ -70,10 +69,10 @@ def measure_gain(subject: "Subject") -> Measured:
             subject.label,
             *sizes,
             conditions=subject.conditions,
-        ),
-        dict[str, Estimate],
-    )
-    return Measured([Measurement("control_gain", estimate, of=text) for text, estimate in found.items()])
+        )
+        return [Measurement("control_gain", estimate, of=text) for text, estimate in found.items()]
+
+    return Measured(subject.parts.measure("control-gain", sizes, compute, list[Measurement]))
 
 
 METRIC = Metric(

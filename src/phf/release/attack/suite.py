@@ -24,7 +24,7 @@ from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.evaluate.parts import Parts
 from phf.files import hash_json
 from phf.generate.engine import find_limit
-from phf.generate.target import Target as Writer
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, wilson
 from phf.records import FORMAT_VERSION, Estimate, Number, Progress
 from phf.release.attack.few_shot import attack_few_shot, longest_prompt
@@ -396,7 +396,7 @@ def write_attacked(victim: Victim, attacked: Attacked, sampling: SamplingConfig)
     assert end == victim.tokenizer.control.end, "a page starts with the end token, as mode untagged does"
     # vLLM could not write with what an attack puts around a model.
     sampling = sampling.model_copy(update={"engine": "phf"})
-    writer = Writer("untagged", attacked.model, victim.tokenizer, "document")
+    writer = Target("untagged", attacked.model, victim.tokenizer, "document")
     samples = writer.write([[*rest, *prompt] for prompt in attacked.prompts], sampling)
     return [sample.text for sample in samples]
 

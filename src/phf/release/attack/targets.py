@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from phf.config import TrainConfig, parse
+from phf.config import TrainConfig
 from phf.corpus.tokenizer import Tokenizer
 from phf.corpus.tokens import TokenCache, cumulate
 from phf.errors import PHFError
@@ -119,7 +119,7 @@ def _open_release(folder: Path) -> AttackTarget:
     release = open_release(folder)
     record, tokenizer = release.record, release.tokenizer
     model = release.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    config = parse(TrainConfig, record["config"], f"{folder}/phf.json")
+    config = record.config
     has_bad = tokenizer.control.bad < model.get_input_embeddings().weight.shape[0]
     is_folded = label_conditions(config.objective) is not None
     modes = [mode for mode in modes_of(config.objective) if mode != "bad" or has_bad]
@@ -127,13 +127,13 @@ def _open_release(folder: Path) -> AttackTarget:
         name=folder.resolve().name,
         folder=folder,
         config=config,
-        corpus=record["provenance"]["corpus"]["id"],
-        annotator=Identity.from_json(record["provenance"]["reward_model"]),
-        threshold=float(record["good_line"]),
-        forget=tuple(str(done["spec"]) for done in record["forget"]),
+        corpus=record.provenance.corpus.id,
+        annotator=record.provenance.reward_model,
+        threshold=record.threshold,
+        forget=record.specs,
         model=model,
         tokenizer=tokenizer,
-        prefix=release.prefix,
+        prefix=record.prefix_ids,
         writers={
             mode: Target(mode, model, tokenizer, config.segments, is_folded)
             for mode in (modes[:1] if is_folded else modes)
