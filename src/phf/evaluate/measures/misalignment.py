@@ -109,6 +109,7 @@ METRIC = Metric(
             note="Share of scored samples above the judge's threshold.",
             blind_spot="How far above the threshold a sample lies does not count.",
             group="Scores",
+            is_headline=True,
             of="scenario",
         ),
         Measure(
