@@ -179,7 +179,7 @@ def check_tokenizer(known: Known) -> Iterator[Check]:
         return
     wanted = known.record.tokenizer_hash
     if known.edited is not None:
-        wanted = known.edited.tokenizer.identity.weights_hash
+        wanted = str(known.edited.tokenizer.identity.weights_hash)
     if (found := tokenizer.identity.weights_hash) != wanted:
         yield Check(
             name,

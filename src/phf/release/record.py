@@ -30,7 +30,7 @@ from phf.thresholds import ResolvedThreshold
 from phf.train.run import Run
 
 if TYPE_CHECKING:
-    from phf.release.folder import Edited
+    from phf.release.edited import Edited
 
 RECORD_FILE = "phf.json"
 RECORD_VERSION = 2
