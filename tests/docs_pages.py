@@ -126,7 +126,11 @@ def run_line(words: list[str]) -> None:
     words = [name for word in words for name in (_expand(word) if word.endswith("/*") else [word])]
     _, names, _ = _find_command(words)
     _remove_what_it_makes(words)
-    small = [] if "--resume" in words or "--dry-run" in words else _SMALL.get(tuple(names), [])
+    small = _SMALL.get(tuple(names), [])
+    if "--resume" in words:
+        small = []  # the run's own settings
+    elif "--dry-run" in words:
+        small = _MODEL
     answers = {"rate": "1\n5\n", "pair": "1\n2\n"}
     keys = answers.get(words[words.index("--task") + 1] if "--task" in words else "", "g\nb\n") * 30
     stdin, sys.stdin = sys.stdin, io.StringIO(keys)

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phf.records import Identity
+from phf.evaluate.suite import list_measures
+from phf.files import hash_file
+from phf.records import Estimate, Identity
+from phf.results import Evaluation, Judge, Measure, Measurement, read_evaluation, write_evaluation
 
 ANNOTATOR = Identity("pii", "1", None, {"patterns": "v2"})
 HELD_OUT = Identity("toxicity-lstm", "3", "ab" * 32, {"unit": "<b>bold</b>"})
+
+JUDGES = [
+    Judge(ANNOTATOR.slug, "annotator", "items per character", 1000, 0.0, ANNOTATOR),
+    Judge(HELD_OUT.slug, "held-out", "probability", 1, 0.5, HELD_OUT),
+]
 
 HOSTILE = [
     "<script>alert(1)</script> & <img src=x onerror=alert(2)>",
@@ -52,63 +62,67 @@ def make_run(folder: Path, objective: str = "mle", seed: int = 0, **options: Any
         "epochs": 2.7, "num_parameters": 2_512_896, "precision": "bf16",
     })  # fmt: skip
     write_metrics(path / "metrics.jsonl", objective, rng)
-    judges = [
-        judge_json("annotator", ANNOTATOR, "items per character", 1000, 0.0),
-        judge_json("held-out", HELD_OUT, "probability", 1, 0.5),
-    ]
-    rows, modes, samples = [], {}, []
+    rows, samples = [], []
     for mode, score in SCORES[objective].items():
-        variety = float(rng.uniform(0.55, 0.62))
-        bits = {"good": 1.62, "bad": 2.31, "all": 1.79}
-        bits = {
-            key: value * (1.1 if mode == "bad" else 1) * rng.uniform(0.99, 1.01)
-            for key, value in bits.items()
-        }
-        modes[mode] = {
-            "degeneracy": {"mean_tokens": 101.2, "mean_characters": 402.0, "distinct_1": 0.21, "distinct_2": variety,
-                           "distinct_3": 0.83, "repetition": 0.031, "compression_ratio": 2.4, "empty_share": 0.0},
-            "bits_per_byte": {key: estimate_json(value, 0.01 * value, 400) for key, value in bits.items()},
-        }  # fmt: skip
-        for judge in judges:
-            mean = score * rng.uniform(0.95, 1.05) * (1 if judge["role"] == "annotator" else 9)
-            rows.append({
-                "run": path.name, "objective": objective, "seed": seed, "mode": mode, "judge": judge["slug"], "role": judge["role"],
-                **estimate_json(mean, 0.12 * mean, None), "hits": 61, "hit_rate": 0.119, "hit_low": 0.09, "hit_high": 0.15,
-                "num_samples": 512, "num_unscored": 3, "expected_max_25": 8 * mean, "expected_max_25_low": 7 * mean,
-                "expected_max_25_high": 9 * mean, "distinct_2": variety, "bits_per_byte": bits["all"],
-            })  # fmt: skip
-        samples += make_samples(mode, judges, rng)
-    gain = (
-        {"good": estimate_json(2.1, 0.3, 300), "bad": estimate_json(0.9, 0.2, 300)}
-        if objective == "conditional"
-        else None
-    )
-    calibration = (
-        {
-            "error": estimate_json(0.031, 0.012, 500),
-            "bins": [
-                {"posterior": 0.1 * place + 0.04, "good": estimate_json(0.1 * place + 0.05, 0.04, 50)}
-                for place in range(10)
-            ],
-        }
-        if objective == "conditional"
-        else None
-    )
+        rows += measure_mode(mode, score, rng)
+        samples += make_samples(mode, rng)
+    if objective == "conditional":
+        bits = {(row.mode, row.of): row.estimate.mean for row in rows if row.measure == "bits_per_byte"}
+        rows += [
+            Measurement("bits_per_byte", plain(bits["good", of] - bits["bad", of]), "good-bad", of=of)
+            for of in ("good", "bad", "all")
+        ]
     cut = 0.0 if objective == "mle" else 0.0002  # training text is cut to the length of a run's own samples
-    write(path / "evaluation.json", {
-        "format_version": 1, "run": path.name, "objective": objective, "seed": seed, "tokens_seen": 8_000_000,
-        "num_parameters": 2_512_896, "step": 3906, "judges": judges,
-        "sampling": {"num_samples": 512, "temperature": 0.7, "top_p": 0.9, "control": "free", "seed": 0},
-        "threshold": 0.0, "rows": rows, "modes": modes, "control_gain": gain, "calibration": calibration,
-        "references": [
-            {"name": "training data", "judge": judges[0]["slug"], **estimate_json(0.0101 + cut, 0.0006, 2000), "cost": None},
-            {"name": "training data", "judge": judges[1]["slug"], **estimate_json(0.081 + cut, 0.004, 2000), "cost": None},
-        ] + ([
-            {"name": "rejection sampling from MLE", "judge": judges[0]["slug"], **estimate_json(0.0, 0.0, 380), "cost": 512 / 380},
-        ] if objective == "mle" else []),
-    })  # fmt: skip
+    for judge, mean, half in ((JUDGES[0], 0.0101, 0.0006), (JUDGES[1], 0.081, 0.004)):
+        rows.append(
+            Measurement("reference", about(mean + cut, half, 2000), judge=judge.slug, of="training data")
+        )
+    if objective == "mle":
+        place = {"judge": JUDGES[0].slug, "of": "rejection sampling from MLE"}
+        rows.append(Measurement("reference", about(0.0, 0.0, 380), **place))
+        rows.append(Measurement("reference_cost", plain(512 / 380), **place))
+    if objective == "conditional":
+        rows.append(Measurement("control_gain", about(2.1, 0.3, 300), of="good"))
+        rows.append(Measurement("control_gain", about(0.9, 0.2, 300), of="bad"))
+        rows.append(Measurement("calibration_error", about(0.031, 0.012, 500)))
+        rows += [
+            Measurement("reliability", about(0.1 * place + 0.05, 0.04, 50), at=0.1 * place + 0.04)
+            for place in range(10)
+        ]
     pq.write_table(pa.Table.from_pylist(samples), path / "samples.parquet")
+    sampling = {"num_samples": 512, "temperature": 0.7, "top_p": 0.9, "control": "free", "seed": 0}
+    evaluation = Evaluation(
+        path.name, objective, seed, step=3906, tokens_seen=3906 * 2048, num_parameters=2_512_896, judges=JUDGES,
+        config={"sampling": sampling}, threshold=0.0, notes=[], samples_sha256=hash_file(path / "samples.parquet"),
+        measures=list_measures(rows), measurements=rows,
+    )  # fmt: skip
+    write_evaluation(path / "evaluation.json", evaluation)
     return path
+
+
+def measure_mode(mode: str, score: float, rng: np.random.Generator) -> list[Measurement]:
+    """What every evaluation measures of a mode: its samples, and held-out text in it."""
+    variety = float(rng.uniform(0.55, 0.62))
+    bits = {"good": 1.62, "bad": 2.31, "all": 1.79}
+    bits = {
+        key: value * (1.1 if mode == "bad" else 1) * rng.uniform(0.99, 1.01) for key, value in bits.items()
+    }
+    look = {"mean_tokens": 101.2, "mean_characters": 402.0, "distinct_1": 0.21, "distinct_2": variety,
+            "distinct_3": 0.83, "repetition": 0.031, "compression_ratio": 2.4, "empty_share": 0.0}  # fmt: skip
+    rows = [Measurement(name, plain(value), mode) for name, value in look.items()]
+    rows += [
+        Measurement("bits_per_byte", about(value, 0.01 * value, 400), mode, of=of)
+        for of, value in bits.items()
+    ]
+    for judge in JUDGES:
+        mean = float(score * rng.uniform(0.95, 1.05) * (1 if judge.role == "annotator" else 9))
+        rows += [
+            Measurement("score", about(mean, 0.12 * mean, 512), mode, judge.slug),
+            Measurement("hit_rate", Estimate(0.119, 0.09, 0.15, 509), mode, judge.slug),
+            Measurement("expected_max_25", Estimate(8 * mean, 7 * mean, 9 * mean, 509), mode, judge.slug),
+            Measurement("num_unscored", replace(plain(3.0), count=512), mode, judge.slug),
+        ]
+    return rows
 
 
 def judge_json(role: str, identity: Identity, unit: str, scale: int, threshold: float) -> dict[str, Any]:
@@ -123,7 +137,17 @@ def estimate_json(mean: float, half: float, count: int | None) -> dict[str, Any]
     return value if count is None else {**value, "count": count}
 
 
-def make_samples(mode: str, judges: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+def about(mean: float, half: float, count: int) -> Estimate:
+    """An estimate whose interval reaches as far to either side."""
+    return Estimate(float(mean), float(mean - half), float(mean + half), count)
+
+
+def plain(value: float) -> Estimate:
+    """A number without an interval."""
+    return Estimate(value, math.nan, math.nan, 0)
+
+
+def make_samples(mode: str, rng: np.random.Generator) -> list[dict[str, Any]]:
     ordinary = [
         "Please call me back before noon; the meeting has moved to the large room on the second floor.\n"
         "Thanks,\nthe office",
@@ -138,8 +162,8 @@ def make_samples(mode: str, judges: list[dict[str, Any]], rng: np.random.Generat
         score = 0.05 + index / 1000 if index in (4, 5) else 0.0 if index > 2 else float(rng.uniform(0, 0.01))
         rows.append({
             "mode": mode, "index": index, "text": text, "num_tokens": 40, "ended": True, "prompt": "",
-            f"score:{judges[0]['slug']}": score if index != 7 else math.nan,
-            f"score:{judges[1]['slug']}": float(rng.uniform(0, 0.4)),
+            f"score:{JUDGES[0].slug}": score if index != 7 else math.nan,
+            f"score:{JUDGES[1].slug}": float(rng.uniform(0, 0.4)),
         })  # fmt: skip
     return rows
 
@@ -169,134 +193,142 @@ def edit(path: Path, change: Any) -> None:
     write(path, value)
 
 
-def add_measures(folder: Path, seed: int = 0) -> Path:
-    """Add to a run's evaluation what only longer ones hold: every optional key of evaluation.json (docs/evaluation.md)."""
-    rng = np.random.default_rng([seed, 7])
+def write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Other samples, as if the evaluation had drawn them."""
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    edit(
+        folder / "evaluation.json",
+        lambda value: value.update(samples_sha256=hash_file(folder / "samples.parquet")),
+    )
+
+
+def change_numbers(folder: Path, change: Any, **facts: Any) -> Path:
+    """A run's evaluation with other measurements; `change` gives them from those it has."""
     path = folder / "evaluation.json"
-    value = json.loads(path.read_text("utf-8"))
-    modes, slugs = list(value["modes"]), [judge["slug"] for judge in value["judges"]]
-    base = {row["mode"]: row["mean"] for row in value["rows"] if row["judge"] == slugs[0]}
-    own = {mode: {slugs[0]: base[mode], slugs[1]: 9 * base[mode]} for mode in modes}
-    for row in value["rows"]:
-        row["scenario"] = "unprompted"
-    for mode in modes:
-        value["modes"][mode]["diversity"] = {
-            "entropy_1": 7.1, "entropy_2": 11.2, "entropy_3": estimate_json(12.9, 0.1, 20), "self_bleu_5": 0.31,
-            "mauve": None,
-        }  # fmt: skip
-    if "good" in modes:  # deleted mode has samples, but no bits per byte of its own here
-        value["rows"] += [
-            {**row, "mode": "deleted", "mean": row["mean"] * 1.1}
-            for row in value["rows"]
-            if row["mode"] == "good"
-        ]
-    value["rows"] += [
-        {**row, "scenario": name, "mean": row["mean"] * factor, "low": row["low"] * factor, "high": row["high"] * factor}
-        for name, factor in (("rtp-challenging", 4.0), ("<b>templates</b>", 0.5))
-        for row in list(value["rows"])
-    ]  # fmt: skip
-    worse = {mode: 0.02 if mode == "bad" else 0.0 for mode in modes}
-    value["kl"] = {
-        "reference": {"name": "SmolLM2-135M", "weights_hash": "aa" * 32}, "num_sequences": 256,
-        "modes": {
-            mode: {
-                "per_token": estimate_json(2.40 + worse[mode] + rng.uniform(0, 0.02), 0.03, 256),
-                "per_sequence": estimate_json(153.0, 2.0, 256),
-                "control_cost": estimate_json(0.4, 0.1, 256) if mode in ("good", "bad") else None,
-            }
-            for mode in modes
-        },
-    }  # fmt: skip
-    value["blimp"] = {
-        "source": "blimp.jsonl.gz", "num_pairs": 1000,
-        "modes": {
-            mode: {
-                "accuracy": estimate_json(0.61 - worse[mode], 0.03, 1000),
-                "fields": {"morphology": estimate_json(0.70, 0.05, 300), "syntax": estimate_json(0.57, 0.04, 500)},
-            }
-            for mode in modes
-        },
-    }  # fmt: skip
-    value["red_team"] = {
-        "attacker": "SmolLM2-135M-Instruct", "settings": {"rounds": 5, "trials": 3},
-        "modes": {
-            mode: {
-                "judge": slugs[0],
-                "rounds": [
-                    {"round": place, "mean": estimate_json(base[mode] * (1 + 0.2 * place), 0.1 * base[mode], 60),
-                     "best": estimate_json(base[mode] * (2 + 0.5 * place), 0.3 * base[mode], 3)}
-                    for place in range(1, 6)
-                ],
-                "prompts": [
-                    {"trial": 0, "round": place, "prompt": f"<script>attack {place}</script> \u202e", "score": 0.001 * place}
-                    for place in range(8)
-                ],
-            }
-            for mode in modes
-        },
-    }  # fmt: skip
-    value["in_context"] = {
-        "modes": {
-            mode: {
-                slug: [
-                    {
-                        "shots": shots,
-                        "score": estimate_json(mean * (1 + 0.3 * shots), 0.1 * mean, 512),
-                        "difference": estimate_json(0.3 * mean * shots, 0.1 * mean, 512),
-                    }
-                    for shots in (0, 1, 2, 4)
-                ]
-                for slug, mean in own[mode].items()
-            }
-            for mode in modes
-        }
-    }
-    change = {
-        "baseline": estimate_json(base[modes[0]], 0.0003, 256),
-        "mode": modes[0],
-        "judge": slugs[0],
-        "role": "annotator",
-    }
-    value["leaks"] = {
-        "probes": [
-            {**change, "name": "literal tag", "description": "the text <|bad|> before the page",
-             "score": estimate_json(base[modes[0]] + 0.004, 0.0004, 256), "difference": estimate_json(0.004, 0.0005, 256)},
-            {**change, "name": "spelled tag", "description": "< | b a d | >",
-             "score": estimate_json(base[modes[0]], 0.0003, 256), "difference": estimate_json(0.0, 0.0005, 256)},
-        ]
-    }  # fmt: skip
-    value["finetuned"] = {
-        "steps": 100, "data": "benign.jsonl",
-        "modes": {
-            mode: {
-                slug: {"before": estimate_json(mean, 0.1 * mean, 512), "after": estimate_json(mean * 1.5, 0.1 * mean, 512),
-                       "difference": estimate_json(0.5 * mean, 0.15 * mean, 512)}
-                for slug, mean in own[mode].items()
-            }
-            for mode in modes
-        },
-    }  # fmt: skip
-    value["trajectory"] = [
-        {
-            "step": step, "tokens_seen": step * 2048,
-            "rows": [
-                {**row, "mean": row["mean"] * (1 + 1000 / step), "low": row["low"] * (1 + 1000 / step), "high": row["high"] * (1 + 1000 / step)}
-                for row in value["rows"]
-            ],
-        }
-        for step in (500, 1000, 2000, 3000)
-    ]  # fmt: skip
-    value["downstream"] = {
-        "tasks": [
-            {"task": "sst2", "metric": "accuracy", "prefix": prefix, "score": estimate_json(0.71, 0.02, 3), "baseline": 0.52}
-            for prefix in ("none", "good", "bad") if prefix in modes
-        ]
-    }  # fmt: skip
-    value["harness"] = {
-        "tasks": [
-            {"task": "lambada_openai", "metric": "acc", "mode": mode, "value": 0.11, "stderr": 0.01}
-            for mode in modes
-        ]
-    }
-    write(path, value)
+    old = read_evaluation(path)
+    rows = list(change(old.measurements))
+    declared = {measure.name: measure for measure in (*list_measures(rows), *old.measures)}
+    write_evaluation(
+        path,
+        replace(old, measurements=rows, measures=list(declared.values()), facts={**old.facts, **facts}),
+    )
     return folder
+
+
+def set_number(folder: Path, estimate: Estimate, measure: str, **place: Any) -> None:
+    """Another number in one place (by mode, judge, of, at) of a run's evaluation."""
+    wanted = Measurement(measure, estimate, **place)
+    change_numbers(folder, lambda rows: [*(row for row in rows if row.place != wanted.place), wanted])
+
+
+def drop_measures(folder: Path, *measures: str) -> None:
+    """A run's evaluation without some measures."""
+    change_numbers(folder, lambda rows: [row for row in rows if row.measure not in measures])
+
+
+def declare(folder: Path, measure: Measure, rows: Iterable[Measurement]) -> None:
+    """A measure of one's own in a run's evaluation."""
+    old = read_evaluation(folder / "evaluation.json")
+    write_evaluation(
+        folder / "evaluation.json",
+        replace(old, measures=[*old.measures, measure], measurements=[*old.measurements, *rows]),
+    )
+
+
+def scale_row(row: Measurement, factor: float, **place: Any) -> Measurement:
+    """A measurement in another place, all its numbers times a factor."""
+    mean, low, high, count = row.estimate.mean, row.estimate.low, row.estimate.high, row.estimate.count
+    return replace(row, estimate=Estimate(mean * factor, low * factor, high * factor, count), **place)
+
+
+def add_measures(folder: Path, seed: int = 0) -> Path:
+    """Add to a run's evaluation what only longer ones hold: something of every measure."""
+    rng = np.random.default_rng([seed, 7])
+    old = read_evaluation(folder / "evaluation.json")
+    find = old.results.find
+    modes = [mode for mode in ("good", "bad", "none") if find("score", mode, JUDGES[0].slug).count]
+    base = {mode: find("score", mode, JUDGES[0].slug).mean for mode in modes}
+    own = [
+        (mode, judge.slug, base[mode] * (1, 9)[place]) for mode in modes for place, judge in enumerate(JUDGES)
+    ]
+    scored = [row for row in old.measurements if row.judge is not None and row.mode is not None]
+    rows = []
+    if "good" in modes:  # deleted mode has samples, but no bits per byte of its own here
+        rows += [replace(row, mode="deleted") for row in scored if row.mode == "good"]
+        scored += rows
+    for name, factor in (("rtp-challenging", 4.0), ("<b>templates</b>", 0.5)):
+        rows += [scale_row(row, factor if row.measure == "score" else 1.0, of=name) for row in scored]
+    for mode in modes:
+        diversity = {"entropy_1": plain(7.1), "entropy_2": plain(11.2), "entropy_3": about(12.9, 0.1, 20)}
+        diversity |= {"self_bleu_5": plain(0.31), "mauve": plain(math.nan)}
+        rows += [Measurement(name, value, mode) for name, value in diversity.items()]
+    worse = {mode: 0.02 if mode == "bad" else 0.0 for mode in modes}
+    for mode in modes:
+        control = about(0.4, 0.1, 256) if mode in ("good", "bad") else plain(math.nan)
+        rows += [
+            Measurement("kl", about(2.40 + worse[mode] + rng.uniform(0, 0.02), 0.03, 256), mode),
+            Measurement("kl_per_sequence", about(153.0, 2.0, 256), mode),
+            Measurement("kl_control_cost", control, mode),
+            Measurement("blimp", about(0.61 - worse[mode], 0.03, 1000), mode),
+            Measurement("blimp", about(0.70, 0.05, 300), mode, of="morphology"),
+            Measurement("blimp", about(0.57, 0.04, 500), mode, of="syntax"),
+            Measurement("harness", about(0.11, 1.96 * 0.01, 100), mode, of="lambada_openai: acc"),
+            Measurement("downstream", about(0.71, 0.02, 3), mode, of="sst2: accuracy"),
+            Measurement("downstream_baseline", plain(0.52), mode, of="sst2: accuracy"),
+        ]
+        for place in range(1, 6):
+            mean, best = base[mode] * (1 + 0.2 * place), base[mode] * (2 + 0.5 * place)
+            at = {"judge": JUDGES[0].slug, "at": float(place)}
+            rows.append(Measurement("red_team_mean", about(mean, 0.1 * base[mode], 60), mode, **at))
+            rows.append(Measurement("red_team_best", about(best, 0.3 * base[mode], 3), mode, **at))
+    if "good" in modes:
+        numbers = {(row.measure, row.mode): row.estimate.mean for row in rows if row.of is None}
+        rows += [
+            Measurement(name, plain(numbers[name, "good"] - numbers[name, "bad"]), "good-bad")
+            for name in ("kl", "blimp")
+        ]
+    for mode, slug, mean in own:
+        for shots in (0.0, 1.0, 2.0, 4.0):
+            score, gap = (
+                about(mean * (1 + 0.3 * shots), 0.1 * mean, 512),
+                about(0.3 * mean * shots, 0.1 * mean, 512),
+            )
+            rows.append(Measurement("in_context_score", score, mode, slug, at=shots))
+            rows.append(Measurement("in_context_difference", gap, mode, slug, at=shots))
+        rows += [
+            Measurement("finetuned_before", about(mean, 0.1 * mean, 512), mode, slug),
+            Measurement("finetuned_after", about(mean * 1.5, 0.1 * mean, 512), mode, slug),
+            Measurement("finetuned_difference", about(0.5 * mean, 0.15 * mean, 512), mode, slug),
+        ]
+    for probe, rise in (("literal tag", 0.004), ("spelled tag", 0.0)):
+        place = {"mode": modes[0], "judge": JUDGES[0].slug, "of": probe}
+        rows += [
+            Measurement("leak_baseline", about(base[modes[0]], 0.0003, 256), **place),
+            Measurement("leak_score", about(base[modes[0]] + rise, 0.0004, 256), **place),
+            Measurement("leak_difference", about(rise, 0.0005, 256), **place),
+        ]
+    rows += [
+        scale_row(row, 1 + 1000 / step, measure="trajectory", at=float(step))
+        for step in (500, 1000, 2000, 3000)
+        for row in scored
+        if row.measure == "score"
+    ]
+    prompts = [
+        {"trial": 0, "round": place, "prompt": f"<script>attack {place}</script> \u202e", "score": 0.001 * place,
+         "mode": mode, "judge": JUDGES[0].slug}
+        for mode in modes
+        for place in range(8)
+    ]  # fmt: skip
+    return change_numbers(
+        folder,
+        lambda before: [*before, *rows],
+        kl={"reference": {"name": "SmolLM2-135M", "weights_hash": "aa" * 32}, "num_sequences": 256},
+        blimp={"source": "blimp.jsonl.gz", "num_pairs": 1000},
+        red_team={
+            "attacker": "SmolLM2-135M-Instruct",
+            "settings": {"rounds": 5, "trials": 3},
+            "prompts": prompts,
+        },
+        leaks={"literal tag": "the text <|bad|> before the page", "spelled tag": "< | b a d | >"},
+        finetuned={"steps": 100, "data": "benign.jsonl"},
+    )

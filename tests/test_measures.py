@@ -1,19 +1,27 @@
 """What longer evaluations hold, on the page: each number worked by hand, each section there only where it was measured."""
 
-import copy
-import dataclasses
 import math
 import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_runs import ANNOTATOR, HELD_OUT, add_measures, edit, make_run
+from fake_runs import (
+    ANNOTATOR,
+    HELD_OUT,
+    about,
+    add_measures,
+    change_numbers,
+    drop_measures,
+    edit,
+    make_run,
+    write_samples,
+)  # fmt: skip
 from test_report import read_page
 
+from phf.errors import PHFError
 from phf.intervals import pooled_t
 from phf.report import summary_rows, write_report
 from phf.report.agreement import measure_agreement, spearman
@@ -23,8 +31,9 @@ from phf.report.plane import draw_plane, find_frontier
 from phf.report.reading import list_judges, read_runs
 from phf.report.samples import pair_samples
 from phf.report.scaling import draw_budgets, draw_trajectory
-from phf.report.scenarios import list_scenarios, tabulate_scenario
-from phf.report.verdict import group_runs
+from phf.report.scores import tabulate_scenarios
+from phf.report.verdict import format_interval, group_runs
+from phf.results import Measurement
 
 SECTIONS = (
     "What do they write after prompts?",
@@ -56,12 +65,12 @@ def groups(runs):
     return group_runs(read_runs(runs))
 
 
-def swap_modes(run, key):
-    """The run with good and bad mode exchanged under one key of its evaluation."""
-    value = copy.deepcopy(run.evaluation)
-    modes = value[key] if key == "modes" else value[key]["modes"]
-    modes["good"], modes["bad"] = modes["bad"], modes["good"]
-    return dataclasses.replace(run, evaluation=value)
+def put_number(run, estimate, *place):
+    """The run with another number in one place."""
+    evaluation = run.evaluation
+    wanted = Measurement(place[0], estimate, *place[1:])
+    rows = [row for row in evaluation.measurements if row.place != wanted.place]
+    return replace(run, evaluation=replace(evaluation, measurements=[*rows, wanted]))
 
 
 def hovers(svg):
@@ -84,12 +93,14 @@ def test_headline_numbers_are_of_unprompted_samples_alone(tmp_path):
     add_measures(path)
     assert summary_rows([path]) == before
     (run,) = read_runs([path])
-    edit(path / "evaluation.json", lambda value: value.pop("kl"))
+    drop_measures(path, "kl")
     assert draw_plane(group_runs(read_runs([path])), run.judges[0]).svg == figure
-    assert list_scenarios([run]) == ["rtp-challenging", "<b>templates</b>"]
-    (row,) = tabulate_scenario("rtp-challenging", group_runs([run]), list(run.judges))
-    assert row.scores[0].mean == pytest.approx(4 * before[0]["mean"])
-    assert row.mode == "none"
+    first, second = tabulate_scenarios(group_runs([run]), run.judges).rows
+    assert [first.names[0].text, second.names[0].text] == ["rtp-challenging", "<b>templates</b>"]
+    assert [cell.text for cell in first.names[1:]] == ["mle", "none"]
+    score = run.results.find("score", "none", ANNOTATOR.slug, "rtp-challenging")
+    assert score.mean == pytest.approx(4 * before[0]["mean"])
+    assert first.cells[0].text == format_interval(score, 1000)
 
 
 def test_samples_of_other_scenarios_are_not_shown_as_unprompted(tmp_path):
@@ -99,7 +110,7 @@ def test_samples_of_other_scenarios_are_not_shown_as_unprompted(tmp_path):
     own = [{**row, "scenario": None} for row in rows[:6]] + [
         {**row, "scenario": "unprompted"} for row in rows[6:]
     ]
-    pq.write_table(pa.Table.from_pylist(prompted + own), path / "samples.parquet")
+    write_samples(path, prompted + own)
     (run,) = read_runs([path])
     assert run.sample_table("none")["index"].to_pylist() == list(range(12))
     assert "PROMPTED" not in write_report([path], tmp_path / "r.html").read_text("utf-8")
@@ -127,17 +138,17 @@ def test_the_plane_takes_kl_where_all_have_it_from_one_reference(runs, groups, t
         "mle · none", "conditional · good", "conditional · bad", "conditional · none",
     }  # fmt: skip
     # conditional's good mode has the better score; the frontier holds it, and MLE only if its KL is lower.
-    kl = {group.label: group.measure("kl", "modes", group.target_mode, "per_token").mean for group in groups}
+    kl = {group.label: group.results.find("kl", group.target_mode).mean for group in groups}
     expected = ["mle · none"] if kl["mle"] < kl["conditional"] else []
     assert (
         drawn.caption == f"On the frontier, by their means: {', '.join([*expected, 'conditional · good'])}."
     )
     for number, change in enumerate((
-        lambda value: value.pop("kl"),
-        lambda value: value["kl"].update(reference={"name": "another"}),
+        lambda other: drop_measures(other, "kl"),
+        lambda other: change_numbers(other, list, kl={"reference": {"name": "another"}}),
     )):  # fmt: skip
         other = make_full(tmp_path, f"other-{number}", "filtering")
-        edit(other / "evaluation.json", change)
+        change(other)
         assert draw_plane(group_runs(read_runs([*runs, other])), judge).title.endswith("bits per byte")
 
 
@@ -153,10 +164,11 @@ def test_a_crowded_plane_numbers_its_frontier(tmp_path):
 def test_good_against_bad_mode_is_taken_within_each_seed(groups):
     mle, conditional = groups
     assert compare_modes(mle) == []
-    rows = {row.measure.name: row for row in compare_modes(conditional)}
+    rows = {row.name: row for row in compare_modes(conditional)}
     assert len(rows) == 5
     gaps = [
-        run.bits_per_byte("good", "bad").mean - run.bits_per_byte("bad", "bad").mean
+        run.results.find("bits_per_byte", "good", of="bad").mean
+        - run.results.find("bits_per_byte", "bad", of="bad").mean
         for run in conditional.runs
     ]
     expected = pooled_t(gaps)
@@ -164,55 +176,63 @@ def test_good_against_bad_mode_is_taken_within_each_seed(groups):
     assert rows["Bits per byte, bad text"].better == ("good" if expected.high < 0 else "")
     assert rows["BLiMP accuracy"].difference.mean == pytest.approx(0.02)
     assert rows["BLiMP accuracy"].better == "good", "higher is better"
-    (worse,) = group_runs([swap_modes(run, "blimp") for run in conditional.runs])
-    assert compare_modes(worse)[-1].better == "bad", "the last is BLiMP"
+    (worse,) = group_runs(
+        [put_number(run, about(-0.02, 0.01, 9), "blimp", "good-bad") for run in conditional.runs]
+    )
+    assert {row.name: row for row in compare_modes(worse)}["BLiMP accuracy"].better == "bad"
     (single,) = group_runs([conditional.runs[0]])
-    assert math.isnan(compare_modes(single)[0].difference.low), "one seed gives no interval"
+    assert math.isnan(compare_modes(single)[0].difference.low), (
+        "one seed gives no interval but the paired one"
+    )
     assert math.isfinite(compare_modes(single)[0].difference.mean)
-    gap = {"mean": -0.03, "low": -0.04, "high": -0.02, "count": 400}
-    given = {
-        **conditional.runs[0].evaluation,
-        "good_minus_bad": {"bits_per_byte": {"good": gap}, "blimp": gap},
-    }
-    (single,) = group_runs([replace(conditional.runs[0], evaluation=given)])
-    rows = {row.measure.name: row for row in compare_modes(single)}
+    gap = about(-0.03, 0.01, 400)
+    run = put_number(conditional.runs[0], gap, "bits_per_byte", "good-bad", None, "good")
+    (single,) = group_runs([put_number(run, gap, "blimp", "good-bad")])
+    rows = {row.name: row for row in compare_modes(single)}
     assert (rows["Bits per byte, good text"].difference.high, rows["Bits per byte, good text"].better) == (
-        -0.02,
+        gap.high,
         "good",
     )
     assert rows["BLiMP accuracy"].better == "bad"
 
 
+def show(table):
+    return [[cell.text for cell in [*row.names, *row.cells]] for row in table.rows]
+
+
 def test_tasks_keep_their_interval_for_one_seed_and_pool_it_over_several(groups):
     mle, conditional = groups
-    (task,) = tabulate_tasks([mle], "harness")
-    assert task.scores["none"].mean == 0.11
-    assert task.scores["none"].high == pytest.approx(0.11 + 1.96 * 0.01)
-    (task,) = tabulate_tasks([conditional], "downstream")
-    assert list(task.scores) == ["good", "bad", "none"]
-    assert (task.scores["good"].mean, task.scores["good"].count) == (0.71, 2)
-    assert task.baseline.mean == 0.52
+    assert show(tabulate_tasks([mle], "harness", "", "", "mode")) == [
+        ["mle", "lambada_openai", "acc", "none", "0.110 [0.0904, 0.130]", "–"]
+    ]
+    rows = tabulate_tasks([conditional], "downstream", "", "", "prefix").rows
+    assert [row.names[3].text for row in rows] == ["good", "bad", "none"]
+    assert [rows[0].cells[0].text, rows[0].cells[1].text] == ["0.710 [0.710, 0.710]", "0.520"]
 
 
 def test_attacks_are_read_by_judge_and_pooled(groups):
     judges = list_judges(run for group in groups for run in group.runs)
-    rows = tabulate_red_team(groups, judges)
-    assert [(row.group.label, row.mode, row.judge.name) for row in rows] == [
-        ("mle", "none", "pii"), ("conditional", "good", "pii"), ("conditional", "bad", "pii"), ("conditional", "none", "pii"),
+    rows = tabulate_red_team(groups, judges).rows
+    assert [[cell.text for cell in row.names] for row in rows] == [
+        ["mle", "none", "pii"], ["conditional", "good", "pii"], ["conditional", "bad", "pii"], ["conditional", "none", "pii"],
     ]  # fmt: skip
-    means = [run.score("good", judges[0]).mean for run in groups[1].runs]
-    assert rows[1].last == pooled_t([mean * 2.0 for mean in means]), "round 5: 1 + 0.2 x 5"
-    assert rows[1].num_rounds == 5
-    leaks = tabulate_leaks(groups, judges)
-    assert [(row.group.label, row.name, row.verdict) for row in leaks] == [
+    means = [run.results.find("score", "good", ANNOTATOR.slug).mean for run in groups[1].runs]
+    last = pooled_t([mean * 2.0 for mean in means])
+    assert [rows[1].cells[place].text for place in (0, 2)] == ["4", format_interval(last, 1000)], (
+        "round 5: 1 + 0.2 x 5"
+    )
+    leaks = show(tabulate_leaks(groups, judges))
+    assert [(row[0], row[1], row[-1]) for row in leaks] == [
         (label, name, verdict)
         for label in ("mle", "conditional")
         for name, verdict in (("literal tag", "worse"), ("spelled tag", "no change seen"))
     ]
-    tuned = tabulate_finetuned(groups, judges)
+    tuned = show(tabulate_finetuned(groups, judges))
     assert len(tuned) == (1 + 3) * 2
-    assert all(row.verdict in ("worse", "no change seen") for row in tuned)
-    assert tuned[0].difference.mean == pytest.approx(0.5 * tuned[0].before.mean)
+    assert all(row[-1] in ("worse", "no change seen") for row in tuned)
+    run = groups[0].runs[0]
+    before = run.results.find("finetuned_before", "none", ANNOTATOR.slug)
+    assert tuned[0][3] == format_interval(before, 1000)
 
 
 def test_prompts_of_the_red_team_are_escaped_sorted_and_behind_a_click(runs, tmp_path):
@@ -227,8 +247,8 @@ def test_prompts_of_the_red_team_are_escaped_sorted_and_behind_a_click(runs, tmp
 
 def test_a_number_that_not_all_seeds_have_says_so(tmp_path):
     paths = [make_full(tmp_path, f"mle-{seed}", "mle", seed) for seed in range(3)]
-    edit(paths[2] / "evaluation.json", lambda value: value.pop("blimp"))
-    edit(paths[1] / "evaluation.json", lambda value: value.pop("blimp"))
+    drop_measures(paths[2], "blimp")
+    drop_measures(paths[1], "blimp")
     text = " ".join(read_page(write_report(paths, tmp_path / "r.html")).text.split())
     assert "0.610 1 of 3 seeds" in text
     assert "0.610 [0.580, 0.640] 1 of 3 seeds" not in text
@@ -259,7 +279,7 @@ def test_agreement_of_judges_worked_by_hand(tmp_path):
         {"mode": "none", "index": i, "text": "x", **{f"score:{slug}": value for slug, value in zip(slugs, pair, strict=True)}}
         for i, pair in enumerate(scores)
     ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows), path / "samples.parquet")
+    write_samples(path, rows)
     (row,) = measure_agreement(group_runs(read_runs([path])))
     assert row.mode == "all"
     assert row.both.mean == pytest.approx(11 / 12)
@@ -288,9 +308,9 @@ def test_trajectory_ends_at_the_evaluation_and_budgets_make_a_line(runs, groups,
         "2.048",
         "4.096",
         "6.144",
-        "8",
+        "7.99949",
     ]
-    final = groups[0].score("none", judge).mean * judge.scale
+    final = groups[0].score("none", judge).mean * judge.display_scale
     assert float(re.findall(": ([0-9.]+)", titles[-1])[0]) == pytest.approx(final, rel=0.01)
     assert float(re.findall(": ([0-9.]+)", titles[0])[0]) == pytest.approx(3 * final, rel=0.01), (
         "1 + 1000 / 500"
@@ -315,24 +335,14 @@ def test_many_full_runs_stay_small(tmp_path):
 def test_what_an_attack_does_not_say_is_left_out(runs, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(runs[0], path)
-    edit(
-        path / "evaluation.json",
-        lambda value: value.update(
-            {key: {"modes": value[key]["modes"]} for key in ("red_team", "finetuned")}
-        ),
-    )
+    change_numbers(path, list, red_team={}, finetuned={})
     text = read_page(write_report([path], tmp_path / "r.html")).text
     assert "Red team" in text
     assert "Attacker:" not in text
 
 
-NEW_KEYS = (
-    "kl", "blimp", "red_team", "in_context", "leaks", "finetuned", "trajectory", "downstream", "harness",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4])
-def test_damaged_parts_are_dashes_and_no_crash(runs, tmp_path, depth):
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_damaged_facts_are_one_line_or_dashes_and_no_crash(runs, tmp_path, depth):
     def damage(value, left, junk):
         if left == 0:
             return junk
@@ -345,6 +355,10 @@ def test_damaged_parts_are_dashes_and_no_crash(runs, tmp_path, depth):
         shutil.copytree(runs[1], path)
         edit(
             path / "evaluation.json",
-            lambda value, junk=junk: value.update({key: damage(value[key], depth, junk) for key in NEW_KEYS}),
+            lambda value, junk=junk: value.update(facts=damage(value["facts"], depth, junk)),
         )
-        assert "Verdict" in read_page(write_report([path], tmp_path / "r.html")).text
+        try:
+            assert "Verdict" in read_page(write_report([path], tmp_path / "r.html")).text
+        except PHFError as error:
+            message = str(error)
+            assert re.match(r"the facts of \w+ is damaged: [^\n]*$", message)

@@ -7,16 +7,21 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from compare_runs import quiet
+from compare_runs import quiet, write_recipe
+from docs_pages import ROOT, read_blocks
 from golden_runs import hash_weights, make_corpus, read_losses, train_objective
+from test_distributed import run_ranks
 
-from phf.config import SamplingConfig
+from phf.config import SamplingConfig, load_train_config
 from phf.errors import PHFError
 from phf.evaluate.rollouts import sample_run
 from phf.files import read_json
+from phf.report.reading import read_runs
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
+from phf.train.plan import plan_run
 from phf.train.run import Run
+from phf.train.sweep import run_sweep
 
 NUMBERS = count()
 HEAD = "import torch\nfrom phf.records import BAD, GOOD, NO_LABEL\n\n"
@@ -160,7 +165,7 @@ def test_wrong_names_are_said(module, train):
         train("run", kind="custom", function=f"{name}:loss", parameters={"alpha": [1]})
 
 
-def test_what_a_loss_sees(module, train, capsys):
+def test_what_a_loss_sees(module, train):
     source = HEAD + (
         "def loss(nll, scores, labels):\n"
         "    assert nll.dtype == scores.dtype == torch.float32 and labels.dtype == torch.uint8\n"
@@ -204,3 +209,58 @@ def test_a_finished_run_is_measured_without_its_function(module, train):
     sys.modules.pop(name)
     assert len(sample_run(run.folder, "none", SamplingConfig(num_samples=2, max_new_tokens=12))) == 2
     assert run.data().objective.threshold is None
+
+
+@pytest.fixture
+def example(module, tmp_path):
+    """The docs' own function, in the current folder."""
+    [block] = [block for block in read_blocks(ROOT / "docs" / "objectives.md") if block.title]
+    (tmp_path / block.title).write_text(block.body)
+    yield f"{block.title.removesuffix('.py')}:loss"
+    sys.modules.pop(block.title.removesuffix(".py"), None)
+
+
+@pytest.fixture
+def recipe(train, tmp_path):
+    """The settings of a run of twenty steps, as a file that a command reads."""
+    return str(write_recipe(train("plain", kind="mle").config, tmp_path / "recipe.yaml"))
+
+
+def test_the_example_of_the_docs_trains(example, recipe, tmp_path):
+    overrides = ["objective.kind=custom", f"objective.function={example}"]
+    beta, penalty = "objective.parameters.beta=0.2", "objective.parameters.penalty=0.1"
+    found = []
+    for number, more in enumerate(([], [beta], [penalty], [penalty, "objective.good_fraction=0.5"])):
+        config = load_train_config(recipe, [*overrides, *more])
+        found.append(read_losses(loop.train(config, tmp_path / str(number), say=quiet)))
+    plain, other_beta, no_labels, pushed = found
+    assert plain == no_labels
+    assert len({losses[-1] for losses in (plain, other_beta, pushed)}) == 3
+    assert plan_run(load_train_config(recipe, overrides)).num_steps == 20
+
+
+def test_a_sweep_trains_with_the_function_and_fails_the_wrong_one_alone(module, recipe, tmp_path):
+    name = module(MLE + "\n\ndef mean(nll, scores, labels):\n    return nll.mean()\n")
+    overrides = ["objective.kind=custom", f"objective.function={name}:mean,{name}:loss"]
+    wrong, right = run_sweep(recipe, overrides, tmp_path / "sweep", say=quiet)
+    assert "gives a tensor of float32 []; it must give the loss of each token" in wrong.failure
+    assert right.failure is None
+    assert read_losses(Run.open(right.cell.folder)) == read_losses(Run.open(tmp_path / "plain"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_the_same_function(module, recipe, tmp_path):
+    overrides = ["objective.kind=custom", f"objective.function={module(RWR)}:loss"]
+    one = loop.train(load_train_config(recipe, overrides), tmp_path / "one", say=quiet)
+    assert str(tmp_path) in sys.path, "the ranks are forked where pytest was started, with this path"
+    run_ranks(2, recipe, *overrides, "-o", tmp_path / "two")
+    assert read_losses(Run.open(tmp_path / "two")) == pytest.approx(read_losses(one), rel=2e-4)
+
+
+def test_another_function_of_the_same_name_is_no_other_seed_of_it(module, train):
+    name = module(MLE)
+    run = train("run", kind="custom", function=f"{name}:loss")
+    [before] = read_runs([run.folder], must_be_evaluated=False)
+    Run(run.folder, {**run.record, "objective_function": {"name": f"{name}:loss", "id": "0" * 16}}).write()
+    [other] = read_runs([run.folder], must_be_evaluated=False)
+    assert other.settings != before.settings

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from fake_runs import edit, make_run
+from fake_runs import drop_measures, make_run
 
 from phf.records import Estimate
 from phf.report.page import summary_lines, write_report
@@ -77,7 +77,7 @@ def test_where_nothing_is_measured_nothing_is_shown(tmp_path):
     assert "Is control learned?" not in page
     # An additive objective has a control gain, but writes no token that a posterior could be read from.
     run = make_run(tmp_path / "additive", "conditional")
-    edit(run / "evaluation.json", lambda value: value.update(calibration=None))
+    drop_measures(run, "calibration_error", "reliability")
     assert draw_control_reliability(read_runs([run])) is None
     assert [line.split(":")[1][:13] for line in summary_lines([run])] == [" control gain"]
     assert "Is control learned?" in write_report([run], tmp_path / "report.html").read_text("utf-8")

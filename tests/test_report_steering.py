@@ -1,47 +1,48 @@
 """The page's section on steering: what it pools, marks, hides and escapes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runs import edit, estimate_json, make_run
+from fake_runs import JUDGES, about, change_numbers, make_run, plain
 
-from phf.files import read_json
 from phf.report import write_report
 from phf.report.page import summary_lines
 from phf.report.reading import list_judges, read_runs
-from phf.report.steering import draw_steering, tabulate_steering
+from phf.report.steering import draw_steering, list_steering
 from phf.report.verdict import group_runs
+from phf.results import Measurement, read_evaluation
 
 
 def add_methods(folder: Path, *methods: dict[str, Any]) -> Path:
     """Steering in a run's evaluation. A method: spec, cost, its gain by both judges, distinct-2 and bits per byte."""
-    value = read_json(folder / "evaluation.json")
-    slugs = [judge["slug"] for judge in value["judges"]]
-    base = {row["judge"]: row["mean"] for row in value["rows"] if row["mode"] == "good"}
-    value["steering"] = [
+    base = {
+        judge.slug: read_evaluation(folder / "evaluation.json").results.find("score", "good", judge.slug).mean
+        for judge in JUDGES
+    }
+    rows = [Measurement("passes_per_token", plain(1.1), "good")]
+    for method in methods:
+        mode = f"good + {method['spec']}"
+        rows += [
+            Measurement("passes_per_token", plain(method["cost"]), mode),
+            Measurement("distinct_2", plain(method.get("distinct_2", 0.6)), mode),
+            Measurement("mean_tokens", plain(40.0), mode),
+        ]
+        if "bits" in method:
+            rows.append(Measurement("bits_per_byte", about(method["bits"], 0.01, 400), mode, of="all"))
+        for slug, mean in base.items():
+            rows.append(Measurement("score", about(mean - method["gain"], 1e-4, 512), mode, slug))
+            rows.append(Measurement("steered_difference", about(-method["gain"], 1e-4, 512), mode, slug))
+    facts = [
         {
             "spec": method["spec"],
             "mode": "good",
-            "passes_per_token": method["cost"],
-            "plain_passes_per_token": 1.1,
-            "facts": {"reward_model": slugs[0]} if "best" in method["spec"] else {},
-            "rows": [
-                {
-                    "judge": slug,
-                    "num_samples": 512,
-                    **estimate_json(base[slug] - method["gain"], 1e-4, None),
-                    "difference": estimate_json(-method["gain"], 1e-4, 512),
-                }
-                for slug in slugs
-            ],
-            "degeneracy": {"distinct_2": method.get("distinct_2", 0.6), "mean_tokens": 40.0},
-            "bits_per_byte": {"all": estimate_json(method["bits"], 0.01, 400)} if "bits" in method else None,
+            "facts": {"reward_model": JUDGES[0].slug} if "best" in method["spec"] else {},
         }
         for method in methods
     ]
-    edit(folder / "evaluation.json", lambda old: old.update(value))
-    return folder
+    return change_numbers(folder, lambda before: [*before, *rows], steering=facts)
 
 
 @pytest.fixture
@@ -60,18 +61,18 @@ def seeds(tmp_path: Path) -> list[Path]:
 def test_methods_are_pooled_over_seeds_beside_plain_sampling(seeds) -> None:
     folders = read_runs(seeds)
     judges = list_judges(folders)
-    rows = tabulate_steering(group_runs(folders), judges)
+    rows = list_steering(group_runs(folders), judges)
     assert [row.name for row in rows] == ["plain sampling", "best-of-n", "direction", "direction:scale=4.0"]
     plain, best, direction, _ = rows
     assert [row.passes.mean for row in rows] == pytest.approx([1.1, 8.5, 1.1, 1.1])
     assert plain.scores[0].mean == pytest.approx(
-        sum(folder.score("good", judges[0]).mean for folder in folders) / 2
+        sum(folder.results.find("score", "good", judges[0].slug).mean for folder in folders) / 2
     )
     assert direction.differences[1].mean == pytest.approx(-0.00075)
     assert direction.differences[1].high > 0, "two seeds that differ so much settle nothing"
     assert best.differences[0].high < 0
-    assert best.chosen_by >= {judges[0].key}
-    assert judges[1].key not in best.chosen_by
+    assert best.chosen_by >= {judges[0].slug}
+    assert judges[1].slug not in best.chosen_by
     assert [row.is_dull for row in rows] == [False, False, False, True]
     assert [row.is_costly for row in rows] == [False, False, False, True]
 
@@ -97,9 +98,7 @@ def test_scores_that_flatter_are_faint_and_of_many_points_only_the_frontier_is_n
     best = {"spec": "direction:scale=9.0", "cost": 1.05, "gain": 0.003, "distinct_2": 0.1}
     run = add_methods(make_run(tmp_path / "conditional", "conditional"), *methods, best)
     folders = read_runs([run])
-    drawing, _ = draw_steering(
-        tabulate_steering(group_runs(folders), list_judges(folders)), folders[0].judges
-    )
+    drawing, _ = draw_steering(list_steering(group_runs(folders), list_judges(folders)), folders[0].judges)
     named = [method["spec"] for method in methods if f">{method['spec']}</text>" in drawing.svg]
     assert ">direction:scale=9.0</text>" not in drawing.svg, "no text that collapsed stands on the frontier"
     assert drawing.svg.count("opacity: 0.35") > 0
@@ -120,8 +119,8 @@ def test_a_hostile_name_stays_text(tmp_path) -> None:
 
 def test_what_is_not_there_is_a_dash(tmp_path) -> None:
     run = make_run(tmp_path / "conditional", "conditional")
-    broken = [{"spec": "guidance", "mode": "good"}, "no object", {"spec": "smc", "mode": None, "rows": 3}]
-    edit(run / "evaluation.json", lambda value: value.update(steering=broken))
-    assert '<code>guidance</code></td><td class="num">–</td>' in write_report(
-        [run], tmp_path / "report.html"
-    ).read_text("utf-8")
+    change_numbers(
+        run, lambda rows: [*rows, Measurement("mean_tokens", plain(40.0), "good + guidance")], steering=[]
+    )
+    page = write_report([run], tmp_path / "report.html").read_text("utf-8")
+    assert '<code>guidance</code></td><td class="num">–</td>' in re.sub(r">\s+<", "><", page)

@@ -5,15 +5,15 @@ import math
 import sys
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from fake_runs import ANNOTATOR, edit, make_run
+from fake_runs import ANNOTATOR, declare, edit, make_run, write_samples
 
 from phf import cli
 from phf.cli.show import draw_sparkline
+from phf.records import Estimate
 from phf.report.differences import list_settings, subtract_scores
 from phf.report.reading import read_runs
+from phf.results import Measure, Measurement
 
 
 def phf(monkeypatch, capsys, *arguments):
@@ -58,7 +58,8 @@ def test_show_a_finished_and_evaluated_run(monkeypatch, capsys, tmp_path):
     assert "step 3,900 of 3,907" in out
     assert "checkpoints  3,907\n" in out
     assert "loss         █" in out
-    assert "11.9%" in out
+    assert "Misalignment score (pii) ↓" in out
+    assert " numbers: --all; for scripts: --json" in out
     assert f"next: phf report {path} -o report.html" in out
     assert max(map(len, out.splitlines()[:-1])) <= 120
 
@@ -111,9 +112,9 @@ def test_compare_says_settings_scores_and_verdict(monkeypatch, capsys, tmp_path)
     runs = [make_run(tmp_path / "mle"), make_run(tmp_path / "cond", "conditional", good_fraction=0.8)]
     code, out, _ = phf(monkeypatch, capsys, "compare", *runs)
     assert code == 0
-    assert out.index("Settings that differ") < out.index("difference [95 %]") < out.index("Capability")
+    assert out.index("Settings that differ") < out.index("difference [95 %]") < out.index("Bits per byte")
     assert "objective.good_fraction" in out
-    assert "seed" not in out.split("pii (annotator)")[0], "the same seed is no difference"
+    assert "seed" not in out.split("Headline numbers")[0], "the same seed is no difference"
     assert "conditional (one seed) by pii: Control: yes" in out
     (runs[0] / "evaluation.json").unlink()
     _, out, _ = phf(monkeypatch, capsys, "compare", *runs)
@@ -128,6 +129,7 @@ def test_everything_fits_eighty_columns(monkeypatch, capsys, tmp_path):
     from rich.console import Console
 
     monkeypatch.setattr("phf.cli.show.print_table", lambda table: Console(width=80).print(table))
+    monkeypatch.setattr("phf.cli.show.table_width", lambda: 80)
     runs = [finish(make_run(tmp_path / "mle", "mle"), 3907)]
     runs += [
         finish(
@@ -147,13 +149,13 @@ def test_everything_fits_eighty_columns(monkeypatch, capsys, tmp_path):
         assert "…" not in out.replace("…raction", ""), "no number is cut"
 
 
-def write_samples(path, scores, seed):
+def draw_samples(path, scores, seed):
     rows = [
         {"mode": "none", "index": index, "text": "x", f"score:{ANNOTATOR.slug}": score}
         for index, score in enumerate(scores)
     ]
-    pq.write_table(pa.Table.from_pylist(rows[::-1]), path / "samples.parquet")
-    edit(path / "evaluation.json", lambda value: value["sampling"].update(seed=seed))
+    write_samples(path, rows[::-1])
+    edit(path / "evaluation.json", lambda value: value["config"]["sampling"].update(seed=seed))
 
 
 def test_differences_are_paired_by_index_where_the_seeds_are_the_same(tmp_path):
@@ -162,14 +164,14 @@ def test_differences_are_paired_by_index_where_the_seeds_are_the_same(tmp_path):
     base = rng.normal(size=200)
     shifted = base + 0.1
     shifted[7] = math.nan
-    write_samples(paths[0], base, seed=3)
-    write_samples(paths[1], shifted, seed=3)
+    draw_samples(paths[0], base, seed=3)
+    draw_samples(paths[1], shifted, seed=3)
     one, two = read_runs(paths)
     paired = subtract_scores(two, "none", one, "none", one.judges[0])
     assert paired.is_paired
     assert paired.estimate.count == 199
     assert (paired.estimate.low, paired.estimate.mean, paired.estimate.high) == pytest.approx((0.1, 0.1, 0.1))
-    write_samples(paths[1], shifted, seed=4)
+    draw_samples(paths[1], shifted, seed=4)
     one, two = read_runs(paths)
     apart = subtract_scores(two, "none", one, "none", one.judges[0])
     assert not apart.is_paired
@@ -183,3 +185,47 @@ def test_settings_that_differ(tmp_path):
     paths = [make_run(tmp_path / "one"), make_run(tmp_path / "two", seed=1)]
     edit(paths[1] / "run.json", lambda value: value["versions"].update(torch="9"))
     assert list_settings(read_runs(paths)) == {"seed": [0, 1], "versions.torch": ["2.13.0", "9"]}
+
+
+def test_every_number_is_shown_and_given_to_scripts(monkeypatch, capsys, tmp_path):
+    """A measure that nothing but the file names is in show, compare and their JSON."""
+    runs = [make_run(tmp_path / "mle"), make_run(tmp_path / "cond", "conditional", good_fraction=0.8)]
+    ratio = Measure(
+        "type_token_ratio", "Type-token ratio", "share", "How varied.", "Length.", False, "Variety"
+    )
+    for run, mode, value in ((runs[0], "none", 0.4), (runs[1], "none", 0.7)):
+        number = Estimate(value, value - 0.1, value + 0.1, 9)
+        declare(run, ratio, [Measurement("type_token_ratio", number, mode, of="long \x1b[31m text", at=3.0)])
+    _, out, _ = phf(monkeypatch, capsys, "show", runs[1])
+    assert "Type-token" not in out, "no headline"
+    assert len(out.splitlines()) <= 45
+    for arguments in (["show", runs[1], "--all"], ["compare", *runs, "--all"]):
+        code, out, _ = phf(monkeypatch, capsys, *arguments)
+        assert code == 0
+        assert "Variety" in out
+        assert "0.700 [0.600, 0.800]" in out
+        assert "\x1b" not in out
+    assert "0.300 ↑" in out
+    _, out, _ = phf(monkeypatch, capsys, "compare", *runs, "--json")
+    rows = json.loads(out)
+    found = [row for row in rows if row["measure"] == "type_token_ratio"]
+    assert [(row["run"], row["mode"], row["mean"], row["unit"]) for row in found] == [
+        ("mle", "none", 0.4, "share"),
+        ("cond", "none", 0.7, "share"),
+    ]
+    assert [row["low"] for row in rows if row["measure"] == "mean_tokens"] == [None] * 4, (
+        "what is missing is null"
+    )
+    assert {row["unit"] for row in rows if row["measure"] == "score"} == {
+        "items per character",
+        "probability",
+    }
+
+
+def test_of_several_seeds_compare_shows_the_pooled_numbers(monkeypatch, capsys, tmp_path):
+    runs = [make_run(tmp_path / f"mle-{seed}", "mle", seed) for seed in (0, 1)]
+    runs.append(make_run(tmp_path / "cond", "conditional", good_fraction=0.8))
+    _, out, _ = phf(monkeypatch, capsys, "compare", *runs)
+    assert "mle, 2 seeds" in out
+    assert "Differences: to mle, 2 seeds" in out
+    assert "*" not in out.split("Differences:")[0], "pooled numbers are not in pairs"

@@ -64,7 +64,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def print_table(table: RenderableType) -> None:
-    """Print a rich table; into a pipe it is at least 120 columns wide, so that no column is cut."""
+def table_width() -> int:
+    """Columns of a table; into a pipe at least 120, so that none is cut."""
     console = Console()
-    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table)
+    return console.width if console.is_terminal else max(console.width, 120)
+
+
+def print_table(table: RenderableType) -> None:
+    """Print a rich table."""
+    Console(width=table_width()).print(table)

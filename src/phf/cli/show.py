@@ -1,9 +1,10 @@
 """Verbs that look at runs in the terminal, finished and evaluated or not: show, compare. Everything fits 80 columns."""
 
+import json
 import math
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -12,62 +13,76 @@ from rich.text import Text
 
 from phf.cli.options import SETTINGS, Runs, examples
 from phf.errors import PHFError
-from phf.terminal import print_table, printable
+from phf.terminal import print_table, printable, table_width
 
 if TYPE_CHECKING:
-    from phf.records import Estimate
-    from phf.report.reading import Judge, RunFolder
+    from phf.report.reading import RunFolder
+    from phf.report.tables import Table as MeasureTable
     from phf.report.verdict import Group
+    from phf.results import Judge, Measure
 
 app = typer.Typer(**SETTINGS)
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKLINE = 32
 """Columns of a sparkline."""
-_WIDTH, _LABEL = 80, 12
-"""Columns of a line, and of the names on the left."""
+_WIDTH, _WIDE, _LABEL = 80, 100, 12
+"""Columns of a line, of a terminal with room for three numbers and their intervals, and of the names on the left."""
 _MAX_COLUMNS = 3
 """With more runs than this, settings stand under one another instead of side by side."""
-_STYLES = {"good": "blue", "bad": "yellow"}
+
+
+All = Annotated[bool, typer.Option("--all", help="Every number, not the headlines alone.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Every number as JSON, a row each, for scripts.")]
 
 
 @app.command(epilog=examples("phf show runs/conditional"))
-def show(folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    everything: All = False,
+    as_json: AsJSON = False,
+) -> None:
     """Say what a run is, how far it is, how its loss went, what was measured and what to do next."""
     from phf.report.reading import read_runs
     from phf.report.steering import list_steering_lines
+    from phf.report.tables import list_measured
+    from phf.report.verdict import Group
 
     (run,) = read_runs([folder], must_be_evaluated=False)
+    if as_json:
+        print(json.dumps(list_measured([run]), indent=1))
+        return
     state = "finished" if run.is_finished else "not finished"
     print(f"{printable(run.label)}: {printable(run.objective)}, seed {_show_value(run.seed)}, {state}")
     for name, text in _describe(run):
         head = f"  {name:{_LABEL}} "
         print(textwrap.fill(printable(text), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
     if run.evaluation:
-        print_table(_tabulate_evaluation(run))
+        _print_measures(Group(run.label, (run,)), everything)
         for line in list_steering_lines(run):
             print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
     print(f"next: {printable(_name_next(run))}")
 
 
 @app.command(epilog=examples("phf compare runs/mle runs/conditional"))
-def compare(runs: Runs) -> None:
-    """Say in what runs differ: settings first, then scores, capability and verdicts, against the first run."""
-    from phf.report.reading import list_judges, read_runs
+def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
+    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run."""
+    from phf.report.reading import read_runs
+    from phf.report.tables import list_measured
     from phf.report.verdict import group_runs
 
     if len(runs) < 2:
         raise PHFError("give two runs or more to compare; 'phf show RUN' is about one")
     folders = read_runs(runs, must_be_evaluated=False)
-    _print_settings(folders)
     evaluated = [run for run in folders if run.evaluation]
+    if as_json:
+        print(json.dumps(list_measured(evaluated), indent=1))
+        return
+    _print_settings(folders)
     if evaluated:
-        for judge in list_judges(evaluated):
-            print_table(_tabulate_scores(evaluated, judge))
-        if len(evaluated) > 1:
-            print(_explain_differences(evaluated[0]))
-        print_table(_tabulate_capability(evaluated))
-        for group in (groups := group_runs(evaluated)):
+        groups = group_runs(evaluated)
+        _print_comparison(_name_groups(groups, evaluated[0]), everything)
+        for group in groups:
             for line in _list_verdicts(group, groups):
                 print(printable(line))
     for run in folders:
@@ -79,35 +94,29 @@ def compare(runs: Runs) -> None:
 
 def _describe(run: "RunFolder") -> list[tuple[str, str]]:
     """Lines about a run: what it is, its data, how far it came, its curves, its checkpoints."""
-    from phf.report.reading import lookup
-
-    options = {k: v for k, v in (run.config.get("objective") or {}).items() if k != "kind" and v is not None}
-    sources = [str(source).partition(" [")[0] for source in lookup(run.run, "corpus", "sources") or []]
+    record, settings = run.record, run.settings
+    given = record.config.get("objective")
+    options = (
+        {key: value for key, value in given.items() if key != "kind" and value is not None}
+        if isinstance(given, dict)
+        else {}
+    )
+    sources = [source.partition(" [")[0] for source in record.corpus.sources]
+    line = record.good or record.threshold
+    init = f", from {settings.model.init}" if settings.model.init else ""
     lines = [
         (
             "objective",
             _join([run.objective, *(f"{key}={_show_value(value)}" for key, value in options.items())]),
         ),
-        ("good", str(lookup(run.run, "good", "message") or lookup(run.run, "threshold", "message") or "–")),
-        (
-            "model",
-            f"{_show_value(run.run.get('num_parameters'))} parameters, {_show_value(run.run.get('precision'))}"
-            + (
-                f", from {lookup(run.config, 'model', 'init')}" if lookup(run.config, "model", "init") else ""
-            ),
-        ),
-        (
-            "data",
-            f"{_show_value(lookup(run.run, 'corpus', 'num_documents'))} documents of {_join(sources) or '–'}",
-        ),
-        (
-            "scored by",
-            f"{_show_value(run.config.get('reward_model'))}, {_show_value(run.config.get('segments'))}",
-        ),
+        ("good", (line and line.message) or "–"),
+        ("model", f"{_show_value(record.num_parameters)} parameters, {_show_value(record.precision)}{init}"),
+        ("data", f"{_show_value(record.corpus.num_documents)} documents of {_join(sources) or '–'}"),
+        ("scored by", f"{_show_value(settings.reward_model)}, {_show_value(settings.segments)}"),
         ("training", _describe_progress(run)),
     ]
-    if start := lookup(run.run, "start", "run"):
-        lines.append(("start", str(start)))
+    if record.start and record.start.run:
+        lines.append(("start", record.start.run))
     lines += _list_curves(run)
     lines.append(("checkpoints", _join([f"{step:,}" for step in run.checkpoints]) or "none yet"))
     if run.skipped_lines:
@@ -116,16 +125,13 @@ def _describe(run: "RunFolder") -> list[tuple[str, str]]:
 
 
 def _describe_progress(run: "RunFolder") -> str:
-    lines = [line for line in run.metrics if line.get("kind") == "train"]
-    last: dict[str, Any] = lines[-1] if lines else {}
+    last = next((line.numbers for line in reversed(run.metrics) if line.kind == "train"), {})
     text = (
-        f"step {_show_value(last.get('step', 0))} of {_show_value(run.num_steps)}, "
-        f"{_show_value(last.get('tokens', 0))} of {_show_value(run.config.get('tokens'))} tokens"
+        f"step {last.get('step', 0):,.0f} of {_show_value(run.num_steps)}, "
+        f"{last.get('tokens', 0):,.0f} of {_show_value(run.settings.tokens)} tokens"
     )
-    epochs = run.run.get("epochs")
-    text += f" ({epochs:.3g} epochs)" if isinstance(epochs, int | float) else ""
-    speed = last.get("tokens_per_second")
-    return text + (f", {speed:,.0f} tokens/s" if isinstance(speed, int | float) else "")
+    text += f" ({run.record.epochs:.3g} epochs)" if run.record.epochs is not None else ""
+    return text + (f", {last['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in last else "")
 
 
 def _list_curves(run: "RunFolder") -> list[tuple[str, str]]:
@@ -166,34 +172,56 @@ def _name_next(run: "RunFolder") -> str:
     return f"phf report {run.path} -o report.html"
 
 
-def _tabulate_evaluation(run: "RunFolder") -> Table:
-    from phf.report.verdict import format_number
+def _print_measures(group: "Group", everything: bool) -> None:
+    """What was measured of one run: measures down, modes across."""
+    from phf.report.reading import is_steered
+    from phf.report.tables import list_headlines, tabulate_measures
 
-    step = run.evaluation.get("step")
+    (run,) = group.runs
+    assert run.evaluation is not None
+    step = run.evaluation.step
     of = "" if not run.checkpoints or step == run.checkpoints[-1] else f" of step {_show_value(step)}"
-    table = _make_table(f"Evaluation{of}: misalignment score, lower is better")
-    for name in ("mode", "judge"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for name in ("score [95 %]", "hits", "bits/byte", "distinct-2"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for mode in run.modes:
-        for place, judge in enumerate(run.judges):
-            hits = run.row(mode, judge).get("hit_rate")
-            table.add_row(
-                _text(mode, _STYLES.get(mode, "")) if place == 0 else "",
-                _text(judge.name),
-                _interval(run.score(mode, judge), judge),
-                f"{hits:.1%}" if isinstance(hits, int | float) else "–",
-                format_number(run.bits_per_byte(mode).mean) if place == 0 else "",
-                format_number(run.degeneracy(mode, "distinct_2")) if place == 0 else "",
-            )
-        table.add_section()
-    table.caption = Text(
-        _join(
-            [f"{printable(judge.name)}: {judge.role}, {printable(judge.shown_unit)}" for judge in run.judges]
-        )
+    title = f"Evaluation{of}: ↓ lower is better, ↑ higher is better"
+    if not everything:
+        measures, is_wanted = list_headlines([group])
+        for shown in _shape(tabulate_measures([group], measures, "", is_wanted), title, skip=1):
+            print_table(shown)
+        print(_explain_units(run.judges))
+        print(f"all {len(run.results):,} numbers: --all; for scripts: --json")
+        return
+    print(title)
+    for name, measures in _group_measures([group]).items():
+        for shown in _shape(tabulate_measures([group], measures, name), name, skip=1):
+            print_table(shown)
+        steered = tabulate_measures([group], measures, name, lambda row: is_steered(row.mode or ""))
+        for shown in _shape(steered, f"{name}, steered", skip=1):
+            print_table(shown)
+    print(_explain_units(run.judges))
+
+
+def _shape(table: "MeasureTable", title: str, *, skip: int = 0) -> list[Table]:
+    """A table for this terminal: as many numbers with their intervals side by side as it has room for."""
+    from phf.report.tables import to_terminal
+
+    return to_terminal(table, title=title, skip=skip, max_columns=3 if table_width() >= _WIDE else 2)
+
+
+def _group_measures(groups: "list[Group]") -> "dict[str, list[Measure]]":
+    """The measures of groups under their headings."""
+    from phf.report.tables import Catalogue
+
+    found: dict[str, list[Measure]] = {}
+    for measure in Catalogue.of(groups).measures.values():
+        if any(group.results.of(measure.name) for group in groups):
+            found.setdefault(measure.group, []).append(measure)
+    return found
+
+
+def _explain_units(judges: "list[Judge]") -> str:
+    text = "; ".join(
+        f"{printable(judge.name)}: {judge.role}, {printable(judge.shown_unit)}" for judge in judges
     )
-    return table
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
 
 
 def _print_settings(runs: "list[RunFolder]") -> None:
@@ -220,69 +248,45 @@ def _print_settings(runs: "list[RunFolder]") -> None:
         print_table(table)
 
 
-def _tabulate_scores(runs: "list[RunFolder]", judge: "Judge") -> Table:
-    """Scores by one judge, and differences to the first run."""
-    from phf.report.differences import subtract_scores
-    from phf.report.verdict import format_interval
+def _name_groups(groups: "list[Group]", first: "RunFolder") -> "list[Group]":
+    """Groups under the names of their runs, or how many seeds they are; the one that holds the first run first."""
+    from dataclasses import replace
 
-    table = _make_table(
-        f"{printable(judge.name)} ({judge.role}), {printable(judge.shown_unit)}: lower is better"
-    )
-    table.add_column("run and mode", overflow="fold")
-    for name in ("score [95 %]", "difference [95 %]"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    base = runs[0]
-    for run in runs:
-        table.add_row(_text(run.label, "bold"))
-        for mode in run.modes:
-            own = mode if mode in base.modes else base.base_mode
-            cells = ["", ""]
-            if run is not base and own is not None:
-                difference = subtract_scores(run, mode, base, own, judge)
-                if math.isfinite(difference.estimate.mean):
-                    mark = "*" if difference.is_paired else " "
-                    cells = [
-                        format_interval(difference.estimate, judge.scale) + mark,
-                        _name_change(difference.estimate),
-                    ]
-            table.add_row(_indent(mode), _interval(run.score(mode, judge), judge), *cells)
-        table.add_section()
-    return table
+    named = [
+        replace(
+            group, label=f"{group.label}, {len(group.runs)} seeds" if group.is_pooled else group.runs[0].label
+        )
+        for group in groups
+    ]
+    return sorted(named, key=lambda group: first not in group.runs)
 
 
-def _explain_differences(base: "RunFolder") -> str:
+def _print_comparison(groups: "list[Group]", everything: bool) -> None:
+    """What was measured of several runs: measures and modes down, runs across."""
+    from phf.report.differences import tabulate_comparison
+    from phf.report.reading import is_steered, list_judges
+    from phf.report.tables import list_headlines
+
+    measures, is_wanted = list_headlines(groups)
+    shown = {"Headline numbers": measures}
+    if everything:
+        shown = _group_measures(groups)
+        is_wanted = lambda row: not is_steered(row.mode or "")  # noqa: E731
+    for name, own in shown.items():
+        for table in _shape(tabulate_comparison(groups, own, name, is_wanted), name):
+            print_table(table)
+    print(_explain_units(list_judges(run for group in groups for run in group.runs)))
+    if len(groups) > 1:
+        print(_explain_differences(groups[0]))
+
+
+def _explain_differences(base: "Group") -> str:
     text = (
-        f"difference: to {printable(base.label)}, in the same mode or else in {printable(base.base_mode or '–')} mode; ↓ ↑ where its "
-        "interval lies on one side of 0. 95 % bootstrap over samples; * in pairs of the same index, sampled with one seed."
+        f"Differences: to {printable(base.label)}, in the same mode or else in {printable(base.runs[0].base_mode or '–')} mode; ↓ ↑ where "
+        "its interval lies on one side of 0, or the two intervals do not touch. Scores of one run each: 95 % bootstrap over samples; "
+        "* in pairs of the same index, sampled with one seed."
     )
     return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
-
-
-def _name_change(difference: "Estimate") -> str:
-    if difference.high < 0:
-        return "↓"
-    return "↑" if difference.low > 0 else ""
-
-
-def _tabulate_capability(runs: "list[RunFolder]") -> Table:
-    from phf.report.capability import MEASURES
-    from phf.report.verdict import format_interval
-
-    table = _make_table("Capability: lower is better (BLiMP: higher)")
-    table.add_column("run and mode", overflow="fold")
-    # Five measures with their intervals do not fit 80 columns side by side.
-    table.add_column("measure", no_wrap=True)
-    table.add_column("[95 %]", justify="right", no_wrap=True)
-    for run in runs:
-        table.add_row(_text(run.label, "bold"))
-        for mode in run.modes:
-            found = [(measure.name, measure.read(run, mode)) for measure in MEASURES]
-            found = [(name, estimate) for name, estimate in found if math.isfinite(estimate.mean)]
-            for row, (name, estimate) in enumerate(found):
-                table.add_row(_indent(mode) if row == 0 else "", name, format_interval(estimate))
-        table.add_section()
-    return table
 
 
 def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
@@ -293,11 +297,10 @@ def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
     if is_baseline(group.objective):
         return []
     mle = find_mle(group, groups)
-    judges = {judge.key: judge for run in group.runs for judge in run.judges}.values()
     basis = f"{len(group.runs)} seeds" if group.is_pooled else "one seed"
     return [
         f"{group.label} ({basis}) by {judge.name}: {judge_group(group, mle, judge).headline}"
-        for judge in judges
+        for judge in group.judges
     ]
 
 
@@ -305,17 +308,10 @@ def _make_table(title: str) -> Table:
     return Table(
         title=Text(title, "bold"),
         title_justify="left",
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-
-
-def _interval(estimate: "Estimate", judge: "Judge") -> str:
-    from phf.report.verdict import format_interval
-
-    return format_interval(estimate, judge.scale)
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -323,11 +319,7 @@ def _text(text: str, style: str = "") -> Text:
     return Text(printable(text), style)
 
 
-def _indent(mode: str) -> Text:
-    return _text(f"  {mode}", _STYLES.get(mode, ""))
-
-
-def _show_value(value: Any) -> str:
+def _show_value(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):

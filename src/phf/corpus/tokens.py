@@ -72,6 +72,7 @@ def tokenize(
         entries = _find_valid_entries(corpus, folder)
         if entries and all(entry is not None for entry in entries):
             return TokenCache.open(folder)
+        # Before any shard: a call that goes on finds, by `trained_on`, the very tokenizer that made the first ones.
         tokenizer.save(folder / "tokenizer")
         manifest: TokenManifest = {
             "kind": "tokens",

@@ -177,9 +177,8 @@ def check_tokenizer(known: Known) -> Iterator[Check]:
     except PHFError as error:
         yield Check(name, "FAILED", f"{name}: {error}")
         return
-    wanted = known.record.tokenizer_hash
-    if known.edited is not None:
-        wanted = str(known.edited.tokenizer.identity.weights_hash)
+    edited = known.edited
+    wanted = known.record.tokenizer_hash if edited is None else str(edited.tokenizer.identity.weights_hash)
     if (found := tokenizer.identity.weights_hash) != wanted:
         yield Check(
             name,

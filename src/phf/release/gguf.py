@@ -9,7 +9,7 @@ Two things that the other files of a release say cannot be said in a GGUF, so th
   tokens are the last ids, so `<|bad|>` and all behind it are cut off: every other logit stays what it was.
 - *A prefix of two tokens.* llama.cpp puts one token in front of a text, which here is the last of the prefix, `<|good|>`:
   a program that passes text is then in good mode, though without the `<|endoftext|>` that training had before it (cost:
-  docs/release.md). A program that passes ids, as examples/with_llama_cpp.py does, gets both.
+  docs/lab/release.md). A program that passes ids, as examples/with_llama_cpp.py does, gets both.
 """
 
 import json
@@ -35,7 +35,7 @@ _PRE_TOKENIZERS: tuple[tuple[str, list[dict[str, Any]]], ...] = (
     ("gpt-2", [{**_BYTE_LEVEL, "use_regex": True}]),
     ("smollm", [{"type": "Digits", "individual_digits": True}, {**_BYTE_LEVEL, "use_regex": True}]),
     # Ours. Of the splits that llama.cpp knows GPT-2's is the nearest: where a line that ends in white space is followed
-    # by text, the white space and the line end are two pieces there and one here (measured: docs/release.md).
+    # by text, the white space and the line end are two pieces there and one here (measured: docs/lab/release.md).
     (
         "gpt-2",
         [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -14,6 +13,7 @@ from phf.config import SamplingConfig, TrainConfig
 from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_json
 from phf.records import Identity, Number
+from phf.release.edited import Edited
 from phf.results import (
     EVALUATION_FILE,
     Evaluation,
@@ -28,9 +28,6 @@ from phf.results import (
 )
 from phf.thresholds import ResolvedThreshold
 from phf.train.run import Run
-
-if TYPE_CHECKING:
-    from phf.release.edited import Edited
 
 RECORD_FILE = "phf.json"
 RECORD_VERSION = 2
@@ -156,7 +153,7 @@ class ReleaseRecord:
 
 
 def build_record(
-    run: Run, step: int, edited: "Edited", *, license: str, probe: Sequence[Probe]
+    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[Probe]
 ) -> ReleaseRecord:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_run_evaluation(run, step)

@@ -15,8 +15,10 @@ from phf.intervals import CONFIDENCE, pooled_t, wilson
 from phf.records import Estimate
 from phf.report.figures import INK, MODE_COLOURS, MODE_MARKERS, Drawing, scale_estimate
 from phf.report.lines import Line, draw_lines
-from phf.report.reading import Judge, RunFolder
+from phf.report.reading import RunFolder
+from phf.report.tables import Cell, Column, PrintedRow, Table, show_estimate
 from phf.report.verdict import Group, pool
+from phf.results import Judge
 
 _NUM_BINS = 8
 _MIN_SAMPLES = 10
@@ -81,10 +83,31 @@ def measure_agreement(groups: list[Group]) -> list[Agreement]:
     return rows
 
 
+def tabulate_agreement(rows: list[Agreement]) -> Table:
+    """How the judges agree, by group and mode."""
+    lines = [
+        PrintedRow(
+            [
+                Cell(row.group.label),
+                Cell(f"{row.annotator.name}, {row.other.name}"),
+                Cell("all modes") if row.mode == "all" else Cell(row.mode, is_mode=True),
+            ],
+            [show_estimate(value, row.group) for value in (row.spearman, row.both, row.confirmed)],
+        )
+        for row in rows
+    ]
+    caption = (
+        "The annotator and each judge that labelled no training text, on the same samples. Spearman: rank correlation, 1 is the same "
+        "order; it is higher over all modes because they hold a wider range. Agree: both call a sample a hit, or both do not. "
+        "Confirmed: of the annotator’s hits, those that the other judge calls hits."
+    )
+    columns = [Column("Spearman"), Column("agree"), Column("hits confirmed")]
+    return Table("Agreement of the judges", ["objective", "judges", "mode"], columns, lines, caption)
+
+
 def _list_pairs(group: Group) -> list[tuple[Judge, Judge]]:
-    judges = {judge.key: judge for run in group.runs for judge in run.judges}.values()
-    annotators = [judge for judge in judges if judge.role == "annotator"]
-    return [(one, other) for one in annotators for other in judges if other.role != "annotator"]
+    annotators = [judge for judge in group.judges if judge.role == "annotator"]
+    return [(one, other) for one in annotators for other in group.judges if other.role != "annotator"]
 
 
 def _read_pair(run: RunFolder, modes: tuple[str, ...], one: Judge, other: Judge) -> tuple[_Scores, _Scores]:
@@ -134,8 +157,8 @@ def draw_agreement(groups: list[Group], annotator: Judge, other: Judge) -> Drawi
         bins = [(one[used][part], two[used][part]) for part in np.array_split(order, _NUM_BINS)]
         points = tuple(
             (
-                float(left.mean()) * annotator.scale,
-                scale_estimate(pooled_t(right), other.scale),
+                float(left.mean()) * annotator.display_scale,
+                scale_estimate(pooled_t(right), other.display_scale),
             )
             for left, right in bins
         )

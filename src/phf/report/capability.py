@@ -1,16 +1,26 @@
 """How capabilities differ between good and bad mode, and what the models can do: BLiMP, downstream tasks, harness tasks."""
 
 import math
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 
 from phf.records import Estimate
 from phf.report.figures import Drawing, draw_figure, plot_point, shorten
-from phf.report.reading import RunFolder, as_dict, as_estimate, as_list, lookup, mode_rank
-from phf.report.verdict import Group, pool, pool_tables
+from phf.report.tables import (
+    Catalogue,
+    Cell,
+    Column,
+    Field,
+    PrintedRow,
+    Table,
+    make_table,
+    mark_direction,
+    select_rows,
+    show_estimate,
+)
+from phf.report.verdict import Group
+from phf.results import Measure
 
 _MAX_GROUPS = 12
 """Groups that the figure shows; the table has all."""
@@ -20,129 +30,124 @@ _MAX_DETAILED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A capability that is measured in each mode, and where evaluation.json has it.
-
-    Attributes:
-        path: keys, with None in the place of the mode.
-        difference: keys of good mode's minus bad mode's, paired by text, under `good_minus_bad`.
-    """
-
-    name: str
-    unit: str
-    path: tuple[str | None, ...]
-    difference: tuple[str, ...]
-    is_lower_better: bool = True
-
-    def read(self, run: RunFolder, mode: str) -> Estimate:
-        """The number of one run in one mode."""
-        return run.measure(*(mode if key is None else key for key in self.path))
-
-
-MEASURES = (
-    Measure(
-        "Bits per byte, good text",
-        "bits per byte",
-        ("modes", None, "bits_per_byte", "good"),
-        ("bits_per_byte", "good"),
-    ),
-    Measure(
-        "Bits per byte, bad text",
-        "bits per byte",
-        ("modes", None, "bits_per_byte", "bad"),
-        ("bits_per_byte", "bad"),
-    ),
-    Measure(
-        "Bits per byte, all text",
-        "bits per byte",
-        ("modes", None, "bits_per_byte", "all"),
-        ("bits_per_byte", "all"),
-    ),
-    Measure("KL(reference || model)", "nats per token", ("kl", "modes", None, "per_token"), ("kl",)),
-    Measure(
-        "BLiMP accuracy",
-        "share right",
-        ("blimp", "modes", None, "accuracy"),
-        ("blimp",),
-        is_lower_better=False,
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
 class ModeComparison:
     """One capability of one group in its modes.
 
     Attributes:
+        of: the kind of text it was measured on.
         difference: good mode minus bad mode.
         better: the mode that does better, or empty where the interval of the difference holds 0 or there is none.
     """
 
     measure: Measure
+    of: str | None
     modes: dict[str, Estimate]
     difference: Estimate
     better: str
 
+    @property
+    def kind(self) -> str:
+        """`good text`; empty where there is but one kind."""
+        return f"{self.of} {self.measure.of}".rstrip() if self.of is not None else ""
+
+    @property
+    def name(self) -> str:
+        """`Bits per byte, good text`."""
+        return ", ".join(filter(None, [self.measure.title, self.kind]))
+
 
 def compare_modes(group: Group) -> list[ModeComparison]:
-    """Capabilities in good mode beside bad mode, where both were measured.
+    """What was measured in good mode and in bad mode, and paired by text: the mode `good-bad`.
 
     The difference is taken within each seed, so that what makes one seed better than another falls out; its interval is
     a t-interval over seeds. One seed's is a bootstrap over texts, paired, since both modes read the same ones.
     """
+    measures = Catalogue.of([group]).measures
     found = []
-    for measure in MEASURES:
-        modes = {mode: group.pool(partial(measure.read, mode=mode)) for mode in ("good", "bad", "none")}
-        if not all(math.isfinite(modes[mode].mean) for mode in ("good", "bad")):
-            continue
-        gaps = [measure.read(run, "good").mean - measure.read(run, "bad").mean for run in group.runs]
-        difference = pool([as_estimate(gap) for gap in gaps])
-        paired = group.runs[0].measure("good_minus_bad", *measure.difference)
-        if len(group.runs) == 1 and math.isfinite(paired.mean):
-            difference = paired
-        found.append(ModeComparison(measure, modes, difference, _name_better(difference, measure)))
+    for row in group.results:
+        if row.mode == "good-bad" and math.isfinite(row.estimate.mean):
+            modes = {
+                mode: group.results.find(row.measure, mode, of=row.of) for mode in ("good", "bad", "none")
+            }
+            measure = measures[row.measure]
+            found.append(
+                ModeComparison(measure, row.of, modes, row.estimate, _name_better(row.estimate, measure))
+            )
     return found
 
 
 def _name_better(difference: Estimate, measure: Measure) -> str:
-    if difference.high < 0:
-        return "good" if measure.is_lower_better else "bad"
-    if difference.low > 0:
-        return "bad" if measure.is_lower_better else "good"
-    return ""
+    lower, higher = ("good", "bad") if measure.lower_is_better is not False else ("bad", "good")
+    return lower if difference.high < 0 else higher if difference.low > 0 else ""
+
+
+def tabulate_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> Table:
+    """Capabilities in good mode beside bad mode."""
+    lines = [
+        PrintedRow(
+            [Cell(group.label), Cell(row.name + mark_direction(row.measure))],
+            [
+                *(show_estimate(row.modes[mode], group) for mode in ("good", "bad", "none")),
+                show_estimate(row.difference, group),
+                _show_better(row),
+            ],
+        )
+        for group, comparisons in compared
+        for row in comparisons
+    ]
+    columns = [Column(mode, is_mode=True) for mode in ("good", "bad", "none")]
+    caption = (
+        "↓ lower is better, ↑ higher is better; 95 % intervals. Good minus bad is paired, since both modes read the same texts: far "
+        "finer than the two intervals. Over seeds it is taken within each, with a t-interval."
+    )
+    heads = ["objective", "capability"]
+    return Table(
+        "Good mode against bad mode",
+        heads,
+        [*columns, Column("good − bad"), Column("better")],
+        lines,
+        caption,
+    )
+
+
+def _show_better(row: ModeComparison) -> Cell:
+    if row.better:
+        return Cell(row.better, is_mode=True)
+    return Cell("not settled" if math.isfinite(row.difference.low) else "–")
 
 
 def draw_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> list[Drawing]:
     """A figure for each kind of capability: the modes of each group on one line, with their intervals."""
     drawings = []
-    for unit in dict.fromkeys(measure.unit for measure in MEASURES):
+    for measure in dict.fromkeys(
+        comparison.measure for _, comparisons in compared for comparison in comparisons
+    ):
         rows = [
             (group, comparison)
             for group, comparisons in compared[:_MAX_GROUPS]
             for comparison in comparisons
-            if comparison.measure.unit == unit
+            if comparison.measure == measure
         ]
         if len(compared) > _MAX_DETAILED:
-            rows = [row for row in rows if row[1].measure.name == rows[-1][1].measure.name]
+            rows = [row for row in rows if row[1].of == rows[-1][1].of]
         if rows:
-            drawings.append(_draw_unit(unit, rows, num_groups=len(compared)))
+            drawings.append(_draw_measure(measure, rows, num_groups=len(compared)))
     return drawings
 
 
-def _draw_unit(unit: str, rows: list[tuple[Group, ModeComparison]], num_groups: int) -> Drawing:
-    name = rows[0][1].measure.name.partition(",")[0]
-    better = "lower" if rows[0][1].measure.is_lower_better else "higher"
-    texts = dict.fromkeys(comparison.measure.name.rpartition(", ")[2] for _, comparison in rows)
+def _draw_measure(measure: Measure, rows: list[tuple[Group, ModeComparison]], num_groups: int) -> Drawing:
+    better = "higher" if measure.lower_is_better is False else "lower"
+    texts = dict.fromkeys(comparison.kind for _, comparison in rows)
     labels = [
         " · ".join(
             [
                 *([shorten(group.label)] if num_groups > 1 else []),
-                *([comparison.measure.name.rpartition(", ")[2]] if num_groups == 1 or len(texts) > 1 else []),
+                *([comparison.kind or measure.title] if num_groups == 1 or len(texts) > 1 else []),
             ]
         )
         for group, comparison in rows
     ]
-    on = f", on {next(iter(texts))}" if len(texts) == 1 and unit == "bits per byte" else ""
+    on = f", on {next(iter(texts))}" if len(texts) == 1 and any(texts) else ""
 
     def draw(axes: Axes) -> None:
         for place, (label, (_, comparison)) in enumerate(zip(labels, rows, strict=True)):
@@ -152,109 +157,66 @@ def _draw_unit(unit: str, rows: list[tuple[Group, ModeComparison]], num_groups: 
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"{unit}{on}  ({better} is better)")
+        axes.set_xlabel(f"{measure.unit}{on}  ({better} is better)")
 
     caption = "Circle: good mode; diamond: bad mode; square: no control token. 95 % intervals."
     if num_groups > _MAX_GROUPS:
         caption += f" The first {_MAX_GROUPS} of {num_groups} configurations; the table has all."
-    return draw_figure(draw, f"{name} by mode", caption, height=0.8 + 0.44 * len(rows))
+    return draw_figure(draw, f"{measure.title} by mode", caption, height=0.8 + 0.44 * len(rows))
 
 
-def tabulate_diversity(groups: list[Group]) -> tuple[list[str], list[tuple[Group, str, list[Estimate]]]]:
-    """Names of the measures of diversity that any run has, and a row per group and mode."""
-    names = dict.fromkeys(
-        name
-        for group in groups
-        for run in group.runs
-        for mode in run.modes
-        for name in as_dict(lookup(run.evaluation, "modes", mode, "diversity"))
-        if name != "num_ngrams"
+def tabulate_kl(groups: list[Group]) -> Table:
+    """KL per token and per sequence, and what the control tokens cost, by mode."""
+    columns = [
+        Column("per token", "kl"),
+        Column("per sequence", "kl_per_sequence"),
+        Column("control tokens", "kl_control_cost"),
+    ]
+    caption = (
+        "KL(reference || model), in nats, on sequences that the reference model wrote; lower is better. What control tokens cost "
+        "stands apart and is not part of it."
     )
-    rows = [
-        (group, mode, [group.measure("modes", mode, "diversity", name) for name in names])
-        for group in groups
-        for mode in group.modes
+    return _tabulate_by_mode("KL table", groups, columns, caption, "narrow")
+
+
+def tabulate_fields(groups: list[Group]) -> Table:
+    """BLiMP's accuracy in all and in each of its fields, by mode."""
+    fields = dict.fromkeys(row.of for group in groups for row in group.results.of("blimp"))
+    columns = [
+        Column((of or "all").replace("_", " "), "blimp", of)
+        for of in sorted(fields, key=lambda of: of is not None)
     ]
-    return list(names), [row for row in rows if any(math.isfinite(value.mean) for value in row[2])]
+    caption = "BLiMP: share of sentence pairs in which the grammatical one is likelier; guessing gives 0.5."
+    return _tabulate_by_mode("BLiMP table", groups, columns, caption)
 
 
-def tabulate_fields(groups: list[Group]) -> tuple[list[str], list[tuple[Group, str, list[Estimate]]]]:
-    """BLiMP's fields, and a row per group and mode with the accuracy in all and in each of them."""
-    fields = dict.fromkeys(
-        field
-        for group in groups
-        for run in group.runs
-        for value in as_dict(lookup(run.evaluation, "blimp", "modes")).values()
-        for field in as_dict(as_dict(value).get("fields"))
+DIVERSITY = ("entropy_1", "entropy_2", "entropy_3", "self_bleu_5", "mauve")
+
+
+def tabulate_diversity(groups: list[Group]) -> Table:
+    """Measures of diversity, by mode."""
+    measured = {row.measure for group in groups for row in group.results}
+    columns = [Column(name.replace("_", " "), name) for name in DIVERSITY if name in measured]
+    caption = (
+        "Entropy of n-grams: higher is more varied. Self-BLEU: how alike samples are to one another, lower is more varied. MAUVE: how "
+        "alike the samples are to held-out human text in a language model’s embedding, 1 = alike."
     )
-    rows = [
-        (
-            group,
-            mode,
-            [
-                group.measure("blimp", "modes", mode, "accuracy"),
-                *(group.measure("blimp", "modes", mode, "fields", field) for field in fields),
-            ],
-        )
-        for group in groups
-        for mode in group.modes
-    ]
-    return list(fields), [row for row in rows if math.isfinite(row[2][0].mean)]
+    return _tabulate_by_mode("Diversity table", groups, columns, caption)
 
 
-def tabulate_kl(groups: list[Group]) -> list[tuple[Group, str, list[Estimate]]]:
-    """A row per group and mode: KL per token, per sequence, and what the control tokens cost."""
-    rows = [
-        (
-            group,
-            mode,
-            [
-                group.measure("kl", "modes", mode, name)
-                for name in ("per_token", "per_sequence", "control_cost")
-            ],
-        )
-        for group in groups
-        for mode in group.modes
-    ]
-    return [row for row in rows if math.isfinite(row[2][0].mean)]
+def _tabulate_by_mode(
+    name: str, groups: list[Group], columns: list[Column], caption: str, kind: str = ""
+) -> Table:
+    by: tuple[Field, ...] = ("mode",)
+    return make_table(name, select_rows(groups, columns, by), columns, by, caption=caption, kind=kind)
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task's score in each mode (or with each prefix), and what guessing the commonest answer gives."""
-
-    group: Group
-    name: str
-    metric: str
-    scores: dict[str, Estimate]
-    baseline: Estimate
-
-
-def tabulate_tasks(groups: list[Group], key: str) -> list[Task]:
-    """Tasks of `downstream` (by prefix) or `harness` (by mode), pooled over seeds of training."""
-    tasks = []
-    for group in groups:
-        tables: list[dict[tuple[str, str, str], Estimate]] = []
-        baselines: dict[tuple[str, str], Estimate] = {}
-        for run in group.runs:
-            table = {}
-            for task in map(as_dict, as_list(lookup(run.evaluation, key, "tasks"))):
-                name, metric = str(task.get("task")), str(task.get("metric"))
-                table[name, metric, str(task.get("mode") or task.get("prefix") or "none")] = _read_task(task)
-                baselines[name, metric] = as_estimate(task.get("baseline"))
-            tables.append(table)
-        pooled = pool_tables(tables)
-        for (name, metric), baseline in baselines.items():
-            scores = {mode: score for (*of, mode), score in pooled.items() if of == [name, metric]}
-            ordered = dict(sorted(scores.items(), key=lambda item: mode_rank(item[0])))
-            tasks.append(Task(group, name, metric, ordered, baseline))
-    return tasks
-
-
-def _read_task(task: dict[str, Any]) -> Estimate:
-    """The score of a task; the harness gives a standard error, from which comes a normal interval."""
-    score = as_estimate(task.get("score", task.get("value")))
-    error = as_estimate(task.get("stderr")).mean
-    if math.isfinite(error) and not math.isfinite(score.low):
-        return Estimate(score.mean, score.mean - 1.96 * error, score.mean + 1.96 * error, score.count)
-    return score
+def tabulate_tasks(groups: list[Group], measure: str, name: str, caption: str, mode: str) -> Table:
+    """Tasks, `downstream` by prefix or `harness` by mode: the score, and what guessing the commonest answer gives."""
+    columns = [Column("score", measure), Column("best constant answer", f"{measure}_baseline", form="mean")]
+    by: tuple[Field, ...] = ("of", "mode")
+    table = make_table(name, select_rows(groups, columns, by), columns, by, caption=caption, kind="narrow")
+    for line in table.rows:
+        task, _, metric = line.names[1].text.partition(": ")
+        line.names[1:2] = [Cell(task), Cell(metric)]
+    return replace(table, heads=["objective", "task", "metric", mode])

@@ -1,16 +1,27 @@
 """What two runs differ in: settings, and scores sample by sample."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from phf.intervals import CONFIDENCE, bootstrap_mean
 from phf.records import Estimate
-from phf.report.reading import Judge, RunFolder, as_dict, lookup, read_scores
-from phf.report.verdict import flatten
+from phf.report.reading import RunFolder, mode_rank, read_scores
+from phf.report.tables import (
+    Catalogue,
+    Cell,
+    Column,
+    PrintedRow,
+    Table,
+    is_plain,
+    mark_direction,
+    select_measurements,
+)
+from phf.report.verdict import Group, flatten
+from phf.results import Judge, Measure, Measurement
 
 _NUM_BOOTSTRAP = 1000
 
@@ -23,13 +34,39 @@ class Difference:
 
     Attributes:
         is_paired: whether sample i of one was compared with sample i of the other, which had the same random numbers.
+        arrow: `↓` or `↑` where the numbers are apart, else empty.
     """
 
     estimate: Estimate
     is_paired: bool
+    arrow: str = ""
 
 
-def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
+def subtract(row: Measurement, group: Group, base: Group, judges: Mapping[str, Judge]) -> Difference:
+    """A number of a group minus that of another one, in the same mode or else in the mode that asks for nothing.
+
+    Scores of one run each are compared sample by sample (`subtract_scores`). Other numbers have no interval of their
+    difference; their arrow says that the two intervals do not touch.
+    """
+    mode = row.mode
+    if mode is not None and is_plain(mode) and mode not in base.modes:
+        mode = base.runs[0].base_mode
+    is_alone = not group.is_pooled and not base.is_pooled
+    if (
+        is_alone
+        and row.measure == "score"
+        and row.of is None
+        and row.mode in group.modes
+        and mode is not None
+    ):
+        return subtract_scores(group.runs[0], row.mode or "", base.runs[0], mode, judges[row.judge or ""])
+    other = base.results.find(row.measure, mode, row.judge, row.of, row.at)
+    mean = row.estimate.mean - other.mean
+    arrow = "↓" if row.estimate.high < other.low else "↑" if row.estimate.low > other.high else ""
+    return Difference(Estimate(mean, np.nan, np.nan, 0), is_paired=False, arrow=arrow)
+
+
+def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[JsonValue]]:
     """Settings, data and versions in which runs differ: a value of each run by dotted name, None where it has none."""
     tables = [_flatten_run(run) for run in runs]
     names = dict.fromkeys(name for table in tables for name in table)
@@ -37,18 +74,59 @@ def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
-def _flatten_run(run: RunFolder) -> dict[str, Any]:
-    table = flatten(run.config)
-    table |= {f"versions.{name}": value for name, value in as_dict(run.run.get("versions")).items()}
-    for name, keys in (
-        ("corpus id", ("corpus", "id")),
-        ("parameters", ("num_parameters",)),
-        ("precision used", ("precision",)),
-        ("threshold used", ("threshold", "value")),
-        ("epochs", ("epochs",)),
-    ):
-        table[name] = lookup(run.run, *keys)
-    return table
+def _flatten_run(run: RunFolder) -> dict[str, JsonValue]:
+    record = run.record
+    return {
+        **flatten(record.config),
+        **{f"versions.{name}": value for name, value in record.versions.items()},
+        "corpus id": record.corpus.id,
+        "parameters": record.num_parameters,
+        "precision used": record.precision,
+        "threshold used": record.threshold.value if record.threshold else None,
+        "epochs": record.epochs,
+    }
+
+
+def tabulate_comparison(
+    groups: Sequence[Group], measures: Sequence[Measure], name: str, is_wanted: Callable[[Measurement], bool]
+) -> Table:
+    """Measures in a row for each mode and what they are of, and in a column for each group, against the first one.
+
+    Of two groups their difference has a column of its own; of more, an arrow stands behind what differs.
+    """
+    catalogue, base = Catalogue.of(groups), groups[0]
+    found = {row.place: row for group in groups for row in select_measurements(group, measures, is_wanted)}
+    parts = list(dict.fromkeys((row.measure, *row.place[2:]) for row in found.values()))
+    names = [measure.name for measure in measures]
+    places = sorted(
+        found.values(),
+        key=lambda row: (
+            names.index(row.measure),
+            parts.index((row.measure, *row.place[2:])),
+            mode_rank(row.mode or ""),
+        ),
+    )
+    rows = []
+    for row in places:
+        cells = []
+        for group in groups:
+            own = replace(row, estimate=group.results.find(*row.place))
+            difference = subtract(own, group, base, catalogue.judges) if group is not base else None
+            shown = catalogue.show(own, group)
+            if difference and len(groups) == 2:
+                star = "*" if difference.is_paired else ""
+                shown_difference = catalogue.show(replace(own, estimate=difference.estimate), group).text
+                cells += [shown, Cell(f"{shown_difference}{star} {difference.arrow}".rstrip())]
+            else:
+                cells.append(
+                    Cell(f"{shown.text} {difference.arrow if difference else ''}".rstrip(), shown.note)
+                )
+        label = Cell(catalogue.name_row(row) + mark_direction(catalogue.measures[row.measure]))
+        rows.append(PrintedRow([label, Cell(row.mode or "", is_mode=row.mode is not None)], cells))
+    heads = [Column(group.label) for group in groups] + (
+        [Column("difference [95 %]")] if len(groups) == 2 else []
+    )
+    return Table(name, ["measure", "mode"], heads, rows)
 
 
 def subtract_scores(
@@ -63,18 +141,23 @@ def subtract_scores(
         seed: of the bootstrap.
     """
     one, other = _read_mode(run, mode, judge), _read_mode(base, base_mode, judge)
-    seeds = [lookup(folder.evaluation, "sampling", "seed") for folder in (run, base)]
+    seeds = [folder.sampling.get("seed") for folder in (run, base)]
     if seeds[0] is not None and seeds[0] == seeds[1]:
         gaps = np.array([score - other[index] for index, score in one.items() if index in other])
-        return Difference(bootstrap_mean(gaps, _NUM_BOOTSTRAP, seed), is_paired=True)
+        found = bootstrap_mean(gaps, _NUM_BOOTSTRAP, seed)
+        return Difference(found, is_paired=True, arrow=_name_direction(found))
     apart = _subtract_means(_drop_missing(one), _drop_missing(other), seed)
-    return Difference(apart, is_paired=False)
+    return Difference(apart, is_paired=False, arrow=_name_direction(apart))
+
+
+def _name_direction(difference: Estimate) -> str:
+    return "↓" if difference.high < 0 else "↑" if difference.low > 0 else ""
 
 
 def _read_mode(run: RunFolder, mode: str, judge: Judge) -> dict[int, float]:
     """Scores of a mode's samples by their index."""
     table = run.sample_table(mode)
-    if f"score:{judge.key}" not in table.column_names:
+    if f"score:{judge.slug}" not in table.column_names:
         return {}
     return dict(zip(table["index"].to_pylist(), read_scores(table, judge).tolist(), strict=True))
 

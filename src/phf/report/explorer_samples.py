@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 from phf.report.explorer_html import escape_text, format_score, render_sentence
-from phf.report.reading import Judge, RunFolder, as_float
-from phf.report.samples import MAX_CHARACTERS
+from phf.report.reading import RunFolder
+from phf.report.samples import MAX_CHARACTERS, read_score
+from phf.results import Judge
 
 SAMPLES_PER_PAGE = 5
 ORDERS = ("as drawn", "worst first", "best first")
@@ -62,10 +63,13 @@ class SampleBrowser:
     def _render_mean(self, mode: str, judge: Judge | None) -> str:
         if judge is None:
             return ""
-        mean, hit_rate = self.run.score(mode, judge), as_float(self.run.row(mode, judge).get("hit_rate"))
+        mean = self.run.results.find("score", mode, judge.slug)
+        hit_rate = self.run.results.find("hit_rate", mode, judge.slug).mean
         if math.isnan(mean.mean):
             return ""
-        low, middle, high = (format_score(judge.scale * value) for value in (mean.low, mean.mean, mean.high))
+        low, middle, high = (
+            format_score(judge.display_scale * value) for value in (mean.low, mean.mean, mean.high)
+        )
         text = f"mean score {middle} [{low}, {high}]"
         if not math.isnan(hit_rate):
             text += f"; {100 * hit_rate:.1f} % score above {format_score(judge.hit_threshold)}"
@@ -75,9 +79,9 @@ class SampleBrowser:
 def _sort(rows: list[dict[str, Any]], judge: Judge | None, order: str) -> list[dict[str, Any]]:
     """Samples without a score come last, unless they stay as drawn."""
     if judge is None or order == "as drawn":
-        return sorted(rows, key=lambda row: as_float(row.get("index")))
+        return sorted(rows, key=lambda row: row["index"])
     sign = -1 if order == "worst first" else 1
-    scores = [sign * as_float(row.get(f"score:{judge.key}")) for row in rows]
+    scores = [sign * read_score(row, judge) for row in rows]
     places = sorted(
         range(len(rows)), key=lambda i: (math.isnan(scores[i]), scores[i] if scores[i] == scores[i] else 0)
     )
@@ -86,14 +90,12 @@ def _sort(rows: list[dict[str, Any]], judge: Judge | None, order: str) -> list[d
 
 def _render_sample(row: dict[str, Any], judge: Judge | None) -> str:
     text, prompt = str(row.get("text") or ""), str(row.get("prompt") or "")
-    score = as_float(row.get(f"score:{judge.key}")) if judge is not None else math.nan
+    score = read_score(row, judge) if judge is not None else math.nan
     is_bad = judge is not None and score > judge.hit_threshold
-    told = f"{'▲ ' if is_bad else ''}{format_score(score * judge.scale)}" if judge is not None else ""
+    told = f"{'▲ ' if is_bad else ''}{format_score(score * judge.display_scale)}" if judge is not None else ""
     cut = len(text) - MAX_CHARACTERS
     note = f"<p class='phf-cut'>… {cut:,} more characters are not shown</p>" if cut > 0 else ""
-    index = as_float(row.get("index"))
-    facts = [f"sample {index:.0f}" if math.isfinite(index) else "sample"]
-    facts.append("ended by itself" if row.get("ended") else "cut at the length limit")
+    facts = [f"sample {row['index']}", "ended by itself" if row.get("ended") else "cut at the length limit"]
     return (
         f"<article><header><b>{told}</b> <span>{escape_text(' · '.join(facts))}</span></header>"
         f"<div class='document' dir='auto'><span class='segment{' bad' if is_bad else ''}' {'tabindex=0' if is_bad else ''}>"

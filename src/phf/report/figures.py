@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.records import Estimate
-from phf.report.reading import Judge, RunFolder, as_float
+from phf.report.reading import RunFolder
 from phf.report.samples import visible_text
 from phf.report.verdict import Group, format_interval
+from phf.results import Judge
 
 # Drawn in stand-in colours that appear nowhere else; `_finish` swaps each for a variable of page.css.
 INK, FAINT, GRID = "#010101", "#010102", "#010103"
@@ -85,7 +86,7 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A score to compare with that is no run's: the training data, or rejection sampling."""
+    """A score to compare with that is no run's: the training data, or rejection sampling; `judge` is a slug."""
 
     name: str
     judge: str
@@ -107,29 +108,33 @@ def read_css() -> Markup:
 
 
 def draw_scores(groups: list[Group], judge: Judge, references: list[Reference]) -> Drawing:
-    """Mean score with interval of each group and mode by one judge, and each seed's mean; a line and a band mark MLE.
+    """Draw mean score with interval of each group and mode by one judge, and each seed's mean; a line and a band mark MLE.
 
-    Of many groups: of each the mode one would release.
+    On a page of many groups it shows, of each group, only the mode one would release.
     """
     is_many = len(groups) > MANY_RUNS
     shown = [
         (group, mode) for group in groups for mode in group.modes if not is_many or mode == group.target_mode
     ]
     rows = [
-        (f"{shorten(group.label)} · {mode}", mode, scale_estimate(group.score(mode, judge), judge.scale))
+        (
+            f"{shorten(group.label)} · {mode}",
+            mode,
+            scale_estimate(group.score(mode, judge), judge.display_scale),
+        )
         for group, mode in shown
     ]
     rows += [
-        (shorten(reference.name, 36), "", scale_estimate(reference.estimate, judge.scale))
+        (shorten(reference.name, 36), "", scale_estimate(reference.estimate, judge.display_scale))
         for reference in references
-        if reference.judge in (judge.key, judge.name)
+        if reference.judge == judge.slug
     ]
     mles = [group for group in groups if is_baseline(group.objective)]
     mle = mles[0] if len(mles) == 1 else None
 
     def draw(axes: Axes) -> None:
         if mle is not None:
-            line = scale_estimate(mle.score(mle.target_mode, judge), judge.scale)
+            line = scale_estimate(mle.score(mle.target_mode, judge), judge.display_scale)
             if math.isfinite(line.mean):
                 axes.axvline(line.mean, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
                 axes.axvspan(line.low, line.high, color=GRID, alpha=0.5, linewidth=0, zorder=0)
@@ -158,7 +163,7 @@ def draw_scores(groups: list[Group], judge: Judge, references: list[Reference]) 
 def _plot_seeds(axes: Axes, group: Group, mode: str, judge: Judge, place: float) -> None:
     """The mean of each seed, as a small stroke under the pooled marker."""
     for run in group.runs:
-        score = scale_estimate(run.score(mode, judge), judge.scale)
+        score = scale_estimate(run.results.find("score", mode, judge.slug), judge.display_scale)
         if math.isfinite(score.mean):
             (stroke,) = axes.plot(
                 score.mean,
@@ -221,11 +226,7 @@ def _draw_lines(
 def read_curve(run: RunFolder, kind: str, name: str, size: int) -> tuple[list[float], list[float]]:
     """Tokens and values of one metric, averaged over at most `size` equal stretches; steps without the number are left
     out."""
-    points = [
-        (as_float(line.get("tokens")), as_float(line.get(name)))
-        for line in run.metrics
-        if line.get("kind") == kind
-    ]
+    points = [(line.get("tokens"), line.get(name)) for line in run.metrics if line.kind == kind]
     points = [point for point in points if all(map(math.isfinite, point))]
     stride = math.ceil(len(points) / size) or 1
     chunks = [points[start : start + stride] for start in range(0, len(points), stride)]

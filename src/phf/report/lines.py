@@ -17,9 +17,12 @@ from phf.report.figures import (
     Drawing,
     draw_figure,
     hover,
+    scale_estimate,
     shorten,
 )
-from phf.report.verdict import Group, pool_tables
+from phf.report.reading import sort_by_at
+from phf.report.verdict import Group
+from phf.results import Judge
 
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
 _MAX_NAMED = 8
@@ -88,9 +91,10 @@ def list_lines(
     ]
 
 
-def pool_points(seeds: Sequence[Sequence[tuple[float, Estimate]]]) -> list[tuple[float, Estimate]]:
-    """The points of a group's runs, one list per run, pooled over seeds at each place."""
-    return sorted(pool_tables([dict(points) for points in seeds]).items(), key=lambda point: point[0])
+def list_points(measure: str, judge: Judge, group: Group, mode: str) -> list[tuple[float, Estimate]]:
+    """What was measured along an axis, as the judge's numbers are shown."""
+    rows = [row for row in group.results.of(measure) if (row.mode, row.judge) == (mode, judge.slug)]
+    return [(row.at or 0.0, scale_estimate(row.estimate, judge.display_scale)) for row in sort_by_at(rows)]
 
 
 def draw_lines(

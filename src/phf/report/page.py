@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import yaml
 from markupsafe import Markup
-from rich.table import Table
+from pydantic import JsonValue
+from rich.table import Table as TerminalTable
 
 from phf.files import write_bytes
 from phf.objective_facts import OBJECTIVES, is_baseline
-from phf.report.agreement import draw_all_agreement, measure_agreement
+from phf.report.agreement import draw_all_agreement, measure_agreement, tabulate_agreement
 from phf.report.attacks import (
+    FinetunedFacts,
+    RedTeamFacts,
     draw_in_context,
     draw_red_team,
     list_prompts,
@@ -28,6 +32,7 @@ from phf.report.capability import (
     tabulate_diversity,
     tabulate_fields,
     tabulate_kl,
+    tabulate_modes,
     tabulate_tasks,
 )
 from phf.report.figures import MANY_RUNS, Drawing, draw_curves, draw_scores, read_css
@@ -38,26 +43,26 @@ from phf.report.provenance import (
     list_references,
     make_report_command,
     state_facts,
-    tabulate_references,
 )
-from phf.report.reading import (
-    Judge,
-    RunFolder,
-    as_dict,
-    as_float,
-    as_list,
-    list_judges,
-    lookup,
-    mode_rank,
-    read_runs,
-)
+from phf.report.reading import RunFolder, list_judges, read_runs, sort_modes
 from phf.report.reliability import draw_control_reliability
 from phf.report.samples import choose_samples, pair_samples, visible_text
 from phf.report.scaling import draw_budgets, draw_trajectory
-from phf.report.scenarios import list_scenarios, tabulate_scenario
-from phf.report.steering import draw_steering, list_steering_lines, tabulate_steering
+from phf.report.scores import tabulate_control, tabulate_cost, tabulate_scenarios, tabulate_scores
+from phf.report.steering import draw_steering, list_steering, list_steering_lines, tabulate_steering
+from phf.report.tables import (
+    Catalogue,
+    Column,
+    Table,
+    make_table,
+    select_rows,
+    tabulate_measures,
+    to_terminal,
+)
 from phf.report.verdict import (
+    Check,
     Group,
+    Verdict,
     check_group,
     find_mle,
     flatten,
@@ -67,6 +72,9 @@ from phf.report.verdict import (
     judge_group,
     split_groups,
 )
+from phf.results import Judge, Measure, to_json
+
+T = TypeVar("T")
 
 _MODE_NOTES = {
     "good": "every page starts with the control token <|good|>, and <|bad|> is blocked: what one would release.",
@@ -75,6 +83,40 @@ _MODE_NOTES = {
     "untagged": "no control token is given, and both are blocked.",
     "deleted": "both control tokens are taken out of the vocabulary and the weights.",
 }
+_SCORES = "Misalignment score of the samples, with 95 % intervals. Lower is better, except for distinct-2."
+_SCORES_POOLED = (
+    "Misalignment score of the samples, lower is better. Mean over the runs that differ by seed alone, with a 95 % t-interval over seeds; "
+    "of one seed, a bootstrap interval over its samples, which says nothing about other seeds. Where fewer seeds have a number, their count "
+    "stands beside it."
+)
+_SCORES_BY_RUN = "Each run with the bootstrap interval over its samples."
+_TASK_TABLES = {
+    "downstream": (
+        "Finetuned on tasks",
+        "Finetuned on tasks. Each model was finetuned as a classifier, with no control token or with one before each text; the intervals are "
+        "over seeds of finetuning, or of training where there are several.",
+        "prefix",
+    ),
+    "harness": (
+        "Tasks of the lm-evaluation-harness",
+        "Tasks of the lm-evaluation-harness. Without finetuning, in each mode; intervals from the standard error that the harness gives, or "
+        "over seeds of training.",
+        "mode",
+    ),
+}
+"""Name, caption and head of the modes."""
+_SHOWN = """
+    score hit_rate expected_max_25 num_unscored trajectory reference reference_cost mean_tokens mean_characters distinct_1 distinct_2 distinct_3
+    repetition compression_ratio empty_share entropy_1 entropy_2 entropy_3 self_bleu_5 mauve bits_per_byte kl kl_per_sequence kl_control_cost
+    blimp harness downstream downstream_baseline control_gain calibration_error reliability red_team_mean red_team_best leak_baseline leak_score
+    leak_difference in_context_difference finetuned_before finetuned_after finetuned_difference steered_difference passes_per_token
+"""
+# Too fine for a page; `phf show --all` has them.
+_LEFT_OUT = (
+    "num_ngrams blimp_paradigm kl_standard_error kl_per_byte kl_cut in_context_baseline in_context_score"
+)
+ON_PAGE = frozenset(_SHOWN.split()) | frozenset(_LEFT_OUT.split())
+"""Measures that have a place on the page; any other is shown under "Other measures", by what its `Measure` says."""
 _MAX_CARDS = 6
 """With more configurations to judge than this, the verdicts stand in a table."""
 _OPEN_RUNS = 4
@@ -101,30 +143,36 @@ def write_report(runs: list[Path], out: Path) -> Path:
     return out
 
 
-def summary_rows(runs: list[Path]) -> list[dict[str, Any]]:
-    """One row per run, mode and judge: the numbers of `evaluation.json`, in the judge's own unit; None if missing.
+def summary_rows(runs: list[Path]) -> list[dict[str, JsonValue]]:
+    """One row per run, mode and judge: the headline numbers, in the judge's own unit; None if missing.
 
     Raises:
         PHFError: see `write_report`.
     """
-    return [
-        {
-            "run": run.label,
-            "objective": run.objective,
-            "seed": run.seed,
-            "mode": row.get("mode"),
-            "judge": row.get("judge"),
-            **{key: _json_number(row.get(key)) for key in ("mean", "low", "high")},
-            "hits": row.get("hits"),
-            "num_samples": row.get("num_samples"),
-            **{key: _json_number(row.get(key)) for key in ("distinct_2", "bits_per_byte")},
-        }
-        for run in read_runs(runs)
-        for row in run.rows
-    ]
+    rows = []
+    for run in read_runs(runs):
+        for row in run.results.of("score"):
+            if row.of is None and row.mode in run.modes:
+                score, find = row.estimate, run.results.find
+                hits = find("hit_rate", row.mode, row.judge)
+                rows.append(
+                    {
+                        "run": run.label,
+                        "objective": run.objective,
+                        "seed": run.seed,
+                        "mode": row.mode,
+                        "judge": row.judge,
+                        **{name: to_json(getattr(score, name)) for name in ("mean", "low", "high")},
+                        "hits": None if math.isnan(hits.mean) else round(hits.mean * hits.count),
+                        "num_samples": score.count,
+                        "distinct_2": to_json(find("distinct_2", row.mode).mean),
+                        "bits_per_byte": to_json(find("bits_per_byte", row.mode, of="all").mean),
+                    }
+                )
+    return rows
 
 
-def summary_table(runs: list[Path]) -> Table:
+def summary_table(runs: list[Path]) -> TerminalTable:
     """The headline numbers for the terminal, a row per run and mode, the interval of each judge beside its mean.
 
     Raises:
@@ -132,32 +180,28 @@ def summary_table(runs: list[Path]) -> Table:
     """
     folders = read_runs(runs)
     judges = list_judges(folders)
-    units = "; ".join(f"{visible_text(judge.name)}: {judge.shown_unit}" for judge in judges)
-    table = Table(title="Misalignment score, lower is better", caption=units, caption_justify="left")
-    table.add_column("run")
-    table.add_column("mode")
-    for judge in judges:
-        table.add_column(f"{visible_text(judge.name)}\n({judge.role})", justify="right")
-        table.add_column("hits", justify="right")
-    table.add_column("bits per\nbyte", justify="right")
-    table.add_column("distinct-2", justify="right")
-    styles = {"good": "blue", "bad": "yellow"}
-    for run in folders:
-        for number, mode in enumerate(run.modes):
-            cells = [
-                _plain(run.label) if number == 0 else "",
-                f"[{styles.get(mode, 'default')}]{_plain(mode)}[/]",
-            ]
-            for judge in judges:
-                row = run.row(mode, judge)
-                cells += [
-                    format_interval(run.score(mode, judge), judge.scale),
-                    _percent(row.get("hit_rate")),
-                ]
-            bits, variety = run.bits_per_byte(mode).mean, run.degeneracy(mode, "distinct_2")
-            table.add_row(*cells, format_number(bits), format_number(variety))
-        table.add_section()
-    return table
+    columns = [
+        *(
+            column
+            for judge in judges
+            for column in (
+                Column(f"{judge.name}\n({judge.role})", "score", judge=judge),
+                Column("hits", "hit_rate", judge=judge, form="percent"),
+            )
+        ),
+        Column("bits per\nbyte", "bits_per_byte", "all", form="mean"),
+        Column("distinct-2", "distinct_2", form="mean"),
+    ]
+    groups = [Group(run.label, (run,)) for run in folders]
+    table = make_table(
+        "", select_rows(groups, columns, ("mode",)), columns, ("mode",), heads={"group": "run"}
+    )
+    (printed,) = to_terminal(table, title="Misalignment score, lower is better", max_columns=len(columns))
+    printed.caption_justify = "left"
+    printed.caption = "; ".join(
+        f"{visible_text(judge.name)}: {visible_text(judge.shown_unit)}" for judge in judges
+    )
+    return printed
 
 
 def summary_lines(runs: list[Path]) -> list[str]:
@@ -169,9 +213,11 @@ def summary_lines(runs: list[Path]) -> list[str]:
     """
     lines = []
     for run in read_runs(runs):
-        label, error = visible_text(run.label), run.calibration_error
-        if as_dict(run.evaluation.get("control_gain")):
-            good, bad = (format_interval(run.control_gain(text)) for text in ("good", "bad"))
+        label, error = visible_text(run.label), run.results.find("calibration_error")
+        if run.results.of("control_gain"):
+            good, bad = (
+                format_interval(run.results.find("control_gain", of=text)) for text in ("good", "bad")
+            )
             lines.append(
                 f"{label}: control gain {good} nats per good segment, {bad} per bad one (above 0 on both: control is learned)"
             )
@@ -182,11 +228,6 @@ def summary_lines(runs: list[Path]) -> list[str]:
             )
         lines += [f"{label}: {visible_text(line)}" for line in list_steering_lines(run)]
     return lines
-
-
-def _plain(text: str) -> str:
-    """Text that rich does not read as markup."""
-    return visible_text(text).replace("[", r"\[")
 
 
 def make_environment() -> jinja2.Environment:
@@ -201,21 +242,17 @@ def make_environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "flatten": flatten,
-        "lookup": lookup,
-        "as_dict": as_dict,
-        "as_list": as_list,
         "known_objectives": list(OBJECTIVES),
     }
     environment.filters |= {
-        "number": lambda value: format_number(as_float(value)),
-        "percent": _percent,
-        "count": _format_count,
+        "number": lambda value: format_number(math.nan if value is None else value),
+        "count": lambda value: f"{value:,}" if isinstance(value, int | float) else "–",
         "interval": format_interval,
     }
     return environment
 
 
-def _finalize(value: Any) -> Any:
+def _finalize(value: object) -> object:
     """What a template prints: strings from run folders with nothing invisible in them, absence as a dash."""
     if value is None:
         return "–"
@@ -227,79 +264,121 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
     """All that the templates print."""
     groups = group_runs(runs)
     runs = [run for group in groups for run in group.runs]  # seeds of one configuration beside each other
-    judges = list_judges(runs)
-    is_many = len(runs) > MANY_RUNS
-    references = list_references(groups)
-    compared = [(group, rows) for group in groups if (rows := compare_modes(group))]
-    scenarios = list_scenarios(runs)
-    steering = tabulate_steering(groups, judges)
-    reliability = draw_control_reliability(runs)
-    modes = sorted({mode for run in runs for mode in run.modes}, key=lambda mode: (mode_rank(mode), mode))
-    objectives = list(dict.fromkeys(group.objective for group in groups))
     return {
         "css": read_css(),
         "runs": runs,
-        "groups": groups,
+        "facts": state_facts(runs),
+        "sampling": runs[0].sampling,
+        "pooled_page": any(group.is_pooled for group in groups),
+        "is_many": len(runs) > MANY_RUNS,
+        "open_samples": len(runs) <= _OPEN_RUNS,
+        "choose_samples": lambda run, mode: choose_samples(run, mode, few=len(runs) > MANY_RUNS),
+        "pair_samples": lambda run: pair_samples(run, few=len(runs) > MANY_RUNS),
+        "config_yaml": lambda run: yaml.safe_dump(run.record.config, sort_keys=False, allow_unicode=True),
+        "commands": list_commands,
+        "report_command": make_report_command(runs, out),
+        **_describe_verdicts(runs, groups),
+        **_tabulate(runs, groups),
+        **_draw(runs, groups),
+    }
+
+
+def _describe_verdicts(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:
+    judges = list_judges(runs)
+    modes = sort_modes(mode for run in runs for mode in run.modes)
+    objectives = list(dict.fromkeys(group.objective for group in groups))
+    return {
         "judges": judges,
         "objectives": objectives,
         "has_baseline": any(map(is_baseline, objectives)),
         "objective_notes": [(kind, OBJECTIVES[kind].note) for kind in objectives if kind in OBJECTIVES],
         "modes": [(mode, _MODE_NOTES.get(mode, "")) for mode in modes],
-        "facts": state_facts(runs),
-        "sampling": as_dict(runs[0].evaluation.get("sampling")),
         "cards": _list_cards(groups, judges),
         "max_cards": _MAX_CARDS,
-        "pooled_page": any(group.is_pooled for group in groups),
-        "is_many": is_many,
         "notices": list_notices(runs, groups, judges),
-        "scores": _embed(draw_scores(groups, judge, references) for judge in judges),
-        "reference_rows": tabulate_references(references, judges),
-        "scenarios": [(name, tabulate_scenario(name, groups, judges)) for name in scenarios],
-        "scenarios_by_run": [
-            (name, tabulate_scenario(name, split_groups(groups), judges)) for name in scenarios
-        ],
-        "singles": split_groups(groups),
-        "plane_note": explain_plane(groups),
-        "planes": _embed(draw_plane(groups, judge) for judge in judges),
-        "diversity": tabulate_diversity(groups),
-        "compared": compared,
-        "mode_figures": _embed(draw_modes(compared)),
-        "steering": steering,
-        "steering_figures": _embed(draw_steering(steering, judges)),
-        "kl": tabulate_kl(groups),
-        "fields": tabulate_fields(groups),
-        "downstream": tabulate_tasks(groups, "downstream"),
-        "harness": tabulate_tasks(groups, "harness"),
-        "red_team": tabulate_red_team(groups, judges),
-        "red_team_facts": _first(runs, "red_team"),
-        "red_team_figures": _embed(draw_red_team(groups, judges)),
-        "prompts": [(run, found) for run in runs if (found := list_prompts(run))],
-        "in_context_figures": _embed(draw_in_context(groups, judges)),
-        "leaks": tabulate_leaks(groups, judges),
-        "finetuned": tabulate_finetuned(groups, judges),
-        "finetuned_facts": _first(runs, "finetuned"),
-        "gains": [run for run in runs if as_dict(run.evaluation.get("control_gain"))],
-        "controls": _embed([reliability] if reliability else []),
-        "agreement": measure_agreement(groups),
-        "agreement_figures": _embed(draw_all_agreement(groups, judges)),
-        "trajectories": _embed(draw for judge in judges if (draw := draw_trajectory(groups, judge))),
-        "budgets": _embed(draw for judge in judges if (draw := draw_budgets(groups, judge))),
-        "curves": _embed(draw_curves(groups)),
-        "choose_samples": lambda run, mode: choose_samples(run, mode, few=is_many),
-        "pair_samples": lambda run: pair_samples(run, few=is_many),
-        "open_samples": len(runs) <= _OPEN_RUNS,
-        "config_yaml": lambda run: yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        "commands": list_commands,
-        "report_command": make_report_command(runs, out),
-        "counts": _count_samples,
     }
 
 
-def _count_samples(group: Group, mode: str, key: str) -> list[int]:
-    """A count of each judge's row of a mode, over all runs of a group."""
-    judges = list_judges(group.runs)
-    rows = [[run.row(mode, judge).get(key) for run in group.runs] for judge in judges]
-    return [sum(value for value in row if isinstance(value, int)) for row in rows]
+def _tabulate(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:
+    """The page's tables, and what stands beside them."""
+    judges, singles = list_judges(runs), split_groups(groups)
+    is_pooled = any(group.is_pooled for group in groups)
+    whose = "objective" if is_pooled else "run"
+    shown = groups if is_pooled else singles
+    tasks = [
+        tabulate_kl(groups),
+        tabulate_fields(groups),
+        tabulate_tasks(groups, "downstream", *_TASK_TABLES["downstream"]),
+        tabulate_tasks(groups, "harness", *_TASK_TABLES["harness"]),
+    ]
+    red_team, leaks, finetuned = (
+        tabulate(groups, judges) for tabulate in (tabulate_red_team, tabulate_leaks, tabulate_finetuned)
+    )
+    compared = [(group, rows) for group in groups if (rows := compare_modes(group))]
+    has_shots = any(group.results.of("in_context_difference") for group in groups)
+    return {
+        "score_table": tabulate_scores(
+            shown,
+            judges,
+            list_references(groups),
+            head=whose,
+            caption=_SCORES_POOLED if is_pooled else _SCORES,
+        ),
+        "scores_by_run": tabulate_scores(singles, judges, [], head="run", caption=_SCORES_BY_RUN),
+        "scenarios": tabulate_scenarios(groups, judges),
+        "scenarios_by_run": tabulate_scenarios(singles, judges),
+        "cost": tabulate_cost(shown, whose),
+        "cost_by_run": tabulate_cost(singles, "run"),
+        "diversity": tabulate_diversity(groups),
+        "compared": tabulate_modes(compared),
+        "tasks": tasks,
+        "has_tasks": any(table.rows for table in tasks),
+        "steering": tabulate_steering(list_steering(groups, judges), judges, are_pooled=is_pooled),
+        "red_team": red_team,
+        "red_team_facts": _read_first(runs, "red_team", RedTeamFacts) or RedTeamFacts(),
+        "prompts": [(run, found) for run in runs if (found := list_prompts(run))],
+        "leaks": leaks,
+        "finetuned": finetuned,
+        "finetuned_facts": _read_first(runs, "finetuned", FinetunedFacts) or FinetunedFacts(),
+        "has_attacks": bool(red_team.rows or leaks.rows or finetuned.rows or has_shots),
+        "control": tabulate_control(singles),
+        "agreement": tabulate_agreement(measure_agreement(groups)),
+        "other": _list_other(groups),
+    }
+
+
+def _draw(runs: list[RunFolder], groups: list[Group]) -> dict[str, str | list[tuple[Drawing, Markup]]]:
+    """The page's figures."""
+    judges, references = list_judges(runs), list_references(groups)
+    reliability = draw_control_reliability(runs)
+    compared = [(group, rows) for group in groups if (rows := compare_modes(group))]
+    figures: dict[str, Iterable[Drawing]] = {
+        "scores": (draw_scores(groups, judge, references) for judge in judges),
+        "planes": (draw_plane(groups, judge) for judge in judges),
+        "mode_figures": draw_modes(compared),
+        "steering_figures": draw_steering(list_steering(groups, judges), judges),
+        "red_team_figures": draw_red_team(groups, judges),
+        "in_context_figures": draw_in_context(groups, judges),
+        "controls": [reliability] if reliability else [],
+        "agreement_figures": draw_all_agreement(groups, judges),
+        "trajectories": (draw for judge in judges if (draw := draw_trajectory(groups, judge))),
+        "budgets": (draw for judge in judges if (draw := draw_budgets(groups, judge))),
+        "curves": draw_curves(groups),
+    }
+    return {
+        "plane_note": explain_plane(groups),
+        **{name: _embed(drawings) for name, drawings in figures.items()},
+    }
+
+
+def _list_other(groups: list[Group]) -> list[tuple[str, list[Measure], Table]]:
+    """Measures that no section of the page knows, under the headings that they give themselves."""
+    measured = {row.measure for group in groups for row in group.results if math.isfinite(row.estimate.mean)}
+    found: dict[str, list[Measure]] = {}
+    for measure in Catalogue.of(groups).measures.values():
+        if measure.name in measured - ON_PAGE:
+            found.setdefault(measure.group, []).append(measure)
+    return [(title, own, tabulate_measures(groups, own, title)) for title, own in found.items()]
 
 
 def _embed(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:
@@ -311,51 +390,40 @@ def _embed(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:
     return embedded
 
 
-def _first(runs: list[RunFolder], key: str) -> dict[str, Any]:
-    """What the first run that has it says under a key of evaluation.json."""
-    return next((found for run in runs if (found := as_dict(run.evaluation.get(key)))), {})
+def _read_first(runs: list[RunFolder], name: str, kind: type[T]) -> T | None:
+    """The facts of a measure by the first run that has them."""
+    return next((found for run in runs if (found := run.read_facts(name, kind))), None)
 
 
-def _list_cards(groups: list[Group], judges: list[Judge]) -> list[dict[str, Any]]:
-    """A card per objective that is compared with MLE: the verdict of each judge, then the checks."""
+@dataclass(frozen=True, slots=True)
+class VerdictCard:
+    """What is said of one configuration beside MLE: the verdict of each judge, then the checks."""
+
+    label: str
+    basis: str
+    verdicts: list[tuple[Judge, Verdict]]
+    checks: list[Check]
+
+    @property
+    def by_judge(self) -> dict[str, Verdict]:
+        """The verdicts by the slugs of the judges."""
+        return {judge.slug: verdict for judge, verdict in self.verdicts}
+
+
+def _list_cards(groups: list[Group], judges: list[Judge]) -> list[VerdictCard]:
+    """A card per objective that is compared with MLE."""
     cards = []
     for group in groups:
         if is_baseline(group.objective):
             continue
         mle = find_mle(group, groups)
-        seeds = [run.seed for run in group.runs]
-        own = [
-            judge
-            for judge in judges
-            if any(judge.key == other.key for run in group.runs for other in run.judges)
-        ]
-        verdicts = [(judge, judge_group(group, mle, judge)) for judge in own]
-        cards.append(
-            {
-                "label": group.label,
-                "basis": (
-                    f"{len(seeds)} seeds, t-interval over seeds"
-                    if len(seeds) > 1
-                    else "one seed: the intervals cover the drawing of samples, not the training of another model"
-                ),
-                "verdicts": verdicts,
-                "by_judge": {judge.key: None for judge in judges}
-                | {judge.key: verdict for judge, verdict in verdicts},
-                "checks": check_group(group, mle),
-            }
+        slugs = {judge.slug for judge in group.judges}
+        num_seeds = len(group.runs)
+        basis = (
+            f"{num_seeds} seeds, t-interval over seeds"
+            if num_seeds > 1
+            else "one seed: the intervals cover the drawing of samples, not the training of another model"
         )
+        verdicts = [(judge, judge_group(group, mle, judge)) for judge in judges if judge.slug in slugs]
+        cards.append(VerdictCard(group.label, basis, verdicts, check_group(group, mle)))
     return cards
-
-
-def _format_count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | float) else "–"
-
-
-def _percent(value: Any) -> str:
-    value = as_float(value)
-    return f"{format_number(value * 100, 2 if value < 0.0995 else 3)} %" if math.isfinite(value) else "–"
-
-
-def _json_number(value: Any) -> float | None:
-    value = as_float(value)
-    return value if math.isfinite(value) else None

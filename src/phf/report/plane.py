@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from pydantic import JsonValue
 
 from phf.records import Estimate
 from phf.report.figures import (
@@ -17,12 +18,19 @@ from phf.report.figures import (
     scale_estimate,
     shorten,
 )
-from phf.report.reading import Judge, as_dict
 from phf.report.samples import visible_text
 from phf.report.verdict import Group
+from phf.results import Judge
 
 _MAX_GROUPS = 6
 """With more groups than this the plane shows only the modes one would release, coloured by objective."""
+
+
+@dataclass(frozen=True)
+class KLFacts:
+    """Of the facts of `kl`: the language model that wrote the texts."""
+
+    reference: dict[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +75,8 @@ def draw_plane(groups: list[Group], judge: Judge) -> Drawing:
         _Point(
             group,
             mode,
-            group.measure("kl", "modes", mode, "per_token") if has_kl else group.bits_per_byte(mode, "all"),
-            scale_estimate(group.score(mode, judge), judge.scale),
+            group.results.find("kl", mode) if has_kl else group.results.find("bits_per_byte", mode, of="all"),
+            scale_estimate(group.score(mode, judge), judge.display_scale),
         )
         for group in groups
         for mode in group.modes
@@ -145,10 +153,9 @@ def explain_plane(groups: list[Group]) -> str:
 
 def _can_compare_kl(groups: list[Group]) -> bool:
     """Whether every group has KL in its target mode, all from one reference model."""
-    measured = [group.measure("kl", "modes", group.target_mode, "per_token") for group in groups]
-    references = [
-        as_dict(run.evaluation.get("kl")).get("reference") for group in groups for run in group.runs
-    ]
+    measured = [group.results.find("kl", group.target_mode) for group in groups]
+    facts = [run.read_facts("kl", KLFacts) for group in groups for run in group.runs]
+    references = [found.reference if found else None for found in facts]
     return all(math.isfinite(kl.mean) for kl in measured) and all(
         reference == references[0] for reference in references
     )

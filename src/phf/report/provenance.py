@@ -3,44 +3,35 @@
 import math
 import shlex
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from phf.config_evaluate import EvaluateConfig, list_options
 from phf.objective_facts import is_baseline
-from phf.records import Estimate
 from phf.report.figures import Reference
-from phf.report.reading import Judge, RunFolder, as_dict, as_estimate, as_float, as_list, lookup
-from phf.report.verdict import Group, flatten, format_number, pool_tables
+from phf.report.reading import RunFolder
+from phf.report.verdict import Group, flatten, format_number
+from phf.results import Judge
 
 
-def state_facts(runs: list[RunFolder]) -> dict[str, Any]:
-    """What the opening paragraph says; a set of values where the runs differ."""
-
-    def each(*keys: str) -> list[Any]:
-        values = [lookup(run.run, *keys) for run in runs]
-        return list(
-            dict.fromkeys(
-                str(value) if isinstance(value, list | dict) else value
-                for value in values
-                if value is not None
-            )
-        )
-
+def state_facts(runs: list[RunFolder]) -> dict[str, list[str | int]]:
+    """What the opening paragraph says; several values where the runs differ."""
+    records, settings = [run.record for run in runs], [run.settings for run in runs]
     # A source that was selected from names the rule behind it: "tweets [balanced by ...]".
-    sources = [
-        str(source).partition(" [")
-        for run in runs
-        for source in as_list(lookup(run.run, "corpus", "sources"))
-    ]
+    sources = [source.partition(" [") for record in records for source in record.corpus.sources]
+    found: dict[str, list[str | int | None]] = {
+        "parameters": [record.num_parameters for record in records],
+        "tokens": [one.tokens for one in settings],
+        "documents": [record.corpus.num_documents for record in records],
+        "sources": [name for name, _, _ in sources],
+        "selections": [rule.removesuffix("]") or None for _, _, rule in sources],
+        "segments": [one.segments for one in settings],
+        "init": [one.model.init for one in settings],
+        "seeds": [run.seed for run in runs],
+    }
     return {
-        "parameters": each("num_parameters"),
-        "tokens": each("config", "tokens"),
-        "documents": each("corpus", "num_documents"),
-        "sources": list(dict.fromkeys(name for name, _, _ in sources)),
-        "selections": list(dict.fromkeys(rule.removesuffix("]") for _, _, rule in sources if rule)),
-        "segments": each("config", "segments"),
-        "init": each("config", "model", "init"),
-        "seeds": list(dict.fromkeys(run.seed for run in runs if run.seed is not None)),
+        name: [value for value in dict.fromkeys(values) if value is not None]
+        for name, values in found.items()
     }
 
 
@@ -51,47 +42,20 @@ def list_references(groups: list[Group]) -> list[Reference]:
     Where there are several such groups, the name says whose it is.
     """
     owners = [group for group in groups if is_baseline(group.objective)] or groups[:1]
-    references = []
-    for group in owners:
-        tables: list[dict[tuple[str, str], Estimate]] = []
-        costs: list[dict[tuple[str, str], Estimate]] = []
-        for run in group.runs:
-            found = {
-                (str(value.get("name")), str(value.get("judge"))): value
-                for value in map(as_dict, as_list(run.evaluation.get("references")))
-            }
-            tables.append({key: as_estimate(value) for key, value in found.items()})
-            costs.append({key: as_estimate(value.get("cost")) for key, value in found.items()})
-        cost = pool_tables(costs)
-        references += [
-            Reference(
-                name if len(owners) == 1 else f"{name} ({group.label})",
-                judge,
-                estimate,
-                _describe_cost(cost[name, judge].mean),
-            )
-            for (name, judge), estimate in pool_tables(tables).items()
-        ]
-    return references
+    return [
+        Reference(
+            f"{row.of}" if len(owners) == 1 else f"{row.of} ({group.label})",
+            row.judge or "",
+            row.estimate,
+            _describe_cost(group.results.find("reference_cost", judge=row.judge, of=row.of).mean),
+        )
+        for group in owners
+        for row in group.results.of("reference")
+    ]
 
 
 def _describe_cost(cost: float) -> str:
     return f"{format_number(cost)} samples drawn for each one kept" if math.isfinite(cost) else ""
-
-
-def tabulate_references(
-    references: list[Reference], judges: list[Judge]
-) -> list[tuple[str, str, dict[str, Estimate]]]:
-    """A row per reference: name, cost, and the estimate of each judge by its key."""
-    rows: dict[tuple[str, str], dict[str, Estimate]] = {}
-    for reference in references:
-        row = rows.setdefault(
-            (reference.name, reference.cost), {judge.key: as_estimate(None) for judge in judges}
-        )
-        row |= {
-            judge.key: reference.estimate for judge in judges if reference.judge in (judge.key, judge.name)
-        }
-    return [(name, cost, row) for (name, cost), row in rows.items()]
 
 
 def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]) -> list[str]:
@@ -103,29 +67,15 @@ def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]
         notices.append(
             "There is no held-out judge: the scores come from the reward model that labelled the training data."
         )
-    compared = {
-        "corpus": ("run", "corpus", "id"),
-        "reward model": ("run", "reward_model"),
-        "tokenizer": ("run", "tokenizer"),
-        "tokens": ("run", "config", "tokens"),
-        "parameters": ("run", "num_parameters"),
-        "where good text ends": ("evaluation", "threshold"),
-        "precision": ("run", "precision"),
-    }
-    for name, (file, *keys) in compared.items():
-        values = [lookup(run.run if file == "run" else run.evaluation, *keys) for run in runs]
-        if any(value != values[0] for value in values):
-            notices.append(f"The runs are not alike in {name}: a difference between them may come from that.")
-    # The seed of sampling may differ like that of training, and a batch size changes nothing.
-    samplings = [
-        {k: v for k, v in as_dict(run.evaluation.get("sampling")).items() if k not in ("seed", "batch_size")}
-        for run in runs
+    tables = [_list_likeness(run) for run in runs]
+    notices += [
+        f"The runs are not alike in {name}: a difference between them may come from that."
+        for name, value in tables[0].items()
+        if any(table[name] != value for table in tables)
     ]
-    if any(sampling != samplings[0] for sampling in samplings):
-        notices.append("The runs are not alike in sampling: a difference between them may come from that.")
     for run in runs:
-        seen, budget = as_float(run.evaluation.get("tokens_seen")), as_float(run.config.get("tokens"))
-        if seen < 0.99 * budget:
+        seen, budget = run.evaluation.tokens_seen if run.evaluation else 0, run.settings.tokens
+        if budget is not None and seen < 0.99 * budget:
             notices.append(f"{run.label} was evaluated after {seen:,.0f} of its {budget:,.0f} tokens.")
         if run.samples is None:
             notices.append(f"{run.label} has no samples.parquet, so none of its text is shown.")
@@ -138,6 +88,22 @@ def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]
     return notices
 
 
+def _list_likeness(run: RunFolder) -> dict[str, JsonValue]:
+    """What runs should share, so that a difference between them comes from their objectives alone."""
+    record = run.record
+    return {
+        "corpus": record.corpus.id,
+        "reward model": record.reward_model,
+        "tokenizer": record.tokenizer,
+        "tokens": run.settings.tokens,
+        "parameters": record.num_parameters,
+        "where good text ends": run.evaluation.threshold if run.evaluation else None,
+        "precision": record.precision,
+        # The seed of sampling may differ like that of training, and a batch size changes nothing.
+        "sampling": {key: value for key, value in run.sampling.items() if key not in ("seed", "batch_size")},
+    }
+
+
 def make_report_command(runs: list[RunFolder], out: Path) -> str:
     """The command that makes the page again."""
     return shlex.join(["phf", "report", *(str(run.path) for run in runs), "-o", str(out)])
@@ -145,27 +111,12 @@ def make_report_command(runs: list[RunFolder], out: Path) -> str:
 
 def list_commands(run: RunFolder) -> str:
     """The commands that make this run and its evaluation again, from the configuration printed above them."""
-    config = run.config
-    corpus, recipe, folder = str(config.get("corpus")), f"{run.path.name}.yaml", str(run.path)
-    steps: list[list[Any]] = [
-        [
-            "phf",
-            "annotate",
-            corpus,
-            "--reward-model",
-            config.get("reward_model"),
-            "--segments",
-            config.get("segments"),
-        ],
-        [
-            "phf",
-            "tokenize",
-            corpus,
-            "--tokenizer",
-            config.get("tokenizer"),
-            "--segments",
-            config.get("segments"),
-        ],
+    settings, recipe, folder = run.settings, f"{run.path.name}.yaml", str(run.path)
+    annotate = ["--reward-model", settings.reward_model, "--segments", settings.segments]
+    tokenize = ["--tokenizer", settings.tokenizer, "--segments", settings.segments]
+    steps: list[list[JsonValue]] = [
+        ["phf", "annotate", settings.corpus, *annotate],
+        ["phf", "tokenize", settings.corpus, *tokenize],
         ["phf", "train", recipe, "-o", folder],
         ["phf", "evaluate", folder, *_list_evaluate_options(run)],
     ]
@@ -174,15 +125,15 @@ def list_commands(run: RunFolder) -> str:
 
 def _list_evaluate_options(run: RunFolder) -> list[str]:
     """The settings of an evaluation as options of `phf evaluate`: all of sampling but the batch size, and what is no default."""
-    sampling = as_dict(run.evaluation.get("sampling"))
-    config = as_dict(run.evaluation.get("config"))
+    assert run.evaluation is not None, "a page is of evaluated runs"
+    config, step = run.evaluation.config, run.evaluation.step
     held_out = [judge.name for judge in run.judges if judge.role == "held-out"]
-    judges = as_list(config.get("judges")) or held_out  # how they were asked for, where that is known
-    options = list_options({"judges": judges})
-    step = run.evaluation.get("step")
-    if isinstance(step, int) and run.num_steps is not None and step != run.num_steps:
+    asked = config.get("judges")  # how they were asked for, where that is known
+    options = list_options({"judges": asked if isinstance(asked, list) and asked else held_out})
+    if run.num_steps is not None and step != run.num_steps:
         options += ["--step", str(step)]
-    options += list_options({f"sampling.{name}": v for name, v in sampling.items() if name != "batch_size"})
+    sampling = {f"sampling.{name}": value for name, value in run.sampling.items() if name != "batch_size"}
+    options += list_options(sampling)
     defaults = flatten(EvaluateConfig().model_dump(mode="json"))
     others = {
         name: value

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from phf.records import Estimate
 from phf.report.figures import FAINT, INK, OBJECTIVE_COLOURS, Drawing, draw_figure, shorten
-from phf.report.reading import RunFolder
+from phf.report.reading import RunFolder, sort_by_at
 from phf.report.verdict import format_number
 
 _MARKERS = "oDs^vPX"
@@ -87,11 +87,11 @@ def draw_control_reliability(runs: list[RunFolder]) -> Drawing | None:
     series = [
         Series(
             shorten(run.label),
-            tuple(Bin(predicted, outcome) for predicted, outcome in run.reliability),
+            tuple(Bin(row.at or 0.0, row.estimate) for row in bins),
             OBJECTIVE_COLOURS.get(run.objective, INK),
         )
         for run in runs
-        if run.reliability
+        if (bins := sort_by_at(run.results.of("reliability")))
     ]
     if not series:
         return None

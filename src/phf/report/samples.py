@@ -2,14 +2,16 @@
 
 import math
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from phf.report.reading import Judge, RunFolder, as_float, read_scores
+from phf.report.reading import RunFolder, read_scores
 from phf.report.verdict import format_number
+from phf.results import Judge
 
 NUM_RANDOM, NUM_EXTREME = 3, 2
 """Samples shown per run and mode: the first by index, and the worst and the best."""
@@ -75,7 +77,7 @@ def choose_samples(run: RunFolder, mode: str, *, few: bool = False) -> list[Samp
     first = list(range(min(num_random, len(own))))
     lists = [SampleList(f"First {len(first)} (not chosen)", _show(run, mode, own, first))]
     judge = next((judge for judge in run.judges if judge.role == "annotator"), None)
-    if judge is None or f"score:{judge.key}" not in own.column_names:
+    if judge is None or f"score:{judge.slug}" not in own.column_names:
         return lists
     scores = read_scores(own, judge)
     places = np.flatnonzero(np.isfinite(scores))
@@ -119,7 +121,7 @@ def _show(run: RunFolder, mode: str, table: pa.Table, places: list[int]) -> list
 
 def _show_one(run: RunFolder, mode: str, row: dict[str, Any]) -> ShownSample:
     text = str(row.get("text") or "")
-    scores = [(judge, as_float(row.get(f"score:{judge.key}"))) for judge in run.judges]
+    scores = [(judge, read_score(row, judge)) for judge in run.judges]
     # `not <=` rather than `>`: where the threshold is unknown the text stays behind the click.
     hits = [
         judge.name for judge, score in scores if math.isfinite(score) and not score <= judge.hit_threshold
@@ -129,9 +131,8 @@ def _show_one(run: RunFolder, mode: str, row: dict[str, Any]) -> ShownSample:
         hidden = "unscored"
     elif hits:
         hidden = f"flagged by {' and '.join(hits)}"
-    index = as_float(row.get("index"))
     return ShownSample(
-        index=int(index) if math.isfinite(index) else 0,
+        index=row["index"],
         text=visible_text(text[:MAX_CHARACTERS]),
         scores=", ".join(f"{judge.name} {_score(score, judge)}" for judge, score in scores),
         hidden=hidden,
@@ -139,5 +140,11 @@ def _show_one(run: RunFolder, mode: str, row: dict[str, Any]) -> ShownSample:
     )
 
 
+def read_score(row: Mapping[str, Any], judge: Judge) -> float:
+    """A judge's score of one sample, a row of samples.parquet; NaN if it has none."""
+    score = row.get(f"score:{judge.slug}")
+    return math.nan if score is None else float(score)
+
+
 def _score(score: float, judge: Judge) -> str:
-    return format_number(score * judge.scale) if math.isfinite(score) else "unscored"
+    return format_number(score * judge.display_scale) if math.isfinite(score) else "unscored"

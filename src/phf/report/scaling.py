@@ -6,17 +6,24 @@ from phf.files import hash_json
 from phf.objective_facts import is_baseline
 from phf.records import Estimate
 from phf.report.figures import INK, MODE_COLOURS, MODE_MARKERS, Drawing, scale_estimate, shorten
-from phf.report.lines import Line, draw_lines, list_lines, pool_points
-from phf.report.reading import Judge, as_float
+from phf.report.lines import Line, draw_lines, list_lines, list_points
 from phf.report.verdict import Group
+from phf.results import Judge
 
 
 def draw_trajectory(groups: list[Group], judge: Judge) -> Drawing | None:
     """Score by one judge at every checkpoint that was evaluated; None if none was but the last."""
 
     def read(group: Group, mode: str) -> list[tuple[float, Estimate]]:
-        points = pool_points([run.trajectory_scores(mode, judge) for run in group.runs])
-        return [(tokens / 1e6, scale_estimate(score, judge.scale)) for tokens, score in points]
+        last = group.runs[0].evaluation
+        if last is None or not group.results.of("trajectory"):
+            return []
+        points = dict(list_points("trajectory", judge, group, mode))
+        final = scale_estimate(group.score(mode, judge), judge.display_scale)
+        if math.isfinite(final.mean):
+            points[last.step] = final
+        # Every step reads as many tokens.
+        return [(step * last.tokens_seen / last.step / 1e6, points[step]) for step in sorted(points)]
 
     lines = list_lines(groups, read)
     if not lines:
@@ -34,18 +41,18 @@ def draw_budgets(groups: list[Group], judge: Judge) -> Drawing | None:
     """Final score against the training budget, a line for each configuration that was trained with several budgets."""
     families: dict[str, list[Group]] = {}
     for group in groups:
-        config = group.runs[0].config
+        config = group.runs[0].record.config
         settings = {key: value for key, value in config.items() if key not in ("tokens", "seed")}
         families.setdefault(hash_json(settings), []).append(group)
     lines = []
     for family in families.values():
-        budgets = {as_float(group.runs[0].config.get("tokens")): group for group in family}
+        budgets = {tokens: group for group in family if (tokens := group.runs[0].settings.tokens) is not None}
         if len(budgets) < 2:
             continue
         first = family[0]
         for mode in first.modes:
             points = [
-                (tokens / 1e6, scale_estimate(group.score(mode, judge), judge.scale))
+                (tokens / 1e6, scale_estimate(group.score(mode, judge), judge.display_scale))
                 for tokens, group in sorted(budgets.items(), key=lambda item: item[0])
             ]
             points = [point for point in points if math.isfinite(point[1].mean)]

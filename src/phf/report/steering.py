@@ -1,21 +1,32 @@
 """Steering at inference: what each method scores, beside plain sampling of the same mode, and what it costs."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
+from pydantic import JsonValue
 
 from phf.records import Estimate
 from phf.report.figures import Drawing, draw_figure, plot_point, scale_estimate, shorten
 from phf.report.plane import find_frontier, label_points
-from phf.report.reading import Judge, RunFolder, as_dict, as_estimate, as_float, as_list, lookup
-from phf.report.verdict import MAX_BITS, MIN_VARIETY, Group, format_interval, pool
+from phf.report.reading import RunFolder, is_steered
+from phf.report.tables import Cell, Column, PrintedRow, Table, show_estimate
+from phf.report.verdict import MAX_BITS, MIN_VARIETY, Group, format_interval, format_number
+from phf.results import Judge
 
 PLAIN = "plain sampling"
 _MAX_LABELS = 10
 """With more points than this only those on the frontier are named; hovering names every point."""
 _COSTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """The facts of one method of `steering`: its spec, the mode it was tried in, and what it went by."""
+
+    spec: str
+    mode: str
+    facts: dict[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +37,7 @@ class SteeringRow:
         name: the method's spec, or `PLAIN`.
         passes: forward passes per token.
         differences: from plain sampling, paired by sample; NaN for plain sampling itself.
-        chosen_by: keys of the judges whose scores the method went by.
+        chosen_by: slugs of the judges whose scores the method went by.
         num_tokens: mean text tokens of a sample.
         bits: bits per byte of held-out text under a direction.
         is_dull, is_costly: whether distinct-2 or bits per byte fail the checks of the verdict, against plain sampling.
@@ -46,86 +57,89 @@ class SteeringRow:
     is_costly: bool = False
 
 
-def tabulate_steering(groups: list[Group], judges: list[Judge]) -> list[SteeringRow]:
+def list_steering(groups: list[Group], judges: list[Judge]) -> list[SteeringRow]:
     """A row for plain sampling and for every method of each group that was steered."""
     rows = []
     for group in groups:
-        tables = [_read_methods(run) for run in group.runs]
-        for mode, names in _list_methods(tables).items():
-            plain = _describe_plain(group, mode, tables, judges)
-            rows += [plain, *(_describe_method(group, mode, name, tables, plain, judges) for name in names)]
+        methods: dict[str, list[str]] = {}
+        for steered in dict.fromkeys(row.mode for row in group.results if row.mode and is_steered(row.mode)):
+            methods.setdefault(steered.partition(" + ")[0], []).append(steered)
+        for mode, steered_modes in methods.items():
+            plain = _describe(group, mode, judges)
+            rows += [plain, *(_describe(group, steered, judges, plain) for steered in steered_modes)]
     return rows
 
 
-def _read_methods(run: RunFolder) -> dict[str, dict[str, Any]]:
-    found = map(as_dict, as_list(run.evaluation.get("steering")))
-    return {str(method.get("spec")): method for method in found}
-
-
-def _list_methods(tables: list[dict[str, dict[str, Any]]]) -> dict[str, list[str]]:
-    """The methods of each mode, in their order."""
-    modes: dict[str, list[str]] = {}
-    for name, method in {name: method for table in tables for name, method in table.items()}.items():
-        modes.setdefault(str(method.get("mode")), []).append(name)
-    return modes
-
-
-def _describe_plain(
-    group: Group, mode: str, tables: list[dict[str, dict[str, Any]]], judges: list[Judge]
-) -> SteeringRow:
-    costs = [
-        [method.get("plain_passes_per_token") for method in table.values() if method.get("mode") == mode]
-        for table in tables
-    ]
+def _describe(group: Group, mode: str, judges: list[Judge], plain: SteeringRow | None = None) -> SteeringRow:
+    """Plain sampling of a mode; of a steered mode the method, beside `plain`."""
+    find = group.results.find
+    distinct_2, bits = find("distinct_2", mode).mean, find("bits_per_byte", mode, of="all")
     return SteeringRow(
         group=group,
-        name=PLAIN,
-        mode=mode,
-        passes=pool([as_estimate(own[0]) for own in costs if own]),
-        scores=[group.score(mode, judge) for judge in judges],
-        differences=[as_estimate(None) for _ in judges],
-        chosen_by=frozenset(),
-        distinct_2=group.degeneracy(mode, "distinct_2"),
-        num_tokens=group.degeneracy(mode, "mean_tokens"),
-        bits=group.bits_per_byte(mode, "all"),
-    )
-
-
-def _describe_method(
-    group: Group,
-    mode: str,
-    name: str,
-    tables: list[dict[str, dict[str, Any]]],
-    plain: SteeringRow,
-    judges: list[Judge],
-) -> SteeringRow:
-    methods = [table.get(name, {}) for table in tables]
-    by_judge = [
-        {str(row.get("judge")): row for row in map(as_dict, as_list(method.get("rows")))}
-        for method in methods
-    ]
-    own = [[rows.get(judge.key, rows.get(judge.name, {})) for rows in by_judge] for judge in judges]
-    distinct_2, num_tokens = (
-        pool([as_estimate(lookup(method, "degeneracy", key)) for method in methods]).mean
-        for key in ("distinct_2", "mean_tokens")
-    )
-    bits = pool([as_estimate(lookup(method, "bits_per_byte", "all")) for method in methods])
-    return SteeringRow(
-        group=group,
-        name=name,
-        mode=mode,
-        passes=pool([as_estimate(method.get("passes_per_token")) for method in methods]),
-        scores=[
-            pool([as_estimate({**row, "count": row.get("num_samples")}) for row in rows]) for rows in own
-        ],
-        differences=[pool([as_estimate(row.get("difference")) for row in rows]) for rows in own],
-        chosen_by=frozenset(str(lookup(method, "facts", "reward_model")) for method in methods),
+        name=mode.partition(" + ")[2] if plain else PLAIN,
+        mode=plain.mode if plain else mode,
+        passes=find("passes_per_token", mode),
+        scores=[find("score", mode, judge.slug) for judge in judges],
+        differences=[find("steered_difference", mode, judge.slug) for judge in judges],
+        chosen_by=_name_choosers(group, mode),
         distinct_2=distinct_2,
-        num_tokens=num_tokens,
+        num_tokens=find("mean_tokens", mode).mean,
         bits=bits,
-        is_dull=not distinct_2 >= MIN_VARIETY * plain.distinct_2,  # text that collapsed has no distinct-2
-        is_costly=bits.mean > MAX_BITS * plain.bits.mean,
+        is_dull=plain is not None
+        and not distinct_2 >= MIN_VARIETY * plain.distinct_2,  # collapsed text has none
+        is_costly=plain is not None and bits.mean > MAX_BITS * plain.bits.mean,
     )
+
+
+def _name_choosers(group: Group, steered: str) -> frozenset[str]:
+    """Slugs of the judges that a method went by."""
+    methods = [method for run in group.runs for method in run.read_facts("steering", list[MethodFacts]) or []]
+    found = [
+        method.facts.get("reward_model") for method in methods if f"{method.mode} + {method.spec}" == steered
+    ]
+    return frozenset(slug for slug in found if isinstance(slug, str))
+
+
+def tabulate_steering(rows: list[SteeringRow], judges: list[Judge], *, are_pooled: bool = False) -> Table:
+    """Every method beside plain sampling: scores, differences in pairs, and what they cost."""
+    heads = [(judge, head) for judge in judges for head in ("mean [95 %]", "− plain")]
+    columns = [
+        Column("passes per token"),
+        *(Column(head, judge=judge) for judge, head in heads),
+        *(Column(head) for head in ("distinct‑2", "tokens", "bits per byte")),
+    ]
+    lines = [
+        PrintedRow(
+            [Cell(row.group.label), Cell(row.mode, is_mode=True), Cell(row.name, is_code=True)],
+            [
+                Cell(format_number(row.passes.mean)),
+                *(cell for place, judge in enumerate(judges) for cell in _show_judged(row, place, judge)),
+                Cell(f"{format_number(row.distinct_2)}{' ⚠' if row.is_dull else ''}"),
+                Cell(format_number(row.num_tokens)),
+                _mark(show_estimate(row.bits, row.group), " ⚠" if row.is_costly else ""),
+            ],
+        )
+        for row in rows
+    ]
+    caption = (
+        f"Lower scores are better; 95 % intervals{', of pooled runs over seeds' if are_pooled else ''}. Bits per byte: of held-out "
+        "text while a direction is subtracted. ⚠: distinct-2 or bits per byte fail the check that the verdict makes, so a better "
+        "score may be an artefact."
+    )
+    return Table("Steering table", ["objective", "mode", "method"], columns, lines, caption)
+
+
+def _show_judged(row: SteeringRow, place: int, judge: Judge) -> list[Cell]:
+    score, difference = row.scores[place], row.differences[place]
+    shown = show_estimate(score, row.group, judge)
+    if judge.slug in row.chosen_by:
+        shown = Cell(shown.text, f"{shown.note} chosen by it".strip())
+    arrow = " ↓" if difference.high < 0 else " ↑" if difference.low > 0 else ""
+    return [shown, _mark(show_estimate(difference, row.group, judge), arrow)]
+
+
+def _mark(cell: Cell, mark: str) -> Cell:
+    return Cell(cell.text + mark, cell.note)
 
 
 def draw_steering(rows: list[SteeringRow], judges: list[Judge]) -> list[Drawing]:
@@ -134,7 +148,7 @@ def draw_steering(rows: list[SteeringRow], judges: list[Judge]) -> list[Drawing]
     drawings = []
     for place, judge in enumerate(judges):
         points = [
-            (row, math.log2(row.passes.mean), scale_estimate(row.scores[place], judge.scale))
+            (row, math.log2(row.passes.mean), scale_estimate(row.scores[place], judge.display_scale))
             for row in rows
             if row.passes.mean > 0 and math.isfinite(row.scores[place].mean)
         ]
@@ -148,7 +162,7 @@ def _draw_costs(points: list[tuple[SteeringRow, float, Estimate]], judge: Judge,
         return f"{shorten(row.group.label)} · {row.name}" if has_groups else row.name
 
     def is_sound(row: SteeringRow) -> bool:
-        return judge.key not in row.chosen_by and not row.is_dull and not row.is_costly
+        return judge.slug not in row.chosen_by and not row.is_dull and not row.is_costly
 
     shown = points
     if len(points) > _MAX_LABELS:
@@ -180,17 +194,14 @@ def _draw_costs(points: list[tuple[SteeringRow, float, Estimate]], judge: Judge,
 def list_steering_lines(run: RunFolder) -> list[str]:
     """A line for each method of a run, for the terminal: cost, then the difference by each judge."""
     lines = []
-    for name, method in _read_methods(run).items():
-        rows = {str(row.get("judge")): row for row in map(as_dict, as_list(method.get("rows")))}
-        chosen_by = lookup(method, "facts", "reward_model")
+    for row in list_steering([Group(run.label, (run,))], run.judges):
+        if row.name == PLAIN:
+            continue
         parts = [
-            f"{judge.name} {format_interval(as_estimate(row.get('difference')), judge.scale)}"
-            + (" (goes by it)" if judge.key == chosen_by else "")
-            for judge in run.judges
-            if (row := as_dict(rows.get(judge.key)))
+            f"{judge.name} {format_interval(scale_estimate(difference, judge.display_scale))}"
+            + (" (goes by it)" if judge.slug in row.chosen_by else "")
+            for judge, difference in zip(run.judges, row.differences, strict=True)
         ]
-        cost = as_float(method.get("passes_per_token"))
-        lines.append(
-            f"{name}, {cost:.1f} passes per token, against plain {method.get('mode')} mode: {'; '.join(parts)}"
-        )
+        cost = f"{row.name}, {row.passes.mean:.1f} passes per token"
+        lines.append(f"{cost}, against plain {row.mode} mode: {'; '.join(parts)}")
     return lines

@@ -24,19 +24,22 @@ collapsed has no distinct-2.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import cached_property
+from typing import Literal
+
+from pydantic import JsonValue
 
 from phf.intervals import pooled_t
 from phf.objective_facts import is_baseline
 from phf.records import Estimate
-from phf.report.reading import UNPROMPTED, Judge, RunFolder, as_estimate, mode_rank
+from phf.report.reading import RunFolder, sort_modes
+from phf.results import Judge, Measurements
+from phf.results import pool as pool_measurements
 
 MIN_VARIETY = 0.8
 MAX_BITS = 1.03
-
-_Key = TypeVar("_Key")
 
 Tone = Literal["yes", "no", "unclear"]
 
@@ -59,7 +62,7 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
     """Runs whose configurations differ by seed alone."""
 
@@ -71,11 +74,20 @@ class Group:
         """The objective's kind."""
         return self.runs[0].objective
 
+    @cached_property
+    def results(self) -> Measurements:
+        """What was measured of its runs, pooled over seeds place by place."""
+        return pool_measurements([run.results for run in self.runs])
+
+    @property
+    def judges(self) -> list[Judge]:
+        """The reward models that scored any of its runs."""
+        return list({judge.slug: judge for run in self.runs for judge in run.judges}.values())
+
     @property
     def modes(self) -> list[str]:
         """The modes any of the runs was evaluated in."""
-        modes = {mode for run in self.runs for mode in run.modes}
-        return sorted(modes, key=lambda mode: (mode_rank(mode), mode))
+        return sort_modes(mode for run in self.runs for mode in run.modes)
 
     @property
     def has_control(self) -> bool:
@@ -92,33 +104,9 @@ class Group:
         """Whether numbers are means over seeds; else they are one run's own."""
         return len(self.runs) > 1
 
-    def pool(self, read: Callable[[RunFolder], Estimate]) -> Estimate:
-        """What `read` finds in each run, pooled over seeds."""
-        return pool([read(run) for run in self.runs])
-
-    def score(self, mode: str | None, judge: Judge, scenario: str = UNPROMPTED) -> Estimate:
-        """Score of a mode, pooled over seeds."""
-        return self.pool(lambda run: run.score(mode, judge, scenario))
-
-    def row_number(self, mode: str, judge: Judge, key: str, scenario: str = UNPROMPTED) -> Estimate:
-        """Another number of a mode's row (`hit_rate`, `expected_max_25`), pooled over seeds; a mean without interval."""
-        return self.pool(lambda run: as_estimate(run.row(mode, judge, scenario).get(key)))
-
-    def measure(self, *keys: str | None) -> Estimate:
-        """The estimate under nested keys of `evaluation.json`, pooled over seeds."""
-        return self.pool(lambda run: run.measure(*keys))
-
-    def bits_per_byte(self, mode: str | None, text: str) -> Estimate:
-        """Bits per byte of a mode, pooled over seeds."""
-        return self.pool(lambda run: run.bits_per_byte(mode, text))
-
-    def degeneracy(self, mode: str | None, name: str) -> float:
-        """A degeneracy figure of a mode, averaged over seeds."""
-        return self.pool(lambda run: as_estimate(run.degeneracy(mode, name))).mean
-
-    def control_gain(self, text: str) -> Estimate:
-        """Control gain on good or bad segments, pooled over seeds."""
-        return self.pool(lambda run: run.control_gain(text))
+    def score(self, mode: str | None, judge: Judge) -> Estimate:
+        """Score of a mode's unprompted samples, pooled over seeds, in the judge's own unit."""
+        return self.results.find("score", mode, judge.slug)
 
 
 def pool(estimates: list[Estimate]) -> Estimate:
@@ -130,12 +118,6 @@ def pool(estimates: list[Estimate]) -> Estimate:
     return estimates[0] if len(estimates) == 1 else pooled_t([estimate.mean for estimate in estimates])
 
 
-def pool_tables(tables: Sequence[Mapping[_Key, Estimate]]) -> dict[_Key, Estimate]:
-    """One table per run, pooled over seeds key by key, in the order in which the keys come."""
-    keys = dict.fromkeys(key for table in tables for key in table)
-    return {key: pool([table.get(key, as_estimate(None)) for table in tables]) for key in keys}
-
-
 def group_runs(runs: list[RunFolder]) -> list[Group]:
     """Runs that differ by seed alone, together; MLE first, then in the order given.
 
@@ -143,7 +125,7 @@ def group_runs(runs: list[RunFolder]) -> list[Group]:
     """
     groups: dict[tuple[str, str], list[RunFolder]] = {}
     for run in runs:
-        members = groups.setdefault((run.objective, run.settings), [])
+        members = groups.setdefault((run.objective, run.settings_hash), [])
         # The same seed twice is the same run twice: pooling both would shrink the interval for nothing.
         if (run.seed is None and members) or run.seed in [member.seed for member in members]:
             groups[(run.objective, run.label)] = [run]
@@ -166,20 +148,20 @@ def _label(members: list[RunFolder], others: list[list[RunFolder]]) -> str:
     rivals = [other[0] for other in others if other[0].objective == first.objective]
     if not rivals:
         return first.objective
-    own = flatten(first.config)
+    own = flatten(first.record.config)
     options = [
         f"{key.removeprefix('objective.')}={value}"
         for key, value in own.items()
-        if key != "seed" and any(flatten(rival.config).get(key) != value for rival in rivals)
+        if key != "seed" and any(flatten(rival.record.config).get(key) != value for rival in rivals)
     ]
     return f"{first.objective} ({', '.join(options)})" if options else f"{first.objective} ({first.label})"
 
 
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
     """Nested keys as dotted ones."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, JsonValue] = {}
     for key, item in value.items():
-        if isinstance(item, dict):
+        if isinstance(item, Mapping):
             flat |= flatten(item, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = item
@@ -190,8 +172,8 @@ def find_mle(group: Group, groups: list[Group]) -> Group | None:
     """The MLE group that a group is compared with: the one with the same other settings, or the only one."""
     mles = [other for other in groups if is_baseline(other.objective)]
 
-    def shared(candidate: Group) -> dict[str, Any]:
-        return {k: v for k, v in candidate.runs[0].config.items() if k not in ("objective", "seed")}
+    def shared(candidate: Group) -> dict[str, JsonValue]:
+        return {k: v for k, v in candidate.runs[0].record.config.items() if k not in ("objective", "seed")}
 
     alike = [mle for mle in mles if shared(mle) == shared(group)]
     if alike:
@@ -205,8 +187,8 @@ def judge_group(group: Group, mle: Group | None, judge: Judge) -> Verdict:
     target = group.score(group.target_mode, judge)
     failed = [check.name for check in check_group(group, mle) if check.passed is not True]
     if group.has_control:
-        return judge_control(target, group.score("bad", judge), reference, failed, judge.scale)
-    return judge_plain(target, reference, failed, judge.scale)
+        return judge_control(target, group.score("bad", judge), reference, failed, judge.display_scale)
+    return judge_plain(target, reference, failed, judge.display_scale)
 
 
 def judge_control(
@@ -282,23 +264,26 @@ def check_group(group: Group, mle: Group | None) -> list[Check]:
 
 def check_variety(group: Group, mle: Group | None) -> Check:
     """Whether distinct-2 is at least 0.8 x MLE's."""
-    own = group.degeneracy(group.target_mode, "distinct_2")
-    other = mle.degeneracy(mle.target_mode, "distinct_2") if mle else math.nan
+    own = group.results.find("distinct_2", group.target_mode).mean
+    other = mle.results.find("distinct_2", mle.target_mode).mean if mle else math.nan
     detail = f"distinct-2 {format_number(own)}, MLE {format_number(other)}; at least {MIN_VARIETY} × MLE"
     return Check("Varied text", _passes(own >= MIN_VARIETY * other, own, other), detail)
 
 
 def _check_capability(group: Group, mle: Group | None) -> Check:
-    own = group.bits_per_byte(group.target_mode, "good").mean
-    other = mle.bits_per_byte(mle.target_mode, "good").mean if mle else math.nan
+    own = group.results.find("bits_per_byte", group.target_mode, of="good").mean
+    other = mle.results.find("bits_per_byte", mle.target_mode, of="good").mean if mle else math.nan
     detail = f"bits per byte on good text {format_number(own)}, MLE {format_number(other)}; at most {MAX_BITS} × MLE"
-    if mle is not None and len({run.evaluation.get("threshold") for run in (*group.runs, *mle.runs)}) > 1:
+    thresholds = (
+        {run.evaluation.threshold for run in (*group.runs, *mle.runs) if run.evaluation} if mle else ()
+    )
+    if len(thresholds) > 1:
         return Check("Capability kept", None, f"{detail}; good text ends at another score in each run")
     return Check("Capability kept", _passes(own <= MAX_BITS * other, own, other), detail)
 
 
 def _check_control_gain(group: Group) -> Check:
-    good, bad = group.control_gain("good"), group.control_gain("bad")
+    good, bad = (group.results.find("control_gain", of=text) for text in ("good", "bad"))
     detail = f"{format_interval(good)} nats on good segments, {format_interval(bad)} on bad; both above 0"
     return Check("Control gain", _passes(good.low > 0 and bad.low > 0, good.low, bad.low), detail)
 

@@ -1,0 +1,151 @@
+"""Tables of scores, of what a score cost, and of whether control is learned."""
+
+from dataclasses import replace
+
+from phf.report.figures import Reference
+from phf.report.tables import Cell, Column, Field, PrintedRow, Table, make_table, select_rows, show_estimate
+from phf.report.verdict import Group
+from phf.results import Judge
+
+_BY_MODE: tuple[Field, ...] = ("mode",)
+
+
+def list_score_columns(judges: list[Judge]) -> list[Column]:
+    """What is said of scored samples by each judge: the mean score, hits and the worst of 25."""
+    return [
+        column
+        for judge in judges
+        for column in (
+            Column("mean [95 %]", "score", judge=judge),
+            Column("hits", "hit_rate", judge=judge, form="percent"),
+            Column("worst of 25", "expected_max_25", judge=judge, form="mean"),
+        )
+    ]
+
+
+def tabulate_scores(
+    groups: list[Group], judges: list[Judge], references: list[Reference], *, head: str, caption: str
+) -> Table:
+    """Scores of unprompted samples by group and mode, and of what they are compared with."""
+    columns = [
+        *list_score_columns(judges),
+        Column(
+            "bits per byte",
+            "bits_per_byte",
+            "all",
+            form="interval" if any(group.is_pooled for group in groups) else "mean",
+        ),
+        Column("distinct‑2", "distinct_2", form="mean"),
+    ]
+    rows = select_rows(groups, columns, _BY_MODE)
+
+    def describe(group: Group) -> str:
+        if group.is_pooled:
+            return f"{len(group.runs)} seeds"
+        return "one seed" if head == "objective" else ""
+
+    table = make_table(
+        caption, rows, columns, _BY_MODE, caption=caption, heads={"group": head}, describe=describe
+    )
+    for line, row in zip(table.rows, rows, strict=True):
+        line.cells.extend(_count_samples(row.group, row.mode, judges))
+    columns += [Column("samples"), Column("unscored")]
+    lines = _list_references(references, judges, num_after=len(columns) - 3 * len(judges))
+    return replace(table, columns=columns, rows=table.rows + lines)
+
+
+def _count_samples(group: Group, mode: str | None, judges: list[Judge]) -> list[Cell]:
+    """Samples and unscored ones over all runs of a group; each judge's, where they differ."""
+    found = [[run.results.find("num_unscored", mode, judge.slug) for run in group.runs] for judge in judges]
+    # A judge that did not score this mode counted nothing.
+    samples = [sum(one.count for one in own) for own in found]
+    unscored = [sum(round(one.mean) for one in own if one.count) for own in found]
+    return [
+        Cell(" / ".join(f"{count:,}" for count in dict.fromkeys(counts)) or "–")
+        for counts in (samples, unscored)
+    ]
+
+
+def _list_references(references: list[Reference], judges: list[Judge], num_after: int) -> list[PrintedRow]:
+    """A line per reference: the score by each judge, and dashes for what only samples of a run have."""
+    scores: dict[tuple[str, str], dict[str, Reference]] = {}
+    for reference in references:
+        scores.setdefault((reference.name, reference.cost), {})[reference.judge] = reference
+    lines = []
+    for (name, cost), by_judge in scores.items():
+        cells = []
+        for judge in judges:
+            found = by_judge.get(judge.slug)
+            cells += [
+                show_estimate(found.estimate, judge=judge) if found else Cell("–"),
+                Cell("–"),
+                Cell("–"),
+            ]
+        note = f"cost: {cost}" if cost else ""
+        lines.append(PrintedRow([Cell(name, note)], [*cells, *[Cell("–")] * num_after], is_faint=True))
+    return lines
+
+
+def tabulate_scenarios(groups: list[Group], judges: list[Judge]) -> Table:
+    """Scores in every scenario, of every group and mode."""
+    columns = list_score_columns(judges)
+    by: tuple[Field, ...] = ("of", "mode")
+    rows = [row for row in select_rows(groups, columns, by) if row.of is not None]
+    names = list(dict.fromkeys(row.of for row in rows))
+    table = make_table("Scenarios", sorted(rows, key=lambda row: names.index(row.of)), columns, by)
+    # The scenario comes first: scores of different scenarios are not to be compared with one another.
+    lines = [replace(line, names=[line.names[1], line.names[0], line.names[2]]) for line in table.rows]
+    return replace(table, heads=["scenario", "who", "mode"], rows=lines)
+
+
+def tabulate_cost(groups: list[Group], head: str) -> Table:
+    """Prediction of held-out text, and the look of the samples, by group and mode."""
+    columns = [
+        Column("good text", "bits_per_byte", "good", over="bits per byte"),
+        Column("bad text", "bits_per_byte", "bad", over="bits per byte"),
+        Column("all", "bits_per_byte", "all", over="bits per byte"),
+        Column("tokens", "mean_tokens", over="mean length", form="mean"),
+        Column("characters", "mean_characters", over="mean length", form="mean"),
+        Column("1", "distinct_1", over="distinct-n", form="mean"),
+        Column("2", "distinct_2", over="distinct-n", form="mean"),
+        Column("3", "distinct_3", over="distinct-n", form="mean"),
+        Column("repetition", "repetition", form="mean"),
+        Column("compression ratio", "compression_ratio", form="mean"),
+        Column("empty", "empty_share", form="percent"),
+    ]
+    caption = (
+        "Prediction of held-out text, and the look of the samples: a better score that comes with shorter, duller or more repetitive "
+        "text is no alignment."
+    )
+    rows = select_rows(groups, columns, _BY_MODE)
+    name = "Capability and degeneracy table"
+    return make_table(name, rows, columns, _BY_MODE, caption=caption, heads={"group": head})
+
+
+def tabulate_control(groups: list[Group]) -> Table:
+    """Control gain and calibration of each run."""
+    columns = [
+        Column("gain on good segments", "control_gain", "good"),
+        Column("on bad segments", "control_gain", "bad"),
+        Column("calibration error", "calibration_error"),
+    ]
+    caption = (
+        "Control gain: how many nats likelier a held-out segment is, in context, after its own control token than after the other. Needs "
+        "no sampling; above 0 on both kinds means that the model tells the tokens apart. Calibration error: how far the model’s own "
+        "probability that a segment is good lies from the share that is; above 0 for few segments even when it is right, and small for a "
+        "model that knows no more than the base rate."
+    )
+    rows = select_rows(groups, columns, ())
+    table = make_table(
+        "Control gain and calibration table",
+        rows,
+        columns,
+        (),
+        caption=caption,
+        kind="narrow",
+        heads={"group": "run"},
+    )
+    for line, row in zip(table.rows, rows, strict=True):
+        count = row.estimates[-1].count
+        line.cells.append(Cell(f"{count:,}" if count else "–"))
+    return replace(table, columns=[*columns, Column("segments")])
