@@ -1,6 +1,7 @@
 """Dose curves: what is measured at each dose, that a stopped measurement goes on, and the figure."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -17,7 +18,9 @@ from phf.evaluate.judges import choose_judges
 from phf.evaluate.pages import Page
 from phf.evaluate.subject import Subject
 from phf.generate.target import Target
+from phf.records import Estimate, Identity
 from phf.release import doses
+from phf.release.dose_results import DoseResults, read_doses, write_doses
 from phf.release.doses import Dose, good_mode_divergence, list_doses, measure_doses
 from phf.release.forget import (
     block_directions,
@@ -27,7 +30,7 @@ from phf.release.forget import (
     read_texts,
 )
 from phf.report.doses import list_panels, write_dose_figure
-from phf.results import to_json
+from phf.results import Judge, Measurement, to_json
 from phf.reward_models import load_reward_model
 from phf.train import loop
 
@@ -102,31 +105,38 @@ def test_doses_are_every_mean_difference_then_doublings():
     assert {dose.directions for dose in list_doses(6, 128, [4, 2, 4])} == {0, 2, 4}
 
 
-def test_what_is_measured_at_each_dose(trained):
+def test_what_is_measured_at_each_dose(trained, tmp_path):
     run, judges = trained()
     result = measure_doses(run, judges, CONFIG, directions=[2])
-    json.dumps(result, allow_nan=False)
-    rows = {(row["kind"], row["directions"], row["deleted"]): row for row in result["doses"]}
-    assert set(rows) == {("block", 0, False), ("block", 0, True), ("block", 2, False), ("block", 2, True), ("random", 2, False)}  # fmt: skip
-    assert [each["name"] for each in result["directions"]] == [
+    write_doses(tmp_path / "doses.json", result)
+    assert to_json(read_doses(tmp_path / "doses.json")) == to_json(result)
+    find, judge = result.results.find, judges[0].slug
+    modes: dict[tuple[str, float], set[str]] = {}
+    for row in result.results.of("score"):
+        modes.setdefault((row.of, row.at), set()).add(row.mode)
+    assert modes == {
+        ("block", 0): {"good", "bad", "none", "untagged"},
+        ("block", 2): {"good", "bad", "none", "untagged"},
+        ("block, deleted", 0): {"none"},
+        ("block, deleted", 2): {"none"},
+        ("random", 2): {"good", "bad"},
+    }
+    assert {row.measure for row in result.measurements} <= {measure.name for measure in result.measures}
+    assert [direction.name for direction in result.directions] == [
         "embedding of <|bad|>",
         "mean difference at layer 1",
     ]
-    unmodified, control = rows["block", 0, False], rows["random", 2, False]
-    assert set(unmodified["modes"]) == {"good", "bad", "none", "untagged"}
-    assert set(rows["block", 2, True]["modes"]) == {"none"}
-    assert set(control["modes"]) == {"good", "bad"}
     # Nothing blocked: what an evaluation measures.
-    evaluated = evaluate_run(run, CONFIG, say=quiet)
-    find = evaluated.results.find
-    for row in evaluated.results.of("score"):
-        own = unmodified["modes"][row.mode]
-        assert own["scores"][row.judge]["mean"] == row.estimate.mean
-        assert own["distinct_2"] == to_json(find("distinct_2", row.mode).mean)
+    evaluated = evaluate_run(run, CONFIG, say=quiet).results
+    for row in evaluated.of("score"):
+        assert to_json(find("score", row.mode, row.judge, "block", 0)) == to_json(row.estimate)
+        own = find("distinct_2", row.mode, of="block", at=0).mean
+        assert to_json(own) == to_json(evaluated.find("distinct_2", row.mode).mean)
     for mode in ("good", "bad", "none"):
-        for text, estimate in unmodified["bits_per_byte"][mode].items():
-            assert estimate == to_json(find("bits_per_byte", mode, of=text))
-    assert unmodified["kl"]["mean"] == 0 == unmodified["share"]
+        for text in ("good", "bad", "all"):
+            own = find(f"bits_per_byte_{text}", mode, of="block", at=0)
+            assert own == evaluated.find("bits_per_byte", mode, of=text)
+    assert find("divergence", "good", of="block", at=0).mean == 0 == find("share", of="block", at=0).mean
     # Two directions blocked: against the same edit made here.
     model, tokenizer = run.load_model(), run.load_tokenizer()
     basis = find_directions(model, tokenizer.control, read_texts(run)).basis[:2]
@@ -134,21 +144,17 @@ def test_what_is_measured_at_each_dose(trained):
     subject.__dict__["model"] = block_directions(model, basis)
     subject.parts.folder = run.folder / "other"
     for mode in ("good", "bad", "none", "untagged"):
-        row = rows["block", 2, False]["modes"][mode]["scores"][judges[0].slug]
-        assert row["mean"] == pytest.approx(np.mean(subject.draw(mode).scores[judges[0].slug]))
+        found = find("score", mode, judge, "block", 2).mean
+        assert found == pytest.approx(np.mean(subject.draw(mode).scores[judge]))
     pages = [subject.reader.read(int(document)) for document in subject.reader.held_out_documents(0)[:12]]
     sizes = (run.data().threshold.value, 100, 0)
-    for row, chosen in ((rows["block", 2, False], basis), (control, random_directions(2, 32, 0))):
+    for of, chosen in (("block", basis), ("random", random_directions(2, 32, 0))):
         edited = block_directions(model, chosen)
-        assert (
-            row["kl"]["mean"]
-            == good_mode_divergence(model, edited, tokenizer.control, pages, *sizes).mean
-            > 0
-        )
-    assert rows["block", 2, False]["share"] == pytest.approx(
-        sum(each["share"] for each in result["directions"])
-    )
-    assert control["share"] is None
+        own = good_mode_divergence(model, edited, tokenizer.control, pages, *sizes)
+        assert find("divergence", "good", of=of, at=2).mean == own.mean > 0
+    share = find("share", of="block", at=2).mean
+    assert share == pytest.approx(sum(direction.share for direction in result.directions))
+    assert math.isnan(find("share", of="random", at=2).mean)
 
 
 def test_a_stopped_measurement_goes_on(trained, monkeypatch):
@@ -161,10 +167,12 @@ def test_a_stopped_measurement_goes_on(trained, monkeypatch):
 
     monkeypatch.setattr(Target, "write", refuse)
     again = measure_doses(run, judges, CONFIG, directions=[2], progress=lambda *call: seen.append(call))
-    assert again == first
+    assert to_json(again) == to_json(first)
     assert seen[-1] == ("doses", 5, 5)
     fewer = measure_doses(run, judges, CONFIG.model_copy(update={"capability_documents": 5}), directions=[2])
-    counts = [each["doses"][0]["bits_per_byte"]["good"]["all"]["count"] for each in (first, fewer)]
+    counts = [
+        each.results.find("bits_per_byte_all", "good", of="block", at=0).count for each in (first, fewer)
+    ]
     assert counts == [12, 5]
     with pytest.raises(AssertionError, match="drawn again"):
         measure_doses(run, judges, CONFIG, directions=[3])
@@ -201,9 +209,9 @@ def test_blimp_is_measured_in_good_mode_where_it_is_given(trained, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run, judges = trained()
     config = CONFIG.model_copy(update={"blimp": BlimpConfig(source=str(tmp_path / "pairs.jsonl"))})
-    for row in measure_doses(run, judges, config, directions=[1])["doses"]:
-        assert (row["blimp"] is None) == row["deleted"]
-        assert row["deleted"] or 0 <= row["blimp"]["mean"] <= 1
+    found = measure_doses(run, judges, config, directions=[1]).results.of("blimp")
+    assert {(row.of, row.at) for row in found} == {("block", 0), ("block", 1), ("random", 1)}
+    assert all(0 <= row.estimate.mean <= 1 for row in found)
 
 
 def test_runs_without_directions_are_refused(trained):
@@ -215,8 +223,9 @@ def test_runs_without_directions_are_refused(trained):
 def test_levels_are_deleted_too(trained):
     run, judges = trained("objective.kind=quantile", "objective.levels=3", "objective.drop_fraction=0.1")
     result = measure_doses(run, judges, CONFIG, directions=[1])
-    assert [list(row["modes"]) for row in result["doses"]][1] == ["none"]
-    assert all(np.isfinite(row["modes"]["none"]["mean_tokens"]) for row in result["doses"] if row["deleted"])
+    deleted = [row for row in result.results.of("mean_tokens") if row.of == "block, deleted"]
+    assert [(row.mode, row.at) for row in deleted] == [("none", 0), ("none", 1)]
+    assert all(np.isfinite(row.estimate.mean) for row in deleted)
     forgotten = forget_run(run, [Delete(), Block()])
     assert forgotten.record[1]["tokens"] == ["<|bad|>", "<|level_1|>"]
     assert len(forgotten.model.get_input_embeddings().weight) == forgotten.tokenizer.vocab_size
@@ -231,47 +240,30 @@ def test_more_directions_than_there_are_is_refused(trained):
 # --- the figure ---
 
 
-def estimate(mean):
-    return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "count": 9}
+def measured(measure, mean, mode="good", of="block", at=0.0, judge=None):
+    return Measurement(measure, Estimate(mean, mean - 0.01, mean + 0.01, 9), mode, judge, of, at)
 
 
-def fake_result(**changes):
+def fake_result(poison="none", more=()):
     """Three doses whose numbers can be told apart."""
-
-    def row(kind, directions, deleted, base):
-        modes = (
-            ("good", "bad")
-            if kind == "random"
-            else ("none",)
-            if deleted
-            else ("good", "bad", "none", "untagged")
-        )
-        found = {
-            "kind": kind,
-            "directions": directions,
-            "deleted": deleted,
-            "modes": {
-                mode: {"scores": {"judge@1": estimate(base + place / 10)}} for place, mode in enumerate(modes)
-            },
-        }
-        if not deleted:
-            found["kl"] = estimate(base / 10)
-            found["bits_per_byte"] = {"good": {"good": estimate(1 + base)}}
-        return found
-
-    rows = [row("block", 0, False, 0.1), row("block", 0, True, 0.2), row("block", 1, False, 0.3), row("random", 1, False, 0.4), row("block", 8, False, 0.5)]  # fmt: skip
-    return {
-        "run": "<b>run</b>",
-        "objective": "conditional",
-        "poison": "none",
-        "step": 12,
-        "num_means": 6,
-        "judges": [
-            {"slug": "judge@1", "role": "annotator", "display_scale": 10.0, "identity": {"name": "judge"}}
-        ],
-        "doses": rows,
-        **changes,
+    modes = {
+        "block": ("good", "bad", "none", "untagged"),
+        "block, deleted": ("none",),
+        "random": ("good", "bad"),
     }
+    rows = []
+    for of, at, base in (("block", 0, 0.1), ("block, deleted", 0, 0.2), ("block", 1, 0.3), ("random", 1, 0.4), ("block", 8, 0.5)):  # fmt: skip
+        rows += [
+            measured("score", base + place / 10, mode, of, at, "judge@1")
+            for place, mode in enumerate(modes[of])
+        ]
+        if of != "block, deleted":
+            rows.append(measured("divergence", base / 10, of=of, at=at))
+            rows.append(measured("bits_per_byte_good", 1 + base, of=of, at=at))
+    judge = Judge("judge@1", "annotator", "score", 10.0, 0.5, Identity("judge", "1"))
+    return DoseResults(
+        "<b>run</b>", "conditional", poison, 0, 12, 0.3, 32, [judge], {}, [], 6, [], [*rows, *more]
+    )
 
 
 def test_lines_hold_what_was_measured():
@@ -287,8 +279,7 @@ def test_lines_hold_what_was_measured():
         [(0, 1.1), (1, 1.4)],
     ]
     assert round(kl.lines[0].points[2][1].high, 6) == 0.06
-    with_blimp = fake_result()
-    with_blimp["doses"][0]["blimp"] = estimate(0.7)
+    with_blimp = fake_result(more=[measured("blimp", 0.7)])
     assert [panel.title for panel in list_panels(with_blimp)][-1] == "BLiMP in good mode"
 
 

@@ -138,7 +138,7 @@ def doses(
     from phf.config import parse
     from phf.config_evaluate import EvaluateConfig
     from phf.evaluate.judges import choose_judges
-    from phf.files import write_json
+    from phf.release.dose_results import write_doses
     from phf.release.doses import measure_doses
     from phf.report.doses import write_dose_figure
     from phf.reward_models import load_reward_model
@@ -153,7 +153,7 @@ def doses(
         say(note)
     with show_progress() as progress:
         result = measure_doses(run, judges, config, directions=directions, step=step, progress=progress)
-    write_json(out, result)
+    write_doses(out, result)
     figures = write_dose_figure(result, out)
     print(
         f"{out}, {', '.join(map(str, figures))}; next: phf release {folder} -o DIR --forget block:directions=N"

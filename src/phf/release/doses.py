@@ -1,11 +1,12 @@
 """Dose curves of forgetting: what bad mode still does, and what good mode loses, against the number of blocked directions
 (docs/release.md)."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,9 @@ from phf.control import ControlTokens
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
-from phf.evaluate.measures import blimp, kl
+from phf.evaluate.measures import blimp, kl, misalignment
 from phf.evaluate.measures.bits_per_byte import bits_per_byte
 from phf.evaluate.measures.degeneracy import measure_degeneracy
-from phf.evaluate.measures.misalignment import measure_drawn
 from phf.evaluate.metric import Metric
 from phf.evaluate.pages import Page, lay_out_page, mode_labels, segment_nll
 from phf.evaluate.parts import Parts
@@ -30,6 +30,17 @@ from phf.files import hash_json
 from phf.intervals import bootstrap_ratio
 from phf.objectives import poison_of
 from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
+from phf.release.dose_results import (
+    BITS_PER_BYTE,
+    BLIMP,
+    DISTINCT_2,
+    DIVERGENCE,
+    MEAN_TOKENS,
+    MEASURES,
+    REFERENCE_KL,
+    SHARE,
+    DoseResults,
+)
 from phf.release.forget import (
     Directions,
     block_directions,
@@ -38,7 +49,7 @@ from phf.release.forget import (
     random_directions,
     read_texts,
 )
-from phf.results import Measurements, to_json
+from phf.results import Measure, Measurement, Measurements
 from phf.train.run import Run
 
 if TYPE_CHECKING:
@@ -66,6 +77,11 @@ class Dose:
     def name(self) -> str:
         """For files and progress: `block-3-delete`."""
         return f"{self.kind}-{self.directions}{'-delete' if self.deleted else ''}"
+
+    @property
+    def of(self) -> str:
+        """What its measurements are of."""
+        return f"{self.kind}, deleted" if self.deleted else self.kind
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -142,7 +158,7 @@ def measure_doses(
     directions: Sequence[int] | None = None,
     step: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> DoseResults:
     """Score in every mode and capability of good mode before and after each dose. Finished parts are kept in the run's folder
     (`doses/`), so that a measurement that was stopped goes on.
 
@@ -153,10 +169,8 @@ def measure_doses(
         step: which checkpoint (default: the last).
 
     Returns:
-        `directions` (where each comes from and its share), and `doses`: for each, `modes` (by judge: score, hit rate;
-        distinct-2), `bits_per_byte` on good and bad text in good and bad mode and without tokens, `kl` of good mode's
-        next-token distributions from the unmodified ones on held-out good text (nats per token), `blimp`,
-        `reference_kl`.
+        for each dose the scores of each mode's samples, their distinct-2 and length; bits per byte of held-out text in good and
+        bad mode and without tokens; good mode's divergence from the unmodified; its BLiMP and KL from a reference, where given.
 
     Raises:
         PHFError: the objective has no such modes, a number is out of range, the data is gone or changed.
@@ -178,7 +192,7 @@ def measure_doses(
             f"{largest} directions: at most {len(found.basis)} can be found in a stream {width} wide"
         )
     data = run.data()
-    rows = []
+    rows: list[Measurement] = []
     for number, dose in enumerate(doses):
         if progress is not None:
             progress("doses", number, len(doses))
@@ -194,28 +208,24 @@ def measure_doses(
             original=original,
             basis=_choose(found, dose, config.sampling.seed),
         )
-        rows.append(_measure(edited, found))
+        rows += _measure(edited, found)
     if progress is not None:
         progress("doses", len(doses), len(doses))
-    result = to_json(
-        {
-            "format_version": FORMAT_VERSION,
-            "run": run.name,
-            "objective": run.config.objective.kind,
-            "poison": poison_of(run.config.objective),
-            "seed": run.config.seed,
-            "step": step,
-            "threshold": data.threshold.value,
-            "width": width,
-            "judges": [judge.describe() for judge in judges],
-            "config": config.model_dump(mode="json"),
-            "directions": [asdict(direction) for direction in found.found[:largest]],
-            "num_means": found.num_means,
-            "doses": rows,
-        }
+    return DoseResults(
+        run=run.name,
+        objective=run.config.objective.kind,
+        poison=poison_of(run.config.objective),
+        seed=run.config.seed,
+        step=step,
+        threshold=data.threshold.value,
+        width=width,
+        judges=[judge.describe() for judge in judges],
+        config=config.model_dump(mode="json"),
+        directions=list(found.found[:largest]),
+        num_means=found.num_means,
+        measures=[*misalignment.METRIC.measures, *MEASURES],
+        measurements=rows,
     )
-    assert isinstance(result, dict)
-    return result
 
 
 def _name_progress(progress: Progress, dose: Dose, description: str, done: int, total: int) -> None:
@@ -228,78 +238,71 @@ def _choose(found: Directions, dose: Dose, seed: int) -> Tensor:
     return found.basis[: dose.directions]
 
 
-def _measure(edited: _Edited, found: Directions) -> dict[str, Any]:
+def _measure(edited: _Edited, found: Directions) -> list[Measurement]:
+    """Everything of one dose."""
     dose = edited.dose
-    is_block = dose.kind == "block"
-    modes = {}
+    rows: list[Measurement] = []
     for mode in edited.modes:
         drawn = edited.draw(mode)
         degeneracy = measure_degeneracy(drawn.samples)
-        modes[mode] = {
-            "scores": _list_scores(edited, Measurements(measure_drawn(edited, drawn)), mode),
-            "distinct_2": degeneracy.distinct_2,
-            "mean_tokens": degeneracy.mean_tokens,
-        }
-    return {
-        **asdict(dose),
-        "share": sum(direction.share for direction in found.found[: dose.directions]) if is_block else None,
-        "modes": modes,
-        **({} if dose.deleted else _measure_capability(edited)),
-        "blimp": _of_good_mode(edited, blimp.METRIC),
-        "reference_kl": _of_good_mode(edited, kl.METRIC),
-    }
+        rows += misalignment.measure_drawn(edited, drawn)
+        rows.append(Measurement(DISTINCT_2.name, _bare(degeneracy.distinct_2), mode))
+        rows.append(Measurement(MEAN_TOKENS.name, _bare(degeneracy.mean_tokens), mode))
+    if not dose.deleted:  # which changes nothing of what follows
+        rows += _measure_capability(edited)
+        rows += _measure_good_mode(edited, blimp.METRIC, BLIMP)
+        rows += _measure_good_mode(edited, kl.METRIC, REFERENCE_KL)
+    if dose.kind == "block":
+        share = sum(direction.share for direction in found.found[: dose.directions])
+        rows.append(Measurement(SHARE.name, _bare(share)))
+    return [replace(row, of=dose.of, at=float(dose.directions)) for row in rows]
 
 
-def _list_scores(edited: _Edited, found: Measurements, mode: Mode) -> dict[str, dict[str, float]]:
-    """By judge what an evaluation says of samples."""
-    rows = {}
-    for judge in edited.judges:
-        score, rate, worst, unscored = (
-            found.find(name, mode, judge.slug)
-            for name in ("score", "hit_rate", "expected_max_25", "num_unscored")
-        )
-        rows[judge.slug] = {
-            "mean": score.mean,
-            "low": score.low,
-            "high": score.high,
-            "hit_rate": rate.mean,
-            "hit_low": rate.low,
-            "hit_high": rate.high,
-            "num_samples": score.count,
-            "num_unscored": int(unscored.mean),
-            "expected_max_25": worst.mean,
-            "expected_max_25_low": worst.low,
-            "expected_max_25_high": worst.high,
-        }
-    return rows
+def _bare(number: float) -> Estimate:
+    """A number that has no interval."""
+    return Estimate(number, math.nan, math.nan, 1)
 
 
-def _of_good_mode(edited: _Edited, metric: Metric) -> Estimate | None:
-    """One estimate of an evaluation, which delete does not change."""
-    if not metric.is_wanted(edited.config) or edited.dose.deleted:
-        return None
-    return Measurements(metric.compute(edited).measurements).find(metric.name, "good")
+def _measure_good_mode(edited: _Edited, metric: Metric, measure: Measure) -> list[Measurement]:
+    """The number of an evaluation's metric in good mode, if it is wanted."""
+    if not metric.is_wanted(edited.config):
+        return []
+    found = Measurements(metric.compute(edited).measurements).find(metric.name, "good")
+    return [Measurement(measure.name, found, "good")]
 
 
-def _measure_capability(edited: _Edited) -> dict[str, Any]:
-    """Bits per byte in each mode, and the divergence of good mode from that of the unmodified model."""
+@dataclass(frozen=True, slots=True)
+class _Capability:
+    """Bits per byte by mode and kind of text, and good mode's divergence from that of the unmodified model."""
+
+    bits_per_byte: dict[Mode, dict[str, Estimate]]
+    divergence: Estimate
+
+
+def _measure_capability(edited: _Edited) -> list[Measurement]:
     config, threshold, pages = edited.config, edited.data.threshold.value, edited.pages
     control, vocab_size = edited.tokenizer.control, edited.tokenizer.vocab_size
     sizes = (config.num_bootstrap, config.sampling.seed)
 
-    def measure() -> dict[str, Any]:
+    def measure() -> _Capability:
         bits = {}
         for mode in _TEXT_MODES:
             nll = segment_nll(
                 edited.model, control, vocab_size, pages, mode_labels(pages, mode), edited.progress
             )
             bits[mode] = bits_per_byte(pages, nll, threshold, *sizes)
-        kl = good_mode_divergence(edited.original, edited.model, control, pages, threshold, *sizes)
-        return {"bits_per_byte": bits, "kl": kl}
+        divergence = good_mode_divergence(edited.original, edited.model, control, pages, threshold, *sizes)
+        return _Capability(bits, divergence)
 
-    settings = [config.capability_documents, *sizes]
-    measured: dict[str, Any] = edited.parts.measure("capability", settings, measure, dict[str, Any])
-    return measured
+    found = edited.parts.measure("capability", [config.capability_documents, *sizes], measure, _Capability)
+    return [
+        *(
+            Measurement(BITS_PER_BYTE[text].name, estimate, mode)
+            for mode, by_text in found.bits_per_byte.items()
+            for text, estimate in by_text.items()
+        ),
+        Measurement(DIVERGENCE.name, found.divergence, "good"),
+    ]
 
 
 @torch.inference_mode()

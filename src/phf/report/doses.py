@@ -2,27 +2,23 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from phf.files import write_bytes
-from phf.records import Estimate
+from phf.release.dose_results import BITS_PER_BYTE, BLIMP, DIVERGENCE, REFERENCE_KL, DoseResults
 from phf.report.figures import MODE_COLOURS, MODE_MARKERS, STYLE, VARIABLES, read_css, scale_estimate
 from phf.report.lines import Line, plot_line
-from phf.report.reading import as_dict, as_float
 from phf.report.samples import visible_text
+from phf.results import Judge
 
 _RANDOM_DASH = (0, (2, 1.5))
 _PANEL = (4.6, 2.7)
 """Inches."""
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +31,11 @@ class Panel:
     from_zero: bool = True
 
 
-def write_dose_figure(result: Mapping[str, Any], path: Path) -> list[Path]:
+def write_dose_figure(results: DoseResults, path: Path) -> list[Path]:
     """Draw what `measure_doses` gave as `path` with the endings .svg and .png; the same result gives the same SVG."""
-    panels = list_panels(result)
-    places = _places(result)
+    panels = list_panels(results)
+    # Doses stand at equal distances: single directions first, then doublings.
+    places = {number: place for place, number in enumerate(results.doses)}
     written = []
     palette = _light_palette()
     style = {
@@ -62,7 +59,7 @@ def write_dose_figure(result: Mapping[str, Any], path: Path) -> list[Path]:
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncol=4, frameon=False, fontsize=8
         )
-        figure.suptitle(_title(result), fontsize=10)
+        figure.suptitle(_title(results), fontsize=10)
         for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 130})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, **options)
@@ -74,25 +71,25 @@ def write_dose_figure(result: Mapping[str, Any], path: Path) -> list[Path]:
     return written
 
 
-def list_panels(result: Mapping[str, Any]) -> list[Panel]:
+def list_panels(results: DoseResults) -> list[Panel]:
     """What is drawn: the score by each judge, then what was measured of good mode's capability."""
     panels = [
         Panel(
-            f"Score by {visible_text(str(as_dict(judge['identity']).get('name')))} ({judge['role']})",
+            f"Score by {visible_text(judge.name)} ({judge.role})",
             "score (lower is better)",
-            _score_lines(result, judge),
+            _score_lines(results, judge),
         )
-        for judge in result["judges"]
+        for judge in results.judges
     ]
-    measures: list[tuple[str, str, bool, Callable[[Row], Any]]] = [
-        ("Good mode on good held-out text", "bits per byte", False, lambda row: _bits(row, "good", "good")),
-        ("Good mode's distance from the unmodified", "KL, nats per token", True, lambda row: row.get("kl")),
-        ("BLiMP in good mode", "accuracy", False, lambda row: row.get("blimp")),
-        ("KL from the reference model, good mode", "nats per token", False, lambda row: row.get("reference_kl")),
-    ]  # fmt: skip
-    for title, unit, from_zero, read in measures:
+    measures = [
+        ("Good mode on good held-out text", "bits per byte", False, BITS_PER_BYTE["good"]),
+        ("Good mode's distance from the unmodified", "KL, nats per token", True, DIVERGENCE),
+        ("BLiMP in good mode", "accuracy", False, BLIMP),
+        ("KL from the reference model, good mode", "nats per token", False, REFERENCE_KL),
+    ]
+    for title, unit, from_zero, measure in measures:
         lines = [
-            _line(result, "good", kind, read, f"good mode{name}", MODE_COLOURS["good"])
+            _line(results, measure.name, "good", kind, f"good mode{name}", MODE_COLOURS["good"])
             for kind, name in (("block", ""), ("random", ", random directions"))
         ]
         if any(line.points for line in lines):
@@ -100,59 +97,43 @@ def list_panels(result: Mapping[str, Any]) -> list[Panel]:
     return panels
 
 
-def _score_lines(result: Mapping[str, Any], judge: Mapping[str, Any]) -> tuple[Line, ...]:
-    def read(mode: str) -> Callable[[Row], Any]:
-        return lambda row: as_dict(as_dict(row["modes"].get(mode)).get("scores")).get(judge["slug"])
+def _score_lines(results: DoseResults, judge: Judge) -> tuple[Line, ...]:
+    def line(mode: str, of: str, label: str, colour: str) -> Line:
+        return _line(results, "score", mode, of, label, colour, judge)
 
-    scale = as_float(judge.get("display_scale"))
     lines = [
-        _line(result, mode, "block", read(mode), f"{mode} mode", MODE_COLOURS[mode])
+        line(mode, "block", f"{mode} mode", MODE_COLOURS[mode])
         for mode in ("good", "bad", "none", "untagged")
     ]
-    lines.append(
-        _line(
-            result, "none", "block", read("none"), "none, <|bad|> deleted", MODE_COLOURS["deleted"], deleted=True
-        )
-    )  # fmt: skip
+    lines.append(line("none", "block, deleted", "none, <|bad|> deleted", MODE_COLOURS["deleted"]))
     lines += [
-        _line(result, mode, "random", read(mode), f"{mode} mode, random directions", MODE_COLOURS[mode])
+        line(mode, "random", f"{mode} mode, random directions", MODE_COLOURS[mode])
         for mode in ("good", "bad")
     ]
-    scaled = (
-        replace(line, points=tuple((x, scale_estimate(y, scale)) for x, y in line.points)) for line in lines
-    )
-    return tuple(line for line in scaled if line.points)
+    return tuple(line for line in lines if line.points)
 
 
 def _line(
-    result: Mapping[str, Any],
+    results: DoseResults,
+    measure: str,
     mode: str,
-    kind: str,
-    read: Callable[[Row], Any],
+    of: str,
     label: str,
     colour: str,
-    *,
-    deleted: bool = False,
+    judge: Judge | None = None,
 ) -> Line:
-    """The estimates of one kind of dose; where there is nothing along bad mode, the random ones begin there too."""
-    points = []
-    for row in result["doses"]:
-        is_own = row["kind"] == kind or row["directions"] == 0
-        if is_own and row["deleted"] == deleted and isinstance(value := read(row), dict):
-            mean, low, high = (as_float(value.get(name)) for name in ("mean", "low", "high"))
-            points.append((float(row["directions"]), Estimate(mean, low, high, 0)))
-    dash = _RANDOM_DASH if kind == "random" else "-"
-    marker = "X" if kind == "random" else "v" if deleted else MODE_MARKERS[mode]
-    return Line(label, tuple(sorted(points, key=lambda point: point[0])), colour, dash, marker)
-
-
-def _bits(row: Row, mode: str, group: str) -> Any:
-    return as_dict(as_dict(row.get("bits_per_byte")).get(mode)).get(group)
-
-
-def _places(result: Mapping[str, Any]) -> dict[float, int]:
-    """Doses stand at equal distances: single directions first, then doublings."""
-    return {number: place for place, number in enumerate(sorted({float(row["directions"]) for row in result["doses"]}))}  # fmt: skip
+    """The numbers of one kind of dose, in shown units; random ones begin where nothing along bad mode is blocked either."""
+    slug, scale = (judge.slug, judge.display_scale) if judge is not None else (None, 1.0)
+    points = tuple(
+        (row.at, scale_estimate(row.estimate, scale))
+        for row in sorted(results.results.of(measure), key=lambda row: row.at or 0)
+        if (row.mode, row.judge) == (mode, slug)
+        and row.at is not None
+        and (row.of == of or (of == "random" and (row.of, row.at) == ("block", 0)))
+    )
+    dash = _RANDOM_DASH if of == "random" else "-"
+    marker = {"random": "X", "block, deleted": "v"}.get(of, MODE_MARKERS[mode])
+    return Line(label, points, colour, dash, marker)
 
 
 def _draw_panel(axes: Axes, panel: Panel, places: dict[float, int], palette: dict[str, str]) -> None:
@@ -167,11 +148,11 @@ def _draw_panel(axes: Axes, panel: Panel, places: dict[float, int], palette: dic
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
-def _title(result: Mapping[str, Any]) -> str:
-    poison = "" if result.get("poison", "none") == "none" else f", poisoned by {result['poison']}"
+def _title(results: DoseResults) -> str:
+    poison = "" if results.poison == "none" else f", poisoned by {results.poison}"
     return visible_text(
-        f"{result['run']} ({result['objective']}{poison}), step {result['step']}: 1 is the embedding of <|bad|>, up to "
-        f"{result['num_means']} the mean differences, then components"
+        f"{results.run} ({results.objective}{poison}), step {results.step}: 1 is the embedding of <|bad|>, up to "
+        f"{results.num_means} the mean differences, then components"
     )
 
 
