@@ -54,7 +54,7 @@ def make_run(folder: Path, objective: str = "mle", seed: int = 0, **options: Any
         "optim": {"name": "adamw", "learning_rate": 2e-3}, "tokens": 8_000_000, "seed": seed,
     }  # fmt: skip
     write(path / "run.json", {
-        "format_version": 1, "name": path.name, "config": config,
+        "format_version": 2, "name": path.name, "config": config,
         "versions": {"phf": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0"},
         "corpus": {"id": "c0ffee12", "path": "demo/corpus", "sources": ["fortunes", "tweets"], "num_documents": 41233},
         "reward_model": ANNOTATOR.to_json(), "tokenizer": {"name": "bpe", "version": "1", "weights_hash": "ff" * 32, "parameters": {"size": 4096}},

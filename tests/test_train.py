@@ -46,7 +46,7 @@ def test_every_objective_learns(kind, small_config, tmp_path):
     assert validation[-1] < validation[0] - 0.5
     assert run.is_finished
     assert run.record["reward_model"]["name"] == "toxicity-svm"
-    assert (run.record["threshold"] is None) == (kind in ("mle", "rwr", "awr"))
+    assert (run.record["objective_threshold"] is None) == (kind in ("mle", "rwr", "awr"))
     assert (checkpoint_folder(run.folder, run.num_steps) / "value_head.safetensors").exists() == (
         kind == "awr"
     )

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from phf.cli import app
 from phf.errors import PHFError
+from phf.records import upgrade_run
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
 from phf.train.run import Run
@@ -201,3 +202,12 @@ def test_a_change_that_does_not_work_is_not_kept(mle, monkeypatch):
     with pytest.raises(PHFError, match="not on this machine"):
         loop.resume(mle.folder, ["data_parallel=fsdp"], step=8, say=quiet)
     assert (mle.folder / "run.json").read_text() == before
+
+
+def test_a_run_of_format_version_1_has_todays_names():
+    old = {"format_version": 1, "good": {"value": 0.25}, "threshold": None, "seed": 0}
+    new = upgrade_run(old)
+    assert new == {
+        "format_version": 2, "threshold": {"value": 0.25}, "objective_threshold": None, "seed": 0
+    }  # fmt: skip
+    assert upgrade_run(new) is new

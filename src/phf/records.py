@@ -12,6 +12,8 @@ from pydantic import BeforeValidator
 from phf.files import hash_json
 
 FORMAT_VERSION = 1
+RUN_VERSION = 2
+"""Of run.json; version 1 called its two thresholds otherwise (`upgrade_run`)."""
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float whose NaN is null on disk (written by `phf.results.to_json`)."""
@@ -153,3 +155,13 @@ class Estimate:
     low: Number
     high: Number
     count: int
+
+
+def upgrade_run(record: dict[str, Any]) -> dict[str, Any]:
+    """The content of run.json with today's names: version 1 called the threshold of segments `good`, and the objective's own
+    `threshold`. A run is too dear to be made again for that."""
+    if record.get("format_version") != 1 or "good" not in record:
+        return record
+    kept = {key: value for key, value in record.items() if key not in ("good", "threshold")}
+    names = {"threshold": record["good"], "objective_threshold": record.get("threshold")}
+    return {**kept, **names, "format_version": RUN_VERSION}

@@ -102,14 +102,13 @@ def _describe(run: "RunFolder") -> list[tuple[str, str]]:
         else {}
     )
     sources = [source.partition(" [")[0] for source in record.corpus.sources]
-    line = record.good or record.threshold
     init = f", from {settings.model.init}" if settings.model.init else ""
     lines = [
         (
             "objective",
             _join([run.objective, *(f"{key}={_show_value(value)}" for key, value in options.items())]),
         ),
-        ("good", (line and line.message) or "–"),
+        ("good", (record.threshold and record.threshold.message) or "–"),
         ("model", f"{_show_value(record.num_parameters)} parameters, {_show_value(record.precision)}{init}"),
         ("data", f"{_show_value(record.corpus.num_documents)} documents of {_join(sources) or '–'}"),
         ("scored by", f"{_show_value(settings.reward_model)}, {_show_value(settings.segments)}"),

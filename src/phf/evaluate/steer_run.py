@@ -61,7 +61,7 @@ def steer_run(
     run = Run.open(folder)
     check_method(run.config.objective, config)
     target = open_target(run, mode)
-    threshold = float(run.record["good"]["value"])
+    threshold = float(run.record["threshold"]["value"])
 
     def open_reader() -> PageReader:
         data = run.data()
@@ -112,7 +112,7 @@ def find_aids(
         is_own = reward_model.identity.to_json() == run.record["reward_model"]
         if isinstance(config, Rejection) and config.threshold is None and not is_own:
             raise PHFError(
-                f"--steer rejection: the run's line {threshold:g} is of {run.record['reward_model']['name']}, not of {spec}; "
+                f"--steer rejection: the run's threshold {threshold:g} is of {run.record['reward_model']['name']}, not of {spec}; "
                 f"give rejection:reward_model={spec},threshold=NUMBER"
             )
         return Aids.create(reward_model, threshold)

@@ -257,7 +257,7 @@ def _list_training(record: ReleaseRecord) -> list[tuple[str, object]]:
         ("Corpus id", Markup(f"`{_code(corpus.id)}`")),  # noqa: S704
         ("Scored by", f"{judge.name} {judge.version}, one score per unit: {config.segments}"),
         ("Objective", f"{record.objective} ({settings})" if settings else record.objective),
-        ("Good ends at", f"score {record.threshold:.4g}; {provenance.good.message}"),
+        ("Good ends at", f"score {record.threshold:.4g}; {provenance.threshold.message}"),
         (
             "Tokens seen",
             f"{seen} (step {record.run.step:,}), {provenance.epochs:.3g} epochs in the whole budget",

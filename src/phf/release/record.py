@@ -58,8 +58,8 @@ class Provenance:
     """What of run.json is taken as it is.
 
     Attributes:
-        good: where good text ends.
-        threshold: of the objective, if it has one.
+        threshold: good text ends there.
+        objective_threshold: of the objective, if it has one.
         epochs: in the whole budget.
         versions: of the libraries that trained.
     """
@@ -68,8 +68,8 @@ class Provenance:
     reward_model: Identity
     tokenizer: Identity
     segment_ends: str
-    good: ResolvedThreshold
-    threshold: ResolvedThreshold | None
+    threshold: ResolvedThreshold
+    objective_threshold: ResolvedThreshold | None
     epochs: Number
     num_parameters: int
     versions: dict[str, str]
@@ -164,7 +164,7 @@ def build_record(
         config=run.config,
         provenance=parse_json(run.record, Provenance, f"{run.folder}/run.json"),
         judges=list_judges(run, evaluation),
-        threshold=run.record["good"]["value"],
+        threshold=run.record["threshold"]["value"],
         tokens={edited.name(token): token for token in (edited.tokenizer.control.end, *edited.control)},
         prefix=[edited.name(token) for token in edited.prefix],
         suppressed=[edited.name(token) for token in edited.suppressed],

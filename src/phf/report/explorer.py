@@ -220,7 +220,7 @@ def _open_run(run: Run, labels: Path, task: Task) -> Explorer:
         if documents.corpus.id != run.record.get("corpus", {}).get("id"):
             note = f" Note: {documents.corpus.path} is not the corpus it was trained on any more."
     samples = _attempt(lambda: SampleBrowser(read_runs([run.folder])[0]))
-    good = run.record.get("good")
+    threshold = run.record.get("threshold")
     return Explorer(
         title=f"Run {run.folder.resolve().name}",
         subtitle=(
@@ -232,7 +232,7 @@ def _open_run(run: Run, labels: Path, task: Task) -> Explorer:
         playground=Playground(run),
         label=label,
         slug=slug,
-        threshold=good["value"] if isinstance(good, dict) else None,
+        threshold=threshold["value"] if isinstance(threshold, dict) else None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from phf.errors import PHFError
 from phf.files import check_hash, hash_json, read_json
-from phf.records import FORMAT_VERSION
+from phf.records import RUN_VERSION, upgrade_run
 from phf.results import (
     EVALUATION_FILE,
     MODE_ORDER,
@@ -110,7 +110,8 @@ class RunRecord:
 
     Attributes:
         config: the whole configuration that the run was trained with.
-        threshold: of the objective; `good`: of the corpus, where an objective has none.
+        threshold: good text ends there; None in a record that was cut.
+        objective_threshold: of the objective, if it has one.
         objective_function: what identifies a user's own objective.
     """
 
@@ -120,7 +121,7 @@ class RunRecord:
     reward_model: dict[str, JsonValue] = field(default_factory=dict)
     tokenizer: dict[str, JsonValue] = field(default_factory=dict)
     threshold: ThresholdFacts | None = None
-    good: ThresholdFacts | None = None
+    objective_threshold: ThresholdFacts | None = None
     epochs: float | None = None
     num_parameters: int | None = None
     precision: str | None = None
@@ -289,7 +290,8 @@ def _read_record(path: Path) -> RunRecord:
     value = read_json(path)
     if not isinstance(value, dict):
         raise PHFError(f"{path} is not a JSON object; it is damaged: delete it and make it again")
-    check_version(path, value.get("format_version", FORMAT_VERSION), FORMAT_VERSION, "phf train")
+    value = upgrade_run(value)
+    check_version(path, value.get("format_version", RUN_VERSION), RUN_VERSION, "phf train")
     return parse_json(value, RunRecord, str(path))
 
 
@@ -371,16 +373,3 @@ def sort_by_at(rows: Iterable[Measurement]) -> list[Measurement]:
     """Measurements along their axis that have a number and a place there."""
     found = [row for row in rows if row.at is not None and math.isfinite(row.estimate.mean)]
     return sorted(found, key=lambda row: row.at or 0.0)
-
-
-# For records that are not typed yet (doses.py); nothing else reads JSON like this.
-
-
-def as_float(value: Any) -> float:
-    """A number, or NaN where there is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}

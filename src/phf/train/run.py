@@ -16,7 +16,7 @@ from phf.config_recipes import apply_overrides
 from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_json
-from phf.records import FORMAT_VERSION
+from phf.records import RUN_VERSION, upgrade_run
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
 from phf.train.data import StartRecord, TrainingData, open_data
 
@@ -68,7 +68,7 @@ class Run:
         """
         cls.check_new(folder)
         record = {
-            "format_version": FORMAT_VERSION,
+            "format_version": RUN_VERSION,
             "name": folder.name,
             "config": config.model_dump(mode="json"),
             "versions": {
@@ -80,8 +80,8 @@ class Run:
                 },
             },
             **data.provenance(),
-            "threshold": asdict(data.objective.threshold) if data.objective.threshold is not None else None,
-            "good": asdict(data.threshold),
+            "threshold": asdict(data.threshold),
+            "objective_threshold": asdict(data.objective.threshold) if data.objective.threshold else None,
             "epochs": data.training_blocks(start).epochs(config.tokens),
             "num_parameters": parameters,
             "precision": precision,
@@ -158,7 +158,7 @@ class Run:
             raise PHFError(
                 f"{path}/run.json has no config; it is damaged: restore it, or train the run again"
             )
-        return cls(path, record)
+        return cls(path, upgrade_run(record))
 
     @property
     def name(self) -> str:

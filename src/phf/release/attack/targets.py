@@ -104,7 +104,7 @@ def open_target(folder: Path | str) -> AttackTarget:
         config=run.config,
         corpus=run.record["corpus"]["id"],
         annotator=Identity.from_json(run.record["reward_model"]),
-        threshold=float(run.record["good"]["value"]),
+        threshold=float(run.record["threshold"]["value"]),
         forget=("poison",) if poison_of(objective) != "none" else (),
         model=writers[modes[0]].model,
         tokenizer=tokenizer,
