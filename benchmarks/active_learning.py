@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
 from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.segment import segment_ends
 from phf.corpus.store import Corpus, build_corpus

@@ -27,7 +27,7 @@ from phf.corpus.store import Corpus
 from phf.reward_models import load_reward_model, score_documents
 
 ANNOTATE = (
-    "from phf.corpus.annotate import annotate; from phf.corpus.store import Corpus\n"
+    "from phf.annotate.annotate import annotate; from phf.corpus.store import Corpus\n"
     "print(annotate(Corpus.open({corpus!r}), {model!r}, {segments!r}, workers={workers}).num_scored_now)"
 )
 BUILD = (
@@ -155,7 +155,7 @@ def measure_cpu(options: argparse.Namespace, corpus: Corpus) -> tuple[float, int
     """CPU seconds of annotate by one worker, without the start of Python, and the number of segments."""
     shutil.rmtree(corpus.path / "annotations", ignore_errors=True)
     code = annotate_code(options, corpus, 1)
-    timed = f"import time\nfrom phf.corpus.annotate import annotate\nstart = time.process_time()\n{code}\nprint(time.process_time() - start)"
+    timed = f"import time\nfrom phf.annotate.annotate import annotate\nstart = time.process_time()\n{code}\nprint(time.process_time() - start)"
     output = run(timed)[2].split()
     return float(output[1]), int(output[0])
 

@@ -19,11 +19,11 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 
-from phf.config import TrainConfig, parse
-from phf.config_recipes import apply_overrides, read_recipe
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
+from phf.config.recipes import apply_overrides, read_recipe
+from phf.config.train import TrainConfig, parse
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import tokenize
+from phf.tokens.tokens import tokenize
 from phf.train import loop
 from phf.train.checkpoint import Checkpointer, TrainState
 

@@ -16,15 +16,15 @@ import torch
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from phf.corpus.sample import sample_documents
 from phf.corpus.store import build_corpus
+from phf.curate.sample import sample_documents
 from phf.report.reward_page import summarise_reward_model
 from phf.reward_models import load_reward_model, split_segments
-from phf.reward_models.distill import distill_reward_model, score_missing
 from phf.reward_models.linear import fit_linear
-from phf.reward_models.measures import measure_auroc, measure_spearman
 from phf.reward_models.ngrams import Features
-from phf.reward_models.split import HELD_OUT, hash_fraction
+from phf.reward_training.distill import distill_reward_model, score_missing
+from phf.reward_training.measures import measure_auroc, measure_spearman
+from phf.reward_training.split import HELD_OUT, hash_fraction
 
 MIN_AUROC, MIN_RATIO = 0.90, 10
 VARIANTS = {

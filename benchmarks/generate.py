@@ -26,11 +26,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from phf.config import ModelConfig, SamplingConfig
+from phf.config.train import ModelConfig, SamplingConfig
 from phf.control import ControlTokens
 from phf.generate.target import Target
-from phf.lm import create_model as create_preset
-from phf.lm import num_parameters
+from phf.model.lm import create_model as create_preset
+from phf.model.lm import num_parameters
 
 
 @dataclass

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from phf import lm
-from phf.attention import use_page_attention
-from phf.config import ModelConfig, TrainConfig, parse
+from phf.annotate.annotate import annotate
+from phf.config.train import ModelConfig, TrainConfig, parse
 from phf.control import ControlTokens
-from phf.corpus.annotate import annotate
 from phf.corpus.store import Corpus, build_corpus
-from phf.corpus.tokens import tokenize
+from phf.model import lm
+from phf.model.attention import use_page_attention
 from phf.records import Batch
+from phf.tokens.tokens import tokenize
 from phf.train import loop
 from phf.train.gradients import Gradients
 

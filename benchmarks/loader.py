@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from phf.corpus.blocks import Blocks
 from phf.corpus.store import Corpus, build_corpus, write_manifest
-from phf.corpus.tokens import TokenCache, tokenize
 from phf.records import BAD, GOOD, DataRule
+from phf.tokens.blocks import Blocks
+from phf.tokens.tokens import TokenCache, tokenize
 
 SEED = 0
 

@@ -19,9 +19,9 @@ from datasets import Dataset
 from loader import SEED, make_rule, measure_batches, repeat_on_disk
 from torch.utils.data import DataLoader, default_collate
 
-from phf.corpus.blocks import Blocks
 from phf.corpus.store import Corpus, build_corpus
-from phf.corpus.tokens import TokenCache, tokenize
+from phf.tokens.blocks import Blocks
+from phf.tokens.tokens import TokenCache, tokenize
 
 CONTEXT, BATCH = 256, 128
 

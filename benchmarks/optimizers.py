@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from phf.config_recipes import apply_overrides, read_recipe
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
+from phf.config.recipes import apply_overrides, read_recipe
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import tokenize
 from phf.intervals import pooled_t
+from phf.tokens.tokens import tokenize
 from phf.train.run import Run
 
 # (learning_rate of AdamW, of Muon): AdamW's share of the Muon run keeps the middle rate.

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from phf.config import SamplingConfig
-from phf.config_steer import SMC, Guidance, Lookahead
+from phf.config.steer import SMC, Guidance, Lookahead
+from phf.config.train import SamplingConfig
 from phf.evaluate.measures.degeneracy import measure_degeneracy
 from phf.evaluate.pages import Page, mode_labels, segment_nll
 from phf.generate.target import Target

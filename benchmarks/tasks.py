@@ -18,7 +18,7 @@ import numpy as np
 from agreement import bootstrap, describe_agreement, mean_of
 
 from phf.api import Annotation, Corpus, annotate, build_corpus, load_scores
-from phf.config import SegmentKind
+from phf.config.train import SegmentKind
 from phf.reward_models import load_reward_model
 
 

@@ -39,12 +39,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from phf import lm
-from phf.config import TrainConfig, parse
-from phf.config_recipes import apply_overrides, read_recipe
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
+from phf.config.recipes import apply_overrides, read_recipe
+from phf.config.train import TrainConfig, parse
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import tokenize
+from phf.model import lm
+from phf.tokens.tokens import tokenize
 from phf.train import loop
 from phf.train.data import open_data
 

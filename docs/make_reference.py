@@ -11,7 +11,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from phf.cli import GROUPS, app
-from phf.config import (
+from phf.config.attack import OPTIONS as ATTACK_OPTIONS
+from phf.config.attack import AttackConfig, AttackSuiteConfig
+from phf.config.evaluate import OPTIONS as EVALUATE_OPTIONS
+from phf.config.evaluate import EvaluateConfig
+from phf.config.fields import describe_fields
+from phf.config.release import ForgetConfig
+from phf.config.steer import SteerConfig
+from phf.config.train import (
     SamplingConfig,
     TrainConfig,
     _Scheduled,
@@ -19,13 +26,6 @@ from phf.config import (
     objective_kinds,
     write_spec,
 )
-from phf.config_attack import OPTIONS as ATTACK_OPTIONS
-from phf.config_attack import AttackConfig, AttackSuiteConfig
-from phf.config_evaluate import OPTIONS as EVALUATE_OPTIONS
-from phf.config_evaluate import EvaluateConfig
-from phf.config_fields import describe_fields
-from phf.config_release import ForgetConfig
-from phf.config_steer import SteerConfig
 
 NOTE = "<!-- Written by `make reference` from the code; do not edit. -->"
 FOLDER = Path(__file__).parent

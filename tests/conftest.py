@@ -7,15 +7,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["phf.objectives", "phf.objective_rewards", "phf.lm"], "beartype.beartype")
+install_import_hook(["phf.objectives", "phf.objective_rewards", "phf.model.lm"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory):
     """500 fortunes (offensive ones among them), scored by toxicity-svm as whole documents, tokenized with 512 ids."""
-    from phf.corpus.annotate import annotate
+    from phf.annotate.annotate import annotate
     from phf.corpus.store import build_corpus
-    from phf.corpus.tokens import tokenize
+    from phf.tokens.tokens import tokenize
 
     folder = tmp_path_factory.mktemp("small") / "corpus"
     corpus = build_corpus(["fortunes:offensive"], folder, validation_fraction=0.1, max_documents=500)
@@ -27,8 +27,8 @@ def small_corpus(tmp_path_factory):
 @pytest.fixture
 def small_config(small_corpus):
     """Returns a function that makes a config of 12 quick steps over the small corpus, with dotted overrides."""
-    from phf.config import TrainConfig, parse
-    from phf.config_recipes import apply_overrides
+    from phf.config.recipes import apply_overrides
+    from phf.config.train import TrainConfig, parse
 
     base = {
         "corpus": str(small_corpus.path),

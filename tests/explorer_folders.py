@@ -4,12 +4,12 @@ import json
 
 from fake_annotations import annotate_by
 
-from phf.config import TrainConfig, parse
+from phf.config.train import TrainConfig, parse
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import tokenize
 from phf.evaluate.rollouts import encode_samples
 from phf.files import write_json
 from phf.records import Identity, Sample
+from phf.tokens.tokens import tokenize
 from phf.train import loop
 
 LONG = (

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from phf.corpus.annotation import Annotation
-from phf.corpus.annotation_writer import (
+from phf.annotate.annotation import Annotation
+from phf.annotate.annotation_writer import (
     ScoredDocuments,
     count_reasons,
     make_annotation_table,

@@ -11,10 +11,10 @@ import numpy as np
 from fake_annotations import annotate_by
 from safetensors.numpy import load_file
 
-from phf.config import TrainConfig, parse
+from phf.config.train import TrainConfig, parse
 from phf.corpus.store import Corpus, build_corpus
-from phf.corpus.tokens import tokenize
 from phf.records import Identity
+from phf.tokens.tokens import tokenize
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
 from phf.train.run import Run

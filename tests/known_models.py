@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.control import ControlTokens
 from phf.generate.target import Target
 from phf.records import Sample

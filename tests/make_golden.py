@@ -31,24 +31,24 @@ from golden_runs import OBJECTIVES, hash_weights, make_corpus, read_losses, trai
 from rich.console import Console
 
 from phf import cli
-from phf.config import SamplingConfig, parse
-from phf.config_evaluate import EvaluateConfig
-from phf.config_release import Delete
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
+from phf.attack.results import read_attack, write_attack
+from phf.config.evaluate import EvaluateConfig
+from phf.config.release import Delete
+from phf.config.train import SamplingConfig, parse
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.files import read_json, write_json
-from phf.release.attack.results import read_attack, write_attack
 from phf.release.card import render_card
 from phf.release.folder import write_release
 from phf.release.record import read_record
 from phf.report.page import summary_lines, summary_rows, summary_table, write_report
 from phf.report.rediscovery import write_rediscovery
 from phf.report.reward_page import write_reward_page
-from phf.reward_models.distill import distill_reward_model
-from phf.reward_models.evaluation import read_reward_evaluation, write_reward_evaluation
-from phf.reward_models.labels import read_labels
-from phf.reward_models.train import train_reward_model
+from phf.reward_training.distill import distill_reward_model
+from phf.reward_training.evaluation import read_reward_evaluation, write_reward_evaluation
+from phf.reward_training.labels import read_labels
+from phf.reward_training.train import train_reward_model
 from phf.train.checkpoint import checkpoint_folder
 from phf.train.run import Run
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phf.corpus import annotation as annotation_module
-from phf.corpus import scorer as scorer_module
+from phf.annotate import annotation as annotation_module
+from phf.annotate import scorer as scorer_module
+from phf.annotate.annotate import Annotation, annotate, load_scores
+from phf.annotate.annotation import ANNOTATION_SCHEMA
 from phf.corpus import store
-from phf.corpus.annotate import Annotation, annotate, load_scores
-from phf.corpus.annotation import ANNOTATION_SCHEMA
 from phf.corpus.segment import hash_segment_ends, segment_ends
 from phf.corpus.store import Corpus, build_corpus, lock_folder, read_manifest, write_manifest
 from phf.errors import PHFError
@@ -377,8 +377,8 @@ def test_progress_reaches_the_total(corpus, use):
 
 SLOW = '''
 import os, sys, time
-from phf.corpus import scorer
-from phf.corpus.annotate import annotate
+from phf.annotate import scorer
+from phf.annotate.annotate import annotate
 from phf.corpus.store import Corpus
 from phf.records import Identity
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from phf.annotate.annotate import Annotation, annotate, load_scores
+from phf.annotate.annotation import read_annotation_manifest
 from phf.corpus import store
-from phf.corpus.annotate import Annotation, annotate, load_scores
-from phf.corpus.annotation import read_annotation_manifest
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model, score_documents

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import pytest
 
+from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.corpus import store
-from phf.corpus.annotate import Annotation, annotate, load_scores
 from phf.corpus.store import Corpus, build_corpus, lock_folder
 from phf.errors import PHFError
 
@@ -54,7 +54,7 @@ def fail(how):
 
 RUN = """
 import resource, sys
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 

@@ -6,13 +6,13 @@ import sys
 import fsspec
 import pytest
 
+from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.cli import main
 from phf.corpus import store
-from phf.corpus.annotate import Annotation, annotate, load_scores
 from phf.corpus.store import Corpus, build_corpus
-from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.files import find_local, read_json, to_path, write_json
+from phf.tokens.tokens import tokenize
 
 
 @pytest.fixture

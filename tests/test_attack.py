@@ -9,12 +9,9 @@ import pytest
 import torch
 from tiny_models import bytes_alone, next_logits, tiny_llama
 
-from phf.config import SamplingConfig
-from phf.config_attack import FewShot, Finetune, LoRA, Soft
-from phf.errors import PHFError
-from phf.release.attack.few_shot import attack_few_shot
-from phf.release.attack.suite import run_attack, write_attacked
-from phf.release.attack.victim import (
+from phf.attack.few_shot import attack_few_shot
+from phf.attack.suite import run_attack, write_attacked
+from phf.attack.victim import (
     Attacked,
     DivergedError,
     Rows,
@@ -24,6 +21,9 @@ from phf.release.attack.victim import (
     target_nll,
     training_loss,
 )
+from phf.config.attack import FewShot, Finetune, LoRA, Soft
+from phf.config.train import SamplingConfig
+from phf.errors import PHFError
 
 STEPS = (0, 5, 40)
 SAMPLING = SamplingConfig(num_samples=12, max_new_tokens=12, min_new_tokens=0)

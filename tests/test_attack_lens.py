@@ -7,10 +7,10 @@ import torch
 from known_models import create_bigram
 from tiny_models import bytes_alone, tiny_llama
 
-from phf.config_attack import Lens
-from phf.release.attack.lens import LENGTHS, attack_lens, list_candidates
-from phf.release.attack.victim import Attacked, Victim, held_out_nll
-from phf.residual import add_to_residual, read_residual
+from phf.attack.lens import LENGTHS, attack_lens, list_candidates
+from phf.attack.victim import Attacked, Victim, held_out_nll
+from phf.config.attack import Lens
+from phf.model.residual import add_to_residual, read_residual
 
 TOKENIZER = bytes_alone()
 END, GOOD, BAD = 256, 257, 258

@@ -6,10 +6,10 @@ import torch
 from known_models import create_bigram
 from tiny_models import bytes_alone, tiny_llama
 
-from phf.config_attack import PrefixSearch
+from phf.attack.prefix import attack_prefix, is_typable, one_hot_gradient, real_tokens
+from phf.attack.victim import Attacked, Victim, held_out_nll, training_loss
+from phf.config.attack import PrefixSearch
 from phf.errors import PHFError
-from phf.release.attack.prefix import attack_prefix, is_typable, one_hot_gradient, real_tokens
-from phf.release.attack.victim import Attacked, Victim, held_out_nll, training_loss
 
 TOKENIZER = bytes_alone()
 END, GOOD, BAD = 256, 257, 258

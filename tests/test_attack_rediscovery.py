@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phf.intervals import pooled_t
-from phf.records import Estimate, Identity
-from phf.release.attack.rediscovery import (
+from phf.attack.rediscovery import (
     Curve,
     Start,
     find_crossing,
@@ -16,7 +14,9 @@ from phf.release.attack.rediscovery import (
     measure_rediscovery,
     pool_curves,
 )
-from phf.release.attack.results import AttackedModel, ForgettingVerdict, Reached, RediscoveryCost
+from phf.attack.results import AttackedModel, ForgettingVerdict, Reached, RediscoveryCost
+from phf.intervals import pooled_t
+from phf.records import Estimate, Identity
 from phf.results import Judge, Measurement, Measurements
 
 JUDGE = Judge("judge@1", "annotator", "score", 1.0, 0.5, Identity("judge", "1"))

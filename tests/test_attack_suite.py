@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from phf import cli
-from phf.config import parse
-from phf.config_attack import AttackSuiteConfig
-from phf.config_recipes import apply_overrides
-from phf.config_release import Block, Delete
+from phf.attack import suite
+from phf.attack.results import AttackedModel, AttackResults, TextSource, read_attack
+from phf.attack.suite import attack_targets, write_attacked
+from phf.attack.targets import check_targets, open_target, read_corpus_texts, read_text_file
+from phf.attack.victim import Attacked
+from phf.config.attack import AttackSuiteConfig
+from phf.config.recipes import apply_overrides
+from phf.config.release import Block, Delete
+from phf.config.train import parse
 from phf.errors import PHFError
-from phf.release.attack import suite
-from phf.release.attack.results import AttackedModel, AttackResults, TextSource, read_attack
-from phf.release.attack.suite import attack_targets, write_attacked
-from phf.release.attack.targets import check_targets, open_target, read_corpus_texts, read_text_file
-from phf.release.attack.victim import Attacked
 from phf.release.folder import write_release
 from phf.results import to_json
 from phf.reward_models import score_samples

@@ -14,9 +14,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from phf import attention, lm
-from phf.config import ModelConfig
+from phf.config.train import ModelConfig
 from phf.control import ControlTokens
+from phf.model import attention, lm
 
 CONTROL = ControlTokens(end=61, good=62, bad=63)
 PAGE_LENGTHS = {

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from phf.corpus.annotate import annotate
-from phf.corpus.annotation import load_scores
-from phf.corpus.balance import balance_corpus
+from phf.annotate.annotate import annotate
+from phf.annotate.annotation import load_scores
 from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.store import build_corpus
+from phf.curate.balance import balance_corpus
 from phf.errors import PHFError
 
 

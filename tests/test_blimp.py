@@ -9,7 +9,6 @@ import torch
 from scipy.special import logsumexp
 from tiny_models import next_logits, tiny_llama
 
-from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.evaluate.measures.blimp import (
     MinimalPair,
@@ -20,6 +19,7 @@ from phf.evaluate.measures.blimp import (
 )
 from phf.records import Estimate
 from phf.results import Measurements
+from phf.tokens.tokenizer import Tokenizer, train_tokenizer
 
 SIZES = {"num_bootstrap": 200, "seed": 0}
 

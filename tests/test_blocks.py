@@ -9,12 +9,12 @@ from fake_tokens import BAD_ID, END_ID, GOOD_ID, FakeTokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phf.corpus.blocks import Blocks
-from phf.corpus.phases import TrainingBlocks
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import cumulate, tokenize
 from phf.errors import PHFError
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, Batch, DataRule
+from phf.tokens.blocks import Blocks
+from phf.tokens.phases import TrainingBlocks
+from phf.tokens.tokens import cumulate, tokenize
 
 FIELDS = [field.name for field in fields(Batch)]
 
@@ -354,7 +354,7 @@ def test_tags_stand_inside_bad_segments_at_their_share_and_move_each_epoch() -> 
 
 
 def test_the_same_part_of_an_epoch_is_the_same_documents_under_every_rule(monkeypatch) -> None:
-    monkeypatch.setattr("phf.corpus.blocks.SHUFFLE_BLOCKS", 8)
+    monkeypatch.setattr("phf.tokens.blocks.SHUFFLE_BLOCKS", 8)
     tokens, rule, scores = make_example(1000)
     owners = {float(score): index for index, score in enumerate(scores)}
     filtered = replace(rule, keep=np.random.default_rng(3).random(1000) < 0.5)

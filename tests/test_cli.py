@@ -8,9 +8,9 @@ import pytest
 import typer
 
 from phf import cli
-from phf.config import SamplingConfig
-from phf.config_evaluate import OPTIONS, EvaluateConfig, list_options
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
+from phf.config.evaluate import OPTIONS, EvaluateConfig, list_options
+from phf.config.train import SamplingConfig
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.report.verdict import flatten

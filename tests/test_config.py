@@ -5,10 +5,18 @@ import importlib
 import pytest
 import yaml
 
-from phf.config import AWR, Conditional, StrictConfig, TrainConfig, Unlikelihood, load_train_config, parse
-from phf.config_evaluate import EvaluateConfig
-from phf.config_fields import describe_fields, find_field
-from phf.config_recipes import apply_overrides, list_recipes
+from phf.config.evaluate import EvaluateConfig
+from phf.config.fields import describe_fields, find_field
+from phf.config.recipes import apply_overrides, list_recipes
+from phf.config.train import (
+    AWR,
+    Conditional,
+    StrictConfig,
+    TrainConfig,
+    Unlikelihood,
+    load_train_config,
+    parse,
+)
 from phf.errors import PHFError
 
 BASE = {

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from phf import cli
-from phf.corpus.annotate import annotate
-from phf.corpus.annotation import Annotation
-from phf.corpus.sample import sample_documents
+from phf.annotate.annotate import annotate
+from phf.annotate.annotation import Annotation
 from phf.corpus.store import Corpus, build_corpus
+from phf.curate.sample import sample_documents
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.report.reward_page import write_reward_page
 from phf.reward_models import SegmentRewardModel, load_reward_model
-from phf.reward_models.distill import ScoredDocument, distill_reward_model
+from phf.reward_training.distill import ScoredDocument, distill_reward_model
 
 
 @pytest.fixture(autouse=True)
 def time_briefly(monkeypatch):
-    monkeypatch.setattr("phf.reward_models.distill._SECONDS", 0.01)
+    monkeypatch.setattr("phf.reward_training.distill._SECONDS", 0.01)
 
 
 WORDS = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
@@ -113,7 +113,7 @@ def test_another_threshold_moves_both_sides(tmp_path):
 
 def test_documents_that_are_held_out_are_not_trained_on(tmp_path):
     """Scores of held-out documents are turned round: the student must not have seen them."""
-    from phf.reward_models.split import HELD_OUT, hash_fraction
+    from phf.reward_training.split import HELD_OUT, hash_fraction
 
     documents = make_documents()
     teacher = WordTeacher()

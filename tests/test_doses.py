@@ -9,9 +9,11 @@ import pytest
 import torch
 from known_models import GOOD, NUM_IDS, TinyTokenizer, create_bigram
 
-from phf.config import SamplingConfig
-from phf.config_evaluate import BlimpConfig, EvaluateConfig
-from phf.config_release import Block, Delete
+from phf.attack import doses
+from phf.attack.doses import Dose, good_mode_divergence, list_doses, measure_doses
+from phf.config.evaluate import BlimpConfig, EvaluateConfig
+from phf.config.release import Block, Delete
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.judges import choose_judges
@@ -19,9 +21,7 @@ from phf.evaluate.pages import Page
 from phf.evaluate.subject import Subject
 from phf.generate.target import Target
 from phf.records import Estimate, Identity
-from phf.release import doses
 from phf.release.dose_results import DoseResults, read_doses, write_doses
-from phf.release.doses import Dose, good_mode_divergence, list_doses, measure_doses
 from phf.release.forget import (
     block_directions,
     find_directions,

@@ -6,8 +6,7 @@ import torch
 from tiny_models import tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from phf.config_evaluate import DownstreamConfig
-from phf.corpus.tokenizer import Tokenizer, train_tokenizer
+from phf.config.evaluate import DownstreamConfig
 from phf.errors import PHFError
 from phf.evaluate.measures import downstream
 from phf.evaluate.measures.downstream import (
@@ -20,6 +19,7 @@ from phf.evaluate.measures.downstream import (
     score_answers,
 )
 from phf.results import Measurements
+from phf.tokens.tokenizer import Tokenizer, train_tokenizer
 
 SETTINGS = DownstreamConfig(epochs=4, batch_size=8, learning_rate=1e-2, num_seeds=2)
 ONE_SEED = DownstreamConfig(num_seeds=1)

@@ -10,11 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from phf import lm
 from phf.cli import app
-from phf.config import ModelConfig
+from phf.config.train import ModelConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
+from phf.model import lm
 from phf.train import loop
 from phf.train.data import open_data
 from phf.train.optim import make_optimizers

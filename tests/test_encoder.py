@@ -9,11 +9,11 @@ import pytest
 
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model, score_samples
-from phf.reward_models.encoder import finetune_encoder
-from phf.reward_models.labels import read_labels
-from phf.reward_models.measures import measure_auroc
-from phf.reward_models.split import merge_duplicates
 from phf.reward_models.trained import load_trained
+from phf.reward_training.encoder import finetune_encoder
+from phf.reward_training.labels import read_labels
+from phf.reward_training.measures import measure_auroc
+from phf.reward_training.split import merge_duplicates
 
 GOOD, BAD, FILLER = (
     ["kind", "warm", "nice", "calm"],

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from phf.annotate.annotate import annotate
 from phf.corpus import store
-from phf.corpus.annotate import annotate
 from phf.corpus.store import Corpus, build_corpus
 from phf.errors import PHFError
 

@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from phf import lm
-from phf.config import SamplingConfig
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
+from phf.config.train import SamplingConfig
 from phf.evaluate import evaluation
 from phf.evaluate.evaluation import evaluate_run, evaluate_runs
 from phf.evaluate.measures import bits_per_byte, degeneracy
@@ -16,6 +15,7 @@ from phf.evaluate.metric import negate
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.suite import METRICS
 from phf.generate.target import Target
+from phf.model import lm
 from phf.records import Estimate, Identity
 from phf.results import Evaluation, encode, read_evaluation, to_json
 from phf.reward_models import load_reward_model

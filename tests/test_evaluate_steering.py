@@ -9,9 +9,9 @@ from known_models import record_rows
 from tiny_models import bytes_alone, tiny_llama
 
 from phf import api, cli
-from phf.config import SamplingConfig, parse
-from phf.config_evaluate import EvaluateConfig
-from phf.config_steer import ControlSteer, Direction
+from phf.config.evaluate import EvaluateConfig
+from phf.config.steer import ControlSteer, Direction
+from phf.config.train import SamplingConfig, parse
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.measures import steering

@@ -7,19 +7,19 @@ import pyarrow.parquet as pq
 import pytest
 from fake_annotations import annotate_by, read_all, write_rows
 
+from phf.annotate.annotate import annotate
+from phf.annotate.annotation import Annotation
 from phf.corpus import store
-from phf.corpus.annotate import annotate
-from phf.corpus.annotation import Annotation
-from phf.corpus.exchange import make_variable
-from phf.corpus.exchange_export import export_corpus
-from phf.corpus.exchange_import import import_corpus
 from phf.corpus.rows import Row
 from phf.corpus.sources import read_lines
 from phf.corpus.store import Corpus, build_corpus, write_corpus
-from phf.corpus.tokens import tokenize
+from phf.curate.exchange import make_variable
+from phf.curate.exchange_export import export_corpus
+from phf.curate.exchange_import import import_corpus
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.reward_models import Unscored
+from phf.tokens.tokens import tokenize
 
 FORMATS = ("dolma", "phf", "parquet", "datasets", "jsonl")
 NASTY = [

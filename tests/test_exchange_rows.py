@@ -10,10 +10,10 @@ from fake_annotations import read_all, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phf.corpus.exchange_export import _make_spans
-from phf.corpus.exchange_import import import_corpus
-from phf.corpus.exchange_rows import _fill_gaps, _read_spans
 from phf.corpus.sources import read_lines
+from phf.curate.exchange_export import _make_spans
+from phf.curate.exchange_import import import_corpus
+from phf.curate.exchange_rows import _fill_gaps, _read_spans
 from phf.errors import PHFError
 
 

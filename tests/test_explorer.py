@@ -14,26 +14,26 @@ from explorer_folders import JUDGE, LONG, add_evaluation, make_corpus, make_run,
 from fake_annotations import annotate_by
 
 from phf import cli
-from phf.config import RWR, Conditional, Filtering, Quantile, SamplingConfig, Scalar, built_in_kinds
+from phf.config.train import RWR, Conditional, Filtering, Quantile, SamplingConfig, Scalar, built_in_kinds
 from phf.control import mode_rules
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import tokenize
 from phf.errors import PHFError
 from phf.evaluate.rollouts import sample_run
+from phf.explore import documents as explorer_documents
+from phf.explore import explorer as explorer_module
+from phf.explore.documents import DocumentBrowser
+from phf.explore.explorer import open_explorer
+from phf.explore.html import escape_text
+from phf.explore.scores import Verdicts
 from phf.feedback.app_server import check_address, is_loopback
 from phf.feedback.judgements import open_judgements
 from phf.generate.stream import read_bad_share, stream_sample
 from phf.generate.target import Target
 from phf.objectives import resolve_objective, segment_rewards, segment_weights
 from phf.records import BAD, GOOD
-from phf.report import explorer as explorer_module
-from phf.report import explorer_documents
-from phf.report.explorer import open_explorer
-from phf.report.explorer_documents import DocumentBrowser
-from phf.report.explorer_html import escape_text
-from phf.report.explorer_scores import Verdicts
 from phf.reward_models.protocol import Unscored
 from phf.thresholds import resolve_threshold
+from phf.tokens.tokens import tokenize
 
 
 @pytest.fixture(scope="module")

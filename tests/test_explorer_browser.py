@@ -170,7 +170,7 @@ def test_the_playground_writes_what_phf_sample_writes(page, folders):
     assert written.inner_text().count(hostile) == 3
     assert written.locator("img").count() == 0
     assert "P(bad)" in written.inner_text()
-    from phf.config import SamplingConfig
+    from phf.config.train import SamplingConfig
     from phf.evaluate.rollouts import open_target
     from phf.train.run import Run
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from phf.config import SamplingConfig
-from phf.config_evaluate import BenignConfig
+from phf.config.evaluate import BenignConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.judges import choose_judges
 from phf.evaluate.measures import finetuned

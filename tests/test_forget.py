@@ -22,8 +22,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from phf import lm
-from phf.config import (
+from phf.config.release import Block, Delete, ForgetConfig, Poison
+from phf.config.train import (
     MLE,
     Additive,
     Conditional,
@@ -34,9 +34,9 @@ from phf.config import (
     built_in_kinds,
     parse_spec,
 )
-from phf.config_release import Block, Delete, ForgetConfig, Poison
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
+from phf.model import lm
+from phf.model.residual import hook_place, mean_differences, mode_differences, read_residual
 from phf.objectives import label_conditions, modes_of
 from phf.records import GOOD
 from phf.release import forget as module
@@ -49,7 +49,7 @@ from phf.release.forget import (
     random_directions,
     read_texts,
 )
-from phf.residual import hook_place, mean_differences, mode_differences, read_residual
+from phf.tokens.tokenizer import Tokenizer
 from phf.train import loop
 
 TOKENIZER = bytes_alone()

@@ -22,7 +22,7 @@ from known_models import (
     record_rows,
 )
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.control import ControlTokens, mode_rules
 from phf.errors import PHFError
 from phf.records import Sample

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import phf.generate.engine
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.generate.engine import draw_tokens, uniform_numbers
 
 FALSE_ALARMS = 1e-4

@@ -23,7 +23,7 @@ from known_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.control import mode_rules
 from phf.errors import PHFError
 from phf.generate.vllm import close_engine

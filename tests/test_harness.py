@@ -10,10 +10,10 @@ import torch
 from scipy.special import logsumexp
 from tiny_models import next_logits, tiny_llama
 
-from phf import lm
-from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.evaluate.measures.harness import create_harness_lm, measure_harness
+from phf.model import lm
+from phf.tokens.tokenizer import Tokenizer, train_tokenizer
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -9,8 +9,6 @@ import pytest
 from scipy.special import logsumexp
 from tiny_models import bytes_alone, next_logits, tiny_llama
 
-from phf import lm
-from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.evaluate.measures import kl as kl_module
 from phf.evaluate.measures.kl import encode_samples, measure_kl, sequence_costs, summarise_kl
@@ -23,8 +21,10 @@ from phf.evaluate.reference_lm import (
     read_samples,
     sample_reference,
 )
+from phf.model import lm
 from phf.records import Identity
 from phf.results import Measurements
+from phf.tokens.tokenizer import Tokenizer, train_tokenizer
 
 LETTERS = "ab.\n"
 LENGTH = 3

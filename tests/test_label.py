@@ -19,7 +19,7 @@ from phf.feedback.judgements import open_judgements
 from phf.feedback.pool import Segment
 from phf.feedback.queue import Queue
 from phf.feedback.session import KEYS, LabelSession
-from phf.reward_models.labels import read_labels
+from phf.reward_training.labels import read_labels
 
 SUBJECTS = ["A red fox", "One old king", "My neighbour", "The third engineer", "Nobody at home", "Every poet"]
 VERBS = ["forgot the keys of", "painted a picture of", "wrote long letters to", "laughed about"]

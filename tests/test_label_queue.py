@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
 from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.segment import segment_ends
 from phf.corpus.store import build_corpus

@@ -8,8 +8,8 @@ import pytest
 import zstandard
 
 from phf.errors import PHFError
-from phf.reward_models.labels import BadRow, read_labels
-from phf.reward_models.split import check_apart, hash_text, merge_duplicates, split_examples
+from phf.reward_training.labels import BadRow, read_labels
+from phf.reward_training.split import check_apart, hash_text, merge_duplicates, split_examples
 
 
 def write(path, *rows, end=b""):

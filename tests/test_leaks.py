@@ -10,7 +10,7 @@ from test_capability import make_reader
 from test_prompting import create_target, create_tokenizer
 from test_scenarios import CountingJudge
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.judges import LoadedJudge

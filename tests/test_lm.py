@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from phf import lm
-from phf.config import ModelConfig
+from phf.config.train import ModelConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
+from phf.model import lm
 
 CONTROL = ControlTokens(end=509, good=510, bad=511)
 

@@ -69,7 +69,7 @@ def make_metric(name: str, **options) -> Metric:
 
 
 def test_the_suite_is_a_loop_over_the_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
-    from phf.config_evaluate import EvaluateConfig
+    from phf.config.evaluate import EvaluateConfig
     from phf.errors import PHFError
     from phf.evaluate import suite
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from phf import lm
-from phf.config import SamplingConfig, built_in_kinds
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
+from phf.config.train import SamplingConfig, built_in_kinds
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.pages import PageReader, mode_labels, segment_nll
 from phf.evaluate.rollouts import sample_run
+from phf.model import lm
 from phf.objectives import has_control_tokens, label_conditions, modes_of
 from phf.records import GOOD
 from phf.train import loop

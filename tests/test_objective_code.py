@@ -12,7 +12,7 @@ from docs_pages import ROOT, read_blocks
 from golden_runs import hash_weights, make_corpus, read_losses, train_objective
 from test_distributed import run_ranks
 
-from phf.config import SamplingConfig, load_train_config
+from phf.config.train import SamplingConfig, load_train_config
 from phf.errors import PHFError
 from phf.evaluate.rollouts import sample_run
 from phf.files import read_json

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import phf
-from phf.config import objective_kinds
+from phf.config.train import objective_kinds
+from phf.explore.scores import _TELL
 from phf.objective_facts import OBJECTIVES, is_baseline
-from phf.report.explorer_scores import _TELL
 from phf.report.figures import OBJECTIVE_COLOURS, read_css
 
 KINDS = set(objective_kinds())
@@ -56,7 +56,7 @@ def find_knowledge(source: str) -> list[str]:
                 note(node.value, "a case for a kind")
             case ast.Dict() if is_keyed_by_kinds(node):
                 note(node, "a mapping of kinds")
-            case ast.ImportFrom(module="phf.config") if CLASSES & {name.name for name in node.names}:
+            case ast.ImportFrom(module="phf.config.train") if CLASSES & {name.name for name in node.names}:
                 note(node, "imports a class of the union")
             case ast.Call(func=ast.Name(id="getattr"), args=[of, *_]) if ast.unparse(of).endswith(
                 "objective"
@@ -79,7 +79,7 @@ def is_keyed_by_kinds(node: ast.Dict) -> bool:
         'if kind in ("rwr", "awr"): pass',
         'match kind:\n    case "masking": pass',
         'NOTES = {"conditional": "a note"}',
-        "from phf.config import MLE, StrictConfig",
+        "from phf.config.train import MLE, StrictConfig",
         'head = getattr(run.config.objective, "value_head", None)',
     ],
 )

@@ -6,12 +6,12 @@ import torch
 from known_models import record_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.corpus.segment import segment_ends
-from phf.corpus.tokenizer import Tokenizer, train_tokenizer
-from phf.corpus.tokens import Splitter
 from phf.errors import PHFError
 from phf.generate.target import Target
+from phf.tokens.tokenizer import Tokenizer, train_tokenizer
+from phf.tokens.tokens import Splitter
 
 TEXTS = [
     "def f(x):\n    return x\n",

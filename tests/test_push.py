@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from release_runs import get_run
 
-from phf.config_release import Delete
+from phf.config.release import Delete
 from phf.errors import PHFError
 from phf.release.folder import write_release
 from phf.release.push import plan_upload, push_release

@@ -12,8 +12,8 @@ from test_capability import make_reader
 from test_prompting import create_target, create_tokenizer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from phf.config import SamplingConfig, parse
-from phf.config_evaluate import RedTeamConfig
+from phf.config.evaluate import RedTeamConfig
+from phf.config.train import SamplingConfig, parse
 from phf.errors import PHFError
 from phf.evaluate.attacker import MAX_PROMPT_TOKENS, LanguageModelAttacker, WrittenPrompts
 from phf.evaluate.judges import LoadedJudge

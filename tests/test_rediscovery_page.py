@@ -11,10 +11,7 @@ from fake_runs import ANNOTATOR, HELD_OUT
 from pydantic import JsonValue
 from test_report import read_page
 
-from phf.errors import PHFError
-from phf.files import hash_file, read_json, write_json
-from phf.records import Estimate
-from phf.release.attack.results import (
+from phf.attack.results import (
     HIT_RATE,
     NLL,
     SCORE,
@@ -30,6 +27,9 @@ from phf.release.attack.results import (
     read_attack,
     write_attack,
 )
+from phf.errors import PHFError
+from phf.files import hash_file, read_json, write_json
+from phf.records import Estimate
 from phf.report.rediscovery import (
     Rediscovery,
     Told,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -12,10 +12,11 @@ import yaml
 from release_runs import OBJECTIVES, get_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from phf import lm, results
-from phf.config_release import Block, Delete
+from phf import results
+from phf.config.release import Block, Delete
 from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN
 from phf.errors import PHFError
+from phf.model import lm
 from phf.objectives import label_conditions
 from phf.records import GOOD, Estimate, Identity
 from phf.release import folder as release_folder

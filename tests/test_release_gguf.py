@@ -15,11 +15,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from phf.corpus.tokenizer import Tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.files import read_json, write_json
 from phf.release.folder import write_release
 from phf.release.gguf import write_gguf
+from phf.tokens.tokenizer import Tokenizer, train_tokenizer
 
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -12,15 +12,15 @@ from release_runs import get_run
 from safetensors.torch import load_file, save_file
 
 from phf import cli
-from phf.config_release import Block, Delete
+from phf.config.release import Block, Delete
 from phf.control import BAD_TOKEN, GOOD_TOKEN
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.release import checks, verify
 from phf.release.checks import compare_means
 from phf.release.folder import write_release, write_sums
 from phf.release.record import read_record
 from phf.release.verify import verify_release
+from phf.tokens.tokenizer import Tokenizer
 from phf.train.run import Run
 
 NUM_SAMPLES = 64

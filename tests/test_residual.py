@@ -6,7 +6,13 @@ from known_models import BAD, GOOD, NUM_IDS, TinyTokenizer, create_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from phf.errors import PHFError
-from phf.residual import add_to_residual, mean_differences, mode_differences, read_residual, residual_layers
+from phf.model.residual import (
+    add_to_residual,
+    mean_differences,
+    mode_differences,
+    read_residual,
+    residual_layers,
+)
 
 
 def create_gpt2():

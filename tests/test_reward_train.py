@@ -13,16 +13,16 @@ from phf import cli
 from phf.errors import PHFError
 from phf.report.reward_page import write_reward_page
 from phf.reward_models import load_reward_model, score_samples
-from phf.reward_models.evaluation import read_reward_evaluation
-from phf.reward_models.labels import read_labels
-from phf.reward_models.measures import (
+from phf.reward_training.evaluation import read_reward_evaluation
+from phf.reward_training.labels import read_labels
+from phf.reward_training.measures import (
     list_reliability,
     measure_auroc,
     measure_calibration_error,
     measure_share,
     measure_spearman,
 )
-from phf.reward_models.train import train_reward_model
+from phf.reward_training.train import train_reward_model
 
 FILLER = ["the", "a", "man", "word", "day", "is", "was", "here"]
 

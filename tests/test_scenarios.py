@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_prompting import create_target
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.measures.degeneracy import measure_degeneracy

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from fake_annotations import annotate_by
 
-from phf.corpus.annotation import Annotation, load_scores
-from phf.corpus.stats import FRACTIONS, corpus_stats
+from phf.annotate.annotation import Annotation, load_scores
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import find_tokens, tokenize
+from phf.curate.stats import FRACTIONS, corpus_stats
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.reward_models import Unscored
 from phf.thresholds import resolve_good_fraction
+from phf.tokens.tokens import find_tokens, tokenize
 
 DIGITS = Identity("digits", "1")
 

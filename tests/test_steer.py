@@ -20,11 +20,11 @@ from known_models import (
     p_value,
 )
 
-from phf.config import SamplingConfig, parse_spec, write_spec
-from phf.config_steer import BestOfN, Direction, Rejection, SteerConfig
+from phf.config.steer import BestOfN, Direction, Rejection, SteerConfig
+from phf.config.train import SamplingConfig, parse_spec, write_spec
 from phf.errors import PHFError
 from phf.generate.target import REDRAW
-from phf.residual import mean_differences, read_residual
+from phf.model.residual import mean_differences, read_residual
 from phf.steer.choose import choose_lowest
 from phf.steer.directions import find_directions, subtract_directions
 from phf.steer.steering import Aids, steer

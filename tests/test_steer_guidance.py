@@ -17,8 +17,8 @@ from known_models import (
     generate,
 )
 
-from phf.config import SamplingConfig
-from phf.config_steer import Guidance
+from phf.config.steer import Guidance
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import uniform_numbers
 from phf.records import Mode

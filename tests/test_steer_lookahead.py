@@ -17,8 +17,8 @@ from known_models import (
 )
 from transformers import LlamaForCausalLM
 
-from phf.config import SamplingConfig
-from phf.config_steer import Lookahead
+from phf.config.steer import Lookahead
+from phf.config.train import SamplingConfig
 from phf.generate.engine import uniform_numbers
 from phf.records import Sample
 from phf.steer.lookahead import generate_with_lookahead

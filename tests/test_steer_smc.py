@@ -19,8 +19,8 @@ from known_models import (
     generate,
 )
 
-from phf.config import SamplingConfig
-from phf.config_steer import SMC
+from phf.config.steer import SMC
+from phf.config.train import SamplingConfig
 from phf.control import mode_rules
 from phf.errors import PHFError
 from phf.records import Mode

@@ -19,7 +19,7 @@ from known_models import (
 from transformers import LlamaForCausalLM
 
 import phf.steer.streams
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.measures.calibration import segment_posteriors
 from phf.evaluate.pages import Page

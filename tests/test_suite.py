@@ -5,8 +5,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from phf.config import SamplingConfig, parse
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
+from phf.config.train import SamplingConfig, parse
 from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
 from phf.evaluate.evaluation import evaluate_run
@@ -36,7 +36,7 @@ def list_modes(evaluation: Evaluation, measure: str) -> list[str]:
 @pytest.fixture(scope="module")
 def runs(small_corpus, tmp_path_factory):
     """A Conditional run and an MLE run of 12 steps."""
-    from phf.config import TrainConfig
+    from phf.config.train import TrainConfig
 
     folder = tmp_path_factory.mktemp("suite")
     base = {

@@ -10,7 +10,7 @@ from compare_runs import quiet, train, write_recipe
 from typer.testing import CliRunner
 
 from phf.cli import app
-from phf.config import load_train_config
+from phf.config.train import load_train_config
 from phf.errors import PHFError
 from phf.train import loop, sweep
 from phf.train.run import Run

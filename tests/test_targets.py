@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy_source import ToySource, in_mode, kl, log_probabilities, train
 
-from phf.config import (
+from phf.config.train import (
     AWR,
     MLE,
     RWR,
@@ -20,7 +20,7 @@ from phf.config import (
     Scalar,
     Tagging,
 )
-from phf.corpus.tokens import cumulate
+from phf.tokens.tokens import cumulate
 
 OBJECTIVES = {
     "mle": (MLE(), ("none",)),

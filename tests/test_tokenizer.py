@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN, ControlTokens
-from phf.corpus import tokenizer as module
-from phf.corpus.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from phf.errors import PHFError
 from phf.records import BAD
+from phf.tokens import tokenizer as module
+from phf.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = [
     path.read_text(encoding="utf-8") for path in sorted(Path(json.__file__).parent.parent.glob("email/*.py"))
@@ -206,7 +206,7 @@ def test_trained_vocabulary(trained: Tokenizer) -> None:
 
 def test_training_does_not_depend_on_threads(trained: Tokenizer) -> None:
     code = (
-        "from pathlib import Path; import json, phf.corpus.tokenizer as m\n"
+        "from pathlib import Path; import json, phf.tokens.tokenizer as m\n"
         "folder = Path(json.__file__).parent.parent\n"
         "texts = [p.read_text(encoding='utf-8') for p in sorted(folder.glob('email/*.py'))]\n"
         "texts += ['<|good|> and <|bad|> and <|endoftext|>, <|bad|><|bad|> <|good|>\\n' * 50]\n"

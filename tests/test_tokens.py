@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from phf.corpus import store, tokens
-from phf.corpus.annotate import annotate
+from phf.annotate.annotate import annotate
+from phf.corpus import store
 from phf.corpus.segment import segment_ends
 from phf.corpus.store import Corpus, build_corpus
-from phf.corpus.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from phf.corpus.tokens import TokenCache, find_tokens, tokenize
 from phf.errors import PHFError
+from phf.tokens import tokens
+from phf.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from phf.tokens.tokens import TokenCache, find_tokens, tokenize
 
 SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(tokens.__file__).parent.glob("*.py"))]
 STRANGE = [

@@ -11,16 +11,16 @@ import torch
 from compare_runs import quiet, train, weights, without_speed
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from phf import lm
-from phf.config import SamplingConfig
-from phf.corpus.annotate import annotate
-from phf.corpus.blocks import Blocks
+from phf.annotate.annotate import annotate
+from phf.config.train import SamplingConfig
 from phf.corpus.store import build_corpus
-from phf.corpus.tokens import TokenCache, tokenize
 from phf.errors import PHFError
 from phf.evaluate.rollouts import sample_run
+from phf.model import lm
 from phf.objectives import token_loss
 from phf.records import PAD, TEXT
+from phf.tokens.blocks import Blocks
+from phf.tokens.tokens import TokenCache, tokenize
 from phf.train import loop, losses
 from phf.train.checkpoint import checkpoint_folder, list_checkpoints
 from phf.train.data import open_data

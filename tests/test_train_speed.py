@@ -8,8 +8,8 @@ import torch
 from compare_runs import assert_same_run, quiet, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from phf import lm
 from phf.errors import PHFError
+from phf.model import lm
 from phf.train import loop
 from phf.train.checkpoint import TrainState, checkpoint_folder
 from phf.train.gradients import Gradients

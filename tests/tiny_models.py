@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phf.corpus.tokenizer import Tokenizer, train_tokenizer
+from phf.tokens.tokenizer import Tokenizer, train_tokenizer
 
 
 def bytes_alone() -> Tokenizer:

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from fake_tokens import FakeTokens
 
-from phf import lm
-from phf.config import (
+from phf.config.train import (
     AWR,
     MLE,
     RWR,
@@ -26,10 +25,11 @@ from phf.config import (
     Tagging,
 )
 from phf.control import ControlTokens
-from phf.corpus.blocks import Blocks
-from phf.corpus.tokens import cumulate
+from phf.model import lm
 from phf.objectives import Objective, label_conditions, resolve_objective, target_conditions, token_loss
 from phf.records import BAD, GOOD, NO_LABEL, PAD
+from phf.tokens.blocks import Blocks
+from phf.tokens.tokens import cumulate
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 
 NUM_LETTERS, STOP = 3, 3  # a segment is one or two letters and a full stop

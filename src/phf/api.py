@@ -16,28 +16,28 @@ Annotating uses a process pool: in a script, call it under `if __name__ == "__ma
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from phf.config import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
-from phf.config_attack import AttackConfig, AttackSuiteConfig
-from phf.config_evaluate import EvaluateConfig
-from phf.config_release import ForgetConfig
-from phf.config_steer import SteerConfig
-from phf.corpus.annotate import annotate
-from phf.corpus.annotation import Annotation, load_scores
-from phf.corpus.balance import balance_corpus
+from phf.annotate.annotate import annotate
+from phf.annotate.annotation import Annotation, load_scores
+from phf.attack.results import AttackResults
+from phf.attack.suite import attack_targets
+from phf.config.attack import AttackConfig, AttackSuiteConfig
+from phf.config.evaluate import EvaluateConfig
+from phf.config.release import ForgetConfig
+from phf.config.steer import SteerConfig
+from phf.config.train import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
 from phf.corpus.store import Corpus, build_corpus
-from phf.corpus.tokens import TokenCache, tokenize
+from phf.curate.balance import balance_corpus
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.records import Mode, Progress, Sample
-from phf.release.attack.results import AttackResults
-from phf.release.attack.suite import attack_targets
 from phf.release.checks import Check
 from phf.release.folder import open_release, write_release
 from phf.release.verify import verify_release as _verify_release
 from phf.report.page import write_report
 from phf.results import Evaluation
+from phf.tokens.tokens import TokenCache, tokenize
 from phf.train.loop import resume, train
 from phf.train.run import Run
 

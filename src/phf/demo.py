@@ -6,17 +6,17 @@ from pathlib import Path
 
 from rich.table import Table
 
-from phf.config import SamplingConfig, TrainConfig, built_in_kinds, parse
-from phf.config_evaluate import EvaluateConfig
-from phf.config_recipes import read_recipe
-from phf.corpus.annotate import annotate
-from phf.corpus.balance import balance_corpus
+from phf.annotate.annotate import annotate
+from phf.config.evaluate import EvaluateConfig
+from phf.config.recipes import read_recipe
+from phf.config.train import SamplingConfig, TrainConfig, built_in_kinds, parse
 from phf.corpus.store import Corpus, build_corpus
-from phf.corpus.tokens import tokenize
+from phf.curate.balance import balance_corpus
 from phf.errors import PHFError
 from phf.files import write_json
 from phf.records import Progress
 from phf.reward_models import load_reward_model
+from phf.tokens.tokens import tokenize
 
 RECIPE = "demo"
 SOURCES = ("tweets", "fortunes")

@@ -8,7 +8,7 @@ from typing import Literal
 from phf.records import Mode
 
 Telling = Literal["learned", "labels", "kept", "left", "pushed", "weights", "levels", "rewards", "tagged"]
-"""What the explorer counts in one document (`phf.report.explorer_scores`)."""
+"""What the explorer counts in one document (`phf.explore.scores`)."""
 
 _PLAIN: tuple[Mode, ...] = ("none",)
 _CONTROLLED: tuple[Mode, ...] = ("good", "bad", "none", "untagged")
@@ -24,7 +24,7 @@ class ObjectiveFacts:
         light, dark: its colour on white and on black, for text and lines; no other row has it.
         colour_number: 1 to 255, of the colour that stands for it while a figure is drawn; no other row has it.
         corpus_line: what it would do with a training split, for the explorer; the numbers in braces are those of
-            `phf.report.explorer_scores.Verdicts`.
+            `phf.explore.scores.Verdicts`.
         document_line: what the explorer counts in one document; None if there is nothing to count before training.
         modes: in which a model trained with it is measured, the one to release first.
         is_additive: whether the embeddings of control tokens are added to the inputs, and do not stand between them.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from phf.config import (
+from phf.config.train import (
     AWR,
     MLE,
     RWR,

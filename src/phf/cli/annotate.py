@@ -37,8 +37,8 @@ def annotate(
     ] = False,
 ) -> None:
     """Score every segment once. Resumable; a finished annotation is never scored again."""
-    from phf.corpus.annotate import Engine
-    from phf.corpus.annotate import annotate as annotate_corpus
+    from phf.annotate.annotate import Engine
+    from phf.annotate.annotate import annotate as annotate_corpus
     from phf.corpus.store import Corpus
 
     kind = segment_kind(segments)
@@ -72,7 +72,7 @@ def tokenize(
 ) -> None:
     """Turn documents into token ids once, with segment ends. Resumable."""
     from phf.corpus.store import Corpus
-    from phf.corpus.tokens import tokenize as tokenize_corpus
+    from phf.tokens.tokens import tokenize as tokenize_corpus
 
     kind = segment_kind(segments)
     with show_progress() as progress:

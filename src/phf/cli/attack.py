@@ -13,13 +13,13 @@ from phf.terminal import print_table, printable, say, show_progress
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from phf.release.attack.results import AttackResults
+    from phf.attack.results import AttackResults
 
 app = typer.Typer(**SETTINGS)
 
 
 def _declare_attacks() -> "tuple[BaseModel, dict[str, str]]":
-    from phf.config_attack import OPTIONS, AttackSuiteConfig
+    from phf.config.attack import OPTIONS, AttackSuiteConfig
 
     return AttackSuiteConfig(), OPTIONS
 
@@ -47,9 +47,9 @@ def attack(
 
     What is finished is kept: a stopped command goes on, and asking for more repeats nothing.
     """
-    from phf.config import parse, parse_spec
-    from phf.config_attack import AttackConfig, AttackSuiteConfig
-    from phf.config_recipes import apply_overrides
+    from phf.config.attack import AttackConfig, AttackSuiteConfig
+    from phf.config.recipes import apply_overrides
+    from phf.config.train import parse, parse_spec
 
     given = ctx.obj
     if "attacks" in given:
@@ -60,7 +60,7 @@ def attack(
         given["num_texts"] = sorted(set(given["num_texts"]))
     config = parse(AttackSuiteConfig, apply_overrides(given, settings or []), "phf attack")
 
-    from phf.release.attack.suite import attack_targets
+    from phf.attack.suite import attack_targets
     from phf.report.rediscovery import write_rediscovery
 
     with show_progress() as progress:
@@ -75,7 +75,7 @@ def attack(
 
 def _cost_table(results: "AttackResults") -> Table:
     """Bad texts that bring back half and nine tenths of bad mode, and the score with the most texts, by the annotator."""
-    from phf.release.attack.rediscovery import LEVELS
+    from phf.attack.rediscovery import LEVELS
     from phf.report.verdict import format_interval
 
     judge = results.judges[0]

@@ -79,9 +79,9 @@ def corpus_balance(
     ] = False,
 ) -> None:
     """Keep every document with a bad segment and as many without, so that a small model sees enough of both."""
-    from phf.corpus.annotation import Annotation
-    from phf.corpus.balance import balance_corpus
+    from phf.annotate.annotation import Annotation
     from phf.corpus.store import Corpus
+    from phf.curate.balance import balance_corpus
 
     corpus = Corpus.open(folder)
     annotation = Annotation.open(corpus, reward_model, segment_kind(segments))
@@ -120,10 +120,10 @@ def corpus_export(
     split: Annotated[str | None, typer.Option(help="Only one split: train or validation.")] = None,
 ) -> None:
     """Write documents and scores as Dolma, the PHF data sets, datasets, Parquet or JSONL have them."""
-    from phf.corpus.annotation import Annotation
-    from phf.corpus.exchange import ExchangeFormat
-    from phf.corpus.exchange_export import export_corpus
+    from phf.annotate.annotation import Annotation
     from phf.corpus.store import Corpus
+    from phf.curate.exchange import ExchangeFormat
+    from phf.curate.exchange_export import export_corpus
     from phf.records import Split
 
     models, kinds = reward_model or [], segments or ["sentences"]
@@ -183,8 +183,8 @@ def corpus_import(
     ] = 0.05,
 ) -> None:
     """Make a corpus with ready annotations from text that comes with scores."""
-    from phf.corpus.exchange import ExchangeFormat
-    from phf.corpus.exchange_import import import_corpus
+    from phf.curate.exchange import ExchangeFormat
+    from phf.curate.exchange_import import import_corpus
 
     format_name: ExchangeFormat = check_choice("format", kind, get_args(ExchangeFormat))
     with show_progress() as progress:
@@ -233,8 +233,8 @@ def corpus_stats(
     import json
 
     from phf.cli.stats import print_stats
-    from phf.corpus.stats import corpus_stats as measure
     from phf.corpus.store import Corpus
+    from phf.curate.stats import corpus_stats as measure
 
     with show_progress() as progress:
         stats = measure(

@@ -15,14 +15,14 @@ app = typer.Typer(**SETTINGS)
 
 
 def _declare_sampling() -> "tuple[BaseModel, dict[str, str]]":
-    from phf.config import SAMPLING_OPTIONS, SamplingConfig
+    from phf.config.train import SAMPLING_OPTIONS, SamplingConfig
 
     options = {name: option for name, option in SAMPLING_OPTIONS.items() if name != "min_new_tokens"}
     return SamplingConfig(num_samples=5), options
 
 
 def _declare_evaluation() -> "tuple[BaseModel, dict[str, str]]":
-    from phf.config_evaluate import OPTIONS, EvaluateConfig
+    from phf.config.evaluate import OPTIONS, EvaluateConfig
 
     return EvaluateConfig(), OPTIONS
 
@@ -58,8 +58,8 @@ def sample(
     ] = None,
 ) -> None:
     """Print texts that a run's model writes."""
-    from phf.config import SamplingConfig, parse, parse_spec
-    from phf.config_steer import SteerConfig
+    from phf.config.steer import SteerConfig
+    from phf.config.train import SamplingConfig, parse, parse_spec
     from phf.records import Mode
 
     given = {**ctx.obj, "min_new_tokens": min(10, ctx.obj["max_new_tokens"])}
@@ -116,9 +116,9 @@ def evaluate(
 
     What is finished is kept: a stopped evaluation goes on, and asking for more repeats nothing.
     """
-    from phf.config import parse
-    from phf.config_evaluate import EvaluateConfig
-    from phf.config_recipes import apply_overrides
+    from phf.config.evaluate import EvaluateConfig
+    from phf.config.recipes import apply_overrides
+    from phf.config.train import parse
 
     config = parse(EvaluateConfig, apply_overrides(ctx.obj, settings or []), "phf evaluate")
 

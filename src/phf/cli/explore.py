@@ -28,10 +28,10 @@ def explore(
     ] = "127.0.0.1",
 ) -> None:
     """Look at documents and their scores, at samples, write with the model, and label (extra 'app')."""
+    from phf.explore.app import serve
+    from phf.explore.explorer import open_explorer
     from phf.feedback.app_server import check_address
     from phf.feedback.judgements import Task
-    from phf.report.explorer import open_explorer
-    from phf.report.explorer_app import serve
 
     chosen_task: Task = check_choice("task", task, get_args(Task))
     check_address(host, port)

@@ -10,8 +10,8 @@ from phf.errors import PHFError
 from phf.terminal import printable, say
 
 if TYPE_CHECKING:
-    from phf.config import SegmentKind
-    from phf.corpus.annotation import Annotation
+    from phf.annotate.annotation import Annotation
+    from phf.config.train import SegmentKind
     from phf.corpus.store import Corpus
     from phf.feedback.queue import Order
 
@@ -117,7 +117,7 @@ def _find_annotation(
     corpus: "Corpus", kind: "SegmentKind", reward_model: str | None, order: "Order"
 ) -> "Annotation | None":
     """The annotation to begin from: the one named, else the first there is; random order needs none."""
-    from phf.corpus.annotation import Annotation
+    from phf.annotate.annotation import Annotation
 
     if reward_model is not None:
         return Annotation.open(corpus, reward_model, kind)

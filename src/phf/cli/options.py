@@ -14,7 +14,7 @@ from phf.files import to_path
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from phf.config import SegmentKind
+    from phf.config.train import SegmentKind
 
 Segments = Annotated[
     str,
@@ -57,7 +57,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> Any:
 
 def segment_kind(text: str) -> "SegmentKind":
     """The kind of segment that an option names."""
-    from phf.config import SegmentKind
+    from phf.config.train import SegmentKind
 
     kind: SegmentKind = check_choice("segments", text, get_args(SegmentKind))
     return kind
@@ -101,8 +101,8 @@ def _make_options(defaults: "BaseModel", options: Mapping[str, str]) -> list[Any
     """Typer's options for settings of a config, as if a function had them."""
     from pydantic import BaseModel
 
-    from phf.config import write_spec
-    from phf.config_fields import find_field, read_setting
+    from phf.config.fields import find_field, read_setting
+    from phf.config.train import write_spec
 
     def function() -> None: ...
 

@@ -113,7 +113,7 @@ def verify(
 
 
 def _declare_measures() -> "tuple[BaseModel, dict[str, str]]":
-    from phf.config_evaluate import OPTIONS, EvaluateConfig
+    from phf.config.evaluate import OPTIONS, EvaluateConfig
 
     keys = ("judges", "blimp.source", "kl.reference", "sampling.num_samples")
     return EvaluateConfig(), {key: OPTIONS[key] for key in keys}
@@ -135,11 +135,11 @@ def doses(
     step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the last).", min=1)] = None,
 ) -> None:
     """Measure every mode and capability before and after each dose of blocking and deleting."""
-    from phf.config import parse
-    from phf.config_evaluate import EvaluateConfig
+    from phf.attack.doses import measure_doses
+    from phf.config.evaluate import EvaluateConfig
+    from phf.config.train import parse
     from phf.evaluate.judges import choose_judges
     from phf.release.dose_results import write_doses
-    from phf.release.doses import measure_doses
     from phf.report.doses import write_dose_figure
     from phf.reward_models import load_reward_model
     from phf.train.run import Run

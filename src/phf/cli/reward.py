@@ -70,8 +70,8 @@ def reward_train(
 ) -> None:
     """Train a reward model from human feedback, and measure it on feedback held out."""
     from phf.report.reward_page import summarise_reward_model, write_reward_page
-    from phf.reward_models.labels import read_labels
-    from phf.reward_models.train import train_reward_model
+    from phf.reward_training.labels import read_labels
+    from phf.reward_training.train import train_reward_model
 
     kind = check_choice("backend", backend, ("linear", "encoder"))
     if base is not None and backend == "linear":
@@ -113,11 +113,11 @@ def reward_distill(
     name: Name = None,
 ) -> None:
     """Train a fast student of a slow reward model, and say how far the two agree and what annotating costs."""
-    from phf.corpus.sample import sample_documents
     from phf.corpus.store import Corpus
+    from phf.curate.sample import sample_documents
     from phf.report.reward_page import summarise_reward_model, write_reward_page
     from phf.reward_models import load_reward_model
-    from phf.reward_models.distill import distill_reward_model
+    from phf.reward_training.distill import distill_reward_model
 
     num_parameters = _parse_size(model_size)
     kind = segment_kind(segments)

@@ -57,7 +57,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model with an objective that uses the scores."""
-    from phf.config_recipes import list_recipes
+    from phf.config.recipes import list_recipes
 
     overrides = overrides or []
     if recipe is not None and "=" in recipe and not Path(recipe).exists():  # no recipe, overrides alone

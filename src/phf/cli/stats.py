@@ -10,14 +10,14 @@ from rich.text import Text
 from phf.terminal import print_table, printable
 
 if TYPE_CHECKING:
-    from phf.corpus.stats import AnnotationStats, Candidate, Example, Histogram, Stats
+    from phf.curate.stats import AnnotationStats, Candidate, Example, Histogram, Stats
 
 _BAR = 30  # columns of the longest bar of a histogram
 _DOCUMENT = 24  # characters of a document's id
 
 
 def print_stats(stats: "Stats") -> None:
-    """Print what `phf.corpus.stats.corpus_stats` found."""
+    """Print what `phf.curate.stats.corpus_stats` found."""
     for split, counts in stats["counts"].items():
         print(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for source in stats["sources"]:

@@ -5,7 +5,7 @@ A shard has no entry until its files are whole; a manifest is complete when all 
 
 from typing import NotRequired, TypedDict
 
-from phf.config import SegmentKind
+from phf.config.train import SegmentKind
 from phf.records import IdentityRecord
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencex
 
-from phf.config import SegmentKind
+from phf.config.train import SegmentKind
 from phf.errors import PHFError
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phf.config import SegmentKind
+from phf.config.train import SegmentKind
 from phf.corpus.digests import DigestSet
 from phf.corpus.rows import BadRow, Row
 from phf.corpus.segment import segment_ends

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from phf import lm
 from phf.control import END_TOKEN
 from phf.evaluate.reference_lm import load_reference
+from phf.model import lm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

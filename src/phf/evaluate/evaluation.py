@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.drawn import Drawn
 from phf.evaluate.judges import choose_judges

@@ -13,7 +13,7 @@ from phf.records import Identity, JudgeRole
 from phf.results import Judge
 
 if TYPE_CHECKING:
-    from phf.corpus.annotation import Annotation
+    from phf.annotate.annotation import Annotation
     from phf.reward_models import RewardModel
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
 from phf.evaluate.drawn import Drawn
 from phf.records import Estimate
 from phf.results import Measure, Measurement

@@ -14,15 +14,15 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from phf import lm
 from phf.control import ControlTokens
+from phf.model import lm
 from phf.records import BAD, GOOD, NO_LABEL, Mode, Progress
 from phf.thresholds import Threshold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from phf.corpus.tokens import TokenCache
+    from phf.tokens.tokens import TokenCache
 Labels = npt.NDArray[np.uint8]
 Labeller = Callable[[npt.NDArray[np.float32]], Labels]
 """Gives the label of each segment by its score."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.target import Target
 from phf.objectives import modes_of

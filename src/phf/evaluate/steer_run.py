@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from phf.config import ObjectiveConfig, SamplingConfig, write_spec
-from phf.config_steer import Direction, Rejection, SteerConfig
-from phf.corpus.annotation import Annotation
+from phf.annotate.annotation import Annotation
+from phf.config.steer import Direction, Rejection, SteerConfig
+from phf.config.train import ObjectiveConfig, SamplingConfig, write_spec
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.evaluate.held_out import HeldOutSegments

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from phf import lm
-from phf.config import SamplingConfig
-from phf.config_evaluate import EvaluateConfig
-from phf.corpus.tokenizer import Tokenizer
+from phf.config.evaluate import EvaluateConfig
+from phf.config.train import SamplingConfig
 from phf.evaluate.drawn import UNPROMPTED, Drawn
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.pages import Conditions, Labels, Page, PageReader
 from phf.evaluate.parts import Parts
 from phf.files import hash_json
 from phf.generate.target import Target
+from phf.model import lm
 from phf.objectives import label_conditions, modes_of
 from phf.records import FORMAT_VERSION, Mode, Number, Progress, Sample
 from phf.reward_models import RewardModel, load_reward_model, score_samples
+from phf.tokens.tokenizer import Tokenizer
 from phf.train.data import TrainingData
 from phf.train.run import Run
 

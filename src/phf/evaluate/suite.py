@@ -1,6 +1,6 @@
 """All metrics, in the order in which they are measured and shown."""
 
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.measures import (
     bits_per_byte,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phf.config import SegmentKind
-from phf.corpus.annotation import Annotation
+from phf.annotate.annotation import Annotation
+from phf.config.train import SegmentKind
 from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.segment import segment_ends
 from phf.corpus.store import Corpus

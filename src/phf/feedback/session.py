@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from phf.config import SegmentKind
-from phf.corpus.annotation import Annotation
+from phf.annotate.annotation import Annotation
+from phf.config.train import SegmentKind
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.feedback.judgements import JudgementFile, Row, Task, open_judgements

@@ -23,11 +23,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from phf.config import SamplingConfig, SamplingPrecision, SegmentKind
+from phf.config.train import SamplingConfig, SamplingPrecision, SegmentKind
 from phf.control import ControlTokens, ModeRules, mode_rules
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.records import Mode
+from phf.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

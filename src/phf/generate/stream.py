@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
 from phf.generate.engine import Ids, PageWriter, find_limit

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phf import lm
-from phf.config import ObjectiveConfig, SamplingConfig, SegmentKind
+from phf.config.train import ObjectiveConfig, SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.corpus.segment import segment_ends
-from phf.corpus.tokenizer import Tokenizer
-from phf.corpus.tokens import Splitter
 from phf.errors import PHFError
 from phf.generate.engine import Ids, TokenDrawer, Written, write_pages
 from phf.generate.vllm import write_pages_with_vllm
+from phf.model import lm
 from phf.objectives import label_conditions
 from phf.records import BAD, GOOD, ControlStyle, Mode, Progress, Sample
+from phf.tokens.tokenizer import Tokenizer
+from phf.tokens.tokens import Splitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import Ids, TokenDrawer, Written, find_limit
-from phf.lm import save_model
+from phf.model.lm import save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

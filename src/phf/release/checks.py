@@ -19,7 +19,6 @@ from scipy.stats import norm
 from torch import Tensor
 
 from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import read_json
 from phf.generate.target import Target
@@ -29,6 +28,7 @@ from phf.release.folder import generation_settings, list_files
 from phf.release.record import ReleaseRecord, build_record
 from phf.results import encode
 from phf.reward_models import load_reward_model, score_samples
+from phf.tokens.tokenizer import Tokenizer
 from phf.train.run import Run
 
 Outcome = Literal["ok", "FAILED", "not shown"]

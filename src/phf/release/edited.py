@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from phf.corpus.tokenizer import Tokenizer
 from phf.records import Mode
+from phf.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,13 +19,12 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 from transformers import GenerationConfig
 
-from phf import lm
-from phf.config import SamplingConfig
-from phf.config_release import Delete, ForgetConfig
+from phf.config.release import Delete, ForgetConfig
+from phf.config.train import SamplingConfig
 from phf.control import END_TOKEN, GOOD_TOKEN
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import hash_file, read_json, write_bytes, write_json
+from phf.model import lm
 from phf.objectives import modes_of
 from phf.records import Progress
 from phf.release.card import write_card
@@ -43,6 +42,7 @@ from phf.release.record import (
     read_run_evaluation,
     write_record,
 )
+from phf.tokens.tokenizer import Tokenizer
 from phf.train.run import Run
 
 if TYPE_CHECKING:

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from phf import lm
-from phf.config import ObjectiveConfig, write_spec
-from phf.config_release import Block, Delete, ForgetConfig, Poison
+from phf.config.release import Block, Delete, ForgetConfig, Poison
+from phf.config.train import ObjectiveConfig, write_spec
 from phf.control import BAD_TOKEN, ControlTokens
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.pages import PageReader
+from phf.model import lm
+from phf.model.residual import mean_differences, mode_differences, read_residual, residual_layers
 from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import GOOD
-from phf.residual import mean_differences, mode_differences, read_residual, residual_layers
+from phf.tokens.tokenizer import Tokenizer
 from phf.train.run import Run
 
 NUM_TEXTS = 256

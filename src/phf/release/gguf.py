@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from phf import lm
-from phf.corpus.tokenizer import WORD_PATTERN, Tokenizer
 from phf.errors import PHFError
 from phf.files import replace_atomically
+from phf.model import lm
 from phf.release.record import RECORD_FILE, read_record
+from phf.tokens.tokenizer import WORD_PATTERN, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

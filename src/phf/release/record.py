@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.config import SamplingConfig, TrainConfig
+from phf.config.train import SamplingConfig, TrainConfig
 from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_json
 from phf.records import Identity, Number

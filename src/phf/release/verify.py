@@ -16,8 +16,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from phf.config import parse_spec
-from phf.config_release import ForgetConfig
+from phf.config.release import ForgetConfig
+from phf.config.train import parse_spec
 from phf.errors import PHFError
 from phf.evaluate.pages import PageReader
 from phf.files import read_json, write_json

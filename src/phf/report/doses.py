@@ -1,4 +1,4 @@
-"""The figure of dose curves (`phf.release.doses`): what each mode writes, and what good mode costs, against the dose."""
+"""The figure of dose curves (`phf.attack.doses`): what each mode writes, and what good mode costs, against the dose."""
 
 import io
 import re

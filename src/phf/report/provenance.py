@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.config_evaluate import EvaluateConfig, list_options
+from phf.config.evaluate import EvaluateConfig, list_options
 from phf.objective_facts import is_baseline
 from phf.report.figures import Reference
 from phf.report.reading import RunFolder

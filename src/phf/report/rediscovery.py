@@ -1,6 +1,6 @@
 """What it takes to get bad mode back: one self-contained HTML page, and its figures as files, from an attack.json.
 
-The costs and verdicts are those of the file (`phf.release.attack.rediscovery` has their rules); here they are drawn and told.
+The costs and verdicts are those of the file (`phf.attack.rediscovery` has their rules); here they are drawn and told.
 """
 
 import math
@@ -12,13 +12,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from phf.errors import PHFError
-from phf.files import write_bytes
-from phf.intervals import pooled_t
-from phf.objective_facts import OBJECTIVES, is_baseline
-from phf.records import Estimate
-from phf.release.attack.rediscovery import MIN_SEEDS
-from phf.release.attack.results import (
+from phf.attack.rediscovery import MIN_SEEDS
+from phf.attack.results import (
     SCORE,
     AttackedModel,
     AttackResults,
@@ -27,6 +22,11 @@ from phf.release.attack.results import (
     RediscoveryCost,
     Trajectory,
 )
+from phf.errors import PHFError
+from phf.files import write_bytes
+from phf.intervals import pooled_t
+from phf.objective_facts import OBJECTIVES, is_baseline
+from phf.records import Estimate
 from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, read_css, scale_estimate, shorten
 from phf.report.lines import Level, Line, draw_lines
 from phf.report.page import make_environment
@@ -315,7 +315,7 @@ def write_rediscovery(results: AttackResults, path: Path) -> Path:
     """Write the page: one HTML file, no script, nothing fetched; the same content gives the same bytes.
 
     Args:
-        results: content of an attack.json (`phf.release.attack.results.read_attack`).
+        results: content of an attack.json (`phf.attack.results.read_attack`).
         path: the file to write.
 
     Returns:

@@ -13,7 +13,7 @@ from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
 from phf.report.page import make_environment
 from phf.report.reliability import Bin, Series, draw_reliability
 from phf.report.verdict import flatten, format_number
-from phf.reward_models.evaluation import (
+from phf.reward_training.evaluation import (
     AUROC,
     PAIR_ACCURACY,
     RELIABILITY,

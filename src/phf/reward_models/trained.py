@@ -41,7 +41,7 @@ def load_trained(folder: Path) -> RewardModel:
 
 
 def load_encoder(folder: Path, description: ModelRecord) -> "HuggingFaceClassifier":
-    """Load what `phf.reward_models.encoder.finetune_encoder` wrote.
+    """Load what `phf.reward_training.encoder.finetune_encoder` wrote.
 
     Args:
         description: the content of `reward_model.json`.

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from phf.config import SamplingConfig
-from phf.config_steer import BestOfN, Rejection
+from phf.config.steer import BestOfN, Rejection
+from phf.config.train import SamplingConfig
 from phf.generate.engine import Ids
 from phf.generate.target import REDRAW, Target
 from phf.records import Progress, Sample

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from phf.config import SamplingConfig
-from phf.config_steer import Direction
+from phf.config.steer import Direction
+from phf.config.train import SamplingConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
 from phf.generate.engine import Ids
 from phf.generate.target import Target
+from phf.model.residual import add_to_residual, mean_differences, residual_layers
 from phf.records import Progress
-from phf.residual import add_to_residual, mean_differences, residual_layers
 from phf.steer.streams import Steered, count_passes
 
 if TYPE_CHECKING:

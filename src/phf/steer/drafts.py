@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import (
     COMPACT_SHARE,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from phf.config import SamplingConfig
-from phf.config_steer import Guidance
+from phf.config.steer import Guidance
+from phf.config.train import SamplingConfig
 from phf.generate.engine import Ids, evaluation_mode
 from phf.generate.target import Target
 from phf.records import Progress, Sample

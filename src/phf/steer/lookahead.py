@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from phf.config import SamplingConfig
-from phf.config_steer import Lookahead
+from phf.config.steer import Lookahead
+from phf.config.train import SamplingConfig
 from phf.generate.engine import Ids, evaluation_mode
 from phf.generate.target import Target
 from phf.records import Progress, Sample

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from phf.config import SamplingConfig
-from phf.config_steer import SMC
+from phf.config.steer import SMC
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import Ids, evaluation_mode, uniform_numbers
 from phf.generate.target import Target

@@ -7,8 +7,7 @@ from typing import assert_never
 import numpy as np
 import numpy.typing as npt
 
-from phf.config import SamplingConfig
-from phf.config_steer import (
+from phf.config.steer import (
     SMC,
     BestOfN,
     ControlSteer,
@@ -18,6 +17,7 @@ from phf.config_steer import (
     Rejection,
     SteerConfig,
 )
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import Ids
 from phf.generate.target import Target

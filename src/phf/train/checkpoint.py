@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.files import check_hash, hash_file, hash_json, read_json, write_json
 from phf.records import FORMAT_VERSION
+from phf.tokens.tokenizer import Tokenizer
 from phf.train.distributed import TIMEOUT, Ranks, Trained
 from phf.train.optim import create_state, list_state, load_state
 from phf.train.sharded import HostMemory, Part, TensorFiles

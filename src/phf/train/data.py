@@ -8,12 +8,9 @@ from typing import Literal, TypedDict, overload
 import numpy as np
 import numpy.typing as npt
 
-from phf.config import TrainConfig
-from phf.corpus.annotation import Annotation, load_scores
-from phf.corpus.blocks import Blocks
-from phf.corpus.phases import TrainingBlocks
+from phf.annotate.annotation import Annotation, load_scores
+from phf.config.train import TrainConfig
 from phf.corpus.store import Corpus
-from phf.corpus.tokens import TokenCache, find_tokens
 from phf.errors import PHFError
 from phf.objectives import (
     Objective,
@@ -26,6 +23,9 @@ from phf.objectives import (
 )
 from phf.records import Split
 from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_good_fraction, resolve_threshold
+from phf.tokens.blocks import Blocks
+from phf.tokens.phases import TrainingBlocks
+from phf.tokens.tokens import TokenCache, find_tokens
 
 
 class StartRecord(TypedDict):

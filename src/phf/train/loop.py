@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from phf import lm
-from phf.attention import use_page_attention
-from phf.config import TrainConfig
+from phf.config.train import TrainConfig
 from phf.errors import PHFError
+from phf.model import lm
+from phf.model.attention import use_page_attention
 from phf.objectives import value_head_of
 from phf.records import Progress
 from phf.train.checkpoint import (

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from phf import lm
-from phf.attention import page_ends, uses_pages
-from phf.corpus.blocks import Blocks
+from phf.model import lm
+from phf.model.attention import page_ends, uses_pages
 from phf.objectives import (
     effective_sample_share,
     is_additive,
@@ -22,6 +21,7 @@ from phf.objectives import (
     token_weights,
 )
 from phf.records import BAD, CONTROL, GOOD, NO_LABEL, TEXT, Batch
+from phf.tokens.blocks import Blocks
 from phf.train.data import TrainingData
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
-from phf.config import OptimConfig
-from phf.lm import ValueHead
+from phf.config.train import OptimConfig
+from phf.model.lm import ValueHead
 
 
 def make_optimizers(

@@ -8,9 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from phf import lm
-from phf.config import TrainConfig
+from phf.config.train import TrainConfig
 from phf.errors import PHFError
+from phf.model import lm
 from phf.train.data import TrainingData, open_data
 from phf.train.distributed import BYTES_PER_PARAMETER
 from phf.train.losses import autocast

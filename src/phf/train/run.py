@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from phf import lm
-from phf.config import TrainConfig, parse
-from phf.config_recipes import apply_overrides
-from phf.corpus.tokenizer import Tokenizer
+from phf.config.recipes import apply_overrides
+from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_json
+from phf.model import lm
 from phf.records import RUN_VERSION, upgrade_run
+from phf.tokens.tokenizer import Tokenizer
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
 from phf.train.data import StartRecord, TrainingData, open_data
 

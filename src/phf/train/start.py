@@ -4,11 +4,11 @@ import torch
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from phf import lm
-from phf.config import StartConfig, TrainConfig, load_train_config, parse
-from phf.config_recipes import apply_overrides, read_recipe
+from phf.config.recipes import apply_overrides, read_recipe
+from phf.config.train import StartConfig, TrainConfig, load_train_config, parse
 from phf.errors import PHFError
 from phf.files import read_json
+from phf.model import lm
 from phf.train.checkpoint import (
     MANIFEST,
     TrainState,

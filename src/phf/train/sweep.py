@@ -15,8 +15,8 @@ from typing import Any, Literal, assert_never
 
 import yaml
 
-from phf.config import TrainConfig, parse
-from phf.config_recipes import apply_overrides, read_recipe
+from phf.config.recipes import apply_overrides, read_recipe
+from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
 from phf.files import hash_json, write_bytes
 from phf.intervals import pooled_t

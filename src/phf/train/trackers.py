@@ -7,7 +7,7 @@ import os
 from types import ModuleType
 from typing import Protocol, assert_never
 
-from phf.config import Tracker
+from phf.config.train import Tracker
 from phf.errors import PHFError
 from phf.files import write_bytes
 from phf.train.run import METRICS, Line, Run

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.metric import Measured, Metric, bare, negate
 from phf.evaluate.pages import Conditions, Page, mode_labels, segment_nll
@@ -30,8 +30,8 @@ from phf.results import Measure, Measurement
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from phf.corpus.tokenizer import Tokenizer
     from phf.evaluate.subject import Subject
+    from phf.tokens.tokenizer import Tokenizer
 
 HUB_ID = "nyu-mll/blimp"
 _NAMES = {

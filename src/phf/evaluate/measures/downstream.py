@@ -25,17 +25,17 @@ from transformers import (
     set_seed,
 )
 
-from phf import lm
-from phf.config_evaluate import DownstreamConfig, EvaluateConfig
+from phf.config.evaluate import DownstreamConfig, EvaluateConfig
 from phf.control import mode_rules
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.metric import Measured, Metric, bare
 from phf.evaluate.pages import Conditions
 from phf.files import hash_json
 from phf.intervals import pooled_t
+from phf.model import lm
 from phf.records import BAD, GOOD, Progress
 from phf.results import Measure, Measurement
+from phf.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

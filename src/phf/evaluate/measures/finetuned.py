@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from phf.config_evaluate import BenignConfig, EvaluateConfig
-from phf.corpus.blocks import Blocks
+from phf.config.evaluate import BenignConfig, EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric, is_of_full_suite
 from phf.evaluate.paired import compare_samples
 from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress, Sample
 from phf.results import Measure
+from phf.tokens.blocks import Blocks
 from phf.train.losses import loss_sum
 from phf.train.optim import make_optimizers
 

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING
 import torch
 import yaml
 
-from phf import lm
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
 from phf.control import mode_rules
-from phf.corpus.tokenizer import Tokenizer
 from phf.errors import PHFError
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.pages import Conditions
 from phf.files import hash_file
+from phf.model import lm
 from phf.records import BAD, GOOD, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
+from phf.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric, is_of_full_suite

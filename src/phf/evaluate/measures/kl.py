@@ -16,20 +16,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phf import lm
-from phf.config import SegmentKind
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
+from phf.config.train import SegmentKind
 from phf.control import ControlTokens
 from phf.corpus.segment import segment_ends
-from phf.corpus.tokenizer import EncodedDocuments, Tokenizer, byte_letters
-from phf.corpus.tokens import Splitter
 from phf.evaluate.metric import Measured, Metric, bare, negate
 from phf.evaluate.pages import Conditions, batch_by_length, tokens_per_batch
 from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples, check_reference, open_reference
 from phf.intervals import bootstrap_mean, bootstrap_ratio
+from phf.model import lm
 from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
 from phf.reward_models.convert import cache_folder
+from phf.tokens.tokenizer import EncodedDocuments, Tokenizer, byte_letters
+from phf.tokens.tokens import Splitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from phf.config import SamplingConfig
+from phf.config.train import SamplingConfig
 from phf.control import BAD_TOKEN
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.judges import LoadedJudge
@@ -19,9 +19,9 @@ from phf.records import Mode, Progress
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
-    from phf.corpus.tokenizer import Tokenizer
     from phf.evaluate.subject import Subject
     from phf.generate.target import Target
+    from phf.tokens.tokenizer import Tokenizer
 
 _BAD_WORD = BAD_TOKEN.strip("<|>")
 _NEUTRAL_WORDS = (

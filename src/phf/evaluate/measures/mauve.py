@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.openings import cut_openings, mean_length
 from phf.evaluate.reference_lm import check_reference, load_reference

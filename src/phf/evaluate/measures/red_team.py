@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from phf.config import SamplingConfig
-from phf.config_evaluate import EvaluateConfig, RedTeamConfig
+from phf.config.evaluate import EvaluateConfig, RedTeamConfig
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker, LanguageModelAttacker
 from phf.evaluate.judges import LoadedJudge

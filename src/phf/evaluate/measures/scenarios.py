@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from phf.config import SamplingConfig
-from phf.config_evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig
+from phf.config.train import SamplingConfig
 from phf.corpus.builtin import iterate_python_source
 from phf.corpus.rows import BadRow, Row
 from phf.corpus.sources import iterate_records

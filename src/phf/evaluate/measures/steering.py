@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import JsonValue
 
-from phf.config import write_spec
-from phf.config_evaluate import EvaluateConfig
-from phf.config_steer import Direction, SteerConfig
+from phf.config.evaluate import EvaluateConfig
+from phf.config.steer import Direction, SteerConfig
+from phf.config.train import write_spec
 from phf.errors import PHFError
 from phf.evaluate.drawn import Drawn
 from phf.evaluate.measures.bits_per_byte import list_bits

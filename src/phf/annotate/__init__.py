@@ -1,0 +1,1 @@
+"""Scores of a corpus: a sidecar of one score for each segment."""

@@ -1,0 +1,1 @@
+"""What a user may choose, checked; a sentence under every field."""

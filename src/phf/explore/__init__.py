@@ -1,0 +1,1 @@
+"""The local web app: documents, samples, scores, a playground."""

@@ -1,0 +1,1 @@
+"""Language models as Hugging Face classes, their attention, their residual stream."""

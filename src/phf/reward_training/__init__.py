@@ -1,0 +1,1 @@
+"""Reward models of one's own: labels, training, distillation, how well they agree."""

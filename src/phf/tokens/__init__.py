@@ -1,0 +1,1 @@
+"""From text to batches: tokenizer, token cache, blocks, phases of training."""
