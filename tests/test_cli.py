@@ -119,7 +119,7 @@ def test_an_evaluation_is_the_one_that_its_options_ask_for(monkeypatch, capsys):
         given.append(config)
         raise PHFError("stop")
 
-    monkeypatch.setattr("phf.evaluate.evaluate_runs", stop)
+    monkeypatch.setattr("phf.evaluate.evaluation.evaluate_runs", stop)
     _, _, err = run(monkeypatch, capsys, "evaluate", "run", *options)
     assert err == "error: stop\n"
     assert given == [config]

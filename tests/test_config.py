@@ -109,7 +109,7 @@ def test_overrides_leave_the_recipe_as_it_was():
 def list_configs(base=StrictConfig):
     """Every config class there is, those that only others derive from included."""
     for name in ("attack", "evaluate", "release", "steer"):
-        importlib.import_module(f"phf.config_{name}")
+        importlib.import_module(f"phf.config.{name}")
     return {base, *(config for cls in base.__subclasses__() for config in list_configs(cls))}
 
 

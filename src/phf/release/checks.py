@@ -22,6 +22,7 @@ from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
 from phf.errors import PHFError
 from phf.files import read_json
 from phf.generate.target import Target
+from phf.objectives import num_levels
 from phf.records import Progress
 from phf.release.edited import Edited
 from phf.release.folder import generation_settings, list_files
@@ -92,7 +93,7 @@ class Known:
     @property
     def deleted(self) -> tuple[str, ...]:
         """Names of control tokens that must be nowhere."""
-        levels = level_tokens(max(getattr(self.record.config.objective, "levels", 2) - 2, 0))
+        levels = level_tokens(num_levels(self.record.config.objective))
         return tuple(name for name in (GOOD_TOKEN, BAD_TOKEN, *levels) if name not in self.record.tokens)
 
 
