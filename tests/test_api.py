@@ -16,11 +16,16 @@ def test_the_pages_lines_work(tmp_path, monkeypatch):
     ]
     monkeypatch.chdir(tmp_path)
     Path("texts.jsonl").write_text("\n".join(source))
-    # The same calls at a size for a test: a smaller model, fewer tokens and samples.
+    # The same calls at a size for a test: a smaller model, fewer tokens, samples and steps of attack.
     small = (
         ("train:4096", "train:300"),
         ('"tokens=3_000_000"', '"tokens=2_000", "tokenizer=train:300", "model.preset=1M"'),
         ("num_samples=512", "num_samples=8"),
+        ('steer="best-of-n:n=8")', 'steer="best-of-n:n=8", num_samples=2)'),
+        (
+            'attack(["release", run.folder], "attack")',
+            'attack(["release", run.folder], "attack", ["soft"], {"num_texts": [10], "steps": [1], "sampling": {"num_samples": 8}})',
+        ),
     )
     for old, new in small:
         assert old in code
