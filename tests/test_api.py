@@ -19,7 +19,10 @@ def test_the_pages_lines_work(tmp_path, monkeypatch):
     # The same calls at a size for a test: a smaller model, fewer tokens, samples and steps of attack.
     small = (
         ("train:4096", "train:300"),
-        ('"tokens=3_000_000"', '"tokens=2_000", "tokenizer=train:300", "model.preset=1M"'),
+        (
+            '"tokens=3_000_000"',
+            '"tokens=2_000", "tokenizer=train:300", "model.preset=1M", "model.layers=1", "model.width=32", "model.heads=2", "data.context=256"',
+        ),
         ("num_samples=512", "num_samples=8"),
         ('steer="best-of-n:n=8")', 'steer="best-of-n:n=8", num_samples=2)'),
         (
