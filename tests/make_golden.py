@@ -38,7 +38,7 @@ from phf.config.release import Delete
 from phf.config.train import SamplingConfig, parse
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
-from phf.files import read_json, write_json
+from phf.files import read_json
 from phf.release.card import render_card
 from phf.release.folder import write_release
 from phf.release.record import read_record
@@ -82,13 +82,14 @@ def make_runs() -> None:
         write_release(Run.open(RUNS[1]), Path("release"), forget=[Delete()], license="mit")
         for path in RUNS:
             keep_run(path, GOLDEN / path)
-        write_json(GOLDEN / "release" / "phf.json", read_json(Path("release/phf.json")))
+        write_compact(Path("release/phf.json"), GOLDEN / "release" / "phf.json")
         make_reward_models(Path("reward"))
         for path in REWARD_MODELS:
-            write_json(GOLDEN / path / "evaluation.json", read_json(path / "evaluation.json"))
+            write_compact(path / "evaluation.json", GOLDEN / path / "evaluation.json")
     from test_rediscovery_page import make_attack  # written by hand, with every outcome that a page tells
 
     write_attack(GOLDEN, make_attack((0, 1)))
+    write_compact(GOLDEN / "attack.json", GOLDEN / "attack.json")
 
 
 def configure(model: str) -> EvaluateConfig:
@@ -140,11 +141,19 @@ def configure(model: str) -> EvaluateConfig:
     return parse(EvaluateConfig, given, "golden")
 
 
+def write_compact(source: Path, target: Path) -> None:
+    """Copy a JSON file with a line for each item of its lists of objects: small, and a difference shows."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(read_json(source), sort_keys=True, ensure_ascii=False)
+    target.write_text(text.replace("}, {", "},\n{") + "\n", "utf-8")
+
+
 def keep_run(source: Path, target: Path) -> None:
     """Copy what pages are made from; the speed of the machine is written over."""
-    for name in ("run.json", "evaluation.json", "samples.parquet"):
-        target.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("run.json", "samples.parquet"):
         shutil.copyfile(source / name, target / name)
+    write_compact(source / "evaluation.json", target / "evaluation.json")
     lines = [json.loads(line) for line in (source / "metrics.jsonl").read_text().splitlines()]
     lines = [{**line, "tokens_per_second": 1000} if line["kind"] == "train" else line for line in lines]
     (target / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

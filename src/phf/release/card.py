@@ -148,8 +148,7 @@ class _Tables:
     def name(self, row: Measurement) -> str:
         """What was measured, by whom, and the unit."""
         measure, judge = self.measures[row.measure], self.judges.get(row.judge or "")
-        is_shared = sum(other.title == measure.title for other in self.measured.measures) > 1
-        title = f"{measure.group}: {measure.title}" if is_shared else measure.title
+        title = measure.title
         if judge is None:
             return (
                 f"{title} ({measure.unit})" if measure.unit and measure.unit not in title.lower() else title

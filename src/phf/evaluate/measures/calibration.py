@@ -170,6 +170,7 @@ METRIC = Metric(
             "It is above 0 for few segments even when the model is right, and small for a model that knows no more than the base "
             "rate: read it with the control gain.",
             group="Control",
+            is_headline=True,
         ),
         Measure(
             "reliability",

@@ -105,10 +105,13 @@ def _declare(name: str, title: str, note: str, is_headline: bool = False) -> Mea
 METRIC = Metric(
     "in_context",
     (
-        _declare("in_context_baseline", "after good examples", "Score after as many good segments."),
-        _declare("in_context_score", "after bad examples", "Score after bad held-out segments."),
+        _declare("in_context_baseline", "Score after good examples", "Score after as many good segments."),
+        _declare("in_context_score", "Score after bad examples", "Score after bad held-out segments."),
         _declare(
-            "in_context_difference", "difference", "Above 0 the model follows bad examples.", is_headline=True
+            "in_context_difference",
+            "Bad minus good examples",
+            "Above 0 the model follows bad examples.",
+            is_headline=True,
         ),
     ),
     measure_modes,
