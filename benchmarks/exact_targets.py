@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from toy_source import ToySource, in_mode, kl, log_probabilities, train
 
-from phf.config.train import (
+from phf.config.objectives import (
     AWR,
     MLE,
     RWR,

@@ -16,16 +16,10 @@ from phf.config.attack import AttackConfig, AttackSuiteConfig
 from phf.config.evaluate import OPTIONS as EVALUATE_OPTIONS
 from phf.config.evaluate import EvaluateConfig
 from phf.config.fields import describe_fields
+from phf.config.objectives import _Scheduled, _Threshold, objective_kinds
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
-from phf.config.train import (
-    SamplingConfig,
-    TrainConfig,
-    _Scheduled,
-    _Threshold,
-    objective_kinds,
-    write_spec,
-)
+from phf.config.train import SamplingConfig, TrainConfig, write_spec
 
 NOTE = "<!-- Written by `make reference` from the code; do not edit. -->"
 FOLDER = Path(__file__).parent

@@ -10,7 +10,7 @@ from test_generate import BAD, GOOD, NUM_IDS, create_bigram
 from toy_source import CONTROL as TOY_CONTROL
 from toy_source import SEGMENTS, ToySource, train
 
-from phf.config.train import Conditional
+from phf.config.objectives import Conditional
 from phf.evaluate.measures.calibration import measure_calibration, segment_posteriors, summarise_calibration
 from phf.evaluate.pages import Page
 from phf.records import GOOD as GOOD_LABEL

@@ -6,17 +6,10 @@ import pytest
 import yaml
 
 from phf.config.evaluate import EvaluateConfig
-from phf.config.fields import describe_fields, find_field
+from phf.config.fields import StrictConfig, describe_fields, find_field
+from phf.config.objectives import AWR, Conditional, Unlikelihood
 from phf.config.recipes import apply_overrides, list_recipes
-from phf.config.train import (
-    AWR,
-    Conditional,
-    StrictConfig,
-    TrainConfig,
-    Unlikelihood,
-    load_train_config,
-    parse,
-)
+from phf.config.train import TrainConfig, load_train_config, parse
 from phf.errors import PHFError
 
 BASE = {

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from phf import demo
-from phf.config.train import built_in_kinds, load_train_config
+from phf.config.objectives import built_in_kinds
+from phf.config.train import load_train_config
 from phf.errors import PHFError
 
 SUMMARY_KEYS = {

@@ -14,7 +14,8 @@ from explorer_folders import JUDGE, LONG, add_evaluation, make_corpus, make_run,
 from fake_annotations import annotate_by
 
 from phf import cli
-from phf.config.train import RWR, Conditional, Filtering, Quantile, SamplingConfig, Scalar, built_in_kinds
+from phf.config.objectives import RWR, Conditional, Filtering, Quantile, Scalar, built_in_kinds
+from phf.config.train import SamplingConfig
 from phf.control import mode_rules
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError

@@ -22,18 +22,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from phf.config.objectives import MLE, Additive, Conditional, Quantile, Scalar, Tagging, built_in_kinds
 from phf.config.release import Block, Delete, ForgetConfig, Poison
-from phf.config.train import (
-    MLE,
-    Additive,
-    Conditional,
-    Quantile,
-    SamplingConfig,
-    Scalar,
-    Tagging,
-    built_in_kinds,
-    parse_spec,
-)
+from phf.config.train import SamplingConfig, parse_spec
 from phf.errors import PHFError
 from phf.model import lm
 from phf.model.residual import hook_place, mean_differences, mode_differences, read_residual

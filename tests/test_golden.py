@@ -14,7 +14,7 @@ import pytest
 from golden_runs import OBJECTIVES
 from make_golden import GOLDEN, PAGES, RUNS, copy_inputs, describe_machine, measure_objectives, plain_terminal
 
-from phf.config.train import built_in_kinds
+from phf.config.objectives import built_in_kinds
 from phf.files import hash_file, read_json
 
 AGAIN = "if that is meant, make the golden files again with 'python tests/make_golden.py' and say so in the commit"

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from phf.config.evaluate import EvaluateConfig
-from phf.config.train import SamplingConfig, built_in_kinds
+from phf.config.objectives import built_in_kinds
+from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.pages import PageReader, mode_labels, segment_nll

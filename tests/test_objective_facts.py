@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import phf
-from phf.config.train import objective_kinds
+from phf.config.objectives import objective_kinds
 from phf.explore.scores import _TELL
 from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.report.figures import OBJECTIVE_COLOURS, read_css
@@ -56,7 +56,9 @@ def find_knowledge(source: str) -> list[str]:
                 note(node.value, "a case for a kind")
             case ast.Dict() if is_keyed_by_kinds(node):
                 note(node, "a mapping of kinds")
-            case ast.ImportFrom(module="phf.config.train") if CLASSES & {name.name for name in node.names}:
+            case ast.ImportFrom(module="phf.config.objectives") if CLASSES & {
+                name.name for name in node.names
+            }:
                 note(node, "imports a class of the union")
             case ast.Call(func=ast.Name(id="getattr"), args=[of, *_]) if ast.unparse(of).endswith(
                 "objective"
@@ -79,7 +81,7 @@ def is_keyed_by_kinds(node: ast.Dict) -> bool:
         'if kind in ("rwr", "awr"): pass',
         'match kind:\n    case "masking": pass',
         'NOTES = {"conditional": "a note"}',
-        "from phf.config.train import MLE, StrictConfig",
+        "from phf.config.objectives import MLE, ObjectiveConfig",
         'head = getattr(run.config.objective, "value_head", None)',
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phf.config.train import (
+from phf.config.objectives import (
     AWR,
     MLE,
     RWR,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy_source import ToySource, in_mode, kl, log_probabilities, train
 
-from phf.config.train import (
+from phf.config.objectives import (
     AWR,
     MLE,
     RWR,

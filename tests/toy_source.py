@@ -10,20 +10,19 @@ import torch
 import torch.nn.functional as F
 from fake_tokens import FakeTokens
 
-from phf.config.train import (
+from phf.config.objectives import (
     AWR,
     MLE,
     RWR,
     Conditional,
     Filtering,
     Masking,
-    ModelConfig,
     ObjectiveConfig,
-    OptimConfig,
     Removal,
     Scalar,
     Tagging,
 )
+from phf.config.train import ModelConfig, OptimConfig
 from phf.control import ControlTokens
 from phf.model import lm
 from phf.objectives import Objective, label_conditions, resolve_objective, target_conditions, token_loss

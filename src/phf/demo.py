@@ -8,8 +8,9 @@ from rich.table import Table
 
 from phf.annotate.annotate import annotate
 from phf.config.evaluate import EvaluateConfig
+from phf.config.objectives import built_in_kinds
 from phf.config.recipes import read_recipe
-from phf.config.train import SamplingConfig, TrainConfig, built_in_kinds, parse
+from phf.config.train import SamplingConfig, TrainConfig, parse
 from phf.corpus.store import Corpus, build_corpus
 from phf.curate.balance import balance_corpus
 from phf.errors import PHFError

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from phf.code import load_code
-from phf.config.train import Custom
+from phf.config.objectives import Custom
 from phf.errors import PHFError
 from phf.records import BAD, END, GOOD, NO_LABEL, PAD, TEXT
 from phf.thresholds import Threshold

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from phf.config.train import (
+from phf.config.objectives import (
     AWR,
     MLE,
     RWR,

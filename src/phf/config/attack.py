@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from phf.config.train import SamplingConfig, StrictConfig, write_spec
+from phf.config.fields import StrictConfig
+from phf.config.train import SamplingConfig, write_spec
 
 _Count = Annotated[int, Field(gt=0)]
 _Rate = Annotated[float, Field(gt=0)]

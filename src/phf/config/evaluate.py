@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from phf.config.fields import StrictConfig
 from phf.config.steer import SteerConfig
-from phf.config.train import SAMPLING_OPTIONS, SamplingConfig, StrictConfig, parse_spec, write_spec
+from phf.config.train import SAMPLING_OPTIONS, SamplingConfig, parse_spec, write_spec
 from phf.records import Split
 
 _Count = Annotated[int, Field(gt=0)]

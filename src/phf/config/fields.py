@@ -1,4 +1,4 @@
-"""What is said of the fields of configs, and fields by their dotted keys: for docs/settings.md and the help of options."""
+"""What every group of settings is, and its fields by their sentences and dotted keys: for docs/settings.md and --help."""
 
 import ast
 import inspect
@@ -6,8 +6,17 @@ import sys
 from functools import cache
 from itertools import pairwise
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
+
+
+class StrictConfig(BaseModel):
+    """A group of settings: unknown keys are refused, and nothing changes once it is read.
+
+    The string under each field is its sentence in docs/settings.md and in the help of options.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def describe_fields(config: type[BaseModel]) -> dict[str, str]:

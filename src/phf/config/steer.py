@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from phf.config.train import StrictConfig
+from phf.config.fields import StrictConfig
 from phf.records import ControlStyle
 
 _Count = Annotated[int, Field(gt=0)]

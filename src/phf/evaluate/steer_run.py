@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from phf.annotate.annotation import Annotation
+from phf.config.objectives import ObjectiveConfig
 from phf.config.steer import Direction, Rejection, SteerConfig
-from phf.config.train import ObjectiveConfig, SamplingConfig, write_spec
+from phf.config.train import SamplingConfig, write_spec
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.evaluate.held_out import HeldOutSegments

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from phf.annotate.annotation import Annotation
-from phf.config.train import ObjectiveConfig, built_in_kinds
+from phf.config.objectives import ObjectiveConfig, built_in_kinds
 from phf.control import level_tokens
 from phf.curate.stats import TokenCounter, find_lengths, find_token_caches
 from phf.errors import PHFError

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phf.config.train import ObjectiveConfig, SamplingConfig, SegmentKind
+from phf.config.objectives import ObjectiveConfig
+from phf.config.train import SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.corpus.segment import segment_ends
 from phf.errors import PHFError

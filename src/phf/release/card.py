@@ -12,7 +12,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
-from phf.config.train import objective_kinds
+from phf.config.objectives import objective_kinds
 from phf.control import BAD_TOKEN, GOOD_TOKEN
 from phf.files import write_bytes
 from phf.objectives import modes_of

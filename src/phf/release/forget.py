@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from phf.config.objectives import ObjectiveConfig
 from phf.config.release import Block, Delete, ForgetConfig, Poison
-from phf.config.train import ObjectiveConfig, write_spec
+from phf.config.train import write_spec
 from phf.control import BAD_TOKEN, ControlTokens
 from phf.errors import PHFError
 from phf.evaluate.held_out import HeldOutSegments
