@@ -8,7 +8,7 @@ import pytest
 import zstandard
 
 from phf.errors import PHFError
-from phf.reward_training.labels import BadRow, read_labels
+from phf.reward_training.labels import BadLine, describe_bad_rows, read_labels
 from phf.reward_training.split import check_apart, hash_text, merge_duplicates, split_examples
 
 
@@ -67,20 +67,21 @@ def test_bad_rows_are_listed_with_line_and_reason(tmp_path):
     labels = read_labels(write(tmp_path / "a.jsonl", *rows, end=end))
     assert labels.texts == ["fine"]
     assert labels.bad_rows == [
-        BadRow(2, "no text and label, text and rating, or chosen and rejected"),
-        BadRow(3, "text is no text, or an empty one"),
-        BadRow(4, "label is outside 0 to 1 (1 = bad); is it a rating?"),
-        BadRow(5, "label is no finite number"),
-        BadRow(6, "text is no text, or an empty one"),
-        BadRow(7, "both labels and ratings"),
-        BadRow(8, "not a JSON object"),
-        BadRow(9, "not UTF-8"),
-        BadRow(11, "broken JSON"),
-        BadRow(12, "label is no finite number"),
-        BadRow(13, "label is no finite number"),
+        BadLine(2, "no text and label, text and rating, or chosen and rejected"),
+        BadLine(3, "text is no text, or an empty one"),
+        BadLine(4, "label is outside 0 to 1 (1 = bad); is it a rating?"),
+        BadLine(5, "label is no finite number"),
+        BadLine(6, "text is no text, or an empty one"),
+        BadLine(7, "both labels and ratings"),
+        BadLine(8, "not a JSON object"),
+        BadLine(9, "not UTF-8"),
+        BadLine(11, "broken JSON"),
+        BadLine(12, "label is no finite number"),
+        BadLine(13, "label is no finite number"),
     ]
-    assert "11 lines hold no feedback: line 2 (no text" in labels.describe_bad_rows()
-    assert labels.describe_bad_rows().endswith("and 8 more")
+    described = describe_bad_rows(labels.path, labels.bad_rows)
+    assert "11 lines hold no feedback: line 2 (no text" in described
+    assert described.endswith("and 8 more")
 
 
 def test_files_that_cannot_be_used_are_said(tmp_path):

@@ -165,7 +165,7 @@ def test_a_cache_holds_the_text_of_every_segment(
         len(ids),
     )
     assert cache.shard_starts.tolist() == [0, *np.cumsum([len(shard) for shard in cache.ids])]
-    assert cache.document_tokens.sum() == len(ids)
+    assert cache.segment_lengths.sum() == len(ids)
     control = cache.tokenizer.control
     assert not np.isin(ids, [control.end, control.good, control.bad]).any()
     assert cache.ids[0].dtype == np.uint16

@@ -65,20 +65,22 @@ def make_reward_scale(
 ) -> RewardScale | RankScale:
     """The scale that `objective.normalize` asks for, from the scores [S] and tokens [S] of the training segments.
 
+    zscore: rewards of mean 0 and standard deviation 1 over the tokens; rank: see `_rank_scale`; none: raw rewards.
+
     Raises:
         PHFError: there are no segments, or their scores do not vary.
     """
-    match normalize:
-        case "zscore":
-            return _zscore_scale(scores, tokens)
-        case "rank":
-            return _rank_scale(scores, tokens)
-    return RewardScale(0.0, 1.0)
-
-
-def _zscore_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RewardScale:
-    """Rewards of mean 0 and standard deviation 1 over the tokens of training segments."""
-    _check_rewards(scores)
+    if normalize == "none":
+        return RewardScale(0.0, 1.0)
+    if len(scores) == 0:
+        raise PHFError("the training split holds no scored segments; see 'phf corpus stats DIR'")
+    if scores.min() == scores.max():
+        raise PHFError(
+            f"every training segment scores {scores[0]:g}, so rewards cannot be normalised; "
+            "annotate with another reward model or give objective.normalize=none"
+        )
+    if normalize == "rank":
+        return _rank_scale(scores, tokens)
     mean = float(np.average(scores, weights=tokens))
     deviation = float(np.sqrt(np.average((scores.astype(np.float64) - mean) ** 2, weights=tokens)))
     return RewardScale(-mean, deviation)
@@ -88,7 +90,6 @@ def _rank_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) 
     """Rewards that are standard normal over the tokens: with m the share of tokens that score higher, ties counted
     half, the reward is the normal quantile of m (van der Waerden). Segments with equal scores share one reward.
     """
-    _check_rewards(scores)
     values, group = np.unique(scores, return_inverse=True)
     shares = np.bincount(group, weights=tokens) / tokens.sum()
     ranks = 1 - (np.cumsum(shares) - shares / 2)
@@ -97,13 +98,3 @@ def _rank_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) 
         kept = np.unique(np.searchsorted(-ranks, -wanted).clip(max=len(values) - 1))
         values, ranks = values[kept], ranks[kept]
     return RankScale(values, ndtri(ranks).astype(np.float32))
-
-
-def _check_rewards(scores: npt.NDArray[np.float32]) -> None:
-    if len(scores) == 0:
-        raise PHFError("the training split holds no scored segments; see 'phf corpus stats DIR'")
-    if scores.min() == scores.max():
-        raise PHFError(
-            f"every training segment scores {scores[0]:g}, so rewards cannot be normalised; "
-            "annotate with another reward model or give objective.normalize=none"
-        )

@@ -186,9 +186,8 @@ def _combine_shard(model: Combination, parts: Sequence[Annotation], index: int) 
         raise PHFError(
             f"the weighted sum {model.identity.name} is too large for float32; choose smaller weights"
         )
-    first_missing = np.argmax(
-        np.isnan(scores), axis=0
-    )  # of each segment without a score: which part has none
+    # Of each segment without a score: which part has none.
+    first_missing = np.argmax(np.isnan(scores), axis=0)
     start = stop = first_document = 0
     with corpus.open_shard(index) as file:
         for group in range(file.num_row_groups):

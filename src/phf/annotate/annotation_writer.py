@@ -133,14 +133,10 @@ class AnnotationWriter:
         }
         self._next_write = 0.0
 
-    def shard_file(self, index: int) -> Path:
-        """Where a shard goes."""
-        return self.path / f"{index:05d}.parquet"
-
     def write_shard(self, index: int, scored: Iterable[ScoredDocuments]) -> None:
         """Write a shard and its entry."""
-        sha256 = self.corpus.shards[index].sha256
-        self.add_entry(index, write_annotation_shard(self.shard_file(index), sha256, scored))
+        file, sha256 = self.path / f"{index:05d}.parquet", self.corpus.shards[index].sha256
+        self.add_entry(index, write_annotation_shard(file, sha256, scored))
 
     def add_entry(self, index: int, entry: AnnotationShard) -> None:
         """Record a shard that lies in its place, as `write_annotation_shard` described it."""

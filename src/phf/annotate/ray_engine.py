@@ -27,9 +27,8 @@ from phf.errors import PHFError
 from phf.files import to_path
 from phf.records import Progress
 
-_TRIES = (
-    4  # of a shard whose worker dies: more than bad luck, so that one that takes all memory ends the work
-)
+# Of a shard whose worker dies: more than bad luck, so that one that takes all memory ends the work.
+_TRIES = 4
 
 
 def write_with_ray(
@@ -78,9 +77,8 @@ def write_with_ray(
             [{"shard": index} for index in writer.pending], override_num_blocks=len(writer.pending)
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "`ray_remote_args` is deprecated"
-            )  # has no successor for retries yet
+            # It has no successor for retries yet.
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             dataset = dataset.map_batches(
                 _ShardWriter,
                 fn_constructor_args=(recipe, writer.path.name, timeout),
@@ -140,9 +138,8 @@ class _ShardWriter:
 def _connect(address: str | None, workers: int | None) -> Iterator[ModuleType]:
     """Ray: as it runs in this process, at an address, or started here for the time of the work."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # else it warns of how Ray Data itself makes its actors
+    # Else it warns of how Ray Data itself makes its actors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, else it warns
     try:
         import ray

@@ -70,7 +70,7 @@ def reward_train(
 ) -> None:
     """Train a reward model from human feedback, and measure it on feedback held out."""
     from phf.report.reward_page import summarise_reward_model, write_reward_page
-    from phf.reward_training.labels import read_labels
+    from phf.reward_training.labels import describe_bad_rows, read_labels
     from phf.reward_training.train import train_reward_model
 
     kind = check_choice("backend", backend, ("linear", "encoder"))
@@ -80,7 +80,7 @@ def reward_train(
     others = read_labels(held_out) if held_out is not None else None
     for read in filter(None, (given, others)):
         if read.bad_rows:
-            say(printable(read.describe_bad_rows()))
+            say(printable(describe_bad_rows(read.path, read.bad_rows)))
     with show_progress() as progress:
         evaluation = train_reward_model(
             given, out, backend=kind, base=base, held_out=others, seed=seed, name=name, progress=progress

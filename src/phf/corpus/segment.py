@@ -69,10 +69,8 @@ _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 def _find_paragraph_ends(text: str) -> list[int]:
-    first, last = (
-        len(text) - len(text.lstrip()),
-        len(text.rstrip()),
-    )  # white space at either end is no paragraph
+    # White space at either end is no paragraph.
+    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
     inner = (match.end() for match in _BLANK_LINES.finditer(text, first, last))
     return [*inner, len(text)]
 

@@ -396,9 +396,8 @@ class _Builder:
             return
         source.num_documents += 1
         self.num_documents += 1
-        fraction = (
-            int.from_bytes(digest.digest()[-6:], "big") / 2**48
-        )  # the text's hash as a number in [0, 1)
+        # The text's hash as a number in [0, 1).
+        fraction = int.from_bytes(digest.digest()[-6:], "big") / 2**48
         split = "validation" if fraction < self.validation_fraction else "train"
         document: dict[str, object] = {
             "id": self._choose_id(source, row),

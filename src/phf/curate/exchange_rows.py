@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,8 @@ def _read_row(record: Record, attributes: Sequence[str]) -> ScoredRow | BadRow:
         )
         if not isinstance(ends, list) or not isinstance(scores, list) or len(ends) != len(scores):
             return BadRow(record.place, f"no list of ends with as many scores in {attribute}")
-        if not all(type(end) is int for end in ends) or not _are_ends_of(ends, len(row.text)):
+        is_whole = all(type(end) is int for end in ends) and ends[-1:] == [len(row.text)]
+        if not is_whole or any(a >= b for a, b in pairwise([0, *ends])):
             return BadRow(record.place, "the ends do not make up the text")
         cut.append((ends, scores))
     return _combine(row, cut)
@@ -251,10 +252,6 @@ def _read_score(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_SCORE:
         raise ValueError
     return float(value)
-
-
-def _are_ends_of(ends: Sequence[int], length: int) -> bool:
-    return bool(ends) and ends[-1] == length and all(a < b for a, b in zip([0, *ends], ends, strict=False))
 
 
 def _is_scores(value: object) -> bool:

@@ -258,8 +258,9 @@ def _annotation_stats(
         lengths = find_lengths(num_segments, ends)
         _add_shard(parts, annotation.corpus, index, num_segments, counter.count(lengths), scores)
         found = _find_examples(index, num_segments, ends, lengths, scores)
-        best = sorted([*best, *found], key=lambda example: example.rank)[:_NUM_EXAMPLES]
-        worst = sorted([*worst, *found], key=lambda example: example.rank_as_worst)[:_NUM_EXAMPLES]
+        # Among equals the longest: a short segment shows little.
+        best = sorted([*best, *found], key=lambda one: (one.score, one.start - one.end))[:_NUM_EXAMPLES]
+        worst = sorted([*worst, *found], key=lambda one: (-one.score, one.start - one.end))[:_NUM_EXAMPLES]
         reasons.update(entry["reasons"])
         num_done += len(num_segments)
         if progress is not None:
@@ -408,16 +409,6 @@ class _Example:
     row: int
     start: int
     end: int
-
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Best first; among equals the longest."""
-        return self.score, self.start - self.end
-
-    @property
-    def rank_as_worst(self) -> tuple[float, int]:
-        """Worst first; among equals the longest."""
-        return -self.score, self.start - self.end
 
 
 def _find_examples(

@@ -232,9 +232,8 @@ class _Tile:
         cells = self._cells
         if self._rows is not None:
             cells, part = cells[self._rows], part.flatten(1).index_select(0, self._rows)
-        whole.view(len(whole), -1).index_copy_(
-            0, cells, part.flatten(1)
-        )  # a view: a copy would lose what is written
+        # A view: a copy would lose what is written.
+        whole.view(len(whole), -1).index_copy_(0, cells, part.flatten(1))
 
     def _slice(self, x: Tensor) -> Tensor:
         return x[self._first : self._first + self._shape[0] * self._shape[1]]

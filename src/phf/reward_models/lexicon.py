@@ -35,9 +35,8 @@ class Lexicon(SegmentRewardModel):
             PHFError: the file is missing, is not UTF-8, holds no entry or a wrong weight (names the line).
         """
         self._weights = read_entries(path)
-        self._phrases: defaultdict[str, list[str]] = defaultdict(
-            list
-        )  # by their first token, the longest first
+        # By their first token, the longest first.
+        self._phrases: defaultdict[str, list[str]] = defaultdict(list)
         for entry in sorted(self._weights, key=len, reverse=True):
             self._phrases[TOKEN.match(entry)[0]].append(entry)
         # Compiled when first met: ten thousand at once would take seconds.

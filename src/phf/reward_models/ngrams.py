@@ -73,7 +73,7 @@ class NGrams(NamedTuple):
         kind: what they are made of.
         pieces: int64 [K], the piece that each is in.
         buckets: int64 [K], its weight's place.
-        starts, ends: int64 [K], where it is in `Batch.characters`.
+        starts, ends: int64 [K], where it is in `TextBatch.characters`.
     """
 
     kind: Kind
@@ -84,7 +84,7 @@ class NGrams(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TextBatch:
     """Pieces of texts that are read together.
 
     Attributes:
@@ -150,7 +150,7 @@ class Batch:
         return np.flatnonzero(starts), np.flatnonzero(ends) + 1
 
 
-def read_batches(texts: Sequence[str]) -> Iterator[Batch]:
+def read_batches(texts: Sequence[str]) -> Iterator[TextBatch]:
     """Cut texts into pieces and put them into batches of at most `BATCH` characters and one piece."""
     owners: list[int] = []
     pieces: list[str] = []
@@ -168,7 +168,7 @@ def read_batches(texts: Sequence[str]) -> Iterator[Batch]:
         yield _make_batch(owners, pieces)
 
 
-def _make_batch(owners: list[int], pieces: list[str]) -> Batch:
+def _make_batch(owners: list[int], pieces: list[str]) -> TextBatch:
     joined = "".join(pieces).encode("utf-32-le", "surrogatepass")
     characters = np.frombuffer(joined, np.dtype("<u4"))
     lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
@@ -177,7 +177,7 @@ def _make_batch(owners: list[int], pieces: list[str]) -> Batch:
     kept = np.ones(len(characters), np.bool_)
     kept[1:] = ~(is_space[1:] & is_space[:-1] & (of_piece[1:] == of_piece[:-1]))
     characters = np.where(is_space, np.uint32(32), characters)
-    return Batch(np.array(owners, np.int64), characters[kept], of_piece[kept])
+    return TextBatch(np.array(owners, np.int64), characters[kept], of_piece[kept])
 
 
 def _mix(hashes: _Hashes) -> _Hashes:

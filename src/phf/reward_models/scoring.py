@@ -2,14 +2,14 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.errors import PHFError
-from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unscored
+from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unscored, split_segments
 
 
 def score_documents(model: RewardModel, documents: Sequence[tuple[str, Sequence[int]]]) -> list[list[float]]:
@@ -53,9 +53,9 @@ def score_segments(
     flat: Sequence[float]
     if _looks_at_segments_alone(model):
         segments = [
-            text[start:end]
+            segment
             for text, stops in zip(texts, ends, strict=True)
-            for start, end in pairwise((0, *stops))
+            for segment in split_segments(text, stops)
         ]
         flat = model.score_texts(segments) if segments else []
         num_segments = len(segments)

@@ -80,9 +80,8 @@ def measure_speed(model: RewardModel, documents: Documents) -> Speed:
     """
     score_documents(model, documents[:1])
     num_documents, before = 1, math.inf
-    with threadpool_limits(
-        1
-    ):  # as each worker of annotate has; more of them starve each other on a busy machine
+    # One thread, as each worker of annotate has; more of them starve each other on a busy machine.
+    with threadpool_limits(1):
         while True:
             batch = documents[:num_documents]
             start = time.perf_counter()

@@ -30,7 +30,7 @@ from phf.reward_training.evaluation import (
     Cost,
     HeldOut,
     RewardEvaluation,
-    Speed,
+    SpeedComparison,
     Teaching,
     write_reward_evaluation,
 )
@@ -145,7 +145,7 @@ def distill_reward_model(
         student_threshold = threshold if learns_probability else 0.5
         student.hit_threshold = student_threshold
         student.save(folder)
-        speed = measure_speed(
+        speed = compare_speeds(
             [document for document, held in zip(scored, chosen, strict=True) if held], teacher, student
         )
         tested, documents_bad = _compare(student, train, test, threshold, student_threshold, seed)
@@ -276,7 +276,9 @@ def _compare(
     return tested, (int(document_bad.sum()), int(document_says.sum()))
 
 
-def measure_speed(documents: Sequence[ScoredDocument], teacher: RewardModel, student: RewardModel) -> Speed:
+def compare_speeds(
+    documents: Sequence[ScoredDocument], teacher: RewardModel, student: RewardModel
+) -> SpeedComparison:
     """Segments and UTF-8 bytes per CPU-second (of this process and its children) of both, on the same documents."""
     timed: list[tuple[str, Sequence[int]]] = []
     num_characters = 0
@@ -295,11 +297,11 @@ def measure_speed(documents: Sequence[ScoredDocument], teacher: RewardModel, stu
             rounds += 1
             seconds = _count_cpu_seconds() - start
         speeds += [num_segments * rounds / seconds, num_bytes * rounds / seconds]
-    return Speed(num_segments, num_bytes, *speeds)
+    return SpeedComparison(num_segments, num_bytes, *speeds)
 
 
 def measure_cost(
-    student: LinearRewardModel, texts: Sequence[str], speed: Speed, num_parameters: float
+    student: LinearRewardModel, texts: Sequence[str], speed: SpeedComparison, num_parameters: float
 ) -> Cost:
     """What annotating a token costs, as a fraction of the 6 N FLOPs that pretraining on it costs (N parameters).
 

@@ -16,7 +16,7 @@ from phf.results import (
     to_json,
 )
 from phf.reward_models.linear import HeavyNGram
-from phf.reward_training.labels import BadRow, LabelKind
+from phf.reward_training.labels import BadLine, LabelKind
 
 REWARD_EVALUATION_VERSION = 2
 
@@ -63,7 +63,7 @@ RELIABILITY = Measure("reliability", "share of bad texts", lower_is_better=None,
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
+class GoodBadHistogram:
     """Counts of held-out texts by score; one edge more than counts."""
 
     edges: list[float]
@@ -83,7 +83,7 @@ class HeldOut:
 
     found: dict[Measure, Estimate]
     reliability: list[tuple[float, Estimate]]
-    histogram: Histogram
+    histogram: GoodBadHistogram
     num_unscored: int = 0
 
     @property
@@ -135,11 +135,11 @@ class LabelFacts:
     num_conflicts: int
     conflicts: list[str]
     num_bad_rows: int
-    bad_rows: list[BadRow]
+    bad_rows: list[BadLine]
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class SpeedComparison:
     """Segments and UTF-8 bytes per CPU-second, of teacher and student on the same documents."""
 
     num_segments: int
@@ -201,7 +201,7 @@ class Teaching:
     num_unscored: int
     documents_bad_to_teacher: int
     documents_bad_to_student: int
-    speed: Speed
+    speed: SpeedComparison
     cost: Cost
 
 
@@ -220,7 +220,7 @@ class RewardEvaluation:
     seed: int
     measures: list[Measure]
     measurements: list[Measurement]
-    histogram: Histogram
+    histogram: GoodBadHistogram
     num_unscored: int
     base: str | None = None
     linear: LinearFit | None = None

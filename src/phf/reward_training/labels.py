@@ -27,7 +27,7 @@ _NUM_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
+class BadLine:
     """A line that is no feedback, and why not."""
 
     line: int
@@ -53,12 +53,8 @@ class Labels:
     texts: list[str]
     rejected: list[str]
     targets: npt.NDArray[np.float64]
-    bad_rows: list[BadRow]
+    bad_rows: list[BadLine]
     sha256: str
-
-    def describe_bad_rows(self) -> str:
-        """One line about the lines left out: how many, and the first of them with the reason."""
-        return _describe_bad_rows(self.path, self.bad_rows)
 
 
 def read_labels(path: Path) -> Labels:
@@ -73,14 +69,14 @@ def read_labels(path: Path) -> Labels:
     texts: list[str] = []
     rejected: list[str] = []
     values: list[float] = []
-    bad_rows: list[BadRow] = []
+    bad_rows: list[BadLine] = []
     kind: LabelKind | None = None
     first_line = 0
     for number, line in _read_lines(path):
         try:
             found, text, value = _parse_row(line)
         except ValueError as error:
-            bad_rows.append(BadRow(number, str(error)))
+            bad_rows.append(BadLine(number, str(error)))
             continue
         if kind is None:
             kind, first_line = found, number
@@ -94,7 +90,7 @@ def read_labels(path: Path) -> Labels:
             value = 0.0
         values.append(value)
     if kind is None:
-        why = _describe_bad_rows(path, bad_rows) if bad_rows else f"{path} is empty"
+        why = describe_bad_rows(path, bad_rows) if bad_rows else f"{path} is empty"
         raise PHFError(
             f'{why}; each line must be {{"text", "label"}} (1 = bad), {{"text", "rating"}} (higher = better) or '
             '{"chosen", "rejected"}'
@@ -164,7 +160,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise PHFError(f"{path} is damaged or cut short ({error}); make it again") from None
 
 
-def _describe_bad_rows(path: Path, bad_rows: list[BadRow]) -> str:
+def describe_bad_rows(path: Path, bad_rows: list[BadLine]) -> str:
+    """One line about the lines left out: how many, and the first of them with the reason."""
     shown = ", ".join(f"line {row.line} ({row.reason})" for row in bad_rows[:_NUM_SHOWN])
     more = f" and {len(bad_rows) - _NUM_SHOWN:,} more" if len(bad_rows) > _NUM_SHOWN else ""
     return (

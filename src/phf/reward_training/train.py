@@ -20,8 +20,8 @@ from phf.reward_training.evaluation import (
     CALIBRATION_ERROR,
     PAIR_ACCURACY,
     SPEARMAN_OF_RATINGS,
+    GoodBadHistogram,
     HeldOut,
-    Histogram,
     LabelFacts,
     LinearFit,
     RewardEvaluation,
@@ -208,11 +208,11 @@ def measure_pairs(model: RewardModel, held_out: Examples, seed: int) -> HeldOut:
     )
 
 
-def count_histogram(scores: npt.NDArray[np.float64], is_bad: npt.NDArray[np.bool_]) -> Histogram:
+def count_histogram(scores: npt.NDArray[np.float64], is_bad: npt.NDArray[np.bool_]) -> GoodBadHistogram:
     """Counts of good and bad texts in 20 equal bins of score from 0 to 1."""
     edges = np.linspace(0, 1, 21)
     good, bad = (np.histogram(scores[chosen], edges)[0].tolist() for chosen in (~is_bad, is_bad))
-    return Histogram(edges.tolist(), good, bad)
+    return GoodBadHistogram(edges.tolist(), good, bad)
 
 
 def _check_enough(examples: Examples, labels: Labels) -> None:

@@ -419,9 +419,8 @@ def _add_unreachable(
     if (content["normalizer"] or {}).get("type") == "NFC" and any(
         step["type"] == "ByteLevel" for step in _steps(content, "decoder", "decoders")
     ):
-        content["normalizer"] = (
-            None  # a document is immutable: its own bytes, composed or not, must come back
-        )
+        # A document is immutable: its own bytes, composed or not, must come back.
+        content["normalizer"] = None
     return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 

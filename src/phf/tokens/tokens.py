@@ -187,12 +187,6 @@ class TokenCache:
         return self._join("document_ends", np.int64, ends=True)
 
     @cached_property
-    def document_tokens(self) -> npt.NDArray[np.int64]:
-        """Tokens of each document, int64 [num_documents]."""
-        token_ends = cumulate(self.segment_lengths)
-        return np.diff(token_ends[cumulate(self.document_segments)])
-
-    @cached_property
     def is_train(self) -> npt.NDArray[np.bool_]:
         """Whether each document is in the training split, bool [num_documents]."""
         return self._join("is_train", np.bool_)

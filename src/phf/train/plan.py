@@ -208,9 +208,8 @@ def _measure_activations(
     saved = one + (num_blocks - 1) * (two - one)
     if vocabulary < lm.CHUNKED_HEAD_VOCABULARY:
         return saved + 2 * 4 * num_logits * vocabulary
-    if (
-        is_gpu
-    ):  # keeps a slope for each logit; on an H100 this estimate is within 3 % of the peak (docs/log.md)
+    # A GPU keeps a slope for each logit; on an H100 this estimate is within 3 % of the peak (docs/log.md).
+    if is_gpu:
         slopes = (2 if precision == "bf16" else 4) * num_logits * vocabulary
         return saved + slopes + 4 * 4 * min(num_logits, lm.SLOPE_CHUNK_TOKENS) * vocabulary
     return saved + 2 * 4 * min(num_logits, lm.HEAD_CHUNK_TOKENS) * vocabulary

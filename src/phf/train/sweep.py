@@ -30,7 +30,7 @@ MAX_NAME = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class GridCell:
     """One run of a sweep.
 
     Attributes:
@@ -48,10 +48,10 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CellOutcome:
     """How a run of a sweep ended; `failure` is the line that says why it is not finished, or None."""
 
-    cell: Cell
+    cell: GridCell
     failure: str | None
 
 
@@ -88,7 +88,7 @@ def _split_values(override: str, text: str) -> list[str] | None:
     return text.split(",") if "," in text and not text.startswith(("{", "'", '"')) else None
 
 
-def plan_sweep(overrides: list[str], out: Path) -> tuple[list[str], list[Cell]]:
+def plan_sweep(overrides: list[str], out: Path) -> tuple[list[str], list[GridCell]]:
     """The overrides that all runs share, and the grid, the last key fastest.
 
     Raises:
@@ -99,7 +99,9 @@ def plan_sweep(overrides: list[str], out: Path) -> tuple[list[str], list[Cell]]:
         raise PHFError(
             "nothing to sweep: give a key several values, such as seed=0,1,2 or objective.kind=[mle,rwr]"
         )
-    cells = [Cell(combination, out / _folder_name(combination)) for combination in itertools.product(*swept)]
+    cells = [
+        GridCell(combination, out / _folder_name(combination)) for combination in itertools.product(*swept)
+    ]
     return fixed, cells
 
 
@@ -118,7 +120,7 @@ def run_sweep(
     launcher: Launcher = "local",
     say: Say = print,
     progress: Progress | None = None,
-) -> list[Outcome]:
+) -> list[CellOutcome]:
     """Train every run of a grid, or go on with it; a run that fails is listed and does not stop the others.
 
     Args:
@@ -130,32 +132,32 @@ def run_sweep(
     """
     fixed, cells = plan_sweep(overrides, out)
     base = apply_overrides(read_recipe(recipe), fixed)
-    outcomes: dict[Cell, Outcome] = {}
-    commands: dict[Cell, list[str]] = {}
+    outcomes: dict[GridCell, CellOutcome] = {}
+    commands: dict[GridCell, list[str]] = {}
     for cell in cells:
         try:
-            command = _prepare(cell, base)
+            if (command := _prepare(cell, base)) is None:
+                outcomes[cell] = CellOutcome(cell, None)
+            else:
+                commands[cell] = command
         except PHFError as error:
-            outcomes[cell] = Outcome(cell, str(error))
-            continue
-        if command is None:
-            outcomes[cell] = Outcome(cell, None)
-        else:
-            commands[cell] = command
+            outcomes[cell] = CellOutcome(cell, str(error))
     say(
         f"{len(cells)} runs: {len(commands)} to train, {sum(o.failure is None for o in outcomes.values())} finished before"
     )
     for cell, failure in _launch(launcher, commands, workers):
-        outcomes[cell] = Outcome(cell, failure if failure is not None else _check_finished(cell))
         if failure is not None:
             say(f"{cell.folder.name} failed: {failure}")
+        elif not Run.open(cell.folder).is_finished:
+            failure = "it ended before its last step"
+        outcomes[cell] = CellOutcome(cell, failure)
         if progress is not None:
             progress("sweep", len(outcomes), len(cells))
     return [outcomes[cell] for cell in cells]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PooledRuns:
     """The runs of a sweep that differ in their seed alone: their final validation losses, pooled (Student's t)."""
 
     overrides: tuple[str, ...]
@@ -167,9 +169,9 @@ class Row:
 LOSSES = ("nll_all", "nll_good", "nll_bad")
 
 
-def summarize(outcomes: list[Outcome]) -> list[Row]:
+def summarize(outcomes: list[CellOutcome]) -> list[PooledRuns]:
     """A row per setting, seeds pooled, in the order of the grid."""
-    groups: dict[tuple[str, ...], list[Outcome]] = {}
+    groups: dict[tuple[str, ...], list[CellOutcome]] = {}
     for outcome in outcomes:
         setting = tuple(o for o in outcome.cell.overrides if not o.startswith("seed="))
         groups.setdefault(setting, []).append(outcome)
@@ -181,16 +183,16 @@ def summarize(outcomes: list[Outcome]) -> list[Row]:
             name: pooled_t([float("nan") if line.get(name) is None else line[name] for line in last])
             for name in LOSSES
         }
-        rows.append(Row(setting, len(finished), len(members) - len(finished), losses))
+        rows.append(PooledRuns(setting, len(finished), len(members) - len(finished), losses))
     return rows
 
 
-def _last_validation(cell: Cell) -> Line:
+def _last_validation(cell: GridCell) -> Line:
     lines = [line for line in Run.open(cell.folder).read_metrics() if line["kind"] == "validation"]
     return lines[-1] if lines else {}
 
 
-def _prepare(cell: Cell, base: dict[str, object]) -> list[str] | None:
+def _prepare(cell: GridCell, base: dict[str, object]) -> list[str] | None:
     """The arguments of `phf` that train the run or go on with it; None if it is finished."""
     value = apply_overrides(base, list(cell.overrides))
     config = parse(TrainConfig, value, "recipe")
@@ -198,15 +200,10 @@ def _prepare(cell: Cell, base: dict[str, object]) -> list[str] | None:
         run = Run.open(cell.folder)
         run.check_config(config)
         return None if run.is_finished else ["train", "--resume", str(cell.folder)]
-    open_data(
-        config, to_train=True
-    )  # an objective that cannot be resolved fails here, in the words of its error
+    # An objective that cannot be resolved fails here, in the words of its error.
+    open_data(config, to_train=True)
     write_bytes(cell.recipe, yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)).encode())
     return ["train", str(cell.recipe), "-o", str(cell.folder)]
-
-
-def _check_finished(cell: Cell) -> str | None:
-    return None if Run.open(cell.folder).is_finished else "it ended before its last step"
 
 
 def run_command(arguments: list[str], environment: dict[str, str], folder: str | None = None) -> str | None:
@@ -231,8 +228,8 @@ def run_command(arguments: list[str], environment: dict[str, str], folder: str |
 
 
 def _launch(
-    launcher: Launcher, commands: dict[Cell, list[str]], workers: int
-) -> Iterator[tuple[Cell, str | None]]:
+    launcher: Launcher, commands: dict[GridCell, list[str]], workers: int
+) -> Iterator[tuple[GridCell, str | None]]:
     """Each run with why it failed, or None, in the order in which they end."""
     match launcher:
         case "local":
@@ -245,7 +242,7 @@ def _launch(
             assert_never(launcher)
 
 
-def _launch_local(commands: dict[Cell, list[str]], workers: int) -> Iterator[tuple[Cell, str | None]]:
+def _launch_local(commands: dict[GridCell, list[str]], workers: int) -> Iterator[tuple[GridCell, str | None]]:
     import torch
 
     slots: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -272,7 +269,7 @@ def _launch_local(commands: dict[Cell, list[str]], workers: int) -> Iterator[tup
             raise
 
 
-def _launch_slurm(commands: dict[Cell, list[str]], workers: int) -> Iterator[tuple[Cell, str | None]]:
+def _launch_slurm(commands: dict[GridCell, list[str]], workers: int) -> Iterator[tuple[GridCell, str | None]]:
     try:
         submitit: Any = importlib.import_module("submitit")
     except ImportError:
@@ -304,7 +301,7 @@ def _launch_slurm(commands: dict[Cell, list[str]], workers: int) -> Iterator[tup
         )
 
 
-def _launch_ray(commands: dict[Cell, list[str]]) -> Iterator[tuple[Cell, str | None]]:
+def _launch_ray(commands: dict[GridCell, list[str]]) -> Iterator[tuple[GridCell, str | None]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, else it warns
     try:
