@@ -200,7 +200,7 @@ def _find_text_field(names: Container[str]) -> str | None:
     return next((field for field in TEXT_FIELDS if field in names), None)
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path, remedy: str = "fetch or compress it again") -> Iterator[bytes]:
     """Lines of a plain, gzip or zstandard file.
 
     Raises:
@@ -218,7 +218,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
             with path.open("rb") as file:
                 yield from file
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise PHFError(f"{path} is damaged or cut short ({error}); fetch or compress it again") from None
+        raise PHFError(f"{path} is damaged or cut short ({error}); {remedy}") from None
 
 
 def _decompress_zstandard(path: Path) -> Iterator[bytes]:

@@ -108,6 +108,38 @@ def lock_folder(folder: Path, activity: str, *, wait: bool = False) -> Iterator[
         os.close(handle)
 
 
+def refuse_filled(out: Path) -> None:
+    """Refuse a place where something is already; an empty folder will do.
+
+    Raises:
+        PHFError: there is something; the storage cannot be reached.
+    """
+    with explain_storage(out):
+        is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not is_free:
+        raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
+
+
+@contextmanager
+def create_folder(out: Path, activity: str) -> Iterator[Path]:
+    """A new local folder that appears whole: made as the sibling `.<name>.partial`, renamed at the end.
+
+    Raises:
+        PHFError: see `refuse_filled`; another process is at it.
+    """
+    refuse_filled(out)
+    partial = out.parent / f".{out.name}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    with lock_folder(partial, activity):
+        try:
+            for left_over in partial.iterdir():  # of a process that was killed
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            yield partial
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
     """A document shard as the manifest describes it. `file` is relative to the corpus."""
@@ -278,15 +310,12 @@ def write_corpus(
         raise PHFError(f"validation_fraction {validation_fraction} must be at least 0 and below 1")
     if max_documents is not None and max_documents < 1:
         raise PHFError(f"max_documents {max_documents} must be at least 1")
-    with explain_storage(out):
-        is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not is_free:
-        raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
     if local is None:
-        with tempfile.TemporaryDirectory(prefix="phf-") as folder:
+        refuse_filled(out)  # before any work
+        with tempfile.TemporaryDirectory(prefix="phf-") as temporary:
             built = write_corpus(
                 opened,
-                Path(folder) / "corpus",
+                Path(temporary) / "corpus",
                 text_field=text_field,
                 validation_fraction=validation_fraction,
                 bytes_per_shard=bytes_per_shard,
@@ -296,21 +325,13 @@ def write_corpus(
             )
             _copy_corpus(built.path, out)
         return Corpus.open(out)
-    partial = local.parent / f".{local.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    with lock_folder(partial, "building"):
-        try:
-            for left_over in partial.iterdir():  # of a build that was killed
-                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            builder = _Builder(
-                partial, validation_fraction, bytes_per_shard, imported_ends, max_documents, progress
-            )
-            for spec, rows in opened:
-                builder.add_source(spec, rows)
-            builder.finish(text_field)
-            partial.rename(local)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with create_folder(local, "building") as folder:
+        builder = _Builder(
+            folder, validation_fraction, bytes_per_shard, imported_ends, max_documents, progress
+        )
+        for spec, rows in opened:
+            builder.add_source(spec, rows)
+        builder.finish(text_field)
     return Corpus.open(out)
 
 

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -18,7 +17,7 @@ import pyarrow as pa
 import zstandard
 
 from phf.annotate.annotation import Annotation
-from phf.corpus.store import Corpus, lock_folder, open_parquet_writer
+from phf.corpus.store import Corpus, create_folder, open_parquet_writer
 from phf.curate.exchange import DOLMA_EXPERIMENT, UNSCORED_SUFFIX, ExchangeFormat, name_attributes
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, write_bytes, write_json
@@ -64,28 +63,18 @@ def export_corpus(
         raise PHFError(
             f"format phf holds the scores of one annotation, {len(named)} are given; name one with -r"
         )
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
     if kind == "datasets":
         _find_datasets()  # a missing package is said before any work
-    partial = out.parent / f".{out.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    with lock_folder(partial, "exporting to"):
-        try:
-            for left_over in partial.iterdir():  # of an export that was killed
-                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            num_done = 0
-            for index, shard in enumerate(corpus.shards):
-                _write_shard(partial, index, kind, _iterate_tables(corpus, index, named, split), list(named))
-                num_done += shard.num_documents
-                if progress is not None:
-                    progress("exporting documents", num_done, corpus.num_documents)
-            if kind == "datasets":
-                _write_datasets_manifest(partial, _row_schema(list(named)))
-            write_bytes(partial / "README.md", _write_card(corpus, kind, named, split).encode())
-            partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    num_done = 0
+    with create_folder(out, "exporting to") as folder:
+        for index, shard in enumerate(corpus.shards):
+            _write_shard(folder, index, kind, _iterate_tables(corpus, index, named, split), list(named))
+            num_done += shard.num_documents
+            if progress is not None:
+                progress("exporting documents", num_done, corpus.num_documents)
+        if kind == "datasets":
+            _write_datasets_manifest(folder, _row_schema(list(named)))
+        write_bytes(folder / "README.md", _write_card(corpus, kind, named, split).encode())
     return out
 
 

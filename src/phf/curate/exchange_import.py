@@ -16,7 +16,7 @@ from phf.annotate.annotation_writer import (
     write_annotation,
 )
 from phf.corpus.rows import BadRow, Row
-from phf.corpus.store import Corpus, lock_folder, write_corpus
+from phf.corpus.store import Corpus, lock_folder, refuse_filled, write_corpus
 from phf.curate.exchange import ExchangeFormat
 from phf.curate.exchange_rows import ScoredRow, find_attributes, iterate_scored_rows
 from phf.errors import PHFError
@@ -57,8 +57,7 @@ def import_corpus(
     Raises:
         PHFError: no such source or attribute; files that do not belong together; no usable row; `out` is not empty.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
+    refuse_filled(out)
     attributes = find_attributes(source, kind, attributes)
     names = _choose_names(kind, attributes, names)
 

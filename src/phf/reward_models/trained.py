@@ -1,8 +1,5 @@
 """The folder of a reward model that was trained or distilled here: `reward_model.json`, weights, `evaluation.json`."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,22 +61,3 @@ def load_encoder(folder: Path, description: ModelRecord) -> "HuggingFaceClassifi
     model.identity = identity
     model.hit_threshold = description["hit_threshold"]
     return model
-
-
-@contextmanager
-def create_folder(out: Path) -> Iterator[Path]:
-    """A new folder that appears whole: made as the sibling `.<name>.partial`, renamed at the end.
-
-    Raises:
-        PHFError: there is something at `out`.
-    """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

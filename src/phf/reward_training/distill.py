@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from phf.corpus.store import create_folder
 from phf.errors import PHFError
 from phf.records import Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.ngrams import Features, read_batches
 from phf.reward_models.protocol import RewardModel, split_segments
 from phf.reward_models.scoring import score_documents
-from phf.reward_models.trained import create_folder
 from phf.reward_training.evaluation import (
     AUROC,
     BAD_SEGMENTS_MISSED,
@@ -125,7 +125,7 @@ def distill_reward_model(
         for side in (False, True)
     )
     _check_enough(train, test, threshold, teacher)
-    with create_folder(out) as folder:
+    with create_folder(out, "training") as folder:
         target = "probability" if learns_probability else f"score above {threshold:g}"
         trained_on = {
             "teacher": teacher.identity.to_json(),

@@ -1,19 +1,16 @@
 """Human feedback as people have it: a JSON Lines file of labels, ratings or pairs (docs/trained_reward_models.md)."""
 
-import gzip
-import io
 import json
 import math
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
+from phf.corpus.sources import read_lines
 from phf.errors import PHFError
 from phf.files import hash_file
 
@@ -147,17 +144,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise PHFError(f"{path} {what}; give JSON Lines, such as 'phf label CORPUS -o {path.name}' writes")
-    try:
-        with path.open("rb") as file:
-            lines: Iterable[bytes] = file
-            if path.suffix == ".gz":
-                lines = gzip.GzipFile(fileobj=file)
-            elif path.suffix == ".zst":
-                reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                lines = io.BufferedReader(reader)
-            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise PHFError(f"{path} is damaged or cut short ({error}); make it again") from None
+    lines = enumerate(read_lines(path, "make it again"), 1)
+    yield from ((number, line) for number, line in lines if line.strip())
 
 
 def describe_bad_rows(path: Path, bad_rows: list[BadLine]) -> str:

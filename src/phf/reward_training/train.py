@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
+from phf.corpus.store import create_folder
 from phf.errors import PHFError
 from phf.files import write_json
 from phf.records import Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear, fit_linear_pairs, list_heaviest
 from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
-from phf.reward_models.trained import create_folder, load_trained
+from phf.reward_models.trained import load_trained
 from phf.reward_training.evaluation import (
     AUROC,
     CALIBRATION_ERROR,
@@ -97,7 +98,7 @@ def train_reward_model(
     }
     if held_out is not None:
         trained_on["held_out"] = held_out.sha256
-    with create_folder(out) as folder:
+    with create_folder(out, "training") as folder:
         linear: LinearFit | None = None
         model: RewardModel
         if backend == "linear":

@@ -137,6 +137,7 @@ class Tokenizer:
                 np.array(offsets, dtype=np.int64).reshape(-1, 2) + np.repeat(text_starts, num_tokens)[:, None]
             )
             return EncodedDocuments(ids, num_tokens, spans[:, 0], spans[:, 1])
+        # A letter of a piece is a byte of the text, so lengths give exact places, and a lost byte shows in their sum.
         lengths = self._piece_lengths[ids]
         ends = np.cumsum(lengths)
         found, expected = int(ends[-1]) if len(ends) else 0, sum(len(text.encode()) for text in texts)

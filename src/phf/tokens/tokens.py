@@ -422,6 +422,7 @@ class Splitter:
         tokens_before_cut = np.zeros(len(counts), np.int64)
         replaced: list[int] = []
         cut_segments = np.flatnonzero(inside)
+        # Several segments may end inside one token: all of its cuts are made together.
         for cuts in np.split(cut_segments, np.flatnonzero(np.diff(counts[cut_segments])) + 1):
             if len(cuts) == 0:
                 continue

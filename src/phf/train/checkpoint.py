@@ -197,9 +197,11 @@ class Checkpointer:
         content = {"format_version": FORMAT_VERSION, "state": asdict(state), "files": hashes}
         write_json(temporary / MANIFEST, {**content, "manifest_hash": hash_json(content)})
         shutil.rmtree(final, ignore_errors=True)  # it has no manifest, or this step would not be saved
+        # Folders are synced as well: after a power cut a name is there only if its files are.
         _sync(temporary)
         temporary.replace(final)
         _sync(final.parent)
+        # Old ones go last: at every moment as many whole checkpoints as before are on the disk.
         for step in list_checkpoints(self._run)[: -self._keep]:
             remove_checkpoint(self._run, step)
 

@@ -210,11 +210,13 @@ def _run_steps(
     trained = Trained(model, value_head)
     if start is not None:
         tell(describe_start(start, config))
+    # Looked at first: a damaged checkpoint is refused before shards and optimizers are made.
     if run.steps:
         from_step = run.steps[-1] if from_step is None else from_step
         state = check_checkpoint(run.folder, from_step, ranks)
         tell(f"going on from step {state.step} of {num_steps}")
     elif start is not None:
+        # Before sharding: rows of new control tokens are made in the whole embedding.
         state = load_start(start, data, trained)
     else:
         state = TrainState()
@@ -225,6 +227,7 @@ def _run_steps(
                 "optim.name=muon does not work on sharded weights; give data_parallel=ddp or optim.name=adamw"
             )
         shard(trained, ranks)
+    # After sharding, which puts other parameters in the model's place: those are what is trained.
     optimizers = make_optimizers(model, value_head, config.optim)
     if from_step is not None:
         load_weights(checkpoint_folder(run.folder, from_step), trained)
