@@ -182,7 +182,7 @@ class Rows(Dataset):
     """Blocks as the Trainer wants them; the model shifts the labels itself."""
 
     def __init__(self, config: TrainConfig, steps: int) -> None:
-        blocks, batch = open_data(config).blocks("train"), config.optim.batch_blocks
+        blocks, batch = open_data(config).training_blocks(), config.optim.batch_blocks
         self.ids = torch.cat([torch.from_numpy(blocks.batch(step, batch).ids) for step in range(steps)])
 
     def __len__(self) -> int:

@@ -236,7 +236,7 @@ def test_a_stop_reaches_all_ranks_and_one_process_goes_on_in_the_same_order(smal
 
 
 def test_the_ranks_rows_make_the_batch_of_one_process(small_config):
-    blocks = open_data(small_config()).blocks("train")
+    blocks = open_data(small_config()).training_blocks()
     whole = blocks.batch(5, 8)
     for size in (1, 2, 4, 8):
         parts = [blocks.rows(Ranks(rank, size).rows(5, 8)).ids for rank in range(size)]

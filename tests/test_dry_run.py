@@ -35,7 +35,7 @@ def test_flops_are_those_that_torch_counts(small_config):
     config = small_config("model.layers=2")
     data = open_data(config)
     model, _ = loop._create(data)
-    batch = data.blocks("train").batch(0, 1)
+    batch = data.training_blocks().batch(0, 1)
     ids, targets, positions = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
     model.set_attn_implementation("eager")  # the counter does not see into the fused kernel of the CPU
     counter = FlopCounterMode(display=False)
@@ -60,7 +60,7 @@ def test_memory_is_what_weights_gradients_and_optimizer_hold(small_config):
     memory = plan_run(data.config).memory
     model, _ = loop._create(data)
     (optimizer,) = make_optimizers(model, None, data.config.optim)
-    batch = data.blocks("train").batch(0, 4)
+    batch = data.training_blocks().batch(0, 4)
     ids, targets, positions = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved = {}

@@ -128,7 +128,7 @@ def test_where_an_objective_is_not_active_its_loss_is_mles(kind, overrides, smal
     data, plain = open_data(config), open_data(small_config("objective.kind=mle"))
     model, value_head = loop._create(data)
     for step, is_same in ((0, True), (6, False)):
-        own, other = data.blocks("train").batch(step, 4), plain.blocks("train").batch(step, 4)
+        own, other = data.training_blocks().batch(step, 4), plain.training_blocks().batch(step, 4)
         assert own.is_active.all() == (not is_same)
         losses = [
             float(loss_sum(model, head, one, batch, "fp32")[0].detach())
@@ -185,7 +185,7 @@ def test_the_logged_control_gain_is_that_of_one_switched_segment_a_block(kind, s
         embed = model.get_input_embeddings().weight
         embed[control.good] += 0.1
         embed[control.bad] -= 0.1
-    blocks = data.blocks("validation")
+    blocks = data.validation_blocks
     found = validate(model, data, blocks, "fp32")
     assert math.isfinite(found["control_gain"])
     assert abs(found["control_gain"]) > 1e-3

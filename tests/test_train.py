@@ -100,7 +100,7 @@ def test_the_loss_is_the_mean_over_the_targets_of_the_whole_batch(small_config, 
     first = train(config, tmp_path / "run").read_metrics()[1]
     data = open_data(config)
     model, _ = loop._create(data)
-    batch = data.blocks("train").batch(0, 5)
+    batch = data.training_blocks().batch(0, 5)
     with torch.no_grad():
         arrays = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
         nll = lm.token_nll(model, *arrays).numpy()
@@ -201,7 +201,7 @@ def test_a_new_threshold_or_objective_scores_and_tokenizes_nothing(small_config,
     before = stamps()
     for kind, overrides in KINDS.items():
         data = open_data(small_config(f"objective.kind={kind}", *overrides))
-        data.blocks("train").batch(0, 4)
+        data.training_blocks().batch(0, 4)
     data = open_data(small_config("objective.threshold=0.05"))
     assert data.annotation.num_scored_now == 0
     assert stamps() == before
@@ -218,10 +218,10 @@ def test_validation_losses_are_those_of_good_and_bad_text(small_config):
     # Worked out again, token by token, from the blocks and the model's own logits.
     data = open_data(small_config())
     model, _ = loop._create(data)
-    found = validate(model, data, data.blocks("validation"), "fp32")
+    found = validate(model, data, data.validation_blocks, "fp32")
     expected = {"nll_good": [], "nll_bad": [], "nll_all": []}
     with torch.no_grad():
-        for batch in data.blocks("validation").iterate_in_order(8, 4):
+        for batch in data.validation_blocks.iterate_in_order(8, 4):
             ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
             logs = model(input_ids=ids, position_ids=positions, use_cache=False).logits.log_softmax(-1)
             for row, column in zip(*np.nonzero(batch.kinds == TEXT), strict=True):
@@ -238,19 +238,19 @@ def test_validation_losses_are_those_of_good_and_bad_text(small_config):
 
 def test_a_score_at_the_threshold_is_good_in_validation(small_config):
     data = open_data(small_config())
-    worst = max(float(np.nanmax(batch.scores)) for batch in data.blocks("validation").iterate_in_order(8, 4))
+    worst = max(float(np.nanmax(batch.scores)) for batch in data.validation_blocks.iterate_in_order(8, 4))
     everything = dataclasses.replace(data, threshold=dataclasses.replace(data.threshold, value=worst))
     model, _ = loop._create(data)
-    found = validate(model, everything, everything.blocks("validation"), "fp32")
+    found = validate(model, everything, everything.validation_blocks, "fp32")
     assert found["nll_bad"] is None
     assert found["nll_good"] == found["nll_all"]
 
 
 def test_documents_are_isolated_as_the_config_says(small_config):
-    isolated = open_data(small_config()).blocks("train").batch(0, 4)
+    isolated = open_data(small_config()).training_blocks().batch(0, 4)
     assert (isolated.positions[:, 1:][isolated.ids[:, 1:] == 509] == 0).all()
     assert (isolated.ids[:, 1:] == 509).any()
-    running = open_data(small_config("data.isolate_documents=false")).blocks("train").batch(0, 4)
+    running = open_data(small_config("data.isolate_documents=false")).training_blocks().batch(0, 4)
     assert (running.positions == np.arange(64)).all()
 
 
@@ -346,5 +346,5 @@ def test_conditional_with_every_token_dropped_is_mle(small_config):
     dropped = open_data(small_config("objective.drop_fraction=1.0"))
     plain = open_data(small_config("objective.kind=mle"))
     for name in ("ids", "targets", "positions", "kinds"):
-        left = getattr(dropped.blocks("train").batch(0, 4), name)
-        assert np.array_equal(left, getattr(plain.blocks("train").batch(0, 4), name))
+        left = getattr(dropped.training_blocks().batch(0, 4), name)
+        assert np.array_equal(left, getattr(plain.training_blocks().batch(0, 4), name))

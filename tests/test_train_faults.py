@@ -30,7 +30,7 @@ def test_a_run_killed_and_stopped_at_random_steps_is_the_uninterrupted_one_bit_f
     small_config, tmp_path
 ):
     rng = random.Random(0)
-    per_epoch = open_data(small_config()).blocks("train").num_tokens_per_epoch
+    per_epoch = open_data(small_config()).training_blocks().num_tokens_per_epoch
     per_step = 16 * 64
     config = small_config(
         "optim.batch_blocks=16",

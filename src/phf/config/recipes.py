@@ -1,7 +1,6 @@
 """Recipes in YAML, and overrides laid over them."""
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from phf.errors import PHFError
+from phf.errors import PHFError, suggest
 
 
 def list_recipes() -> list[str]:
@@ -37,8 +36,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     elif recipe in list_recipes():
         text = (resources.files("phf") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
-        near = difflib.get_close_matches(recipe, list_recipes(), n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = suggest(recipe, list_recipes())
         raise PHFError(
             f"recipe '{recipe}' is not known; {hint}choose one of {', '.join(list_recipes())}, "
             "or give a path ending in .yaml"

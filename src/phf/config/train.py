@@ -1,6 +1,5 @@
 """What a user may choose, and the errors that explain a wrong choice. No torch here."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -10,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from phf.config.fields import StrictConfig
 from phf.config.objectives import GoodConfig, ObjectiveConfig, objective_kinds
 from phf.config.recipes import apply_overrides, read_recipe
-from phf.errors import PHFError
+from phf.errors import PHFError, suggest
 from phf.records import ControlStyle
 
 SegmentKind = Literal["lines", "sentences", "paragraphs", "document", "imported"]
@@ -199,8 +198,7 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
         valid = _valid_keys(kind, path[:-1])
-        near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        hint = suggest(path[-1], valid, cutoff=0.5)
         return f"key '{_dotted(path)}' is not known; {hint}valid keys are {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"key '{_dotted(path)}' is missing; add it to the recipe or give {_dotted(path)}=VALUE"
@@ -209,9 +207,9 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
             return f"{_dotted(path)}.kind is not known or missing; choose one of {(detail.get('ctx') or {}).get('expected_tags', 'the kinds')}"
         kinds = list(objective_kinds())
         given = str((detail.get("ctx") or {}).get("tag", "(missing)"))
-        near = difflib.get_close_matches(given, kinds, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"objective.kind '{given}' is not known; {hint}choose one of {', '.join(kinds)}"
+        return (
+            f"objective.kind '{given}' is not known; {suggest(given, kinds)}choose one of {', '.join(kinds)}"
+        )
     message = detail["msg"].removeprefix("Value error, ")
     key = _dotted([part for part in path if part.isidentifier() or part.isdecimal()])  # no names of types
     place = f"{key}={detail['input']!r}" if not isinstance(detail["input"], dict) else key
@@ -245,9 +243,9 @@ def parse_spec(union: Any, text: str, where: str) -> Any:
     kinds = {cls.model_fields["kind"].default: cls for cls in get_args(get_args(union)[0])}
     kind, _, settings = text.partition(":")
     if kind not in kinds:
-        near = difflib.get_close_matches(kind, kinds, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise PHFError(f"{where} '{kind}' is not known; {hint}choose one of {', '.join(kinds)}")
+        raise PHFError(
+            f"{where} '{kind}' is not known; {suggest(kind, kinds)}choose one of {', '.join(kinds)}"
+        )
     overrides = [part for part in re.split(r",(?=\w+=)", settings) if part]  # a value may hold commas
     return parse(kinds[kind], apply_overrides({"kind": kind}, overrides), f"{where} {text}")
 

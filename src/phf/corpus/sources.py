@@ -3,7 +3,6 @@
 A bad row (no text, not UTF-8, ...) is data: it is passed on with its place and reason, never dropped in silence.
 """
 
-import difflib
 import gzip
 import itertools
 import json
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from phf.corpus import builtin
 from phf.corpus.rows import BadRow, Row, find_files, make_row, read_text_row
-from phf.errors import PHFError
+from phf.errors import PHFError, suggest
 from phf.files import explain_storage, to_path
 
 if TYPE_CHECKING:
@@ -119,10 +118,8 @@ def _find_path(spec: str) -> Path:
         exists = path.exists()
     if not exists:
         name = spec.partition(":")[0]
-        near = difflib.get_close_matches(name, _NAMED_SOURCES, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
         raise PHFError(
-            f"source '{spec}' is not a file, a folder or a known name; {hint}give a path that exists, hf:ID, "
+            f"source '{spec}' is not a file, a folder or a known name; {suggest(name, _NAMED_SOURCES)}give a path that exists, hf:ID, "
             f"{', '.join(_NAMED_SOURCES[:-2])} or {_NAMED_SOURCES[-2]}"
         )
     return path

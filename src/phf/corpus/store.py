@@ -326,9 +326,9 @@ def write_corpus(
             _copy_corpus(built.path, out)
         return Corpus.open(out)
     with create_folder(local, "building") as folder:
-        builder = _Builder(
-            folder, validation_fraction, bytes_per_shard, imported_ends, max_documents, progress
-        )
+        (folder / "documents").mkdir()
+        schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
+        builder = _Builder(folder, validation_fraction, bytes_per_shard, schema, max_documents, progress)
         for spec, rows in opened:
             builder.add_source(spec, rows)
         builder.finish(text_field)
@@ -356,37 +356,32 @@ class _SourceCounts:
     first_bad_rows: list[dict[str, str]] = field(default_factory=list)
 
 
+def _no_sizes() -> Counter[str]:
+    return Counter(documents=0, characters=0, bytes=0)
+
+
+@dataclass
 class _Builder:
     """Writes documents to shards as they come and keeps the counts for the manifest."""
 
-    def __init__(
-        self,
-        folder: Path,
-        validation_fraction: float,
-        bytes_per_shard: int,
-        imported_ends: bool,
-        max_documents: int | None,
-        progress: Progress | None,
-    ) -> None:
-        self.folder = folder
-        self.validation_fraction = validation_fraction
-        self.bytes_per_shard = bytes_per_shard
-        self.schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
-        self.max_documents = max_documents
-        self.progress = progress
-        self.sources: list[_SourceCounts] = []
-        self.shards: list[ShardEntry] = []
-        self.counts = {
-            split: Counter(documents=0, characters=0, bytes=0) for split in ("train", "validation")
-        }
-        self.texts = DigestSet()
-        self.ids = DigestSet()
-        self.num_documents = 0
-        self.writer: pq.ParquetWriter | None = None
-        self.group: list[dict[str, object]] = []
-        self.group_bytes = 0
-        self.shard_counts = Counter(documents=0, characters=0, bytes=0)
-        (folder / "documents").mkdir()
+    folder: Path
+    validation_fraction: float
+    bytes_per_shard: int
+    schema: pa.Schema
+    max_documents: int | None
+    progress: Progress | None
+    sources: list[_SourceCounts] = field(default_factory=list)
+    shards: list[ShardEntry] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(
+        default_factory=lambda: {"train": _no_sizes(), "validation": _no_sizes()}
+    )
+    texts: DigestSet = field(default_factory=DigestSet)
+    ids: DigestSet = field(default_factory=DigestSet)
+    num_documents: int = 0
+    writer: pq.ParquetWriter | None = None
+    group: list[dict[str, object]] = field(default_factory=list)
+    group_bytes: int = 0
+    shard_counts: Counter[str] = field(default_factory=_no_sizes)
 
     def add_source(self, spec: str, rows: Iterator[Row | BadRow]) -> None:
         source = _SourceCounts(spec)
@@ -477,7 +472,7 @@ class _Builder:
         sha256 = hash_file(self.folder / self._shard_file)
         sizes = {f"num_{name}": count for name, count in self.shard_counts.items()}
         self.shards.append(ShardEntry(self._shard_file, sha256, **sizes))
-        self.shard_counts = Counter(documents=0, characters=0, bytes=0)
+        self.shard_counts = _no_sizes()
 
     def finish(self, text_field: str | None) -> None:
         """Close the last shard and write the manifest, which makes the folder a corpus."""

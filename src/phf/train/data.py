@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypedDict, overload
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -104,16 +104,6 @@ class TrainingData:
         """The blocks of the validation split under the objective's rule, the same for all seeds."""
         return self._lay_out("validation", self.objective)
 
-    @overload
-    def blocks(self, split: Literal["train"]) -> TrainingBlocks: ...
-
-    @overload
-    def blocks(self, split: Literal["validation"]) -> Blocks: ...
-
-    def blocks(self, split: Split) -> TrainingBlocks | Blocks:
-        """The blocks of a split."""
-        return self.training_blocks() if split == "train" else self.validation_blocks
-
     def _lay_out(self, split: Split, objective: Objective) -> Blocks:
         return Blocks(
             self.tokens,
@@ -213,6 +203,6 @@ def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
     code = check_code(objective, scores) if to_train else {}
     data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold, code)
     # A split without tokens is refused here, before anything is written.
-    data.blocks("train")
-    data.blocks("validation")
+    data.training_blocks()
+    data.validation_blocks  # noqa: B018  laid out when first read
     return data

@@ -139,21 +139,26 @@ def _go_on(
     return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
-def _create(
-    data: TrainingData, device: torch.device | None = None
-) -> tuple[PreTrainedModel, lm.ValueHead | None]:
+def create_model(data: TrainingData) -> PreTrainedModel:
+    """The model of a run before its first step, on the CPU."""
     config, tokenizer = data.config, data.tokens.tokenizer
-    device = device or Ranks().device
-    model = lm.create_model(
+    return lm.create_model(
         config.model,
         vocab_size=tokenizer.padded_vocab_size(),
         control=tokenizer.control,
         context=config.data.context,
         seed=config.seed,
-    ).to(device)
+    )
+
+
+def _create(
+    data: TrainingData, device: torch.device | None = None
+) -> tuple[PreTrainedModel, lm.ValueHead | None]:
+    device = device or Ranks().device
+    model = create_model(data).to(device)
     if data.objective.has_control_tokens:
-        model.config.control_tokens = list(tokenizer.control.all)
-    if (form := value_head_of(config.objective)) is None:
+        model.config.control_tokens = list(data.tokens.tokenizer.control.all)
+    if (form := value_head_of(data.config.objective)) is None:
         return model, None
     width = model.get_input_embeddings().weight.shape[1]
     return model, lm.ValueHead(width, sigmoid=form == "sigmoid").to(device)

@@ -13,6 +13,7 @@ from phf.errors import PHFError
 from phf.model import lm
 from phf.train.data import TrainingData, open_data
 from phf.train.distributed import BYTES_PER_PARAMETER
+from phf.train.loop import create_model
 from phf.train.losses import autocast
 from phf.train.start import resolve_start
 
@@ -150,7 +151,7 @@ def plan_run(
         config.optim.micro_batch_blocks or config.optim.batch_blocks, config.optim.batch_blocks // num_ranks
     )
     with FakeTensorMode():  # shapes and dtypes only: no weight is made, no product computed
-        model = _create(data)
+        model = create_model(data)
         activations = _measure_activations(model, data, micro_blocks, precision, is_gpu=gpu is not None)
     num_parameters = lm.num_parameters(model)
     parallel = config.data_parallel
@@ -166,7 +167,7 @@ def plan_run(
         num_ranks=num_ranks,
         mfu=mfu if mfu is not None else ASSUMED_MFU if gpu is not None else ASSUMED_CPU_MFU,
         num_parameters=num_parameters,
-        tokens_per_epoch=data.blocks("train").num_tokens_per_epoch,
+        tokens_per_epoch=data.training_blocks().num_tokens_per_epoch,
         first_step=first_step,
         num_steps=math.ceil(config.tokens / (config.optim.batch_blocks * config.data.context)),
         flops_per_token=6 * _num_multiplying(model) + attention,
@@ -178,17 +179,6 @@ def plan_run(
             optimizer=(BYTES_PER_PARAMETER - 8) * num_parameters / share,
             activations=activations,
         ),
-    )
-
-
-def _create(data: TrainingData) -> PreTrainedModel:
-    tokenizer = data.tokens.tokenizer
-    return lm.create_model(
-        data.config.model,
-        vocab_size=tokenizer.padded_vocab_size(),
-        control=tokenizer.control,
-        context=data.config.data.context,
-        seed=data.config.seed,
     )
 
 
