@@ -119,9 +119,9 @@ class _Job:
 
     def combine(self, scorer: Scorer, model: Combination) -> Annotation:
         """Annotate with each component, then write the weighted sum of what lies on disk."""
-        recipe = scorer.recipe
+        arguments = scorer.arguments
         parts = [
-            self.annotate(Scorer(scorer.corpus, part.spec, recipe.segments, part.model))
+            self.annotate(Scorer(scorer.corpus, part.spec, arguments.segments, part.model))
             for part in model.components
         ]
         components = [
@@ -141,9 +141,9 @@ class _Job:
         return write_annotation(
             scorer.corpus,
             identity=scorer.model.identity,
-            spec=scorer.recipe.reward_model,
+            spec=scorer.arguments.reward_model,
             unit=scorer.model.unit,
-            segments=scorer.recipe.segments,
+            segments=scorer.arguments.segments,
             components=components,
             verify=self.verify,
             wait=self.wait,

@@ -17,7 +17,7 @@ from types import FrameType
 from threadpoolctl import threadpool_limits
 
 from phf.annotate.annotation_writer import ScoredDocuments
-from phf.annotate.scorer import Recipe, Scorer, Turn, load_scorer
+from phf.annotate.scorer import Scorer, ScorerArguments, Turn, load_scorer
 from phf.errors import PHFError
 
 _Scored = Generator[ScoredDocuments, None, None]
@@ -96,7 +96,7 @@ def _score_in_pool(turns: Sequence[Turn], scorer: Scorer, workers: int, timeout:
     try:
         while True:
             for turn in islice(remaining, _TURNS_AHEAD * workers - len(waiting)):
-                waiting.append((turn, pool.submit(_score_turn, scorer.recipe, turn)))
+                waiting.append((turn, pool.submit(_score_turn, scorer.arguments, turn)))
             if not waiting:
                 return
             turn, scored = waiting.popleft()
@@ -117,8 +117,8 @@ def _score_in_pool(turns: Sequence[Turn], scorer: Scorer, workers: int, timeout:
         pool.shutdown(cancel_futures=True)
 
 
-def _score_turn(recipe: Recipe, turn: Turn) -> ScoredDocuments:
-    return load_scorer(recipe).score(turn)
+def _score_turn(arguments: ScorerArguments, turn: Turn) -> ScoredDocuments:
+    return load_scorer(arguments).score(turn)
 
 
 def _begin_worker(processes: "SimpleQueue[int]") -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from phf.annotate.annotation_writer import AnnotationWriter, write_annotation_shard
 from phf.annotate.engines import count_cores, score_within
-from phf.annotate.scorer import Recipe, Scorer, list_turns, load_scorer
+from phf.annotate.scorer import Scorer, ScorerArguments, list_turns, load_scorer
 from phf.errors import PHFError
 from phf.files import to_path
 from phf.records import Progress
@@ -64,9 +64,9 @@ def write_with_ray(
                 f"gpus-per-worker {gpus_per_worker:g} is more than the {num_gpus:g} GPUs of this machine; give fewer, or the "
                 "--ray-address of a cluster that has them"
             )
-        recipe = scorer.recipe
+        arguments = scorer.arguments
         if isinstance(writer.corpus.path, Path):  # workers may have another current folder
-            recipe = replace(recipe, corpus=str(writer.corpus.path.absolute()))
+            arguments = replace(arguments, corpus=str(writer.corpus.path.absolute()))
         # "True multi-threading" of one call at a time means: in the actor's main thread, which a timeout's signal reaches.
         actors = ray.data.ActorPoolStrategy(
             size=workers and min(workers, len(writer.pending)),
@@ -81,7 +81,7 @@ def write_with_ray(
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             dataset = dataset.map_batches(
                 _ShardWriter,
-                fn_constructor_args=(recipe, writer.path.name, timeout),
+                fn_constructor_args=(arguments, writer.path.name, timeout),
                 batch_size=1,
                 compute=actors,
                 num_cpus=1,
@@ -108,9 +108,9 @@ def write_with_ray(
 class _ShardWriter:
     """An actor of the pool. Its errors come back as values: Ray would wrap them in its own traceback, and try again."""
 
-    def __init__(self, recipe: Recipe, folder: str, timeout: float) -> None:
-        self.recipe = recipe
-        self.path = to_path(recipe.corpus) / "annotations" / folder
+    def __init__(self, arguments: ScorerArguments, folder: str, timeout: float) -> None:
+        self.arguments = arguments
+        self.path = to_path(arguments.corpus) / "annotations" / folder
         self.timeout = timeout
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, list[object]]:
@@ -118,7 +118,7 @@ class _ShardWriter:
         index = int(batch["shard"][0])
         entry, error = "", ""
         try:
-            scorer = load_scorer(self.recipe)
+            scorer = load_scorer(self.arguments)
             turns = list_turns(scorer.corpus, index)
             entry = json.dumps(
                 write_annotation_shard(

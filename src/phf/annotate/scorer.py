@@ -20,7 +20,7 @@ Turn = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ScorerArguments:
     """What a process elsewhere needs to make the same scorer."""
 
     corpus: str
@@ -42,7 +42,7 @@ class Scorer:
         """
         self.corpus = corpus
         self.model: RewardModel = model or load_reward_model(spec)
-        self.recipe = Recipe(str(corpus.path), corpus.id, spec, segments)
+        self.arguments = ScorerArguments(str(corpus.path), corpus.id, spec, segments)
 
     def score(self, turn: Turn) -> ScoredDocuments:
         """Score the documents of a row group.
@@ -52,7 +52,7 @@ class Scorer:
         """
         shard, group = turn
         columns = ["id", "text_hash", "text"]
-        rows, ends = self.corpus.read_segments(shard, group, columns, self.recipe.segments)
+        rows, ends = self.corpus.read_segments(shard, group, columns, self.arguments.segments)
         texts = rows["text"].to_pylist()
         try:
             scores, unscored = score_segments(self.model, texts, ends)
@@ -94,13 +94,13 @@ def list_turns(corpus: Corpus, shard: int) -> list[Turn]:
 
 
 @lru_cache(maxsize=1)
-def load_scorer(recipe: Recipe) -> Scorer:
-    """The scorer of a recipe, loaded once per process.
+def load_scorer(arguments: ScorerArguments) -> Scorer:
+    """The scorer that some arguments make, loaded once per process.
 
     Raises:
         PHFError: this process has no such corpus, or another.
     """
-    corpus = Corpus.open(recipe.corpus)
-    if corpus.id != recipe.corpus_id:
-        raise PHFError(f"{recipe.corpus} is another corpus to this worker; all must see the same files")
-    return Scorer(corpus, recipe.reward_model, recipe.segments)
+    corpus = Corpus.open(arguments.corpus)
+    if corpus.id != arguments.corpus_id:
+        raise PHFError(f"{arguments.corpus} is another corpus to this worker; all must see the same files")
+    return Scorer(corpus, arguments.reward_model, arguments.segments)
