@@ -229,7 +229,7 @@ class Evaluation:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write evaluation.json; the same evaluation gives the same bytes."""
-    write_json(path, {"format_version": EVALUATION_VERSION, **encode(evaluation)})
+    write_versioned(path, evaluation, EVALUATION_VERSION)
 
 
 def encode(record: object) -> dict[str, JsonValue]:
@@ -245,13 +245,31 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         PHFError: the file is missing, damaged, or of another format version.
     """
+    return read_versioned(path, Evaluation, EVALUATION_VERSION, f"phf evaluate {path.parent}")
+
+
+def write_versioned(path: Path, record: object, version: int) -> None:
+    """Write a dataclass and its format version as a JSON object."""
+    write_json(path, {"format_version": version, **encode(record)})
+
+
+def read_versioned(
+    path: Path, kind: type[T], version: int, command: str, remedy: str = "delete it and make it again"
+) -> T:
+    """Read what `write_versioned` wrote.
+
+    Args:
+        command: makes the file again.
+        remedy: what to do about a file that is no JSON object.
+
+    Raises:
+        PHFError: the file is missing, damaged, or of another format version.
+    """
     value = read_json(path)
-    if not isinstance(value, Mapping):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: delete it and make it again")
-    check_version(path, value.get("format_version"), EVALUATION_VERSION, f"phf evaluate {path.parent}")
-    return parse_json(
-        {key: item for key, item in value.items() if key != "format_version"}, Evaluation, str(path)
-    )
+    if not isinstance(value, dict):
+        raise PHFError(f"{path} is not a JSON object; it is damaged: {remedy}")
+    check_version(path, value.pop("format_version", None), version, command)
+    return parse_json(value, kind, str(path))
 
 
 def check_version(path: Path, found: object, wanted: int, command: str) -> None:

@@ -9,9 +9,8 @@ from typing import Literal
 from pydantic import JsonValue
 
 from phf.errors import PHFError
-from phf.files import read_json, write_json
 from phf.records import Estimate, Number
-from phf.results import Judge, Measure, Measurement, Measurements, check_version, encode, parse_json
+from phf.results import Judge, Measure, Measurement, Measurements, read_versioned, write_versioned
 
 ATTACK_FILE = "attack.json"
 ATTACK_VERSION = 2
@@ -227,7 +226,7 @@ class AttackResults:
 
 def write_attack(folder: Path, results: AttackResults) -> None:
     """Write FOLDER/attack.json; the same results give the same bytes."""
-    write_json(folder / ATTACK_FILE, {"format_version": ATTACK_VERSION, **encode(results)})
+    write_versioned(folder / ATTACK_FILE, results, ATTACK_VERSION)
 
 
 def read_attack(folder: Path) -> AttackResults:
@@ -239,8 +238,4 @@ def read_attack(folder: Path) -> AttackResults:
     path = folder / ATTACK_FILE
     if not path.is_file():
         raise PHFError(f"{path} does not exist; give a folder made by 'phf attack ... -o {folder}'")
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: delete it and make it again")
-    check_version(path, value.pop("format_version", None), ATTACK_VERSION, f"phf attack ... -o {folder}")
-    return parse_json(value, AttackResults, str(path))
+    return read_versioned(path, AttackResults, ATTACK_VERSION, f"phf attack ... -o {folder}")

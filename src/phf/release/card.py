@@ -17,7 +17,7 @@ from phf.control import BAD_TOKEN, GOOD_TOKEN
 from phf.files import write_bytes
 from phf.objectives import modes_of
 from phf.records import Estimate
-from phf.release.record import Measured, ReleaseRecord
+from phf.release.record import PublishedEvaluation, ReleaseRecord
 from phf.results import MODE_ORDER, Judge, Measure, Measurement, pivot
 from phf.reward_models.catalogue import CARDS, FORMS
 
@@ -99,7 +99,7 @@ def describe_for_hub(record: ReleaseRecord) -> ModelCardData:
     )
 
 
-def _list_results(record: ReleaseRecord, measured: Measured) -> list[EvalResult]:
+def _list_results(record: ReleaseRecord, measured: PublishedEvaluation) -> list[EvalResult]:
     mode = modes_of(record.config.objective)[0]
     tables = _Tables(record, measured)
     return [
@@ -124,7 +124,7 @@ class _Tables:
     """
 
     record: ReleaseRecord
-    measured: Measured
+    measured: PublishedEvaluation
 
     @cached_property
     def measures(self) -> dict[str, Measure]:

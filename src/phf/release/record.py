@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from phf.config.train import SamplingConfig, TrainConfig
 from phf.errors import PHFError
-from phf.files import hash_json, read_json, write_json
+from phf.files import hash_json
 from phf.records import Identity, Number
 from phf.release.edited import Edited
 from phf.results import (
@@ -21,10 +21,11 @@ from phf.results import (
     Measure,
     Measurement,
     Measurements,
-    check_version,
     encode,
     parse_json,
     read_evaluation,
+    read_versioned,
+    write_versioned,
 )
 from phf.thresholds import ResolvedThreshold
 from phf.train.run import Run
@@ -76,7 +77,7 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PublishedEvaluation:
     """What of evaluation.json is published: all numbers, and no text of the corpus or of a prompt."""
 
     step: int
@@ -91,7 +92,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbedText:
     """A text, its ids behind the prefix, and the highest logits behind them, by token."""
 
     text: str
@@ -128,8 +129,8 @@ class ReleaseRecord:
     tokenizer_hash: str
     forget: list[dict[str, JsonValue]]
     sampling: SamplingConfig
-    evaluation: Measured | None
-    probe: list[Probe]
+    evaluation: PublishedEvaluation | None
+    probe: list[ProbedText]
 
     @property
     def objective(self) -> str:
@@ -153,7 +154,7 @@ class ReleaseRecord:
 
 
 def build_record(
-    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[Probe]
+    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[ProbedText]
 ) -> ReleaseRecord:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_run_evaluation(run, step)
@@ -171,7 +172,9 @@ def build_record(
         tokenizer_hash=str(edited.tokenizer.identity.weights_hash),
         forget=edited.forget,
         sampling=choose_sampling(run, evaluation),
-        evaluation=Measured(evaluation.step, evaluation.notes, evaluation.measures, evaluation.measurements)
+        evaluation=PublishedEvaluation(
+            evaluation.step, evaluation.notes, evaluation.measures, evaluation.measurements
+        )
         if evaluation is not None
         else None,
         probe=list(probe),
@@ -188,7 +191,7 @@ def build_record(
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:
     """Write phf.json."""
-    write_json(folder / RECORD_FILE, {"format_version": RECORD_VERSION, **encode(record)})
+    write_versioned(folder / RECORD_FILE, record, RECORD_VERSION)
 
 
 def read_record(folder: Path) -> ReleaseRecord:
@@ -202,11 +205,8 @@ def read_record(folder: Path) -> ReleaseRecord:
         raise PHFError(
             f"{folder} is not a release (it has no {RECORD_FILE}); make one with 'phf release RUN -o {folder}'"
         )
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is damaged: it is no JSON object; release the run again")
-    check_version(path, value.pop("format_version", None), RECORD_VERSION, f"phf release RUN -o {folder}")
-    record = parse_json(value, ReleaseRecord, str(path))
+    command = f"phf release RUN -o {folder}"
+    record = read_versioned(path, ReleaseRecord, RECORD_VERSION, command, "release the run again")
     if missing := {*record.prefix, *record.suppressed} - record.tokens.keys():
         raise PHFError(f"{path} is damaged: tokens has no id of {min(missing)}; release the run again")
     return record

@@ -23,7 +23,7 @@ from phf.evaluate.pages import PageReader
 from phf.files import read_json, write_json
 from phf.records import Progress
 from phf.release import checks, plain
-from phf.release.checks import Check, Known
+from phf.release.checks import Finding, Known
 from phf.release.folder import PROBES, SUMS_FILE, check_files, edit_run, list_files
 from phf.release.record import ReleaseRecord, identify_run, read_record
 from phf.train.run import Run
@@ -44,7 +44,7 @@ def verify_release(
     num_samples: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Iterator[Check]:
+) -> Iterator[Finding]:
     """Check a release; gives each check as soon as it is done.
 
     Args:
@@ -60,12 +60,12 @@ def verify_release(
     if not (folder / SUMS_FILE).is_file():
         read_record(folder)  # whether it is a release at all
     faults = check_files(folder)
-    yield from (Check(fault.partition(" ")[0], "FAILED", fault) for fault in faults)
+    yield from (Finding(fault.partition(" ")[0], "FAILED", fault) for fault in faults)
     if faults:
-        yield Check("the rest", "not shown", "files that were changed are not loaded")
+        yield Finding("the rest", "not shown", "files that were changed are not loaded")
         return
     record = read_record(folder)
-    yield Check("files", "ok", f"{len(list_files(folder))} files are those of SHA256SUMS")
+    yield Finding("files", "ok", f"{len(list_files(folder))} files are those of SHA256SUMS")
     known = know(folder, record, run)
     yield checks.check_record(known)
     yield checks.check_names(known)
@@ -90,7 +90,7 @@ def verify_release(
         try:
             answer, logits = _ask_plain(request, Path(place), progress)
         except PHFError as error:
-            yield Check("plain transformers", "FAILED", str(error))
+            yield Finding("plain transformers", "FAILED", str(error))
             return
     yield checks.check_shape(known, answer)
     yield checks.check_reach(known, texts, answer["texts"])

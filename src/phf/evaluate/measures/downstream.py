@@ -67,7 +67,7 @@ _DEV_SPLITS = ("validation", "validation_matched", "dev")
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class LabelledText:
     """One text, or two of them, and its label as the data spells it."""
 
     texts: tuple[str, ...]
@@ -86,8 +86,8 @@ class ClassificationTask:
 
     name: str
     metric: GlueMetric
-    train: tuple[Example, ...]
-    dev: tuple[Example, ...]
+    train: tuple[LabelledText, ...]
+    dev: tuple[LabelledText, ...]
 
     @property
     def labels(self) -> list[str]:
@@ -222,7 +222,7 @@ def constant_baseline(task: ClassificationTask) -> float:
     return max(score_answers(task, np.full(len(task.dev), float(answer))) for answer in constants)
 
 
-def _targets(task: ClassificationTask, examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+def _targets(task: ClassificationTask, examples: Sequence[LabelledText]) -> npt.NDArray[np.float64]:
     if task.metric == "pearson":
         return np.array([float(example.label) for example in examples])
     index = {label: place for place, label in enumerate(task.labels)}
@@ -249,7 +249,7 @@ class _Encoded:
 
 def _encode(
     task: ClassificationTask,
-    examples: Sequence[Example],
+    examples: Sequence[LabelledText],
     tokenizer: Tokenizer,
     prefix: Sequence[int],
     context: int,
@@ -348,12 +348,12 @@ def _collate(rows: Sequence[_Row], pad: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _read_folder(folder: Path) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def _read_folder(folder: Path) -> tuple[tuple[LabelledText, ...], tuple[LabelledText, ...]]:
     dev = next((folder / name for name in _DEV_FILES if (folder / name).is_file()), folder / _DEV_FILES[0])
     return _read_tsv(folder / "train.tsv"), _read_tsv(dev)
 
 
-def _read_tsv(path: Path) -> tuple[Example, ...]:
+def _read_tsv(path: Path) -> tuple[LabelledText, ...]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             # GLUE's files quote nothing.
@@ -365,7 +365,7 @@ def _read_tsv(path: Path) -> tuple[Example, ...]:
     return _parse_rows(rows, str(path))
 
 
-def _read_hub(source: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def _read_hub(source: str) -> tuple[tuple[LabelledText, ...], tuple[LabelledText, ...]]:
     try:
         import datasets
     except ModuleNotFoundError:
@@ -384,7 +384,7 @@ def _read_hub(source: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     return _parse_rows(parts[0], f"{source}, train"), _parse_rows(parts[1], f"{source}, {dev}")
 
 
-def _parse_rows(rows: Sequence[dict[str, object]], where: str) -> tuple[Example, ...]:
+def _parse_rows(rows: Sequence[dict[str, object]], where: str) -> tuple[LabelledText, ...]:
     if not rows:
         return ()
     texts = next((names for names in _TEXT_COLUMNS if all(name in rows[0] for name in names)), None)
@@ -399,7 +399,7 @@ def _parse_rows(rows: Sequence[dict[str, object]], where: str) -> tuple[Example,
         values = [row[name] for name in (*texts, label)]
         if any(value is None for value in values):
             raise PHFError(f"{where}, row {number} has too few columns")
-        examples.append(Example(tuple(str(value) for value in values[:-1]), str(values[-1])))
+        examples.append(LabelledText(tuple(str(value) for value in values[:-1]), str(values[-1])))
     return tuple(examples)
 
 
