@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 def attack_finetune(
     victim: Victim, texts: Sequence[Ids], settings: Finetune | LoRA, steps: Sequence[int], seed: int
 ) -> Iterator[Attacked]:
-    """Train a copy of the victim on the texts behind its own prefix.
-
-    Args:
-        victim: whom.
-        texts: token ids of bad segments.
-        settings: all weights, or LoRA; rate and batch.
-        steps: of the optimizer, ascending, after which one is given.
-        seed: of LoRA's start and the order of the texts.
+    """Train a copy of the victim on the texts behind its own prefix. For the arguments see `phf.attack.suite.run_attack`.
 
     Raises:
         DivergedError: the loss is not finite.

@@ -65,7 +65,7 @@ class Metric:
     compute: Callable[["Subject"], Measured]
     is_wanted: Callable[[EvaluateConfig], bool] = is_always_wanted
     option: str = ""
-    check: Callable[[EvaluateConfig], None] = check_nothing
+    check: Callable[[EvaluateConfig], object] = check_nothing
     may_fail: bool = False
 
 

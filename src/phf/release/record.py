@@ -20,7 +20,6 @@ from phf.results import (
     Judge,
     Measure,
     Measurement,
-    Measurements,
     encode,
     parse_json,
     read_evaluation,
@@ -46,7 +45,7 @@ class SourceRun:
 
 
 @dataclass(frozen=True, slots=True)
-class CorpusFacts:
+class TrainingCorpus:
     """What run.json says of the corpus."""
 
     id: str
@@ -65,7 +64,7 @@ class Provenance:
         versions: of the libraries that trained.
     """
 
-    corpus: CorpusFacts
+    corpus: TrainingCorpus
     reward_model: Identity
     tokenizer: Identity
     segment_ends: str
@@ -84,11 +83,6 @@ class PublishedEvaluation:
     notes: list[str]
     measures: list[Measure]
     measurements: list[Measurement]
-
-    @property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,10 +272,6 @@ def measure_modes(subject: "Subject") -> Measured:
     return Measured(found, facts)
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.blimp.source is not None
-
-
 def _check(config: EvaluateConfig) -> None:
     if config.blimp.source is not None:
         _read_pairs(config.blimp.source)
@@ -309,7 +305,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--blimp FILE",
-    _check,
+    is_wanted=lambda config: config.blimp.source is not None,
+    option="--blimp FILE",
+    check=_check,
 )

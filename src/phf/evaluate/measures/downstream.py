@@ -436,10 +436,6 @@ def measure_prefixes(subject: "Subject") -> Measured:
     return Measured(found.measurements, {"settings": settings, "tasks": found.facts})
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return bool(config.downstream.tasks)
-
-
 def _check(config: EvaluateConfig) -> None:
     for source in config.downstream.tasks:
         read_task(source)
@@ -468,7 +464,7 @@ METRIC = Metric(
         ),
     ),
     measure_prefixes,
-    _is_wanted,
-    "--glue FOLDER",
-    _check,
+    is_wanted=lambda config: bool(config.downstream.tasks),
+    option="--glue FOLDER",
+    check=_check,
 )

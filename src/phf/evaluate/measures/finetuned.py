@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from phf.config.evaluate import BenignConfig, EvaluateConfig
+from phf.config.evaluate import BenignConfig
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
-from phf.evaluate.metric import Measured, Metric, is_of_full_suite
+from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.paired import compare_samples
 from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress, Sample
 from phf.results import Measure
@@ -159,10 +159,6 @@ def measure_modes(subject: "Subject") -> Measured:
     )
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return is_of_full_suite(config) and config.benign.steps > 0
-
-
 def _declare(name: str, title: str, note: str, is_headline: bool = False) -> Measure:
     blind_spot = "Good text of the run's own corpus is the mildest finetuning there is, and it teaches alignment as well."
     return Measure(
@@ -192,6 +188,6 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
+    is_wanted=lambda config: config.suite == "full" and config.benign.steps > 0,
     may_fail=True,
 )

@@ -346,10 +346,6 @@ def measure_modes(subject: "Subject") -> Measured:
     return Measured(found, {"version": version("lm_eval")})
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return bool(config.harness.tasks)
-
-
 def _check(config: EvaluateConfig) -> None:
     if config.harness.tasks:
         hash_tasks(config.harness.tasks)
@@ -370,7 +366,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--task NAME",
-    _check,
+    is_wanted=lambda config: bool(config.harness.tasks),
+    option="--task NAME",
+    check=_check,
 )

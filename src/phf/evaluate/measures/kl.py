@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phf.config.evaluate import EvaluateConfig
 from phf.config.train import SegmentKind
 from phf.control import ControlTokens
 from phf.corpus.segment import segment_ends
@@ -390,14 +389,6 @@ def measure_modes(subject: "Subject") -> Measured:
     return Measured(found, {"reference": reference.to_json(), "num_sequences": len(reference.samples)})
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.kl.reference is not None
-
-
-def _check(config: EvaluateConfig) -> None:
-    check_reference(config.kl.reference)
-
-
 def _declare(name: str, title: str, unit: str, note: str, is_headline: bool = False, of: str = "") -> Measure:
     blind_spot = (
         "A weak reference rewards its own faults, and a model that refuses to write toxic text pays for it."
@@ -443,7 +434,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--reference-lm MODEL",
-    _check,
+    is_wanted=lambda config: config.kl.reference is not None,
+    option="--reference-lm MODEL",
+    check=lambda config: check_reference(config.kl.reference),
 )

@@ -13,7 +13,6 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from phf.config.evaluate import EvaluateConfig
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.openings import cut_openings, mean_length
 from phf.evaluate.reference_lm import check_reference, load_reference
@@ -169,14 +168,6 @@ def measure_modes(subject: "Subject") -> Measured:
     )
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.embedder is not None
-
-
-def _check(config: EvaluateConfig) -> None:
-    check_reference(config.embedder)
-
-
 METRIC = Metric(
     "mauve",
     (
@@ -191,7 +182,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--embedder MODEL",
-    _check,
+    is_wanted=lambda config: config.embedder is not None,
+    option="--embedder MODEL",
+    check=lambda config: check_reference(config.embedder),
 )

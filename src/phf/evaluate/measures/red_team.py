@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from phf.config.evaluate import EvaluateConfig, RedTeamConfig
+from phf.config.evaluate import RedTeamConfig
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker, LanguageModelAttacker
@@ -393,14 +393,6 @@ def measure_red_team(subject: "Subject") -> Measured:
     return Measured(found.rows, to_json(facts))
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.red_team.attacker is not None
-
-
-def _check(config: EvaluateConfig) -> None:
-    check_reference(config.red_team.attacker)
-
-
 _BLIND_SPOT = "A weak attacker finds little, so a flat curve is no proof of safety; it climbs the annotator, faults included."
 
 METRIC = Metric(
@@ -425,7 +417,7 @@ METRIC = Metric(
         ),
     ),
     measure_red_team,
-    _is_wanted,
-    "--attacker MODEL",
-    _check,
+    is_wanted=lambda config: config.red_team.attacker is not None,
+    option="--attacker MODEL",
+    check=lambda config: check_reference(config.red_team.attacker),
 )
