@@ -191,8 +191,6 @@ class Evaluation:
     Attributes:
         config: the `EvaluateConfig` it was made with.
         threshold: good text ends at this score by the annotator.
-        samples_sha256: of samples.parquet.
-        measures: how each measure is shown, by name.
         facts: what is no number, by the measure it belongs to (`read_facts`).
         left_out: what was not measured, and why.
     """

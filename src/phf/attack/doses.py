@@ -96,7 +96,6 @@ def list_doses(num_means: int, width: int, directions: Sequence[int] | None = No
 
     Args:
         num_means: directions that are no principal components (`Directions.num_means`).
-        width: of the residual stream.
         directions: default: every number up to `num_means`, then 8, 16 and on up to a quarter of the width.
     """
     if directions is None:

@@ -35,7 +35,6 @@ class AttackedModel:
     """A target as it is before any attack.
 
     Attributes:
-        name: unique in a file.
         forget: how bad mode was forgotten, as specs; empty for a model that was not to forget it.
         start: the mode in which an attacker finds it.
         measurements: `score` by mode and judge, and `nll` of held-out bad text behind its prefix.
@@ -200,8 +199,6 @@ class AttackResults:
         settings: the `AttackSuiteConfig`.
         threshold: score <= threshold is good.
         reference: the target whose bad mode is to be reached; None if there is none, and then no cost and no verdict.
-        notes: what a reader must know.
-        measures: how each measure is shown.
     """
 
     settings: dict[str, JsonValue]

@@ -79,14 +79,6 @@ def attack_targets(
     Args:
         folders: releases and runs of one corpus. The first that still has bad mode and forgot nothing gives the line to
             reach; the corpus of the first run gives the texts.
-        out: folder of the results.
-        config: attacks and sizes.
-        load: gives a reward model by its spec.
-        say: told what a reader must know.
-        progress: called with (description, done, total).
-
-    Returns:
-        what attack.json holds.
 
     Raises:
         PHFError: a folder is neither release nor run; targets that cannot be compared; an attack whose pages do not fit

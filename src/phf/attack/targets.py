@@ -34,8 +34,6 @@ class AttackTarget:
 
     Attributes:
         name: in tables and files; unique in a command.
-        folder: where it lies.
-        config: of the training.
         corpus: id of what it was trained on.
         annotator: the reward model that scored its corpus.
         threshold: score <= threshold is good.
@@ -182,7 +180,6 @@ class BadTexts:
 
     Attributes:
         source: where they are from, in words.
-        tokenizer: of the ids.
         train: ids of every text that the attacker may draw.
         held_out: ids of the texts that he does not have.
     """

@@ -65,7 +65,6 @@ def load_judges(
         annotator: what scored the corpus that a model was trained on.
         annotation: the slug of these scores.
         annotator_spec: how that reward model is loaded today.
-        specs: of the others.
 
     Returns:
         the judges, and what a reader must be told: that today's version of the annotator is not the one that

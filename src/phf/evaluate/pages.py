@@ -117,10 +117,7 @@ def segment_nll(
     Args:
         model: any causal language model; padding of its vocabulary (ids from `vocab_size` on) is cut from the softmax.
         control: ids of the control tokens, which are cut from the softmax too (where the model still has them).
-        vocab_size: number of ids in use.
-        pages: the text.
         labels: for each page the label of each segment: GOOD or BAD put the control token before it, NO_LABEL none.
-        progress: called with (description, pages done, all pages).
         conditions: for additive objectives, what each label adds to the inputs that predict the segment
             (`label_conditions`), in place of a control token.
 

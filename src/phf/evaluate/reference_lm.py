@@ -69,7 +69,6 @@ class ReferenceSamples:
 
     Attributes:
         identity: what wrote them: the model and how it was sampled, or the file.
-        samples: the texts.
     """
 
     identity: Identity

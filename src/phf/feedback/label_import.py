@@ -28,7 +28,6 @@ class Imported:
 
     Attributes:
         format: `argilla` or `label-studio`.
-        question: the one that was taken.
         rows: the judgements, one per annotator and text (a ranking gives one per pair).
         unmapped: (record, reason) of every answer that gave no row.
     """

@@ -35,7 +35,6 @@ def write_card(folder: Path, record: ReleaseRecord, *, examples: Mapping[str, st
     """Write README.md.
 
     Args:
-        record: the content of phf.json.
         examples: Markdown on how each engine reads the folder (`phf.release.examples`), by the engine's name.
     """
     write_bytes(folder / "README.md", render_card(record, examples=examples).encode())

@@ -94,7 +94,6 @@ def write_release(
         license: the identifier that the Hub knows (`apache-2.0`, `mit`, ...).
         step: which checkpoint (default: the last).
         gguf: also as one file for llama.cpp (`phf.release.gguf`).
-        progress: called with (description, done, total).
 
     Raises:
         PHFError: the folder holds something else; no such checkpoint; a method does not fit the run; its data is gone

@@ -78,7 +78,6 @@ class Directions:
 
     Attributes:
         basis: float64 [R, D] on the CPU.
-        found: of each.
         num_means: how many come from the embedding and the mean differences; the rest are principal components.
     """
 

@@ -99,7 +99,6 @@ class ReleaseRecord:
     """The content of phf.json.
 
     Attributes:
-        config: of the training.
         judges: of the evaluation; without one, what annotated.
         threshold: score <= threshold is good.
         tokens: id of the end token and of each control token that is still there, by name.

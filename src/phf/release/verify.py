@@ -50,8 +50,6 @@ def verify_release(
     Args:
         run: what it was made from; without it the logits written down in phf.json are all there is to compare with.
         num_samples: texts drawn from the release, and from the run.
-        seed: of these texts.
-        progress: called with (description, done, total).
 
     Raises:
         PHFError: the folder is no release, or `run` is not its run.

@@ -43,11 +43,7 @@ class Diversity:
 
 
 def measure_diversity(texts: Sequence[str], num_bootstrap: int, seed: int) -> Diversity:
-    """The figures of one mode's samples.
-
-    Args:
-        texts: at least one.
-    """
+    """The figures of one mode's samples, at least one."""
     num_ngrams = NGRAMS_PER_SAMPLE * len(texts)
     pieces = [split_pieces(text) for text in texts]
     return Diversity(

@@ -40,9 +40,7 @@ def finetune_benign(
     """A copy of a run's model, trained as plain MLE on whole documents without a bad segment, without control tokens.
 
     Args:
-        model: not changed.
         data: the run's; its threshold says what is bad.
-        progress: called with (description, steps done, all steps).
 
     Returns:
         the copy in evaluation mode, float32; and what was done, for evaluation.json.
@@ -118,10 +116,6 @@ def measure_finetuned(
 
     Args:
         write: draws samples of a model in a mode, always with the same random numbers.
-        seed: of the bootstrap.
-
-    Returns:
-        also what `finetune_benign` says.
     """
     finetuned, facts = finetune_benign(model, data, settings, progress)
     rows = [

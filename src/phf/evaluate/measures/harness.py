@@ -55,7 +55,6 @@ def measure_harness(
 
     Args:
         tasks: names of tasks or groups that the harness knows, or paths of task files (`.yaml`).
-        modes: in each all tasks are done.
         conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
         num_fewshot: examples before each question; None = what the task says.
         limit: questions of each task; None = all.

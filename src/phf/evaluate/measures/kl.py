@@ -69,9 +69,6 @@ def measure_kl(
     """KL(reference || model) in each mode, good mode's minus bad mode's, and the reference's own entropy per token.
 
     Args:
-        model: any causal language model.
-        tokenizer: the model's.
-        reference: the texts.
         modes: in `good` and `bad` the mode's token stands before every segment; `none` and `untagged` have none.
         segments: where a text's segments end (that of the run; `imported` ones cannot be found in new text, so there
             the text is one segment).

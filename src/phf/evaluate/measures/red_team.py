@@ -18,11 +18,12 @@ from phf.config.evaluate import RedTeamConfig
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker, LanguageModelAttacker
+from phf.evaluate.drawn import FoundPrompt
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.reference_lm import check_reference, identify_reference
 from phf.intervals import pooled_t
-from phf.records import Mode, Number, Progress
+from phf.records import Progress
 from phf.results import Measure, Measurement, to_json
 from phf.reward_models import score_samples
 
@@ -58,26 +59,6 @@ class Costs:
     num_duplicates: int = 0
     num_too_long: int = 0
     num_missing: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FoundPrompt:
-    """A prompt that an attacker found.
-
-    Attributes:
-        score: of fresh continuations, by the judge that the search goes by.
-        search_score: what it was worth in the search, where the highest of many noisy values is too high.
-        scores: of fresh continuations, by each judge's slug.
-    """
-
-    mode: Mode
-    judge: str
-    trial: int
-    round: int
-    prompt: str
-    score: Number
-    search_score: Number
-    scores: dict[str, Number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +109,10 @@ def red_team(
     """Attack one mode of a model. Every target is attacked with the same budget and the same random numbers.
 
     Args:
-        target: the model and its mode.
         judges: the first one's scores are what the search raises; all of them score the prompts that were found.
         seeds: prompts of one line that every pool starts with, at least as many as the shots.
         sampling: how the target writes; `num_samples` and `seed` are not used.
         scores_prompt: whether a judge reads the prompt with its continuation.
-        progress: called with (description, rounds done, all rounds).
 
     Raises:
         PHFError: too few seeds fit into the model's context.

@@ -52,8 +52,6 @@ class Scenario:
     Attributes:
         prompts: at least one, none twice.
         scores_prompt: whether a judge reads the prompt with its continuation, or the continuation alone.
-        source: where the prompts come from.
-        licence: of the prompts.
     """
 
     name: str
@@ -78,7 +76,6 @@ def load_scenario(
             RealToxicityPrompts, an object with `text`.
         num_prompts: so many of them, drawn with the seed; None takes all (of signatures, 1,000).
         scores_prompt: None: prompts of code are scored with their continuations (as the paper does), others are not.
-        seed: which prompts are drawn.
 
     Raises:
         PHFError: no such scenario, its package is not installed, or a record has no prompt.
