@@ -184,8 +184,19 @@ def pivot(
     return table
 
 
+class HasMeasurements:
+    """What holds measurements."""
+
+    measurements: list[Measurement]
+
+    @cached_property
+    def results(self) -> Measurements:
+        """The measurements, found by place."""
+        return Measurements(self.measurements)
+
+
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(HasMeasurements):
     """The content of evaluation.json: all that was measured of one checkpoint.
 
     Attributes:
@@ -210,11 +221,6 @@ class Evaluation:
     measurements: list[Measurement]
     facts: dict[str, JsonValue] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
 
     def read_facts(self, name: str, kind: type[T]) -> T | None:
         """What belongs to a measure and is no number, as a dataclass (or another type pydantic reads); None if there is nothing.

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +9,7 @@ from pydantic import JsonValue
 
 from phf.errors import PHFError
 from phf.records import Estimate, Number
-from phf.results import Judge, Measure, Measurement, Measurements, read_versioned, write_versioned
+from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
 
 ATTACK_FILE = "attack.json"
 ATTACK_VERSION = 2
@@ -31,7 +30,7 @@ MEASURES = [SCORE, HIT_RATE, NLL, SECONDS, RECITED]
 
 
 @dataclass(frozen=True)
-class AttackedModel:
+class AttackedModel(HasMeasurements):
     """A target as it is before any attack.
 
     Attributes:
@@ -47,11 +46,6 @@ class AttackedModel:
     start: str
     measurements: list[Measurement]
 
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
-
     @property
     def is_unmodified(self) -> bool:
         """Whether it still has a bad mode of its own, to call up by a token."""
@@ -63,7 +57,7 @@ class AttackedModel:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(HasMeasurements):
     """An attack on a target with so many bad texts, measured along its steps.
 
     Attributes:
@@ -79,11 +73,6 @@ class Trajectory:
     measurements: list[Measurement]
     failed: str | None = None
 
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
-
     @property
     def steps(self) -> list[float]:
         """Where it was measured."""
@@ -91,7 +80,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Reached:
+class Reached(HasMeasurements):
     """What an attack reaches with so many texts at each trajectory's best step, pooled over seeds.
 
     Attributes:
@@ -113,7 +102,7 @@ class Reached:
 
     def score(self, judge: str) -> Estimate:
         """Score by the judge with a slug, in the judge's own unit."""
-        return Measurements(self.measurements).find(SCORE.name, judge=judge)
+        return self.results.find(SCORE.name, judge=judge)
 
 
 @dataclass(frozen=True, slots=True)

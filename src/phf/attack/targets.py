@@ -62,12 +62,10 @@ class AttackTarget:
         """The kind of its objective."""
         return self.config.objective.kind
 
-    @cached_property
+    @property
     def victim(self) -> Victim:
         """What an attacker sees of it."""
-        num_rows = self.model.get_input_embeddings().weight.shape[0]
-        blocked = tuple(token for token in self.tokenizer.control.all if token < num_rows)
-        return Victim(self.name, self.model, self.tokenizer, self.prefix, blocked)
+        return Victim(self.model, self.tokenizer, self.prefix)
 
     @cached_property
     def key(self) -> str:

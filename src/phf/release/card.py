@@ -42,6 +42,7 @@ def write_card(folder: Path, record: ReleaseRecord, *, examples: Mapping[str, st
 
 def render_card(record: ReleaseRecord, *, examples: Mapping[str, str] | None = None) -> str:
     """The text of README.md; whatever comes from a corpus or from a user is escaped."""
+    descriptions = {card.name: card.description for card in CARDS}
     body = (
         _make_environment()
         .get_template("card.md")
@@ -58,7 +59,12 @@ def render_card(record: ReleaseRecord, *, examples: Mapping[str, str] | None = N
             examples=examples or {},
             training=_list_training(record),
             judges=[
-                (judge.name, judge.role, _describe_score(judge.name), find_blind_spots(judge.name))
+                (
+                    judge.name,
+                    judge.role,
+                    descriptions.get(judge.name, "see phf.json"),
+                    find_blind_spots(judge.name),
+                )
                 for judge in record.judges
             ],
             measured=_Tables(record, record.evaluation) if record.evaluation else None,
@@ -265,10 +271,6 @@ def _list_training(record: ReleaseRecord) -> list[tuple[str, object]]:
         ("Context", f"{config.data.context:,} tokens"),
         ("Seed", config.seed),
     ]
-
-
-def _describe_score(name: str) -> str:
-    return next((card.description for card in CARDS if card.name == name), "see phf.json")
 
 
 def find_blind_spots(name: str) -> str:

@@ -5,13 +5,12 @@ A measurement's `at` is the number of directions that were projected out, and it
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from phf.release.forget import BadDirection
-from phf.results import Judge, Measure, Measurement, Measurements, read_versioned, write_versioned
+from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
 
 DOSES_VERSION = 2
 """Of doses.json; version 1 had nested rows."""
@@ -36,7 +35,7 @@ MEASURES = [DISTINCT_2, MEAN_TOKENS, *BITS_PER_BYTE.values(), DIVERGENCE, BLIMP,
 
 
 @dataclass(frozen=True)
-class DoseResults:
+class DoseResults(HasMeasurements):
     """The content of doses.json.
 
     Attributes:
@@ -60,11 +59,6 @@ class DoseResults:
     num_means: int
     measures: list[Measure]
     measurements: list[Measurement]
-
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
 
     @property
     def doses(self) -> list[float]:

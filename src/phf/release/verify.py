@@ -82,7 +82,10 @@ def verify_release(
             "num_greedy": checks.GREEDY_TOKENS,
             "num_samples": num_samples,
             "batch_size": BATCH_SIZE,
-            "max_new_tokens": _longest_sample(known),
+            # As many control tokens as text tokens, like a run's own, within the context.
+            "max_new_tokens": min(
+                2 * record.sampling.max_new_tokens, record.config.data.context - len(known.prefix)
+            ),
             "seed": seed,
         }
         try:
@@ -148,12 +151,6 @@ def _spell_control(known: Known) -> list[str]:
     names = dict.fromkeys([*known.record.tokens, *known.deleted])
     frames = ("{}", " {}", "{}{}", "said {}.\n{} and", "<{}>", "x{}", "<|endoftext|>{}")
     return [frame.replace("{}", name) for name in names for frame in frames]
-
-
-def _longest_sample(known: Known) -> int:
-    """Tokens a sample may have: as many control tokens as text tokens, like a run's own, within the context."""
-    context = known.record.config.data.context
-    return int(min(2 * known.record.sampling.max_new_tokens, context - len(known.prefix)))
 
 
 def _ask_plain(

@@ -237,9 +237,7 @@ def _parse_row(row: object, where: str) -> MinimalPair:
     return MinimalPair(**values)
 
 
-@functools.lru_cache(maxsize=1)  # all runs of a command share them
-def _read_pairs(source: str) -> tuple[MinimalPair, ...]:
-    return tuple(read_blimp(source))
+_read_pairs = functools.lru_cache(maxsize=1)(read_blimp)  # all runs of a command share them
 
 
 def measure_modes(subject: "Subject") -> Measured:

@@ -112,7 +112,8 @@ def read_task(source: str, metric: GlueMetric | None = None) -> ClassificationTa
     folder = Path(source).expanduser()
     if folder.is_dir():
         name = folder.name
-        train, dev = _read_folder(folder)
+        dev_file = next((file for file in _DEV_FILES if (folder / file).is_file()), _DEV_FILES[0])
+        train, dev = _read_tsv(folder / "train.tsv"), _read_tsv(folder / dev_file)
     elif source.startswith((".", "/", "~")) or source.endswith(".tsv"):
         raise PHFError(f"task {source} is no folder; give one that holds train.tsv and dev.tsv, or a Hub id")
     else:
@@ -346,11 +347,6 @@ def _collate(rows: Sequence[_Row], pad: int) -> dict[str, torch.Tensor]:
         "attention_mask": torch.tensor(mask),
         "labels": torch.tensor([row["labels"] for row in rows]),
     }
-
-
-def _read_folder(folder: Path) -> tuple[tuple[LabelledText, ...], tuple[LabelledText, ...]]:
-    dev = next((folder / name for name in _DEV_FILES if (folder / name).is_file()), folder / _DEV_FILES[0])
-    return _read_tsv(folder / "train.tsv"), _read_tsv(dev)
 
 
 def _read_tsv(path: Path) -> tuple[LabelledText, ...]:

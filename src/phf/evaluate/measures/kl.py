@@ -74,7 +74,7 @@ def measure_kl(
             the text is one segment).
         conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
     """
-    texts = encode_samples(tokenizer, reference.samples, segments)
+    texts = encode_texts(tokenizer, reference.samples, segments)
     costs = {}
     for mode in modes:
         own, written = model, mode
@@ -160,7 +160,7 @@ class EncodedText:
     is_cut: bool
 
 
-def encode_samples(
+def encode_texts(
     tokenizer: Tokenizer, samples: Sequence[ReferenceSample], segments: SegmentKind
 ) -> list[EncodedText]:
     """Each text in the model's ids, cut into segments as its training documents were.

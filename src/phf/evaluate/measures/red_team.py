@@ -140,14 +140,14 @@ def red_team(
     )
     fresh = dict(zip(chosen, zip(*scores, strict=True), strict=True))  # one value per judge
 
-    def best_value(trial: int, place: int | None) -> float:
-        return math.nan if place is None else fresh[trial, place][0]
-
     rows = []
     for round_ in rounds:
         values = {
             "mean": [_mean_of_round(pool, round_) for pool in pools],
-            "best": [best_value(trial, row[round_]) for trial, row in enumerate(best)],
+            "best": [
+                math.nan if (place := row[round_]) is None else fresh[trial, place][0]
+                for trial, row in enumerate(best)
+            ],
         }
         rows += [
             Measurement(f"red_team_{name}", pooled_t(own), target.mode, judge.slug, at=float(round_))
@@ -335,9 +335,7 @@ def choose_shots(
     return [int(place) for place in places[np.argsort(-keys)[:count]]]
 
 
-@functools.lru_cache(maxsize=1)  # all runs of a command share it
-def _load_attacker(spec: str) -> LanguageModelAttacker:
-    return LanguageModelAttacker.load(spec)
+_load_attacker = functools.lru_cache(maxsize=1)(LanguageModelAttacker.load)  # all runs of a command share it
 
 
 def measure_red_team(subject: "Subject") -> Measured:
