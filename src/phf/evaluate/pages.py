@@ -81,18 +81,16 @@ class PageReader:
         num_fitting = int(np.searchsorted(1 + np.cumsum(lengths + 1), self.context, side="right"))
         chosen = slice(first, first + max(num_fitting, 1))
         ends = self.token_ends[chosen] - self.token_ends[first] + lengths[0]
-        ids = self._read_ids(int(self.token_ends[first] - lengths[0]), int(ends[-1]))
+        start = int(self.token_ends[first] - lengths[0])
+        shard = int(np.searchsorted(self.tokens.shard_starts, start, side="right")) - 1
+        offset = start - int(self.tokens.shard_starts[shard])
+        ids = self.tokens.ids[shard][offset : offset + int(ends[-1])].astype(np.int64)
         num_bytes = self.tokens.segment_bytes[chosen].astype(np.int64)
         if num_fitting == 0:
             ids = ids[: self.context - 2]
             # Exact but for a character cut in two, which counts as the three bytes of U+FFFD, for every model alike.
             num_bytes = np.array([len(self.tokens.tokenizer.decode(ids).encode())])
         return Page(tuple(np.split(ids, ends[:-1])), num_bytes, self.scores[chosen])
-
-    def _read_ids(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        shard = int(np.searchsorted(self.tokens.shard_starts, start, side="right")) - 1
-        offset = start - int(self.tokens.shard_starts[shard])
-        return self.tokens.ids[shard][offset : offset + count].astype(np.int64)
 
 
 def mode_labels(pages: Sequence[Page], mode: Mode) -> list[Labels]:

@@ -266,10 +266,8 @@ def check_reach(known: Known, texts: Sequence[str], found: Sequence[Sequence[int
             return fault("tokenizer.json", f"the text {text!r} becomes the control ids in {ids}")
         if known.edited is not None and rest != known.edited.tokenizer.encode(text):
             return fault("tokenizer.json", f"the text {text!r} becomes other ids than the run's")
-    return passed(
-        "control tokens in text",
-        f"{len(texts)} texts that spell them give none, with add_special_tokens",
-    )
+    detail = f"{len(texts)} texts that spell them give none, with add_special_tokens"
+    return passed("control tokens in text", detail)
 
 
 def check_logits(
@@ -351,8 +349,7 @@ def check_suppression(known: Known, answer: dict[str, Any]) -> Iterator[Finding]
         )
     else:
         yield not_shown(
-            "suppression off",
-            f"{names} never came, so the check above may pass for want of trying",
+            "suppression off", f"{names} never came, so the check above may pass for want of trying"
         )
 
 

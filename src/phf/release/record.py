@@ -151,13 +151,17 @@ def build_record(
 ) -> ReleaseRecord:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_run_evaluation(run, step)
+    identity = Identity.from_json(run.record["reward_model"])
+    annotator = Judge(
+        identity.slug, "annotator", "score", 1.0, math.nan, identity
+    )  # nobody has asked for its unit
     record = ReleaseRecord(
         phf_version=version("phf"),
         license=license,
         run=SourceRun(run.name, identify_run(run), step, step * run.tokens_per_step),
         config=run.config,
         provenance=parse_json(run.record, Provenance, f"{run.folder}/run.json"),
-        judges=list_judges(run, evaluation),
+        judges=[annotator] if evaluation is None else evaluation.judges,
         threshold=run.record["threshold"]["value"],
         tokens={edited.name(token): token for token in (edited.tokenizer.control.end, *edited.control)},
         prefix=[edited.name(token) for token in edited.prefix],
@@ -223,14 +227,6 @@ def choose_sampling(run: Run, evaluation: Evaluation | None) -> SamplingConfig:
         return parse_json(evaluation.config["sampling"], SamplingConfig, f"{run.folder}/{EVALUATION_FILE}")
     room = run.config.data.context - 2  # a page starts with two ids at most
     return SamplingConfig(max_new_tokens=min(128, room), min_new_tokens=min(10, room))
-
-
-def list_judges(run: Run, evaluation: Evaluation | None) -> list[Judge]:
-    """The judges of the evaluation; without one, the reward model that annotated, whose unit nobody has asked for."""
-    if evaluation is not None:
-        return evaluation.judges
-    identity = Identity.from_json(run.record["reward_model"])
-    return [Judge(identity.slug, "annotator", "score", 1.0, math.nan, identity)]
 
 
 _PATH = re.compile(
