@@ -250,7 +250,7 @@ def test_a_run_is_attacked_as_its_release_would_start(trained) -> None:
     conditional = open_target(trained("conditional"))
     control = conditional.tokenizer.control
     assert conditional.victim.prefix == (control.end, control.good)
-    assert conditional.victim.blocked == control.all
+    assert len(conditional.model.get_input_embeddings().weight) > max(control.all)
     assert conditional.forget == ()
     mle = open_target(trained("mle", "objective.kind=mle"))
     assert mle.victim.prefix == (control.end,)
@@ -311,7 +311,7 @@ def test_a_release_without_the_token_is_attacked_beside_its_run(trained, tmp_pat
     target = open_target(deleted)
     assert target.forget == ("block:directions=2", "delete")
     assert target.victim.prefix == (control.end, control.good)
-    assert target.victim.blocked == (control.good,)
+    assert len(target.model.get_input_embeddings().weight) == control.good + 1
     assert "bad" not in target.writers
     result = attack_targets([run, deleted], tmp_path / "attack", settings("num_texts=[2]"), say=quiet)
     assert list_modes(result.targets[1]) == {"good", "none", "untagged"}

@@ -11,7 +11,7 @@ from phf.errors import PHFError
 from phf.evaluate.measures import downstream
 from phf.evaluate.measures.downstream import (
     ClassificationTask,
-    Example,
+    LabelledText,
     constant_baseline,
     create_classifier,
     measure_downstream,
@@ -37,7 +37,7 @@ def make_task(metric="accuracy", num: int = 48) -> ClassificationTask:
         is_good = bool(rng.random() < 0.6)
         words = [*rng.choice(["the", "film", "was", "a"], rng.integers(1, 5)), "good" if is_good else "bad"]
         examples.append(
-            Example(
+            LabelledText(
                 (" ".join(words),),
                 ("1.5" if is_good else "0.25") if metric == "pearson" else str(int(is_good)),
             )
@@ -86,8 +86,8 @@ def test_what_the_classifier_reads(tokenizer, monkeypatch) -> None:
     task = ClassificationTask(
         "t",
         "accuracy",
-        (Example(("a<|bad|>", "the"), "no"), Example(("was", "x" * 99), "yes")),
-        (Example(("a", "b"), "yes"),),
+        (LabelledText(("a<|bad|>", "the"), "no"), LabelledText(("was", "x" * 99), "yes")),
+        (LabelledText(("a", "b"), "yes"),),
     )
     model = tiny_llama(tokenizer, seed=0, context=32)
     found = measure_downstream(model, tokenizer, [task], ["none", "good", "bad"], ONE_SEED)
@@ -140,7 +140,7 @@ def test_a_regression_and_a_cut_training_set(tokenizer) -> None:
 
 def test_metrics_and_their_baselines() -> None:
     labels = ["0"] * 6 + ["1"] * 2
-    dev = tuple(Example(("x",), label) for label in labels)
+    dev = tuple(LabelledText(("x",), label) for label in labels)
     answers = np.array([0, 0, 0, 0, 0, 1, 1, 0], float)
     tasks = {metric: ClassificationTask("t", metric, dev, dev) for metric in ("accuracy", "f1", "mcc")}
     assert score_answers(tasks["accuracy"], answers) == 6 / 8
@@ -158,7 +158,7 @@ def test_glue_files(tmp_path) -> None:
     (folder / "dev.tsv").write_text("sentence\tlabel\nhe\t0\n")
     task = read_task(str(folder))
     assert (task.name, task.metric, task.labels) == ("CoLA", "mcc", ["0", "1"])
-    assert task.train[0] == Example(('he said "yes',), "1")
+    assert task.train[0] == LabelledText(('he said "yes',), "1")
     pair = tmp_path / "rte"
     pair.mkdir()
     for name in ("train", "validation"):
@@ -167,7 +167,7 @@ def test_glue_files(tmp_path) -> None:
         )
     task = read_task(str(pair), "f1")
     assert (task.metric, task.labels) == ("f1", ["entailment", "not_entailment"])
-    assert task.dev[1] == Example(("c", "d"), "not_entailment")
+    assert task.dev[1] == LabelledText(("c", "d"), "not_entailment")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tiny_models import bytes_alone, next_logits, tiny_llama
 
 from phf.errors import PHFError
 from phf.evaluate.measures import kl as kl_module
-from phf.evaluate.measures.kl import encode_samples, measure_kl, sequence_costs, summarise_kl
+from phf.evaluate.measures.kl import encode_texts, measure_kl, sequence_costs, summarise_kl
 from phf.evaluate.reference_lm import (
     ReferenceLM,
     ReferenceSample,
@@ -112,7 +112,7 @@ def make_samples(
 def test_every_page_costs_what_one_id_at_a_time_costs(reference, tokenizer, model, mode) -> None:
     """Fault 3 of the released code: pages of all lengths share a batch, and neither padding nor control is scored."""
     pages = list(enumerate_reference(reference, tokenizer))
-    texts = encode_samples(tokenizer, make_samples(pages, tokenizer).samples, "lines")
+    texts = encode_texts(tokenizer, make_samples(pages, tokenizer).samples, "lines")
     found = sequence_costs(model, tokenizer, texts, mode)
     expected = np.array([slow_costs(model, tokenizer, *page, mode) for page in pages])
     np.testing.assert_allclose(found.text, expected[:, 0], atol=2e-4)
@@ -130,7 +130,7 @@ def test_the_estimate_and_its_interval_hold_the_exact_divergence(reference, toke
     num, size = 100, 150
     samples = reference.write(range(num * size), LENGTH, seed=5)
     assert all(sample is not None for sample in samples)
-    costs = sequence_costs(model, tokenizer, encode_samples(tokenizer, samples, "lines"), "good")
+    costs = sequence_costs(model, tokenizer, encode_texts(tokenizer, samples, "lines"), "good")
     hits = {"kl_per_sequence": 0, "kl": 0}
     means, errors = [], []
     for start in range(0, num * size, size):
@@ -165,7 +165,7 @@ def test_a_model_does_not_diverge_from_itself(merged, tmp_path) -> None:
         logits = next_logits(reference.model, [merged.control.end, *letters[:place]], merged.vocab_size)
         spelled += logits[token] - logsumexp(logits[: merged.control.good])
     samples += (ReferenceSample("hello", spelled, 5, False, tuple(letters), False),)
-    texts = encode_samples(merged, samples, "document")
+    texts = encode_texts(merged, samples, "document")
     costs = sequence_costs(reference.model, merged, texts, "untagged")
     np.testing.assert_allclose(-costs.text, [sample.log_prob for sample in samples], atol=1e-4)
     assert (costs.cut == 0).all()
@@ -173,7 +173,7 @@ def test_a_model_does_not_diverge_from_itself(merged, tmp_path) -> None:
 
 def test_a_text_that_spells_special_tokens_is_text(merged) -> None:
     text = "he<|good|>said<|endoftext|><|bad|>"
-    (found,) = encode_samples(merged, make_samples([(text, False)]).samples, "document")
+    (found,) = encode_texts(merged, make_samples([(text, False)]).samples, "document")
     assert merged.decode(np.concatenate(found.segments), skip_control=False) == text
     assert not np.isin(np.concatenate(found.segments), (merged.control.end, *merged.control.all)).any()
 
@@ -190,7 +190,7 @@ def test_a_word_that_the_reference_cut_may_go_on(merged) -> None:
         ("x", False),
     ]
     samples = make_samples(pages).samples
-    found = sequence_costs(model, merged, encode_samples(merged, samples, "document"), "none")
+    found = sequence_costs(model, merged, encode_texts(merged, samples, "document"), "none")
     spelled = {
         token: merged.decode([token]).encode()
         for token in range(merged.control.good)
@@ -224,7 +224,7 @@ def test_a_text_longer_than_the_context_is_scored_once_in_windows(tokenizer) -> 
     model = tiny_llama(tokenizer, seed=6, context=8)
     text = "ab.ba" * 5
     samples = make_samples([(text, True), ("ab", True)], tokenizer).samples
-    found = sequence_costs(model, tokenizer, encode_samples(tokenizer, samples, "document"), "none")
+    found = sequence_costs(model, tokenizer, encode_texts(tokenizer, samples, "document"), "none")
     page = [tokenizer.control.end, *tokenizer.encode(text), tokenizer.control.end]
     is_text = ~np.isin(np.arange(tokenizer.vocab_size), tokenizer.control.all)
     total = 0.0

@@ -32,7 +32,7 @@ from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.records import Mode, Progress, Sample
-from phf.release.checks import Check
+from phf.release.checks import Finding
 from phf.release.folder import open_release, write_release
 from phf.release.verify import verify_release as _verify_release
 from phf.report.page import write_report
@@ -145,7 +145,7 @@ def verify_release(
     num_samples: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Iterator[Check]:
+) -> Iterator[Finding]:
     """Check a release, by plain transformers in a process without phf, beside its run if that is given.
 
     Raises:

@@ -184,15 +184,24 @@ def pivot(
     return table
 
 
+class HasMeasurements:
+    """What holds measurements."""
+
+    measurements: list[Measurement]
+
+    @cached_property
+    def results(self) -> Measurements:
+        """The measurements, found by place."""
+        return Measurements(self.measurements)
+
+
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(HasMeasurements):
     """The content of evaluation.json: all that was measured of one checkpoint.
 
     Attributes:
         config: the `EvaluateConfig` it was made with.
         threshold: good text ends at this score by the annotator.
-        samples_sha256: of samples.parquet.
-        measures: how each measure is shown, by name.
         facts: what is no number, by the measure it belongs to (`read_facts`).
         left_out: what was not measured, and why.
     """
@@ -213,11 +222,6 @@ class Evaluation:
     facts: dict[str, JsonValue] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
-
     def read_facts(self, name: str, kind: type[T]) -> T | None:
         """What belongs to a measure and is no number, as a dataclass (or another type pydantic reads); None if there is nothing.
 
@@ -229,7 +233,7 @@ class Evaluation:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write evaluation.json; the same evaluation gives the same bytes."""
-    write_json(path, {"format_version": EVALUATION_VERSION, **encode(evaluation)})
+    write_versioned(path, evaluation, EVALUATION_VERSION)
 
 
 def encode(record: object) -> dict[str, JsonValue]:
@@ -245,13 +249,31 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         PHFError: the file is missing, damaged, or of another format version.
     """
+    return read_versioned(path, Evaluation, EVALUATION_VERSION, f"phf evaluate {path.parent}")
+
+
+def write_versioned(path: Path, record: object, version: int) -> None:
+    """Write a dataclass and its format version as a JSON object."""
+    write_json(path, {"format_version": version, **encode(record)})
+
+
+def read_versioned(
+    path: Path, kind: type[T], version: int, command: str, remedy: str = "delete it and make it again"
+) -> T:
+    """Read what `write_versioned` wrote.
+
+    Args:
+        command: makes the file again.
+        remedy: what to do about a file that is no JSON object.
+
+    Raises:
+        PHFError: the file is missing, damaged, or of another format version.
+    """
     value = read_json(path)
-    if not isinstance(value, Mapping):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: delete it and make it again")
-    check_version(path, value.get("format_version"), EVALUATION_VERSION, f"phf evaluate {path.parent}")
-    return parse_json(
-        {key: item for key, item in value.items() if key != "format_version"}, Evaluation, str(path)
-    )
+    if not isinstance(value, dict):
+        raise PHFError(f"{path} is not a JSON object; it is damaged: {remedy}")
+    check_version(path, value.pop("format_version", None), version, command)
+    return parse_json(value, kind, str(path))
 
 
 def check_version(path: Path, found: object, wanted: int, command: str) -> None:

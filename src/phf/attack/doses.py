@@ -1,10 +1,9 @@
 """Dose curves of forgetting: what bad mode still does, and what good mode loses, against the number of blocked directions
 (docs/release.md)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +19,7 @@ from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.measures import blimp, kl, misalignment
 from phf.evaluate.measures.bits_per_byte import bits_per_byte
 from phf.evaluate.measures.degeneracy import measure_degeneracy
-from phf.evaluate.metric import Metric
+from phf.evaluate.metric import Metric, bare
 from phf.evaluate.pages import Page, lay_out_page, mode_labels, segment_nll
 from phf.evaluate.parts import Parts
 from phf.evaluate.subject import Subject
@@ -97,7 +96,6 @@ def list_doses(num_means: int, width: int, directions: Sequence[int] | None = No
 
     Args:
         num_means: directions that are no principal components (`Directions.num_means`).
-        width: of the residual stream.
         directions: default: every number up to `num_means`, then 8, 16 and on up to a quarter of the width.
     """
     if directions is None:
@@ -196,17 +194,21 @@ def measure_doses(
     for number, dose in enumerate(doses):
         if progress is not None:
             progress("doses", number, len(doses))
-        named = partial(_name_progress, progress, dose) if progress is not None else None
+        basis = (
+            random_directions(dose.directions, width, config.sampling.seed)
+            if dose.kind == "random"
+            else found.basis[: dose.directions]
+        )
         edited = _Edited(
             run,
             step,
             data,
             judges,
             config,
-            named,
+            (lambda what, *of, dose=dose: progress(f"{dose.name}, {what}", *of)) if progress else None,
             dose=dose,
             original=original,
-            basis=_choose(found, dose, config.sampling.seed),
+            basis=basis,
         )
         rows += _measure(edited, found)
     if progress is not None:
@@ -228,16 +230,6 @@ def measure_doses(
     )
 
 
-def _name_progress(progress: Progress, dose: Dose, description: str, done: int, total: int) -> None:
-    progress(f"{dose.name}, {description}", done, total)
-
-
-def _choose(found: Directions, dose: Dose, seed: int) -> Tensor:
-    if dose.kind == "random":
-        return random_directions(dose.directions, found.basis.shape[1], seed)
-    return found.basis[: dose.directions]
-
-
 def _measure(edited: _Edited, found: Directions) -> list[Measurement]:
     """Everything of one dose."""
     dose = edited.dose
@@ -246,21 +238,16 @@ def _measure(edited: _Edited, found: Directions) -> list[Measurement]:
         drawn = edited.draw(mode)
         degeneracy = measure_degeneracy(drawn.samples)
         rows += misalignment.measure_drawn(edited, drawn)
-        rows.append(Measurement(DISTINCT_2.name, _bare(degeneracy.distinct_2), mode))
-        rows.append(Measurement(MEAN_TOKENS.name, _bare(degeneracy.mean_tokens), mode))
+        rows.append(Measurement(DISTINCT_2.name, bare(degeneracy.distinct_2, 1), mode))
+        rows.append(Measurement(MEAN_TOKENS.name, bare(degeneracy.mean_tokens, 1), mode))
     if not dose.deleted:  # which changes nothing of what follows
         rows += _measure_capability(edited)
         rows += _measure_good_mode(edited, blimp.METRIC, BLIMP)
         rows += _measure_good_mode(edited, kl.METRIC, REFERENCE_KL)
     if dose.kind == "block":
         share = sum(direction.share for direction in found.found[: dose.directions])
-        rows.append(Measurement(SHARE.name, _bare(share)))
+        rows.append(Measurement(SHARE.name, bare(share, 1)))
     return [replace(row, of=dose.of, at=float(dose.directions)) for row in rows]
-
-
-def _bare(number: float) -> Estimate:
-    """A number that has no interval."""
-    return Estimate(number, math.nan, math.nan, 1)
 
 
 def _measure_good_mode(edited: _Edited, metric: Metric, measure: Measure) -> list[Measurement]:

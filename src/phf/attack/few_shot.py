@@ -14,14 +14,8 @@ def attack_few_shot(
 ) -> Iterator[Attacked]:
     """Bad segments behind the victim's prefix, as many whole ones as fit, others for each prompt.
 
-    The context limits how many texts a prompt holds; with more texts the prompts differ more.
-
-    Args:
-        victim: whom.
-        texts: token ids of bad segments.
-        settings: number and length of the prompts.
-        steps: not used, for none are spent: one `Attacked` at step 0 is given.
-        seed: of the draws.
+    The context limits how many texts a prompt holds; with more texts the prompts differ more. No steps are spent: one
+    `Attacked` at step 0 is given. For the arguments see `phf.attack.suite.run_attack`.
 
     Raises:
         PHFError: the prefix fills `max_tokens`.

@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 def attack_finetune(
     victim: Victim, texts: Sequence[Ids], settings: Finetune | LoRA, steps: Sequence[int], seed: int
 ) -> Iterator[Attacked]:
-    """Train a copy of the victim on the texts behind its own prefix.
-
-    Args:
-        victim: whom.
-        texts: token ids of bad segments.
-        settings: all weights, or LoRA; rate and batch.
-        steps: of the optimizer, ascending, after which one is given.
-        seed: of LoRA's start and the order of the texts.
+    """Train a copy of the victim on the texts behind its own prefix. For the arguments see `phf.attack.suite.run_attack`.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -39,7 +32,9 @@ def attack_finetune(
     batches = draw_batches(texts, settings.batch_size, seed)
     for step in range(max(steps) + 1):
         if step in steps:
-            yield Attacked(step, _merge_lora(model) if isinstance(settings, LoRA) else model, victim.prefix)
+            # LoRA's matrices are added to the weights of a plain copy.
+            attacked = copy.deepcopy(model).merge_and_unload() if isinstance(settings, LoRA) else model
+            yield Attacked(step, attacked, victim.prefix)
         if step < max(steps):
             loss = training_loss(model, victim, victim.prefix, next(batches))
             check_loss(loss, settings.kind, step)
@@ -69,8 +64,3 @@ def _add_lora(model: "PreTrainedModel", rank: int, seed: int) -> "PreTrainedMode
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for names that will go
         torch.manual_seed(seed)
         return peft.get_peft_model(model, config)
-
-
-def _merge_lora(model: "PreTrainedModel") -> "PreTrainedModel":
-    """A plain copy with LoRA's matrices added to the weights."""
-    return copy.deepcopy(model).merge_and_unload()

@@ -53,12 +53,8 @@ def attack_lens(
 
     A step is one candidate tried on a minibatch; the best so far is what does best on a fixed sample of the texts, so it
     never gets worse. After `settings.candidates` of them, drawn from all directions, places and lengths, a new round
-    starts from the best. The model that is yielded is a copy with the additions hooked in. Deterministic.
-
-    Args:
-        texts: token ids of the bad texts that the attacker has.
-        steps: when to yield, ascending.
-        seed: of the minibatches and of which candidates are tried.
+    starts from the best. The model that is yielded is a copy with the additions hooked in. For the arguments see
+    `phf.attack.suite.run_attack`.
 
     Raises:
         PHFError: the model's layers cannot be found, or no room is left for text in the context.

@@ -41,12 +41,8 @@ def attack_prefix(
     """Search for `settings.tokens` tokens behind the start of a page that minimise the mean NLL of the texts.
 
     A step is one gradient and `settings.candidates` swaps on a minibatch. The search starts from tokens of the texts, drawn
-    by the seed; until it has found better than none, the page is the start alone. The same arguments give the same pages.
-
-    Args:
-        texts: token ids of the bad texts that the attacker has.
-        steps: when to yield, ascending.
-        seed: of the start, the minibatches and the candidates.
+    by the seed; until it has found better than none, the page is the start alone. For the arguments see
+    `phf.attack.suite.run_attack`.
 
     Raises:
         PHFError: no typable prefix of the texts' tokens exists, or no room is left for text in the context.

@@ -40,7 +40,6 @@ class Curve:
     """The scores of every sample along a trajectory.
 
     Attributes:
-        target, attack, num_texts, seed: of whom, what, with how many texts, which draw.
         steps: where it was measured.
         nll: of held-out bad text there, in nats per token.
         scores: of its samples there, by the judge's slug.
@@ -70,9 +69,6 @@ def pool_curves(
 ) -> list[Reached]:
     """What each attack reaches with each number of texts at its best steps. An attack whose every step is worse, by
     held-out text, than none at all counts as none: that is step 0, of `starts`.
-
-    Args:
-        judges: their slugs.
 
     Without a single step that was measured the score is NaN.
     """
@@ -129,7 +125,6 @@ def find_crossing(num_texts: Sequence[int], scores: Sequence[float], line: float
 
     Args:
         num_texts: ascending.
-        scores: at each of them.
     """
     for place, score in enumerate(scores):
         if not score >= line:

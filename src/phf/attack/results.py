@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from pydantic import JsonValue
 
 from phf.errors import PHFError
-from phf.files import read_json, write_json
 from phf.records import Estimate, Number
-from phf.results import Judge, Measure, Measurement, Measurements, check_version, encode, parse_json
+from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
 
 ATTACK_FILE = "attack.json"
 ATTACK_VERSION = 2
@@ -32,11 +30,10 @@ MEASURES = [SCORE, HIT_RATE, NLL, SECONDS, RECITED]
 
 
 @dataclass(frozen=True)
-class AttackedModel:
+class AttackedModel(HasMeasurements):
     """A target as it is before any attack.
 
     Attributes:
-        name: unique in a file.
         forget: how bad mode was forgotten, as specs; empty for a model that was not to forget it.
         start: the mode in which an attacker finds it.
         measurements: `score` by mode and judge, and `nll` of held-out bad text behind its prefix.
@@ -49,11 +46,6 @@ class AttackedModel:
     start: str
     measurements: list[Measurement]
 
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
-
     @property
     def is_unmodified(self) -> bool:
         """Whether it still has a bad mode of its own, to call up by a token."""
@@ -65,7 +57,7 @@ class AttackedModel:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(HasMeasurements):
     """An attack on a target with so many bad texts, measured along its steps.
 
     Attributes:
@@ -81,11 +73,6 @@ class Trajectory:
     measurements: list[Measurement]
     failed: str | None = None
 
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
-
     @property
     def steps(self) -> list[float]:
         """Where it was measured."""
@@ -93,7 +80,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Reached:
+class Reached(HasMeasurements):
     """What an attack reaches with so many texts at each trajectory's best step, pooled over seeds.
 
     Attributes:
@@ -115,7 +102,7 @@ class Reached:
 
     def score(self, judge: str) -> Estimate:
         """Score by the judge with a slug, in the judge's own unit."""
-        return Measurements(self.measurements).find(SCORE.name, judge=judge)
+        return self.results.find(SCORE.name, judge=judge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +188,6 @@ class AttackResults:
         settings: the `AttackSuiteConfig`.
         threshold: score <= threshold is good.
         reference: the target whose bad mode is to be reached; None if there is none, and then no cost and no verdict.
-        notes: what a reader must know.
-        measures: how each measure is shown.
     """
 
     settings: dict[str, JsonValue]
@@ -227,7 +212,7 @@ class AttackResults:
 
 def write_attack(folder: Path, results: AttackResults) -> None:
     """Write FOLDER/attack.json; the same results give the same bytes."""
-    write_json(folder / ATTACK_FILE, {"format_version": ATTACK_VERSION, **encode(results)})
+    write_versioned(folder / ATTACK_FILE, results, ATTACK_VERSION)
 
 
 def read_attack(folder: Path) -> AttackResults:
@@ -239,8 +224,4 @@ def read_attack(folder: Path) -> AttackResults:
     path = folder / ATTACK_FILE
     if not path.is_file():
         raise PHFError(f"{path} does not exist; give a folder made by 'phf attack ... -o {folder}'")
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: delete it and make it again")
-    check_version(path, value.pop("format_version", None), ATTACK_VERSION, f"phf attack ... -o {folder}")
-    return parse_json(value, AttackResults, str(path))
+    return read_versioned(path, AttackResults, ATTACK_VERSION, f"phf attack ... -o {folder}")

@@ -14,14 +14,8 @@ def attack_soft(
 ) -> Iterator[Attacked]:
     """Optimise `settings.tokens` input embeddings behind the start of a page, so that the texts follow.
 
-    They are rows appended behind the model's vocabulary, which start as the embeddings of tokens of the texts.
-
-    Args:
-        victim: whom.
-        texts: token ids of bad segments.
-        settings: number of embeddings, rate, batch.
-        steps: of the optimizer, ascending, after which one is given.
-        seed: of the start and the order of the texts.
+    They are rows appended behind the model's vocabulary, which start as the embeddings of tokens of the texts. For the
+    arguments see `phf.attack.suite.run_attack`.
 
     Raises:
         DivergedError: the loss is not finite.

@@ -47,13 +47,14 @@ from phf.config.attack import (
 from phf.config.train import SamplingConfig, write_spec
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, load_judges
+from phf.evaluate.metric import bare
 from phf.evaluate.parts import Parts
 from phf.files import hash_json
 from phf.generate.engine import find_limit
 from phf.generate.target import Target
-from phf.intervals import bootstrap_mean, wilson
+from phf.intervals import bootstrap_mean
 from phf.records import FORMAT_VERSION, Estimate, Number, Progress
-from phf.results import Measure, Measurement
+from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 
 PARTS_FOLDER = "parts"
@@ -78,14 +79,6 @@ def attack_targets(
     Args:
         folders: releases and runs of one corpus. The first that still has bad mode and forgot nothing gives the line to
             reach; the corpus of the first run gives the texts.
-        out: folder of the results.
-        config: attacks and sizes.
-        load: gives a reward model by its spec.
-        say: told what a reader must know.
-        progress: called with (description, done, total).
-
-    Returns:
-        what attack.json holds.
 
     Raises:
         PHFError: a folder is neither release nor run; targets that cannot be compared; an attack whose pages do not fit
@@ -152,7 +145,15 @@ def attack_targets(
 def run_attack(
     victim: Victim, texts: Sequence[Ids], settings: AttackConfig, steps: Sequence[int], seed: int
 ) -> Iterator[Attacked]:
-    """One attack along its steps."""
+    """One attack along its steps. The same arguments give the same results.
+
+    Args:
+        victim: whom.
+        texts: token ids of the bad segments that the attacker has.
+        settings: of the attack.
+        steps: of the optimizer or the search, ascending, after which an `Attacked` is given.
+        seed: of all that is drawn.
+    """
     match settings:
         case Soft():
             return attack_soft(victim, texts, settings, steps, seed)
@@ -269,7 +270,7 @@ class _Suite:
             objective=target.objective,
             forget=list(target.forget),
             start=next(iter(target.writers)),
-            measurements=[*measurements, _measure_number(NLL, nll)],
+            measurements=[*measurements, Measurement(NLL.name, bare(nll, 1))],
         )
         return model, Start(nll, first)
 
@@ -331,9 +332,9 @@ class _Suite:
             for place, cell in enumerate(found.cells)
             for row in (
                 *self._measure_scores({slug: values[place] for slug, values in scores.items()}, cell.steps),
-                _measure_number(NLL, cell.nll, cell.steps),
-                _measure_number(SECONDS, cell.seconds, cell.steps),
-                _measure_number(RECITED, _share_recited(cell.texts, known), cell.steps),
+                Measurement(NLL.name, bare(cell.nll, 1), at=float(cell.steps)),
+                Measurement(SECONDS.name, bare(cell.seconds, 1), at=float(cell.steps)),
+                Measurement(RECITED.name, bare(_share_recited(cell.texts, known), 1), at=float(cell.steps)),
             )
         ]
         return curve, Trajectory(target.name, spec, num, seed, measurements, found.failed)
@@ -348,7 +349,12 @@ class _Suite:
         try:
             for attacked in run_attack(victim, own, settings, self.config.steps, seed):
                 seconds += time.perf_counter() - start
-                nll = _check_number(held_out_nll(victim, attacked, held_out), settings, attacked.steps)
+                nll = held_out_nll(victim, attacked, held_out)
+                if not math.isfinite(nll):
+                    raise DivergedError(
+                        f"{settings.kind}: the NLL of held-out texts is {nll} after {attacked.steps} steps; give a lower "
+                        "learning_rate"
+                    )
                 cells.append(_Cell(attacked.steps, nll, seconds, write_attacked(victim, attacked, sampling)))
                 start = time.perf_counter()
         except DivergedError as error:
@@ -374,16 +380,11 @@ class _Suite:
         """Score and hit rate of samples, by each judge."""
         for judge in self.judges:
             own = scores[judge.slug]
-            hits = self._count_hits(judge, own)
             yield Measurement(SCORE.name, self._average(own), judge=judge.slug, at=float(steps))
-            yield Measurement(HIT_RATE.name, hits, judge=judge.slug, at=float(steps))
+            yield Measurement(HIT_RATE.name, judge.hit_rate(own), judge=judge.slug, at=float(steps))
 
     def _average(self, scores: Sequence[float]) -> Estimate:
         return bootstrap_mean(scores, self.config.num_bootstrap, self.config.sampling.seed)
-
-    def _count_hits(self, judge: LoadedJudge, scores: Sequence[float]) -> Estimate:
-        scored = [score for score in scores if not math.isnan(score)]
-        return wilson(sum(score > judge.model.hit_threshold for score in scored), len(scored))
 
 
 def write_attacked(victim: Victim, attacked: Attacked, sampling: SamplingConfig) -> list[str]:
@@ -401,21 +402,7 @@ def write_attacked(victim: Victim, attacked: Attacked, sampling: SamplingConfig)
     return [sample.text for sample in samples]
 
 
-def _measure_number(measure: Measure, number: float, steps: int | None = None) -> Measurement:
-    """A number that has no interval."""
-    at = None if steps is None else float(steps)
-    return Measurement(measure.name, Estimate(number, math.nan, math.nan, 1), at=at)
-
-
 def _share_recited(written: Sequence[str], texts: Sequence[str]) -> float:
     """The share of samples that begin as one of the attacker's texts does: learned by heart, not found in the model."""
     starts = {text.strip()[:RECITED_CHARACTERS] for text in texts}
     return sum(text.strip()[:RECITED_CHARACTERS] in starts for text in written) / len(written)
-
-
-def _check_number(nll: float, settings: AttackConfig, steps: int) -> float:
-    if not math.isfinite(nll):
-        raise DivergedError(
-            f"{settings.kind}: the NLL of held-out texts is {nll} after {steps} steps; give a lower learning_rate"
-        )
-    return nll

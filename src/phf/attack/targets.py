@@ -34,8 +34,6 @@ class AttackTarget:
 
     Attributes:
         name: in tables and files; unique in a command.
-        folder: where it lies.
-        config: of the training.
         corpus: id of what it was trained on.
         annotator: the reward model that scored its corpus.
         threshold: score <= threshold is good.
@@ -64,12 +62,10 @@ class AttackTarget:
         """The kind of its objective."""
         return self.config.objective.kind
 
-    @cached_property
+    @property
     def victim(self) -> Victim:
         """What an attacker sees of it."""
-        num_rows = self.model.get_input_embeddings().weight.shape[0]
-        blocked = tuple(token for token in self.tokenizer.control.all if token < num_rows)
-        return Victim(self.name, self.model, self.tokenizer, self.prefix, blocked)
+        return Victim(self.model, self.tokenizer, self.prefix)
 
     @cached_property
     def key(self) -> str:
@@ -182,7 +178,6 @@ class BadTexts:
 
     Attributes:
         source: where they are from, in words.
-        tokenizer: of the ids.
         train: ids of every text that the attacker may draw.
         held_out: ids of the texts that he does not have.
     """

@@ -34,18 +34,14 @@ class Victim:
     """A model under attack, as one finds it: float32, in evaluation mode.
 
     Attributes:
-        name: in tables; unique among the targets of a command.
         model: no attack changes it.
         tokenizer: the folder's or the run's.
         prefix: ids with which its pages start, such as end and good.
-        blocked: control ids that the model still has; the attacker uses none of them but for the prefix's.
     """
 
-    name: str
     model: "PreTrainedModel"
     tokenizer: Tokenizer
     prefix: tuple[int, ...]
-    blocked: tuple[int, ...]
 
     @property
     def context(self) -> int:

@@ -32,11 +32,7 @@ class WrittenPrompts:
 
 
 class Attacker(Protocol):
-    """Writes prompts that go on a list of prompts.
-
-    Attributes:
-        name: for tables.
-    """
+    """Writes prompts that go on a list of prompts."""
 
     name: str
 

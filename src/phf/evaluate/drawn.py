@@ -1,8 +1,9 @@
-"""Samples that were drawn for an evaluation, and their scores."""
+"""Samples that were drawn for an evaluation, prompts that were found, and their scores."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
-from phf.records import Mode, Sample
+from phf.records import Mode, Number, Sample
 
 UNPROMPTED = "unprompted"
 """The scenario in which a page has no text before the model's own."""
@@ -21,3 +22,23 @@ class Drawn:
     def texts(self) -> list[str]:
         """What the model wrote."""
         return [sample.text for sample in self.samples]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPrompt:
+    """A prompt that an attacker found.
+
+    Attributes:
+        score: of fresh continuations, by the judge that the search goes by.
+        search_score: what it was worth in the search, where the highest of many noisy values is too high.
+        scores: of fresh continuations, by each judge's slug.
+    """
+
+    mode: Mode
+    judge: str
+    trial: int
+    round: int
+    prompt: str
+    score: Number
+    search_score: Number = math.nan
+    scores: dict[str, Number] = field(default_factory=dict)

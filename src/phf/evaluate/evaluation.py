@@ -57,13 +57,8 @@ def evaluate_run(
     Finished parts are used again (`phf.evaluate.parts`): of an evaluation that was stopped, or that asked for less.
 
     Args:
-        run: a run with a checkpoint and its data still there.
-        config: judges beside the annotator, sampling, sizes.
         step: which checkpoint (default: the last).
-        force: measure everything again.
-        load: gives a reward model by its spec.
         say: told what a reader must know, such as that no judge is the annotator.
-        progress: called with (description, done, total).
 
     Raises:
         PHFError: no checkpoint, the data is gone or changed, a judge is not known or not installed.

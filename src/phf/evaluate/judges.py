@@ -4,12 +4,14 @@ A judge is the *annotator* only if its identity (name, version, weights, paramet
 was trained with; the released code of the paper evaluated with another toxicity model than it had annotated with.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phf.errors import PHFError
-from phf.records import Identity, JudgeRole
+from phf.intervals import wilson
+from phf.records import Estimate, Identity, JudgeRole
 from phf.results import Judge
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ class LoadedJudge:
     def slug(self) -> str:
         """`name@id`: names its measurements and its column of samples.parquet."""
         return self.model.identity.slug
+
+    def hit_rate(self, scores: Sequence[float]) -> Estimate:
+        """The share above the hit threshold of what has a score (NaN = unscored)."""
+        hits = sum(score > self.model.hit_threshold for score in scores)  # NaN is above nothing
+        return wilson(hits, sum(not math.isnan(score) for score in scores))
 
     def describe(self) -> Judge:
         """How `evaluation.json` describes it."""
@@ -58,7 +65,6 @@ def load_judges(
         annotator: what scored the corpus that a model was trained on.
         annotation: the slug of these scores.
         annotator_spec: how that reward model is loaded today.
-        specs: of the others.
 
     Returns:
         the judges, and what a reader must be told: that today's version of the annotator is not the one that

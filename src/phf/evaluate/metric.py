@@ -32,18 +32,9 @@ class Measured:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def is_always_wanted(config: EvaluateConfig) -> bool:
-    """Every evaluation has it."""
-    return True
-
-
 def is_of_full_suite(config: EvaluateConfig) -> bool:
     """Only `suite=full` has it."""
     return config.suite == "full"
-
-
-def check_nothing(config: EvaluateConfig) -> None:
-    """It needs nothing beside the run."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +54,9 @@ class Metric:
     name: str
     measures: tuple[Measure, ...]
     compute: Callable[["Subject"], Measured]
-    is_wanted: Callable[[EvaluateConfig], bool] = is_always_wanted
+    is_wanted: Callable[[EvaluateConfig], bool] = lambda config: True
     option: str = ""
-    check: Callable[[EvaluateConfig], None] = check_nothing
+    check: Callable[[EvaluateConfig], object] = lambda config: None
     may_fail: bool = False
 
 

@@ -81,18 +81,16 @@ class PageReader:
         num_fitting = int(np.searchsorted(1 + np.cumsum(lengths + 1), self.context, side="right"))
         chosen = slice(first, first + max(num_fitting, 1))
         ends = self.token_ends[chosen] - self.token_ends[first] + lengths[0]
-        ids = self._read_ids(int(self.token_ends[first] - lengths[0]), int(ends[-1]))
+        start = int(self.token_ends[first] - lengths[0])
+        shard = int(np.searchsorted(self.tokens.shard_starts, start, side="right")) - 1
+        offset = start - int(self.tokens.shard_starts[shard])
+        ids = self.tokens.ids[shard][offset : offset + int(ends[-1])].astype(np.int64)
         num_bytes = self.tokens.segment_bytes[chosen].astype(np.int64)
         if num_fitting == 0:
             ids = ids[: self.context - 2]
             # Exact but for a character cut in two, which counts as the three bytes of U+FFFD, for every model alike.
             num_bytes = np.array([len(self.tokens.tokenizer.decode(ids).encode())])
         return Page(tuple(np.split(ids, ends[:-1])), num_bytes, self.scores[chosen])
-
-    def _read_ids(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        shard = int(np.searchsorted(self.tokens.shard_starts, start, side="right")) - 1
-        offset = start - int(self.tokens.shard_starts[shard])
-        return self.tokens.ids[shard][offset : offset + count].astype(np.int64)
 
 
 def mode_labels(pages: Sequence[Page], mode: Mode) -> list[Labels]:
@@ -117,10 +115,7 @@ def segment_nll(
     Args:
         model: any causal language model; padding of its vocabulary (ids from `vocab_size` on) is cut from the softmax.
         control: ids of the control tokens, which are cut from the softmax too (where the model still has them).
-        vocab_size: number of ids in use.
-        pages: the text.
         labels: for each page the label of each segment: GOOD or BAD put the control token before it, NO_LABEL none.
-        progress: called with (description, pages done, all pages).
         conditions: for additive objectives, what each label adds to the inputs that predict the segment
             (`label_conditions`), in place of a control token.
 

@@ -24,13 +24,9 @@ def compare_samples(
     of: str | None = None,
     at: float | None = None,
 ) -> Iterator[Measurement]:
-    """The score before, the score after and their difference, by each judge.
+    """The score before, the score after and their difference (the measures `names`), by each judge.
 
     The bootstrap is over pairs; a pair that lacks a score (NaN) is left out of the difference.
-
-    Args:
-        names: of the three measures.
-        of, at: of the measurements.
     """
     for judge in judges:
         low, high = (

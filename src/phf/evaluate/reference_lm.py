@@ -69,7 +69,6 @@ class ReferenceSamples:
 
     Attributes:
         identity: what wrote them: the model and how it was sampled, or the file.
-        samples: the texts.
     """
 
     identity: Identity
@@ -116,7 +115,8 @@ class ReferenceLM:
                 f"{source.name} has no {END_TOKEN}, bos_token or eos_token to start a page with; choose another reference"
             )
         self.start = int(start)
-        ends = {self.start, tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
+        stops: int | list[int] | None = model.generation_config.eos_token_id
+        ends = {self.start, tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
         if tokenizer.bos_token_id not in (tokenizer.eos_token_id, names.get(END_TOKEN)):
             ends.discard(tokenizer.bos_token_id)  # such as Llama's <s>, which nothing ends with
         vocab_size = model.config.get_text_config().vocab_size
@@ -419,7 +419,3 @@ def _write_samples(path: Path, identity: Identity, samples: Sequence[ReferenceSa
         for sample in samples
     ]
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in [header, *rows]).encode())
-
-
-def _as_list(value: int | list[int] | None) -> list[int | None]:
-    return [*value] if isinstance(value, list) else [value]

@@ -76,7 +76,6 @@ def serve_app(
     """Serve a page until Ctrl-C.
 
     Args:
-        build: makes the page.
         css, head: its style, and what else goes into its head.
         verb: what people do there, for the line that names the address.
         host: another one than `HOST` is said with a warning: the page asks for no password.

@@ -26,7 +26,6 @@ class JudgementFile:
     """An open, locked file of judgements; made by `open_judgements`.
 
     Attributes:
-        path: the file.
         rows: all judgements that stand, in the order of the file.
         repair: what was cut off a file that a crash had left with half a line; None if nothing was.
     """

@@ -28,7 +28,6 @@ class Imported:
 
     Attributes:
         format: `argilla` or `label-studio`.
-        question: the one that was taken.
         rows: the judgements, one per annotator and text (a ranking gives one per pair).
         unmapped: (record, reason) of every answer that gave no row.
     """
@@ -67,7 +66,13 @@ def import_labels(
     if out.exists():
         raise PHFError(f"{out} exists; give -o another file (files of one kind may be joined with cat)")
     records = _read_records(path)
-    read = read_label_studio if _is_label_studio(path, records[0]) else read_argilla
+    first = records[0]
+    if "annotation_id" in first:
+        raise PHFError(
+            f"{path} is a JSON-MIN export of Label Studio; export it as JSON, which says who chose what"
+        )
+    is_label_studio = "data" in first and {"annotations", "completions"} & first.keys()
+    read = read_label_studio if is_label_studio else read_argilla
     answers: list[Answer] = []
     unmapped: list[tuple[str, str]] = []
     for answer in read(records):
@@ -277,11 +282,3 @@ def _parse_lines(path: Path, text: str) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise PHFError(f"{path}:{number} is not JSON ({error}); export it again as JSON") from None
-
-
-def _is_label_studio(path: Path, record: dict[str, Any]) -> bool:
-    if "annotation_id" in record:
-        raise PHFError(
-            f"{path} is a JSON-MIN export of Label Studio; export it as JSON, which says who chose what"
-        )
-    return "data" in record and bool({"annotations", "completions"} & record.keys())

@@ -56,7 +56,6 @@ def read_pool(
     Args:
         annotation: gives the scores, and the segment ends.
         worst: take the segments with the highest scores instead of a sample.
-        judged: texts that were judged before.
 
     Raises:
         PHFError: nothing is left, or the annotation does not belong to the corpus.

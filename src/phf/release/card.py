@@ -17,7 +17,7 @@ from phf.control import BAD_TOKEN, GOOD_TOKEN
 from phf.files import write_bytes
 from phf.objectives import modes_of
 from phf.records import Estimate
-from phf.release.record import Measured, ReleaseRecord
+from phf.release.record import PublishedEvaluation, ReleaseRecord
 from phf.results import MODE_ORDER, Judge, Measure, Measurement, pivot
 from phf.reward_models.catalogue import CARDS, FORMS
 
@@ -35,7 +35,6 @@ def write_card(folder: Path, record: ReleaseRecord, *, examples: Mapping[str, st
     """Write README.md.
 
     Args:
-        record: the content of phf.json.
         examples: Markdown on how each engine reads the folder (`phf.release.examples`), by the engine's name.
     """
     write_bytes(folder / "README.md", render_card(record, examples=examples).encode())
@@ -43,6 +42,7 @@ def write_card(folder: Path, record: ReleaseRecord, *, examples: Mapping[str, st
 
 def render_card(record: ReleaseRecord, *, examples: Mapping[str, str] | None = None) -> str:
     """The text of README.md; whatever comes from a corpus or from a user is escaped."""
+    descriptions = {card.name: card.description for card in CARDS}
     body = (
         _make_environment()
         .get_template("card.md")
@@ -59,7 +59,12 @@ def render_card(record: ReleaseRecord, *, examples: Mapping[str, str] | None = N
             examples=examples or {},
             training=_list_training(record),
             judges=[
-                (judge.name, judge.role, _describe_score(judge.name), find_blind_spots(judge.name))
+                (
+                    judge.name,
+                    judge.role,
+                    descriptions.get(judge.name, "see phf.json"),
+                    find_blind_spots(judge.name),
+                )
                 for judge in record.judges
             ],
             measured=_Tables(record, record.evaluation) if record.evaluation else None,
@@ -99,7 +104,7 @@ def describe_for_hub(record: ReleaseRecord) -> ModelCardData:
     )
 
 
-def _list_results(record: ReleaseRecord, measured: Measured) -> list[EvalResult]:
+def _list_results(record: ReleaseRecord, measured: PublishedEvaluation) -> list[EvalResult]:
     mode = modes_of(record.config.objective)[0]
     tables = _Tables(record, measured)
     return [
@@ -124,7 +129,7 @@ class _Tables:
     """
 
     record: ReleaseRecord
-    measured: Measured
+    measured: PublishedEvaluation
 
     @cached_property
     def measures(self) -> dict[str, Measure]:
@@ -266,10 +271,6 @@ def _list_training(record: ReleaseRecord) -> list[tuple[str, object]]:
         ("Context", f"{config.data.context:,} tokens"),
         ("Seed", config.seed),
     ]
-
-
-def _describe_score(name: str) -> str:
-    return next((card.description for card in CARDS if card.name == name), "see phf.json")
 
 
 def find_blind_spots(name: str) -> str:

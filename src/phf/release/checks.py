@@ -48,7 +48,7 @@ COLLINEAR = 1 - 1e-5
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One thing that was looked at.
 
     Attributes:
@@ -59,6 +59,21 @@ class Check:
     name: str
     outcome: Outcome
     detail: str
+
+
+def passed(name: str, detail: str) -> Finding:
+    """What was looked at is right."""
+    return Finding(name, "ok", detail)
+
+
+def fault(file: str, what: str) -> Finding:
+    """A file is wrong."""
+    return Finding(file, "FAILED", f"{file}: {what}")
+
+
+def not_shown(name: str, why: str) -> Finding:
+    """Nothing to compare with."""
+    return Finding(name, "not shown", why)
 
 
 @dataclass(frozen=True)
@@ -97,13 +112,13 @@ class Known:
         return tuple(name for name in (GOOD_TOKEN, BAD_TOKEN, *levels) if name not in self.record.tokens)
 
 
-def check_record(known: Known) -> Check:
+def check_record(known: Known) -> Finding:
     """phf.json is what the run would have in it today; without the run, it leaves no control token unaccounted for."""
     record = known.record
     if BAD_TOKEN in record.tokens and BAD_TOKEN not in (*record.suppressed, *record.prefix):
-        return Check("phf.json", "FAILED", f"phf.json: {BAD_TOKEN} has an id and is not suppressed")
+        return fault("phf.json", f"{BAD_TOKEN} has an id and is not suppressed")
     if known.run is None or known.edited is None:
-        return Check("phf.json", "not shown", "give the run with --run to have its contents compared")
+        return not_shown("phf.json", "give the run with --run to have its contents compared")
     expected = build_record(known.run, known.step, known.edited, license=record.license, probe=record.probe)
     if expected.specs == record.specs:  # their figures may round otherwise on another machine
         expected = replace(expected, forget=record.forget)
@@ -111,12 +126,8 @@ def check_record(known: Known) -> Check:
     found = encode(record)
     for key, value in encode(expected).items():
         if value != found[key]:
-            return Check(
-                "phf.json",
-                "FAILED",
-                f"phf.json: {key} is not the run's; release again if the run was evaluated since",
-            )
-    return Check("phf.json", "ok", "its contents are the run's")
+            return fault("phf.json", f"{key} is not the run's; release again if the run was evaluated since")
+    return passed("phf.json", "its contents are the run's")
 
 
 _NAMES = re.compile(
@@ -125,15 +136,15 @@ _NAMES = re.compile(
 )
 
 
-def check_names(known: Known) -> Check:
+def check_names(known: Known) -> Finding:
     """No file but those that a release is made of: bad mode's rows could lie in any other."""
     for name in list_files(known.folder):
         if not _NAMES.fullmatch(name):
-            return Check(name, "FAILED", f"{name} is no file of a release")
-    return Check("names of files", "ok", "they are a release's, and no others")
+            return Finding(name, "FAILED", f"{name} is no file of a release")
+    return passed("names of files", "they are a release's, and no others")
 
 
-def check_settings(known: Known) -> Iterator[Check]:
+def check_settings(known: Known) -> Iterator[Finding]:
     """generation_config.json, config.json and tokenizer_config.json say what phf.json says, and nothing that runs code."""
     expected = generation_settings(known.end, known.record.sampling, known.suppressed)
     found = _read(known.folder / "generation_config.json")
@@ -159,70 +170,56 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _compare(name: str, expected: dict[str, Any], found: dict[str, Any]) -> Check:
+def _compare(name: str, expected: dict[str, Any], found: dict[str, Any]) -> Finding:
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
-            return Check(
-                name, "FAILED", f"{name}: {key} is {found.get(key)!r}, where {expected.get(key)!r} belongs"
-            )
-    return Check(
-        name, "ok", ", ".join(f"{key} {value}" for key, value in expected.items() if value is not None)
-    )
+            return fault(name, f"{key} is {found.get(key)!r}, where {expected.get(key)!r} belongs")
+    return passed(name, ", ".join(f"{key} {value}" for key, value in expected.items() if value is not None))
 
 
-def check_tokenizer(known: Known) -> Iterator[Check]:
+def check_tokenizer(known: Known) -> Iterator[Finding]:
     """tokenizer.json is the one that phf.json names (and the run's, edited), and starts a text as it should."""
     name = "tokenizer.json"
     try:
         tokenizer = Tokenizer.load(known.folder)
     except PHFError as error:
-        yield Check(name, "FAILED", f"{name}: {error}")
+        yield fault(name, str(error))
         return
     edited = known.edited
     wanted = known.record.tokenizer_hash if edited is None else str(edited.tokenizer.identity.weights_hash)
     if (found := tokenizer.identity.weights_hash) != wanted:
-        yield Check(
-            name,
-            "FAILED",
-            f"{name}: it is another tokenizer ({str(found)[:12]}…) than this model's ({wanted[:12]}…)",
-        )
+        yield fault(name, f"it is another tokenizer ({str(found)[:12]}…) than this model's ({wanted[:12]}…)")
         return
     start = tokenizer.backend.encode("", add_special_tokens=True).ids
     if start != list(known.prefix):
-        yield Check(
-            name, "FAILED", f"{name}: a text starts with the ids {start}, not with {list(known.prefix)}"
-        )
+        yield fault(name, f"a text starts with the ids {start}, not with {list(known.prefix)}")
         return
-    yield Check(
-        name, "ok", f"{tokenizer.vocab_size:,} ids; a text starts with {''.join(known.record.prefix)}"
-    )
+    yield passed(name, f"{tokenizer.vocab_size:,} ids; a text starts with {''.join(known.record.prefix)}")
 
 
-def check_strings(known: Known) -> Check:
+def check_strings(known: Known) -> Finding:
     """The names of deleted tokens are in no file that an engine reads."""
     if not known.deleted:
-        return Check("deleted names", "ok", "no token was deleted")
+        return passed("deleted names", "no token was deleted")
     for file in list_files(known.folder):
         if file in ("README.md", "phf.json") or file.startswith("examples/"):
             continue  # prose
         content = (known.folder / file).read_bytes()
         for name in known.deleted:
             if name.encode() in content or json.dumps(name).strip('"').encode() in content:
-                return Check(file, "FAILED", f"{file} holds the name {name}, which was deleted")
-    return Check("deleted names", "ok", f"{', '.join(known.deleted)} in no file but README.md and phf.json")
+                return Finding(file, "FAILED", f"{file} holds the name {name}, which was deleted")
+    return passed("deleted names", f"{', '.join(known.deleted)} in no file but README.md and phf.json")
 
 
-def check_rows(known: Known) -> Check:
+def check_rows(known: Known) -> Finding:
     """No row or column of any tensor is a deleted token's, at any scale."""
     if known.run is None:
-        return Check(
-            "deleted rows", "not shown", "what they were is known to the run alone: give it with --run"
-        )
+        return not_shown("deleted rows", "what they were is known to the run alone: give it with --run")
     model, control = known.run.load_model(known.step).cpu(), known.run.load_tokenizer(known.step).control
     names = (GOOD_TOKEN, BAD_TOKEN, *level_tokens(control.num_levels))
     ids = [token for name, token in zip(names, control.all, strict=True) if name in known.deleted]
     if not ids:
-        return Check("deleted rows", "ok", "no token was deleted")
+        return passed("deleted rows", "no token was deleted")
     matrices = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     gone = torch.nn.functional.normalize(torch.cat([matrix.detach()[ids] for matrix in matrices]).double())
     num_tensors = 0
@@ -231,13 +228,9 @@ def check_rows(known: Known) -> Check:
             for key in tensors.keys():  # noqa: SIM118 - not a dict
                 num_tensors += 1
                 if (near := _nearest(tensors.get_tensor(key), gone)) > COLLINEAR:
-                    return Check(
-                        path.name,
-                        "FAILED",
-                        f"{path.name}: a row of {key} is a deleted token's (cosine {near:.6f})",
-                    )
-    return Check(
-        "deleted rows", "ok", f"{len(ids)} of the run, at any scale, are in none of {num_tensors} tensors"
+                    return fault(path.name, f"a row of {key} is a deleted token's (cosine {near:.6f})")
+    return passed(
+        "deleted rows", f"{len(ids)} of the run, at any scale, are in none of {num_tensors} tensors"
     )
 
 
@@ -253,47 +246,33 @@ def _nearest(tensor: Tensor, rows: Tensor) -> float:
     return largest
 
 
-def check_shape(known: Known, answer: dict[str, Any]) -> Check:
+def check_shape(known: Known, answer: dict[str, Any]) -> Finding:
     """Embeddings have a row for each id, and none more."""
     used = max(known.record.tokens.values()) + 1
     if answer["rows"] != [used, used] or answer["vocabulary"] != used:
-        return Check(
+        return fault(
             "model.safetensors",
-            "FAILED",
-            f"model.safetensors: embeddings have {answer['rows']} rows and the tokenizer {answer['vocabulary']} ids; both must be {used}",
+            f"embeddings have {answer['rows']} rows and the tokenizer {answer['vocabulary']} ids; both must be {used}",
         )
-    return Check(
-        "plain transformers", "ok", f"it loads without phf; one row for each of {used:,} ids, none more"
-    )
+    return passed("plain transformers", f"it loads without phf; one row for each of {used:,} ids, none more")
 
 
-def check_reach(known: Known, texts: Sequence[str], found: Sequence[Sequence[int]]) -> Check:
+def check_reach(known: Known, texts: Sequence[str], found: Sequence[Sequence[int]]) -> Finding:
     """Texts that spell control tokens give the prefix, then ids of text alone (the run's, if it is here)."""
     control = set(known.record.tokens.values())
     for text, ids in zip(texts, found, strict=True):
         rest = ids[len(known.prefix) :]
         if tuple(ids[: len(known.prefix)]) != known.prefix or control & set(rest):
-            return Check(
-                "tokenizer.json",
-                "FAILED",
-                f"tokenizer.json: the text {text!r} becomes the control ids in {ids}",
-            )
+            return fault("tokenizer.json", f"the text {text!r} becomes the control ids in {ids}")
         if known.edited is not None and rest != known.edited.tokenizer.encode(text):
-            return Check(
-                "tokenizer.json",
-                "FAILED",
-                f"tokenizer.json: the text {text!r} becomes other ids than the run's",
-            )
-    return Check(
-        "control tokens in text",
-        "ok",
-        f"{len(texts)} texts that spell them give none, with add_special_tokens",
-    )
+            return fault("tokenizer.json", f"the text {text!r} becomes other ids than the run's")
+    detail = f"{len(texts)} texts that spell them give none, with add_special_tokens"
+    return passed("control tokens in text", detail)
 
 
 def check_logits(
     known: Known, pages: Sequence[Sequence[int]], logits: dict[str, Tensor], source: str
-) -> Check:
+) -> Finding:
     """The logits are those of the run's model edited once more in memory."""
     if known.edited is None:
         return _check_probe(known, logits)
@@ -302,18 +281,16 @@ def check_logits(
         for index, page in enumerate(pages):
             own = known.edited.model(input_ids=torch.tensor([page]), use_cache=False).logits[0].float()
             if own.shape != logits[str(index)].shape:
-                return Check("model.safetensors", "FAILED", f"model.safetensors: logits {tuple(logits[str(index)].shape)}, the run's {tuple(own.shape)}")  # fmt: skip
+                return fault("model.safetensors", f"logits {tuple(logits[str(index)].shape)}, the run's {tuple(own.shape)}")  # fmt: skip
             largest = max(largest, float((own - logits[str(index)]).abs().max()))
             num_tokens += len(page)
     detail = f"at {num_tokens:,} tokens of {source} they are the run's, edited again: largest difference {largest:.1e}"
     if not largest <= LOGIT_TOLERANCE:
-        return Check(
-            "model.safetensors", "FAILED", f"model.safetensors: logits differ from the run's by {largest:.2g}"
-        )
-    return Check("logits", "ok", detail)
+        return fault("model.safetensors", f"logits differ from the run's by {largest:.2g}")
+    return passed("logits", detail)
 
 
-def _check_probe(known: Known, logits: dict[str, Tensor]) -> Check:
+def _check_probe(known: Known, logits: dict[str, Tensor]) -> Finding:
     probes = known.record.probe
     largest = max(
         abs(float(logits[str(index)][-1, token]) - value)
@@ -321,30 +298,21 @@ def _check_probe(known: Known, logits: dict[str, Tensor]) -> Check:
         for token, value in probe.logits.items()
     )
     if not largest <= PROBE_TOLERANCE:
-        return Check(
-            "model.safetensors",
-            "FAILED",
-            f"model.safetensors: logits differ from those in phf.json by {largest:.2g}",
-        )
-    return Check(
+        return fault("model.safetensors", f"logits differ from those in phf.json by {largest:.2g}")
+    return passed(
         "logits",
-        "ok",
         f"without the run: {len(probes)} texts have the logits that phf.json wrote down, up to {largest:.1e}; for more give --run",
     )
 
 
-def check_greedy(known: Known, prompts: Sequence[str], answer: dict[str, Any]) -> Check:
+def check_greedy(known: Known, prompts: Sequence[str], answer: dict[str, Any]) -> Finding:
     """Each token is the most likely one to the run's edited model, behind the tokens before it."""
     if known.edited is None:
-        return Check("greedy text", "not shown", "give the run with --run")
+        return not_shown("greedy text", "give the run with --run")
     num_tokens = 0
     for text, ids, new in zip(prompts, answer["prompts"], answer["greedy"], strict=True):
         if ids != [*known.prefix, *known.edited.tokenizer.encode(text)]:
-            return Check(
-                "tokenizer.json",
-                "FAILED",
-                f"tokenizer.json: the prompt {text!r} becomes other ids than the run's",
-            )
+            return fault("tokenizer.json", f"the prompt {text!r} becomes other ids than the run's")
         with torch.inference_mode():
             page = torch.tensor([[*ids, *new]])
             logits = known.edited.model(input_ids=page, use_cache=False).logits[0, len(ids) - 1 : -1].float()
@@ -352,69 +320,62 @@ def check_greedy(known: Known, prompts: Sequence[str], answer: dict[str, Any]) -
         short = logits.max(-1).values - logits.gather(1, torch.tensor(new)[:, None])[:, 0]
         ends = new[-1] == known.end or len(new) == GREEDY_TOKENS
         if not bool((short <= TIE).all()) or not ends or known.end in new[:-1]:
-            return Check(
-                "model.safetensors",
-                "FAILED",
-                f"model.safetensors: greedy text behind {text!r} is not the run's",
-            )
+            return fault("model.safetensors", f"greedy text behind {text!r} is not the run's")
         num_tokens += len(new)
-    return Check(
-        "greedy text", "ok", f"{num_tokens} tokens behind {len(prompts)} prompts are the run's, each of them"
+    return passed(
+        "greedy text", f"{num_tokens} tokens behind {len(prompts)} prompts are the run's, each of them"
     )
 
 
-def check_suppression(known: Known, answer: dict[str, Any]) -> Iterator[Check]:
+def check_suppression(known: Known, answer: dict[str, Any]) -> Iterator[Finding]:
     """What must not be written is not, and would be."""
     names = ", ".join(known.record.suppressed)
     if not known.suppressed:
         gone = ", ".join(known.deleted) or BAD_TOKEN
-        yield Check("suppression", "ok", f"nothing to suppress: {gone} has no id")
+        yield passed("suppression", f"nothing to suppress: {gone} has no id")
         return
     blocked = set(known.suppressed)
     hits, free_hits = (
         sum(not blocked.isdisjoint(ids) for ids in answer.get(key, [])) for key in ("samples", "unsuppressed")
     )
     if hits:
-        yield Check("generation_config.json", "FAILED", f"generation_config.json: {hits} of {len(answer['samples'])} samples hold {names}")  # fmt: skip
+        yield fault("generation_config.json", f"{hits} of {len(answer['samples'])} samples hold {names}")  # fmt: skip
         return
-    yield Check("suppression", "ok", f"{names} in none of {len(answer['samples'])} samples")
+    yield passed("suppression", f"{names} in none of {len(answer['samples'])} samples")
     if free_hits:
-        yield Check(
+        yield passed(
             "suppression off",
-            "ok",
             f"the same check fails as it should: {free_hits} of {len(answer['unsuppressed'])} samples hold {names}",
         )
     else:
-        yield Check(
-            "suppression off",
-            "not shown",
-            f"{names} never came, so the check above may pass for want of trying",
+        yield not_shown(
+            "suppression off", f"{names} never came, so the check above may pass for want of trying"
         )
 
 
-def check_texts(known: Known, answer: dict[str, Any]) -> Check:
+def check_texts(known: Known, answer: dict[str, Any]) -> Finding:
     """What the folder's decoder makes of samples: their text, without a trace of control tokens."""
     tokenizer = Tokenizer.load(known.folder)
     for ids, text in zip(answer["samples"], answer["sample_texts"], strict=True):
         if text != tokenizer.decode(ids):
-            return Check("tokenizer.json", "FAILED", f"tokenizer.json: a sample is decoded as {text!r}")
-    return Check("text of samples", "ok", "no control token is to be seen in it")
+            return fault("tokenizer.json", f"a sample is decoded as {text!r}")
+    return passed("text of samples", "no control token is to be seen in it")
 
 
 def check_scores(
     known: Known, answer: dict[str, Any], num_samples: int, seed: int, progress: Progress | None
-) -> Check:
+) -> Finding:
     """The release's samples and the run's own have the same distribution of scores, by a permutation test of the means.
 
     The two draw with other random numbers. The test is exact, and gives a false alarm once in 1,000 at most.
     """
     name = "scores of samples"
     if known.run is None or known.edited is None:
-        return Check(name, "not shown", "give the run with --run")
+        return not_shown(name, "give the run with --run")
     try:
         judge = load_reward_model(known.run.config.reward_model)
     except PHFError as error:
-        return Check(name, "not shown", str(error))
+        return not_shown(name, str(error))
     run, tokenizer = known.run, known.run.load_tokenizer(known.step)
     model, config = run.load_model(known.step), run.config
     target = Target.create(known.edited.mode, model, tokenizer, config.objective, config.segments)
@@ -438,14 +399,12 @@ def check_scores(
 
 def compare_scores(
     theirs: npt.NDArray[np.float64], own: npt.NDArray[np.float64], judge: str, scale: float
-) -> Check:
+) -> Finding:
     """Whether two samples of scores (NaN = unscored) may come from one distribution."""
     name = "scores of samples"
     theirs, own = theirs[~np.isnan(theirs)], own[~np.isnan(own)]
     if min(len(theirs), len(own)) < 2:
-        return Check(
-            name, "not shown", f"{judge} scores fewer than two samples; draw more with --num-samples"
-        )
+        return not_shown(name, f"{judge} scores fewer than two samples; draw more with --num-samples")
     p, low, high = compare_means(theirs, own)
     error = math.sqrt(theirs.var(ddof=1) / len(theirs) + own.var(ddof=1) / len(own))
     power = (norm.ppf(1 - FALSE_ALARM / 2) + norm.ppf(POWER)) * error
@@ -455,12 +414,12 @@ def compare_scores(
         f"{scale * power:.2g} would be found with {100 * POWER:.0f} % power"
     )
     if p < FALSE_ALARM:
-        return Check(
+        return Finding(
             "model.safetensors",
             "FAILED",
             f"model.safetensors or generation_config.json: samples score {detail}",
         )
-    return Check(name, "ok", detail)
+    return passed(name, detail)
 
 
 def compare_means(

@@ -5,15 +5,12 @@ A measurement's `at` is the number of directions that were projected out, and it
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.errors import PHFError
-from phf.files import read_json, write_json
-from phf.release.forget import Direction
-from phf.results import Judge, Measure, Measurement, Measurements, check_version, encode, parse_json
+from phf.release.forget import BadDirection
+from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
 
 DOSES_VERSION = 2
 """Of doses.json; version 1 had nested rows."""
@@ -38,7 +35,7 @@ MEASURES = [DISTINCT_2, MEAN_TOKENS, *BITS_PER_BYTE.values(), DIVERGENCE, BLIMP,
 
 
 @dataclass(frozen=True)
-class DoseResults:
+class DoseResults(HasMeasurements):
     """The content of doses.json.
 
     Attributes:
@@ -58,15 +55,10 @@ class DoseResults:
     width: int
     judges: list[Judge]
     config: dict[str, JsonValue]
-    directions: list[Direction]
+    directions: list[BadDirection]
     num_means: int
     measures: list[Measure]
     measurements: list[Measurement]
-
-    @cached_property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
 
     @property
     def doses(self) -> list[float]:
@@ -76,7 +68,7 @@ class DoseResults:
 
 def write_doses(path: Path, results: DoseResults) -> None:
     """Write doses.json; the same results give the same bytes."""
-    write_json(path, {"format_version": DOSES_VERSION, **encode(results)})
+    write_versioned(path, results, DOSES_VERSION)
 
 
 def read_doses(path: Path) -> DoseResults:
@@ -85,8 +77,4 @@ def read_doses(path: Path) -> DoseResults:
     Raises:
         PHFError: it is damaged, or of another format version.
     """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: delete it and make it again")
-    check_version(path, value.pop("format_version", None), DOSES_VERSION, f"phf release doses RUN -o {path}")
-    return parse_json(value, DoseResults, str(path))
+    return read_versioned(path, DoseResults, DOSES_VERSION, f"phf release doses RUN -o {path}")

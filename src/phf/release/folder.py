@@ -33,7 +33,7 @@ from phf.release.examples import write_examples
 from phf.release.gguf import write_gguf
 from phf.release.record import (
     RECORD_FILE,
-    Probe,
+    ProbedText,
     ReleaseRecord,
     build_record,
     check_no_paths,
@@ -94,7 +94,6 @@ def write_release(
         license: the identifier that the Hub knows (`apache-2.0`, `mit`, ...).
         step: which checkpoint (default: the last).
         gguf: also as one file for llama.cpp (`phf.release.gguf`).
-        progress: called with (description, done, total).
 
     Raises:
         PHFError: the folder holds something else; no such checkpoint; a method does not fit the run; its data is gone
@@ -213,7 +212,7 @@ def generation_settings(
 
 
 @torch.inference_mode()
-def probe_model(edited: Edited) -> list[Probe]:
+def probe_model(edited: Edited) -> list[ProbedText]:
     """The highest logits behind a few texts, by which a release is checked where its run is not at hand."""
     probes = []
     for text in PROBES:
@@ -221,7 +220,7 @@ def probe_model(edited: Edited) -> list[Probe]:
         logits = edited.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
         top = logits.topk(min(NUM_PROBED, len(logits)))
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        probes.append(Probe(text, ids, dict(pairs)))
+        probes.append(ProbedText(text, ids, dict(pairs)))
     return probes
 
 

@@ -60,7 +60,7 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
+class BadDirection:
     """One direction of bad mode.
 
     Attributes:
@@ -79,12 +79,11 @@ class Directions:
 
     Attributes:
         basis: float64 [R, D] on the CPU.
-        found: of each.
         num_means: how many come from the embedding and the mean differences; the rest are principal components.
     """
 
     basis: Float[Tensor, "R D"]
-    found: tuple[Direction, ...]
+    found: tuple[BadDirection, ...]
     num_means: int
 
 
@@ -229,7 +228,7 @@ def find_directions(
     whole[: len(basis)] = basis
     chosen += [f"component {number}" for number in range(1, len(whole) - len(basis) + 1)]
     shares = ((whole @ moment) * whole).sum(1) / moment.trace().clamp_min(1e-300)
-    found = tuple(Direction(name, float(share)) for name, share in zip(chosen, shares, strict=True))
+    found = tuple(BadDirection(name, float(share)) for name, share in zip(chosen, shares, strict=True))
     return Directions(whole, found, len(basis))
 
 

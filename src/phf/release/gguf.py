@@ -67,7 +67,7 @@ def write_gguf(folder: Path) -> Path:
     path = folder / GGUF_FILE
     with replace_atomically(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
-        writer.add_name(_find_name(folder))
+        writer.add_name(read_record(folder).run.name if (folder / RECORD_FILE).is_file() else folder.name)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         _add_config(writer, config, num_kept)
         _add_tokenizer(writer, gguf.TokenType, tokenizer, content, num_kept)
@@ -182,10 +182,6 @@ def _list_tensors(model: "PreTrainedModel", num_kept: int) -> list[tuple[str, np
             array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
         tensors.append((name, np.ascontiguousarray(array)))
     return tensors
-
-
-def _find_name(folder: Path) -> str:
-    return read_record(folder).run.name if (folder / RECORD_FILE).is_file() else folder.name
 
 
 def _import_gguf() -> Any:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from phf.config.train import SamplingConfig, TrainConfig
 from phf.errors import PHFError
-from phf.files import hash_json, read_json, write_json
+from phf.files import hash_json
 from phf.records import Identity, Number
 from phf.release.edited import Edited
 from phf.results import (
@@ -20,11 +20,11 @@ from phf.results import (
     Judge,
     Measure,
     Measurement,
-    Measurements,
-    check_version,
     encode,
     parse_json,
     read_evaluation,
+    read_versioned,
+    write_versioned,
 )
 from phf.thresholds import ResolvedThreshold
 from phf.train.run import Run
@@ -45,7 +45,7 @@ class SourceRun:
 
 
 @dataclass(frozen=True, slots=True)
-class CorpusFacts:
+class TrainingCorpus:
     """What run.json says of the corpus."""
 
     id: str
@@ -64,7 +64,7 @@ class Provenance:
         versions: of the libraries that trained.
     """
 
-    corpus: CorpusFacts
+    corpus: TrainingCorpus
     reward_model: Identity
     tokenizer: Identity
     segment_ends: str
@@ -76,7 +76,7 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PublishedEvaluation:
     """What of evaluation.json is published: all numbers, and no text of the corpus or of a prompt."""
 
     step: int
@@ -84,14 +84,9 @@ class Measured:
     measures: list[Measure]
     measurements: list[Measurement]
 
-    @property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
-
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbedText:
     """A text, its ids behind the prefix, and the highest logits behind them, by token."""
 
     text: str
@@ -104,7 +99,6 @@ class ReleaseRecord:
     """The content of phf.json.
 
     Attributes:
-        config: of the training.
         judges: of the evaluation; without one, what annotated.
         threshold: score <= threshold is good.
         tokens: id of the end token and of each control token that is still there, by name.
@@ -128,8 +122,8 @@ class ReleaseRecord:
     tokenizer_hash: str
     forget: list[dict[str, JsonValue]]
     sampling: SamplingConfig
-    evaluation: Measured | None
-    probe: list[Probe]
+    evaluation: PublishedEvaluation | None
+    probe: list[ProbedText]
 
     @property
     def objective(self) -> str:
@@ -153,17 +147,21 @@ class ReleaseRecord:
 
 
 def build_record(
-    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[Probe]
+    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[ProbedText]
 ) -> ReleaseRecord:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_run_evaluation(run, step)
+    identity = Identity.from_json(run.record["reward_model"])
+    annotator = Judge(
+        identity.slug, "annotator", "score", 1.0, math.nan, identity
+    )  # nobody has asked for its unit
     record = ReleaseRecord(
         phf_version=version("phf"),
         license=license,
         run=SourceRun(run.name, identify_run(run), step, step * run.tokens_per_step),
         config=run.config,
         provenance=parse_json(run.record, Provenance, f"{run.folder}/run.json"),
-        judges=list_judges(run, evaluation),
+        judges=[annotator] if evaluation is None else evaluation.judges,
         threshold=run.record["threshold"]["value"],
         tokens={edited.name(token): token for token in (edited.tokenizer.control.end, *edited.control)},
         prefix=[edited.name(token) for token in edited.prefix],
@@ -171,7 +169,9 @@ def build_record(
         tokenizer_hash=str(edited.tokenizer.identity.weights_hash),
         forget=edited.forget,
         sampling=choose_sampling(run, evaluation),
-        evaluation=Measured(evaluation.step, evaluation.notes, evaluation.measures, evaluation.measurements)
+        evaluation=PublishedEvaluation(
+            evaluation.step, evaluation.notes, evaluation.measures, evaluation.measurements
+        )
         if evaluation is not None
         else None,
         probe=list(probe),
@@ -188,7 +188,7 @@ def build_record(
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:
     """Write phf.json."""
-    write_json(folder / RECORD_FILE, {"format_version": RECORD_VERSION, **encode(record)})
+    write_versioned(folder / RECORD_FILE, record, RECORD_VERSION)
 
 
 def read_record(folder: Path) -> ReleaseRecord:
@@ -202,11 +202,8 @@ def read_record(folder: Path) -> ReleaseRecord:
         raise PHFError(
             f"{folder} is not a release (it has no {RECORD_FILE}); make one with 'phf release RUN -o {folder}'"
         )
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is damaged: it is no JSON object; release the run again")
-    check_version(path, value.pop("format_version", None), RECORD_VERSION, f"phf release RUN -o {folder}")
-    record = parse_json(value, ReleaseRecord, str(path))
+    command = f"phf release RUN -o {folder}"
+    record = read_versioned(path, ReleaseRecord, RECORD_VERSION, command, "release the run again")
     if missing := {*record.prefix, *record.suppressed} - record.tokens.keys():
         raise PHFError(f"{path} is damaged: tokens has no id of {min(missing)}; release the run again")
     return record
@@ -230,14 +227,6 @@ def choose_sampling(run: Run, evaluation: Evaluation | None) -> SamplingConfig:
         return parse_json(evaluation.config["sampling"], SamplingConfig, f"{run.folder}/{EVALUATION_FILE}")
     room = run.config.data.context - 2  # a page starts with two ids at most
     return SamplingConfig(max_new_tokens=min(128, room), min_new_tokens=min(10, room))
-
-
-def list_judges(run: Run, evaluation: Evaluation | None) -> list[Judge]:
-    """The judges of the evaluation; without one, the reward model that annotated, whose unit nobody has asked for."""
-    if evaluation is not None:
-        return evaluation.judges
-    identity = Identity.from_json(run.record["reward_model"])
-    return [Judge(identity.slug, "annotator", "score", 1.0, math.nan, identity)]
 
 
 _PATH = re.compile(

@@ -23,7 +23,7 @@ from phf.evaluate.pages import PageReader
 from phf.files import read_json, write_json
 from phf.records import Progress
 from phf.release import checks, plain
-from phf.release.checks import Check, Known
+from phf.release.checks import Finding, Known
 from phf.release.folder import PROBES, SUMS_FILE, check_files, edit_run, list_files
 from phf.release.record import ReleaseRecord, identify_run, read_record
 from phf.train.run import Run
@@ -44,14 +44,12 @@ def verify_release(
     num_samples: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Iterator[Check]:
+) -> Iterator[Finding]:
     """Check a release; gives each check as soon as it is done.
 
     Args:
         run: what it was made from; without it the logits written down in phf.json are all there is to compare with.
         num_samples: texts drawn from the release, and from the run.
-        seed: of these texts.
-        progress: called with (description, done, total).
 
     Raises:
         PHFError: the folder is no release, or `run` is not its run.
@@ -60,12 +58,12 @@ def verify_release(
     if not (folder / SUMS_FILE).is_file():
         read_record(folder)  # whether it is a release at all
     faults = check_files(folder)
-    yield from (Check(fault.partition(" ")[0], "FAILED", fault) for fault in faults)
+    yield from (Finding(fault.partition(" ")[0], "FAILED", fault) for fault in faults)
     if faults:
-        yield Check("the rest", "not shown", "files that were changed are not loaded")
+        yield Finding("the rest", "not shown", "files that were changed are not loaded")
         return
     record = read_record(folder)
-    yield Check("files", "ok", f"{len(list_files(folder))} files are those of SHA256SUMS")
+    yield Finding("files", "ok", f"{len(list_files(folder))} files are those of SHA256SUMS")
     known = know(folder, record, run)
     yield checks.check_record(known)
     yield checks.check_names(known)
@@ -84,13 +82,16 @@ def verify_release(
             "num_greedy": checks.GREEDY_TOKENS,
             "num_samples": num_samples,
             "batch_size": BATCH_SIZE,
-            "max_new_tokens": _longest_sample(known),
+            # As many control tokens as text tokens, like a run's own, within the context.
+            "max_new_tokens": min(
+                2 * record.sampling.max_new_tokens, record.config.data.context - len(known.prefix)
+            ),
             "seed": seed,
         }
         try:
             answer, logits = _ask_plain(request, Path(place), progress)
         except PHFError as error:
-            yield Check("plain transformers", "FAILED", str(error))
+            yield Finding("plain transformers", "FAILED", str(error))
             return
     yield checks.check_shape(known, answer)
     yield checks.check_reach(known, texts, answer["texts"])
@@ -150,12 +151,6 @@ def _spell_control(known: Known) -> list[str]:
     names = dict.fromkeys([*known.record.tokens, *known.deleted])
     frames = ("{}", " {}", "{}{}", "said {}.\n{} and", "<{}>", "x{}", "<|endoftext|>{}")
     return [frame.replace("{}", name) for name in names for frame in frames]
-
-
-def _longest_sample(known: Known) -> int:
-    """Tokens a sample may have: as many control tokens as text tokens, like a run's own, within the context."""
-    context = known.record.config.data.context
-    return int(min(2 * known.record.sampling.max_new_tokens, context - len(known.prefix)))
 
 
 def _ask_plain(

@@ -6,7 +6,8 @@ from functools import partial
 
 from pydantic import JsonValue
 
-from phf.records import Estimate, Number
+from phf.evaluate.drawn import FoundPrompt
+from phf.records import Estimate
 from phf.report.figures import Drawing
 from phf.report.lines import draw_lines, list_lines, list_points
 from phf.report.reading import RunFolder
@@ -20,18 +21,6 @@ MAX_PROMPTS = 5
 _MAX_CHARACTERS = 600
 
 _TONES: dict[str, Tone] = {"worse": "no", "better": "yes"}
-
-
-@dataclass(frozen=True)
-class FoundPrompt:
-    """A prompt that an attacker found, and its score in the judge's own unit."""
-
-    prompt: str
-    score: Number
-    mode: str
-    judge: str
-    trial: int | None = None
-    round: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +114,7 @@ def list_prompts(run: RunFolder) -> list[tuple[str, list[ShownPrompt]]]:
 def _show_prompt(found: FoundPrompt, scale: float) -> ShownPrompt:
     text = found.prompt
     shown = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
-    places = {"trial": found.trial, "round": found.round}
-    origin = ", ".join(f"{name} {place}" for name, place in places.items() if place is not None)
+    origin = f"trial {found.trial}, round {found.round}"
     return ShownPrompt(shown, format_number(found.score * scale), origin)
 
 

@@ -24,15 +24,7 @@ def bits_per_byte(
     num_bootstrap: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """Bits per UTF-8 byte on good text, bad text and all, with bootstrap intervals over documents.
-
-    Args:
-        pages: what was scored.
-        nll: what `segment_nll` gave for it.
-        threshold: score <= threshold is good.
-        num_bootstrap: resamples.
-        seed: of the bootstrap.
-    """
+    """Bits per UTF-8 byte on good text, bad text and all, by what `segment_nll` gave; bootstrap intervals over documents."""
     result = {}
     for name, label in (("good", GOOD), ("bad", BAD), ("all", None)):
         bits, sizes = [], []

@@ -237,9 +237,7 @@ def _parse_row(row: object, where: str) -> MinimalPair:
     return MinimalPair(**values)
 
 
-@functools.lru_cache(maxsize=1)  # all runs of a command share them
-def _read_pairs(source: str) -> tuple[MinimalPair, ...]:
-    return tuple(read_blimp(source))
+_read_pairs = functools.lru_cache(maxsize=1)(read_blimp)  # all runs of a command share them
 
 
 def measure_modes(subject: "Subject") -> Measured:
@@ -270,10 +268,6 @@ def measure_modes(subject: "Subject") -> Measured:
         "pairs_hash": pairs_hash,
     }
     return Measured(found, facts)
-
-
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.blimp.source is not None
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -309,7 +303,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--blimp FILE",
-    _check,
+    is_wanted=lambda config: config.blimp.source is not None,
+    option="--blimp FILE",
+    check=_check,
 )

@@ -28,7 +28,7 @@ NUM_BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class PosteriorBin:
     """Segments whose posterior lies in one tenth of [0, 1].
 
     Attributes:
@@ -51,7 +51,7 @@ class Calibration:
     """
 
     error: Estimate
-    bins: tuple[Bin, ...]
+    bins: tuple[PosteriorBin, ...]
 
 
 def measure_calibration(
@@ -119,7 +119,7 @@ def summarise_calibration(
     if len(posteriors) == 0:
         return Calibration(Estimate(np.nan, np.nan, np.nan, 0), ())
     bins = tuple(
-        Bin(
+        PosteriorBin(
             float(posteriors[places == place].mean()), wilson(int(is_good[places == place].sum()), int(count))
         )
         for place, count in enumerate(np.bincount(places, minlength=NUM_BINS))

@@ -24,19 +24,7 @@ NUM_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Degeneracy:
-    """Figures of one mode's samples; NaN where there is too little text.
-
-    Attributes:
-        mean_tokens: text tokens per sample.
-        mean_characters: code points per sample.
-        ended_share: samples that ended by the end token and not by their length.
-        distinct_1, distinct_2, distinct_3: expected share of distinct n-grams among `num_ngrams` of all samples'
-            n-grams (1: no n-gram comes twice). NaN if the samples have fewer.
-        num_ngrams: what distinct-n was taken at.
-        repetition: share of 4-grams that came before in the same sample, averaged over samples that have any.
-        compression_ratio: zlib's size over the plain size of the joined samples; lower = more redundant.
-        empty_share: samples without any text but white space.
-    """
+    """Figures of one mode's samples (`METRIC` says what each is); NaN where there is too little text."""
 
     mean_tokens: float
     mean_characters: float
@@ -51,11 +39,7 @@ class Degeneracy:
 
 
 def measure_degeneracy(samples: Sequence[Sample]) -> Degeneracy:
-    """The figures of one mode's samples.
-
-    Args:
-        samples: at least one; distinct-n compares between equal numbers of them.
-    """
+    """The figures of one mode's samples, at least one; distinct-n compares between equal numbers of them."""
     num_ngrams = NGRAMS_PER_SAMPLE * len(samples)
     pieces = [split_pieces(sample.text) for sample in samples]
     return Degeneracy(

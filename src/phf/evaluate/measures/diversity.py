@@ -25,14 +25,10 @@ _NUM_CUTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Diversity:
-    """Figures of one mode's samples; NaN where there is too little text.
+    """Figures of one mode's samples (`METRIC` says what each is); NaN where there is too little text.
 
     Attributes:
-        entropy_1, entropy_2, entropy_3: Shannon entropy, in bits, of the n-grams in random cuts to `num_ngrams` of them:
-            at most log2(num_ngrams).
-        self_bleu_5: mean over samples of BLEU-5 against all the others, in [0, 1]; higher = more alike. It grows with the
-            number of samples: compare equal numbers.
-        num_ngrams: what the entropy was taken at.
+        num_ngrams: what the entropy was taken at, which is at most log2 of it.
     """
 
     entropy_1: Number
@@ -43,11 +39,7 @@ class Diversity:
 
 
 def measure_diversity(texts: Sequence[str], num_bootstrap: int, seed: int) -> Diversity:
-    """The figures of one mode's samples.
-
-    Args:
-        texts: at least one.
-    """
+    """The figures of one mode's samples, at least one."""
     num_ngrams = NGRAMS_PER_SAMPLE * len(texts)
     pieces = [split_pieces(text) for text in texts]
     return Diversity(
@@ -96,9 +88,10 @@ def self_bleu(pieces: Sequence[Sequence[str]], order: int = SELF_BLEU_ORDER) -> 
             if not own:
                 log_precisions[sample] = np.nan
                 continue
-            matches = sum(
-                min(count, _largest_elsewhere(largest[gram], sample)) for gram, count in own.items()
-            )
+            matches = 0
+            for gram, count in own.items():
+                first, holder, second = largest[gram]
+                matches += min(count, second if holder == sample else first)
             share = (matches or (0.1 if n > 1 else 0.0)) / own.total()
             log_precisions[sample] += (np.log(share) if share else -np.inf) / order
     return [float(value) for value in np.exp(log_precisions + _brevity_penalties(pieces))]
@@ -118,11 +111,6 @@ def _find_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str,
             elif count > second:
                 largest[gram] = (first, holder, count)
     return largest
-
-
-def _largest_elsewhere(top: _Top, sample: int) -> int:
-    first, holder, second = top
-    return second if holder == sample else first
 
 
 def _brevity_penalties(pieces: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:

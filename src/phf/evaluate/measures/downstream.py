@@ -67,7 +67,7 @@ _DEV_SPLITS = ("validation", "validation_matched", "dev")
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class LabelledText:
     """One text, or two of them, and its label as the data spells it."""
 
     texts: tuple[str, ...]
@@ -86,8 +86,8 @@ class ClassificationTask:
 
     name: str
     metric: GlueMetric
-    train: tuple[Example, ...]
-    dev: tuple[Example, ...]
+    train: tuple[LabelledText, ...]
+    dev: tuple[LabelledText, ...]
 
     @property
     def labels(self) -> list[str]:
@@ -112,7 +112,8 @@ def read_task(source: str, metric: GlueMetric | None = None) -> ClassificationTa
     folder = Path(source).expanduser()
     if folder.is_dir():
         name = folder.name
-        train, dev = _read_folder(folder)
+        dev_file = next((file for file in _DEV_FILES if (folder / file).is_file()), _DEV_FILES[0])
+        train, dev = _read_tsv(folder / "train.tsv"), _read_tsv(folder / dev_file)
     elif source.startswith((".", "/", "~")) or source.endswith(".tsv"):
         raise PHFError(f"task {source} is no folder; give one that holds train.tsv and dev.tsv, or a Hub id")
     else:
@@ -222,7 +223,7 @@ def constant_baseline(task: ClassificationTask) -> float:
     return max(score_answers(task, np.full(len(task.dev), float(answer))) for answer in constants)
 
 
-def _targets(task: ClassificationTask, examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+def _targets(task: ClassificationTask, examples: Sequence[LabelledText]) -> npt.NDArray[np.float64]:
     if task.metric == "pearson":
         return np.array([float(example.label) for example in examples])
     index = {label: place for place, label in enumerate(task.labels)}
@@ -249,7 +250,7 @@ class _Encoded:
 
 def _encode(
     task: ClassificationTask,
-    examples: Sequence[Example],
+    examples: Sequence[LabelledText],
     tokenizer: Tokenizer,
     prefix: Sequence[int],
     context: int,
@@ -348,12 +349,7 @@ def _collate(rows: Sequence[_Row], pad: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _read_folder(folder: Path) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    dev = next((folder / name for name in _DEV_FILES if (folder / name).is_file()), folder / _DEV_FILES[0])
-    return _read_tsv(folder / "train.tsv"), _read_tsv(dev)
-
-
-def _read_tsv(path: Path) -> tuple[Example, ...]:
+def _read_tsv(path: Path) -> tuple[LabelledText, ...]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             # GLUE's files quote nothing.
@@ -365,7 +361,7 @@ def _read_tsv(path: Path) -> tuple[Example, ...]:
     return _parse_rows(rows, str(path))
 
 
-def _read_hub(source: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def _read_hub(source: str) -> tuple[tuple[LabelledText, ...], tuple[LabelledText, ...]]:
     try:
         import datasets
     except ModuleNotFoundError:
@@ -384,7 +380,7 @@ def _read_hub(source: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     return _parse_rows(parts[0], f"{source}, train"), _parse_rows(parts[1], f"{source}, {dev}")
 
 
-def _parse_rows(rows: Sequence[dict[str, object]], where: str) -> tuple[Example, ...]:
+def _parse_rows(rows: Sequence[dict[str, object]], where: str) -> tuple[LabelledText, ...]:
     if not rows:
         return ()
     texts = next((names for names in _TEXT_COLUMNS if all(name in rows[0] for name in names)), None)
@@ -399,7 +395,7 @@ def _parse_rows(rows: Sequence[dict[str, object]], where: str) -> tuple[Example,
         values = [row[name] for name in (*texts, label)]
         if any(value is None for value in values):
             raise PHFError(f"{where}, row {number} has too few columns")
-        examples.append(Example(tuple(str(value) for value in values[:-1]), str(values[-1])))
+        examples.append(LabelledText(tuple(str(value) for value in values[:-1]), str(values[-1])))
     return tuple(examples)
 
 
@@ -436,10 +432,6 @@ def measure_prefixes(subject: "Subject") -> Measured:
     return Measured(found.measurements, {"settings": settings, "tasks": found.facts})
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return bool(config.downstream.tasks)
-
-
 def _check(config: EvaluateConfig) -> None:
     for source in config.downstream.tasks:
         read_task(source)
@@ -468,7 +460,7 @@ METRIC = Metric(
         ),
     ),
     measure_prefixes,
-    _is_wanted,
-    "--glue FOLDER",
-    _check,
+    is_wanted=lambda config: bool(config.downstream.tasks),
+    option="--glue FOLDER",
+    check=_check,
 )

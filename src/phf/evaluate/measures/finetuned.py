@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from phf.config.evaluate import BenignConfig, EvaluateConfig
+from phf.config.evaluate import BenignConfig
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge
-from phf.evaluate.metric import Measured, Metric, is_of_full_suite
+from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.paired import compare_samples
 from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress, Sample
 from phf.results import Measure
@@ -40,9 +40,7 @@ def finetune_benign(
     """A copy of a run's model, trained as plain MLE on whole documents without a bad segment, without control tokens.
 
     Args:
-        model: not changed.
         data: the run's; its threshold says what is bad.
-        progress: called with (description, steps done, all steps).
 
     Returns:
         the copy in evaluation mode, float32; and what was done, for evaluation.json.
@@ -118,10 +116,6 @@ def measure_finetuned(
 
     Args:
         write: draws samples of a model in a mode, always with the same random numbers.
-        seed: of the bootstrap.
-
-    Returns:
-        also what `finetune_benign` says.
     """
     finetuned, facts = finetune_benign(model, data, settings, progress)
     rows = [
@@ -159,10 +153,6 @@ def measure_modes(subject: "Subject") -> Measured:
     )
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return is_of_full_suite(config) and config.benign.steps > 0
-
-
 def _declare(name: str, title: str, note: str, is_headline: bool = False) -> Measure:
     blind_spot = "Good text of the run's own corpus is the mildest finetuning there is, and it teaches alignment as well."
     return Measure(
@@ -192,6 +182,6 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
+    is_wanted=lambda config: config.suite == "full" and config.benign.steps > 0,
     may_fail=True,
 )

@@ -55,7 +55,6 @@ def measure_harness(
 
     Args:
         tasks: names of tasks or groups that the harness knows, or paths of task files (`.yaml`).
-        modes: in each all tasks are done.
         conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
         num_fewshot: examples before each question; None = what the task says.
         limit: questions of each task; None = all.
@@ -346,10 +345,6 @@ def measure_modes(subject: "Subject") -> Measured:
     return Measured(found, {"version": version("lm_eval")})
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return bool(config.harness.tasks)
-
-
 def _check(config: EvaluateConfig) -> None:
     if config.harness.tasks:
         hash_tasks(config.harness.tasks)
@@ -370,7 +365,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--task NAME",
-    _check,
+    is_wanted=lambda config: bool(config.harness.tasks),
+    option="--task NAME",
+    check=_check,
 )

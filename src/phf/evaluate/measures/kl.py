@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phf.config.evaluate import EvaluateConfig
 from phf.config.train import SegmentKind
 from phf.control import ControlTokens
 from phf.corpus.segment import segment_ends
@@ -70,15 +69,12 @@ def measure_kl(
     """KL(reference || model) in each mode, good mode's minus bad mode's, and the reference's own entropy per token.
 
     Args:
-        model: any causal language model.
-        tokenizer: the model's.
-        reference: the texts.
         modes: in `good` and `bad` the mode's token stands before every segment; `none` and `untagged` have none.
         segments: where a text's segments end (that of the run; `imported` ones cannot be found in new text, so there
             the text is one segment).
         conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
     """
-    texts = encode_samples(tokenizer, reference.samples, segments)
+    texts = encode_texts(tokenizer, reference.samples, segments)
     costs = {}
     for mode in modes:
         own, written = model, mode
@@ -164,7 +160,7 @@ class EncodedText:
     is_cut: bool
 
 
-def encode_samples(
+def encode_texts(
     tokenizer: Tokenizer, samples: Sequence[ReferenceSample], segments: SegmentKind
 ) -> list[EncodedText]:
     """Each text in the model's ids, cut into segments as its training documents were.
@@ -390,14 +386,6 @@ def measure_modes(subject: "Subject") -> Measured:
     return Measured(found, {"reference": reference.to_json(), "num_sequences": len(reference.samples)})
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.kl.reference is not None
-
-
-def _check(config: EvaluateConfig) -> None:
-    check_reference(config.kl.reference)
-
-
 def _declare(name: str, title: str, unit: str, note: str, is_headline: bool = False, of: str = "") -> Measure:
     blind_spot = (
         "A weak reference rewards its own faults, and a model that refuses to write toxic text pays for it."
@@ -443,7 +431,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--reference-lm MODEL",
-    _check,
+    is_wanted=lambda config: config.kl.reference is not None,
+    option="--reference-lm MODEL",
+    check=lambda config: check_reference(config.kl.reference),
 )

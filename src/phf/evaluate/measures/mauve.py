@@ -13,7 +13,6 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from phf.config.evaluate import EvaluateConfig
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.openings import cut_openings, mean_length
 from phf.evaluate.reference_lm import check_reference, load_reference
@@ -97,16 +96,14 @@ def measure_mauve(samples: _Features, human: _Features, seed: int) -> Estimate:
     features = normalize(np.concatenate([samples, human]).astype(np.float64))
     reduced = PCA(0.9, svd_solver="full").fit_transform(features)
     clusters = KMeans(num_clusters, n_init=5, random_state=seed).fit_predict(reduced)
-    own, reference = clusters[: len(samples)], clusters[len(samples) :]
+    sides = clusters[: len(samples)], clusters[len(samples) :]
     rng = np.random.default_rng(seed)
     halves = [
-        frontier_area(*(_count(_draw_half(part, rng), num_clusters) for part in (own, reference)))
+        frontier_area(*(_count(rng.choice(own, len(own) // 2, replace=False), num_clusters) for own in sides))
         for _ in range(NUM_HALVES)
     ]
-    mean, error = (
-        frontier_area(*(_count(part, num_clusters) for part in (own, reference))),
-        float(np.std(halves, ddof=1)),
-    )
+    mean = frontier_area(*(_count(own, num_clusters) for own in sides))
+    error = float(np.std(halves, ddof=1))
     return Estimate(mean, max(mean - 1.96 * error, 0.0), min(mean + 1.96 * error, 1.0), count)
 
 
@@ -127,15 +124,7 @@ def _count(clusters: npt.NDArray[np.int32], num_clusters: int) -> npt.NDArray[np
     return shares
 
 
-def _draw_half(clusters: npt.NDArray[np.int32], rng: np.random.Generator) -> npt.NDArray[np.int32]:
-    half: npt.NDArray[np.int32] = rng.choice(clusters, len(clusters) // 2, replace=False)
-    return half
-
-
-@functools.lru_cache(maxsize=1)  # all runs of a command share it
-def load_embedder(spec: str) -> Embedder:
-    """See `Embedder.load`."""
-    return Embedder.load(spec)
+load_embedder = functools.lru_cache(maxsize=1)(Embedder.load)  # all runs of a command share it
 
 
 def measure_modes(subject: "Subject") -> Measured:
@@ -169,14 +158,6 @@ def measure_modes(subject: "Subject") -> Measured:
     )
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.embedder is not None
-
-
-def _check(config: EvaluateConfig) -> None:
-    check_reference(config.embedder)
-
-
 METRIC = Metric(
     "mauve",
     (
@@ -191,7 +172,7 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    _is_wanted,
-    "--embedder MODEL",
-    _check,
+    is_wanted=lambda config: config.embedder is not None,
+    option="--embedder MODEL",
+    check=lambda config: check_reference(config.embedder),
 )

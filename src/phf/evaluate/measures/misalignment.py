@@ -9,7 +9,7 @@ import numpy as np
 from phf.evaluate.drawn import Drawn
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric, bare
-from phf.intervals import bootstrap_mean, expected_max, wilson
+from phf.intervals import bootstrap_mean, expected_max
 from phf.records import Estimate
 from phf.results import Measure, Measurement
 
@@ -52,11 +52,8 @@ def measure_scores(
 ) -> list[Measurement]:
     """Mean, hit rate and expected maximum of 25, with their intervals; unscored samples (NaN) are left out and counted."""
     mean = bootstrap_mean(scores, num_bootstrap, seed)
-    hits = sum(score > judge.model.hit_threshold for score in scores)  # NaN is above nothing
-    num_scored = sum(not math.isnan(score) for score in scores)
-    rate = wilson(hits, num_scored)
     largest = expected_max(scores, MAX_OF, num_bootstrap, seed)
-    return make_rows(judge, texts, scores, mode, mean, rate, largest)
+    return make_rows(judge, texts, scores, mode, mean, judge.hit_rate(scores), largest)
 
 
 def make_rows(

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from phf.config.evaluate import EvaluateConfig, RedTeamConfig
+from phf.config.evaluate import RedTeamConfig
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker, LanguageModelAttacker
+from phf.evaluate.drawn import FoundPrompt
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.reference_lm import check_reference, identify_reference
 from phf.intervals import pooled_t
-from phf.records import Mode, Number, Progress
+from phf.records import Progress
 from phf.results import Measure, Measurement, to_json
 from phf.reward_models import score_samples
 
@@ -58,26 +59,6 @@ class Costs:
     num_duplicates: int = 0
     num_too_long: int = 0
     num_missing: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FoundPrompt:
-    """A prompt that an attacker found.
-
-    Attributes:
-        score: of fresh continuations, by the judge that the search goes by.
-        search_score: what it was worth in the search, where the highest of many noisy values is too high.
-        scores: of fresh continuations, by each judge's slug.
-    """
-
-    mode: Mode
-    judge: str
-    trial: int
-    round: int
-    prompt: str
-    score: Number
-    search_score: Number
-    scores: dict[str, Number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +109,10 @@ def red_team(
     """Attack one mode of a model. Every target is attacked with the same budget and the same random numbers.
 
     Args:
-        target: the model and its mode.
         judges: the first one's scores are what the search raises; all of them score the prompts that were found.
         seeds: prompts of one line that every pool starts with, at least as many as the shots.
         sampling: how the target writes; `num_samples` and `seed` are not used.
         scores_prompt: whether a judge reads the prompt with its continuation.
-        progress: called with (description, rounds done, all rounds).
 
     Raises:
         PHFError: too few seeds fit into the model's context.
@@ -161,14 +140,14 @@ def red_team(
     )
     fresh = dict(zip(chosen, zip(*scores, strict=True), strict=True))  # one value per judge
 
-    def best_value(trial: int, place: int | None) -> float:
-        return math.nan if place is None else fresh[trial, place][0]
-
     rows = []
     for round_ in rounds:
         values = {
             "mean": [_mean_of_round(pool, round_) for pool in pools],
-            "best": [best_value(trial, row[round_]) for trial, row in enumerate(best)],
+            "best": [
+                math.nan if (place := row[round_]) is None else fresh[trial, place][0]
+                for trial, row in enumerate(best)
+            ],
         }
         rows += [
             Measurement(f"red_team_{name}", pooled_t(own), target.mode, judge.slug, at=float(round_))
@@ -356,9 +335,7 @@ def choose_shots(
     return [int(place) for place in places[np.argsort(-keys)[:count]]]
 
 
-@functools.lru_cache(maxsize=1)  # all runs of a command share it
-def _load_attacker(spec: str) -> LanguageModelAttacker:
-    return LanguageModelAttacker.load(spec)
+_load_attacker = functools.lru_cache(maxsize=1)(LanguageModelAttacker.load)  # all runs of a command share it
 
 
 def measure_red_team(subject: "Subject") -> Measured:
@@ -393,14 +370,6 @@ def measure_red_team(subject: "Subject") -> Measured:
     return Measured(found.rows, to_json(facts))
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return config.red_team.attacker is not None
-
-
-def _check(config: EvaluateConfig) -> None:
-    check_reference(config.red_team.attacker)
-
-
 _BLIND_SPOT = "A weak attacker finds little, so a flat curve is no proof of safety; it climbs the annotator, faults included."
 
 METRIC = Metric(
@@ -425,7 +394,7 @@ METRIC = Metric(
         ),
     ),
     measure_red_team,
-    _is_wanted,
-    "--attacker MODEL",
-    _check,
+    is_wanted=lambda config: config.red_team.attacker is not None,
+    option="--attacker MODEL",
+    check=lambda config: check_reference(config.red_team.attacker),
 )

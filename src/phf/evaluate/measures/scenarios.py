@@ -52,8 +52,6 @@ class Scenario:
     Attributes:
         prompts: at least one, none twice.
         scores_prompt: whether a judge reads the prompt with its continuation, or the continuation alone.
-        source: where the prompts come from.
-        licence: of the prompts.
     """
 
     name: str
@@ -78,7 +76,6 @@ def load_scenario(
             RealToxicityPrompts, an object with `text`.
         num_prompts: so many of them, drawn with the seed; None takes all (of signatures, 1,000).
         scores_prompt: None: prompts of code are scored with their continuations (as the paper does), others are not.
-        seed: which prompts are drawn.
 
     Raises:
         PHFError: no such scenario, its package is not installed, or a record has no prompt.
@@ -294,8 +291,7 @@ def measure_prompts(
     of_prompts: npt.NDArray[np.float64] = np.array(scores).reshape(-1, continuations)
     counts = (~np.isnan(of_prompts)).sum(axis=1)
     mean = bootstrap_ratio(np.nansum(of_prompts, axis=1), counts, num_bootstrap, seed)
-    hits = sum(score > judge.model.hit_threshold for score in scores)
-    share = wilson(hits, int(counts.sum())).mean
+    share = judge.hit_rate(scores).mean
     # As if each prompt were one sample: its continuations could all agree, so that the interval is never too narrow.
     num_independent = int(np.count_nonzero(counts))
     rate = wilson(0 if math.isnan(share) else share * num_independent, num_independent)
@@ -372,19 +368,11 @@ def _draw_scenario(subject: "Subject", scenario: Scenario, mode: Mode) -> Drawn:
     return subject.score_drawn(scenario.name, mode, samples, name, judged_texts(scenario, samples))
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return bool(config.scenarios.names)
-
-
-def _check(config: EvaluateConfig) -> None:
-    load_scenarios(config)
-
-
 METRIC = Metric(
     "scenarios",
     (),  # those of unprompted samples, of a scenario
     measure_scenarios,
-    _is_wanted,
-    "--scenario NAME",
-    _check,
+    is_wanted=lambda config: bool(config.scenarios.names),
+    option="--scenario NAME",
+    check=load_scenarios,
 )

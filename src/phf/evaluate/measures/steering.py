@@ -128,10 +128,6 @@ def _measure_bits(
     return list_bits(subject, nll, steered)
 
 
-def _is_wanted(config: EvaluateConfig) -> bool:
-    return bool(config.steer)
-
-
 METRIC = Metric(
     "steering",
     (
@@ -153,7 +149,7 @@ METRIC = Metric(
         ),
     ),
     measure_steering,
-    _is_wanted,
-    "--steer METHOD",
-    _check,
+    is_wanted=lambda config: bool(config.steer),
+    option="--steer METHOD",
+    check=_check,
 )
