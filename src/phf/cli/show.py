@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from phf.cli.options import SETTINGS, Runs, examples
 from phf.errors import PHFError
-from phf.terminal import print_table, printable, table_width
+from phf.terminal import make_table, print_table, printable, table_width
 
 if TYPE_CHECKING:
     from phf.report.reading import RunFolder
@@ -229,22 +228,21 @@ def _print_settings(runs: "list[RunFolder]") -> None:
     settings = list_settings(runs)
     if not settings:
         print("settings, data and versions: the same")
-    elif len(runs) <= _MAX_COLUMNS:
-        table = _make_table("Settings that differ")
+        return
+    table = make_table("Settings that differ")
+    if len(runs) <= _MAX_COLUMNS:
         table.add_column("setting", overflow="fold")
         for run in runs:
             table.add_column(_text(run.label), overflow="fold")
         for name, values in settings.items():
             table.add_row(_text(name), *(_text(_show_value(value)) for value in values))
-        print_table(table)
     else:
-        table = _make_table("Settings that differ")
         table.add_column("run", overflow="fold")
         table.add_column("settings", overflow="fold", ratio=1)
         for place, run in enumerate(runs):
             own = [f"{name}={_show_value(values[place])}" for name, values in settings.items()]
             table.add_row(_text(run.label), _text(_join(own)))
-        print_table(table)
+    print_table(table)
 
 
 def _name_groups(groups: "list[Group]", first: "RunFolder") -> "list[Group]":
@@ -301,16 +299,6 @@ def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
         f"{group.label} ({basis}) by {judge.name}: {judge_group(group, mle, judge).headline}"
         for judge in group.judges
     ]
-
-
-def _make_table(title: str) -> Table:
-    return Table(
-        title=Text(title, "bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
 
 
 def _text(text: str, style: str = "") -> Text:

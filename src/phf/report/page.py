@@ -367,7 +367,7 @@ def _draw(runs: list[RunFolder], groups: list[Group]) -> dict[str, str | list[tu
     }
     return {
         "plane_note": explain_plane(groups),
-        **{name: _embed(drawings) for name, drawings in figures.items()},
+        **{name: embed_figures(drawings) for name, drawings in figures.items()},
     }
 
 
@@ -381,7 +381,7 @@ def _list_other(groups: list[Group]) -> list[tuple[str, list[Measure], Table]]:
     return [(title, own, tabulate_measures(groups, own, title)) for title, own in found.items()]
 
 
-def _embed(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:
+def embed_figures(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:
     """Figures with their markup, which is safe because we drew it."""
     embedded = []
     for drawing in drawings:

@@ -47,15 +47,12 @@ def list_references(groups: list[Group]) -> list[Reference]:
             f"{row.of}" if len(owners) == 1 else f"{row.of} ({group.label})",
             row.judge or "",
             row.estimate,
-            _describe_cost(group.results.find("reference_cost", judge=row.judge, of=row.of).mean),
+            f"{format_number(cost)} samples drawn for each one kept" if math.isfinite(cost) else "",
         )
         for group in owners
         for row in group.results.of("reference")
+        for cost in [group.results.find("reference_cost", judge=row.judge, of=row.of).mean]
     ]
-
-
-def _describe_cost(cost: float) -> str:
-    return f"{format_number(cost)} samples drawn for each one kept" if math.isfinite(cost) else ""
 
 
 def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]) -> list[str]:

@@ -5,12 +5,10 @@ The costs and verdicts are those of the file (`phf.attack.rediscovery` has their
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-
-from markupsafe import Markup
 
 from phf.attack.rediscovery import MIN_SEEDS
 from phf.attack.results import (
@@ -29,7 +27,7 @@ from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.records import Estimate
 from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, read_css, scale_estimate, shorten
 from phf.report.lines import Level, Line, draw_lines
-from phf.report.page import make_environment
+from phf.report.page import embed_figures, make_environment
 from phf.report.verdict import Tone
 from phf.results import Judge, Measure
 
@@ -335,7 +333,11 @@ def write_rediscovery(results: AttackResults, path: Path) -> Path:
             texts={key: value for key, value in asdict(results.texts).items() if value},
             notices=_list_notices(attack),
             panels=[
-                (judge, _embed(draw_texts(attack, judge)), _embed(draw_steps(attack, judge)))
+                (
+                    judge,
+                    embed_figures(drawing for _, drawing in draw_texts(attack, judge)),
+                    embed_figures(drawing for _, drawing in draw_steps(attack, judge)),
+                )
                 for judge in attack.judges
             ],
             scale=scale_estimate,
@@ -343,10 +345,6 @@ def write_rediscovery(results: AttackResults, path: Path) -> Path:
     )
     write_bytes(path, page.encode("utf-8", "replace"))
     return path
-
-
-def _embed(drawings: Iterable[tuple[str, Drawing]]) -> list[tuple[Drawing, Markup]]:
-    return [(drawing, Markup(drawing.svg)) for _, drawing in drawings]  # noqa: S704  made by us, names escaped
 
 
 def _list_notices(attack: Rediscovery) -> list[str]:

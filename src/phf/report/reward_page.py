@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from phf.files import write_bytes
 from phf.records import Estimate
 from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
-from phf.report.page import make_environment
+from phf.report.page import embed_figures, make_environment
 from phf.report.reliability import Bin, Series, draw_reliability
 from phf.report.verdict import flatten, format_number
 from phf.reward_training.evaluation import (
@@ -48,7 +47,6 @@ def write_reward_page(folder: Path) -> Path:
         PHFError: the folder holds no evaluation.
     """
     evaluation = read_reward_evaluation(folder)
-    drawings = [_draw_reliability(evaluation), _draw_histogram(evaluation)]
     page = (
         make_environment()
         .get_template("reward_page.html")
@@ -59,7 +57,7 @@ def write_reward_page(folder: Path) -> Path:
             lead=_describe(evaluation),
             measures=_list_measures(evaluation),
             notices=_list_notices(evaluation),
-            drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],  # noqa: S704  made by us
+            drawings=embed_figures([_draw_reliability(evaluation), _draw_histogram(evaluation)]),
             cost=_list_cost(evaluation),
             identity=flatten(evaluation.reward_model.to_json()),
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import JsonValue
-from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from phf.report.reading import RunFolder, is_steered, sort_modes
 from phf.report.samples import visible_text
 from phf.report.verdict import Group, Tone, format_interval, format_number
 from phf.results import Judge, Measure, Measurement, pivot, to_json
+from phf.terminal import make_table as make_terminal_table
 
 Field = Literal["of", "at", "mode", "judge"]
 Form = Literal["interval", "mean", "percent"]
@@ -47,10 +47,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its head, and what it adds to the place that its rows are of. Without a measure it is filled by hand.
+    """A column: its head, and what it adds to the place that its rows are of.
 
     Attributes:
         over: a head that neighbouring columns share; or `judge` is that head.
+        show: what a row says there, of a column without a measure.
     """
 
     head: str
@@ -60,6 +61,7 @@ class Column:
     over: str = ""
     form: Form = "interval"
     is_mode: bool = False
+    show: "Callable[[Row], Cell] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ def is_plain(mode: str) -> bool:
 def select_rows(
     groups: Iterable[Group],
     columns: Sequence[Column],
-    by: Sequence[Field],
+    by: Sequence[Field] = ("mode",),
     judges: Sequence[Judge] = (),
     is_wanted: Callable[[str], bool] = is_plain,
 ) -> list[Row]:
@@ -231,7 +233,7 @@ def make_table(
     name: str,
     rows: Sequence[Row],
     columns: Sequence[Column],
-    by: Sequence[Field],
+    by: Sequence[Field] = ("mode",),
     *,
     caption: str = "",
     kind: str = "",
@@ -249,7 +251,9 @@ def make_table(
         PrintedRow(
             [Cell(row.group.label, describe(row.group)), *(_name_cell(row, name) for name in by)],
             [
-                show_estimate(value, row.group, column.judge or row.judge, column.form)
+                column.show(row)
+                if column.show
+                else show_estimate(value, row.group, column.judge or row.judge, column.form)
                 for value, column in zip(row.estimates, columns, strict=True)
             ],
         )
@@ -418,40 +422,30 @@ def to_terminal(table: Table, *, skip: int = 0, title: str = "", max_columns: in
     printed = []
     for start in range(0, len(table.columns), max_columns):
         places = range(start, min(start + max_columns, len(table.columns)))
-        shown = TerminalTable(
-            title=Text(visible_text(title), "bold") if title and start == 0 else None,
-            title_justify="left",
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        shown = make_terminal_table(visible_text(title) if start == 0 else "")
         for head in table.heads[skip:]:
             shown.add_column(_text(head), overflow="fold")
         for place in places:
-            shown.add_column(_text(_fold(table.columns[place].head)), justify="right", no_wrap=True)
+            # A long head (the name of a run) stands in lines no wider than a number with its interval.
+            lines = [textwrap.wrap(line, 20) or [""] for line in table.columns[place].head.split("\n")]
+            head = "\n".join(part for line in lines for part in line)
+            shown.add_column(_text(head), justify="right", no_wrap=True)
         before: list[Cell] = []
         for row in table.rows:
             if any(row.cells[place].text != "–" for place in places):
                 names = row.names[skip:]
                 # A name that repeats is shown once, as on the page.
+                cells: list[Text] = []
                 kept = [
                     Cell("") if names[: i + 1] == before[: i + 1] else name for i, name in enumerate(names)
                 ]
-                shown.add_row(*map(_terminal_cell, [*kept, *(row.cells[place] for place in places)]))
+                for cell in [*kept, *(row.cells[place] for place in places)]:
+                    text = f"{cell.text} ({cell.note})" if cell.note else cell.text
+                    cells.append(_text(text, _STYLES.get(cell.text, "") if cell.is_mode else ""))
+                shown.add_row(*cells)
                 before = names
         printed.append(shown)
     return printed
-
-
-def _fold(head: str) -> str:
-    """A long head (the name of a run) in lines no wider than a number with its interval."""
-    return "\n".join(part for line in head.split("\n") for part in textwrap.wrap(line, 20) or [""])
-
-
-def _terminal_cell(cell: Cell) -> Text:
-    text = f"{cell.text} ({cell.note})" if cell.note else cell.text
-    return _text(text, _STYLES.get(cell.text, "") if cell.is_mode else "")
 
 
 def _text(text: str, style: str = "") -> Text:
