@@ -14,7 +14,7 @@ from phf.annotate.annotation import Annotation
 from phf.corpus.store import Corpus
 from phf.curate.stats import read_document
 from phf.errors import PHFError
-from phf.explore.scores import CorpusScores, Order, Verdict, Verdicts
+from phf.explore.scores import CorpusScores, ObjectiveVerdict, Order, Verdicts
 from phf.records import Document
 
 DOCUMENTS_PER_PAGE = 8
@@ -58,7 +58,7 @@ class ShownDocument:
     is_bad: npt.NDArray[np.bool_]
     mean: float
     worst: float
-    verdicts: list[Verdict]
+    verdicts: list[ObjectiveVerdict]
     is_scored: bool
 
 
@@ -77,7 +77,7 @@ class DocumentPage:
     num_pages: int
     num_found: int
     found: Found | None
-    verdicts: list[Verdict]
+    verdicts: list[ObjectiveVerdict]
 
 
 class DocumentBrowser:

@@ -137,7 +137,7 @@ class CorpusScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ObjectiveVerdict:
     """What one objective would do.
 
     Attributes:
@@ -170,31 +170,31 @@ class Verdicts:
         """Which segments score above the threshold; an unscored one does not."""
         return Threshold(self.threshold).is_bad(self.scores.values[segments])
 
-    def of_corpus(self) -> list[Verdict]:
+    def of_corpus(self) -> list[ObjectiveVerdict]:
         """What each objective would do with the training split."""
         return [self._of_corpus(kind, objective) for kind, objective in self._resolved.items()]
 
-    def of_document(self, number: int) -> list[Verdict]:
+    def of_document(self, number: int) -> list[ObjectiveVerdict]:
         """What each objective would do with a document, or why none uses it."""
         if np.isnan(self.scores.values[self.scores.of_document(number)]).any():
-            return [Verdict("Left out", None, "by every objective, because a segment has no score")]
+            return [ObjectiveVerdict("Left out", None, "by every objective, because a segment has no score")]
         if not self.scores.is_train[number]:
-            return [Verdict("Held out", None, "no objective trains on this document")]
+            return [ObjectiveVerdict("Held out", None, "no objective trains on this document")]
         return [
-            Verdict(_name(kind), None, _tell(line, self, objective, number))
+            ObjectiveVerdict(_name(kind), None, _tell(line, self, objective, number))
             for kind, objective in self._resolved.items()
             if isinstance(objective, Objective) and (line := OBJECTIVES[kind].document_line) is not None
         ]
 
-    def _of_corpus(self, kind: str, objective: Objective | PHFError) -> Verdict:
+    def _of_corpus(self, kind: str, objective: Objective | PHFError) -> ObjectiveVerdict:
         if isinstance(objective, PHFError):
-            return Verdict(_name(kind), None, f"cannot be trained like this: {objective}")
+            return ObjectiveVerdict(_name(kind), None, f"cannot be trained like this: {objective}")
         text = OBJECTIVES[kind].corpus_line.format(**self._numbers(objective))
         if objective.threshold is not None:
-            return Verdict(_name(kind), objective.threshold.token_share, text)
+            return ObjectiveVerdict(_name(kind), objective.threshold.token_share, text)
         if objective.levels:
-            return Verdict(_name(kind), objective.levels[0].token_share, text)
-        return Verdict(_name(kind), None if objective.reward_scale is not None else 1.0, text)
+            return ObjectiveVerdict(_name(kind), objective.levels[0].token_share, text)
+        return ObjectiveVerdict(_name(kind), None if objective.reward_scale is not None else 1.0, text)
 
     def _numbers(self, objective: Objective) -> dict[str, str | float]:
         """What a row's `corpus_line` may name."""

@@ -10,7 +10,7 @@ from phf.records import Estimate, Number
 from phf.report.figures import Drawing
 from phf.report.lines import draw_lines, list_lines, list_points
 from phf.report.reading import RunFolder
-from phf.report.tables import Cell, Column, Field, Row, Table, make_table, select_rows
+from phf.report.tables import Cell, Column, Field, MeasuredRow, Table, make_table, select_rows
 from phf.report.verdict import Group, Tone, format_number
 from phf.results import Judge
 
@@ -90,7 +90,7 @@ def tabulate_red_team(groups: list[Group], judges: list[Judge]) -> Table:
         Column("best prompt", "red_team_best"),
     ]
     rounds = select_rows(groups, columns, ("mode", "judge", "at"), judges)
-    attacks: dict[tuple[str, str | None, str], list[Row]] = {}
+    attacks: dict[tuple[str, str | None, str], list[MeasuredRow]] = {}
     for row in rounds:
         attacks.setdefault((row.group.label, row.mode, row.judge.slug if row.judge else ""), []).append(row)
     rows = [
@@ -173,7 +173,7 @@ def tabulate_finetuned(groups: list[Group], judges: list[Judge]) -> Table:
     return make_table("after", rows, columns, ("mode", "judge"), kind="words")
 
 
-def _show_change(row: Row) -> Cell:
+def _show_change(row: MeasuredRow) -> Cell:
     """What the difference in the column before says."""
     change = name_change(row.estimates[2])
     return Cell(change, tone=_TONES.get(change, "unclear"))

@@ -26,8 +26,8 @@ CHANCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of the page: its name, the number with its interval, and how to read it."""
+class ShownMeasure:
+    """A number of the page: its name, its value with the interval, and how to read it."""
 
     name: str
     value: str
@@ -93,45 +93,45 @@ def _describe(evaluation: RewardEvaluation) -> str:
     )
 
 
-def _list_measures(evaluation: RewardEvaluation) -> list[Line]:
+def _list_measures(evaluation: RewardEvaluation) -> list[ShownMeasure]:
     shown = {row.measure: row.estimate for row in evaluation.measurements if row.at is None}
     return [
-        Line(measure.title, _show(shown[measure.name], measure.unit), measure.note)
+        ShownMeasure(measure.title, _show(shown[measure.name], measure.unit), measure.note)
         for measure in evaluation.measures
         if measure.name in shown
     ]
 
 
-def _list_cost(evaluation: RewardEvaluation) -> list[Line]:
+def _list_cost(evaluation: RewardEvaluation) -> list[ShownMeasure]:
     """Speed and cost of a student beside its teacher's."""
     if evaluation.teaching is None:
         return []
     speed, cost = evaluation.teaching.speed, evaluation.teaching.cost
     size = f"{cost.num_parameters / 1e6:,.4g}M"
     return [
-        Line(
+        ShownMeasure(
             "speed",
             f"{speed.student_segments:,.0f} segments per CPU-second, {speed.student_bytes / 1e6:.3g} MB",
             f"on one core, on {speed.num_segments:,} held-out segments",
         ),
-        Line(
+        ShownMeasure(
             "teacher's speed",
             f"{speed.teacher_segments:,.0f} segments per CPU-second",
             "on the same segments",
         ),
-        Line("speed-up", f"{speed.ratio:.1f} x", "both were timed in one run"),
-        Line(
+        ShownMeasure("speed-up", f"{speed.ratio:.1f} x", "both were timed in one run"),
+        ShownMeasure(
             f"annotating, of pretraining {size}, by time",
             _show_share(cost.student / cost.training),
             f"CPU time per token, times {cost.machine_flops_per_cpu_second / 1e9:.0f} GFLOP/s (what a core reaches here in a "
             f"float32 matrix product), over 6N = {cost.training / 1e6:,.0f} MFLOP per token",
         ),
-        Line(
+        ShownMeasure(
             f"annotating, of pretraining {size}, by count",
             _show_share(cost.counted / cost.training),
             f"{cost.counted:,.0f} operations per token (hashing included; {cost.bytes_per_token:g} bytes per token)",
         ),
-        Line(
+        ShownMeasure(
             "the teacher's, by time",
             _show_share(cost.teacher / cost.training),
             "what annotating with the teacher would cost",

@@ -4,7 +4,16 @@ from dataclasses import replace
 
 from phf.records import Estimate
 from phf.report.figures import Reference
-from phf.report.tables import Cell, Column, PrintedRow, Row, Table, make_table, select_rows, show_estimate
+from phf.report.tables import (
+    Cell,
+    Column,
+    MeasuredRow,
+    PrintedRow,
+    Table,
+    make_table,
+    select_rows,
+    show_estimate,
+)
 from phf.report.verdict import Group
 from phf.results import Judge
 
@@ -50,19 +59,19 @@ def tabulate_scores(
     return replace(table, rows=table.rows + lines)
 
 
-def _count_samples(row: Row, judges: list[Judge]) -> Cell:
+def _count_samples(row: MeasuredRow, judges: list[Judge]) -> Cell:
     """Samples over all runs of a group; each judge's, where they differ."""
     counts = [sum(one.count for one in _find_unscored(row, judge)) for judge in judges]
     return Cell(" / ".join(f"{count:,}" for count in dict.fromkeys(counts)) or "–")
 
 
-def _count_unscored(row: Row, judges: list[Judge]) -> Cell:
+def _count_unscored(row: MeasuredRow, judges: list[Judge]) -> Cell:
     """The same of unscored samples; a judge that did not score this mode counted nothing."""
     counts = [sum(round(one.mean) for one in _find_unscored(row, judge) if one.count) for judge in judges]
     return Cell(" / ".join(f"{count:,}" for count in dict.fromkeys(counts)) or "–")
 
 
-def _find_unscored(row: Row, judge: Judge) -> list[Estimate]:
+def _find_unscored(row: MeasuredRow, judge: Judge) -> list[Estimate]:
     return [run.results.find("num_unscored", row.mode, judge.slug) for run in row.group.runs]
 
 
@@ -139,6 +148,6 @@ def tabulate_control(groups: list[Group]) -> Table:
     return make_table(name, rows, columns, (), caption=caption, kind="narrow", heads={"group": "run"})
 
 
-def _count_segments(row: Row) -> Cell:
+def _count_segments(row: MeasuredRow) -> Cell:
     count = row.estimates[2].count
     return Cell(f"{count:,}" if count else "–")

@@ -61,11 +61,11 @@ class Column:
     over: str = ""
     form: Form = "interval"
     is_mode: bool = False
-    show: "Callable[[Row], Cell] | None" = None
+    show: "Callable[[MeasuredRow], Cell] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MeasuredRow:
     """Numbers of a group in one place, one for each column, in their own unit."""
 
     group: Group
@@ -164,7 +164,7 @@ def select_rows(
     by: Sequence[Field] = ("mode",),
     judges: Sequence[Judge] = (),
     is_wanted: Callable[[str], bool] = is_plain,
-) -> list[Row]:
+) -> list[MeasuredRow]:
     """A row for each group and place that has a number in any of the columns, pooled over seeds.
 
     Args:
@@ -179,7 +179,7 @@ def select_rows(
         wanted = [row for row in wanted if row.mode is None or is_wanted(row.mode)]
         places = dict.fromkeys(_name_place(row, by) for row in wanted)
         own = [
-            Row(group, (), mode, judge, of, at)
+            MeasuredRow(group, (), mode, judge, of, at)
             for mode, slug, of, at in _sort_places(list(places), by, judges)
             for judge in ([one for one in judges if one.slug == slug] if slug else [None])
         ]
@@ -231,7 +231,7 @@ def _sort_places(places: list[_Key], by: Sequence[Field], judges: Sequence[Judge
 
 def make_table(
     name: str,
-    rows: Sequence[Row],
+    rows: Sequence[MeasuredRow],
     columns: Sequence[Column],
     by: Sequence[Field] = ("mode",),
     *,
@@ -264,7 +264,7 @@ def make_table(
     )
 
 
-def _name_cell(row: Row, name: Field) -> Cell:
+def _name_cell(row: MeasuredRow, name: Field) -> Cell:
     if name == "mode":
         return Cell(row.mode or "–", is_mode=True)
     if name == "judge":
