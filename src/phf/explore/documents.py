@@ -181,18 +181,9 @@ class DocumentBrowser:
         row = number - int(self._first[shard])
         document = read_document(self.corpus, shard, row)
         if verdicts is None:
-            ends = np.array([len(document.text)], np.int32)
-            return ShownDocument(
-                number,
-                document,
-                ends,
-                np.full(1, np.nan, np.float32),
-                np.zeros(1, np.bool_),
-                np.nan,
-                np.nan,
-                [],
-                is_scored=False,
-            )
+            end, score = np.array([len(document.text)], np.int32), np.full(1, np.nan, np.float32)
+            no = np.zeros(1, np.bool_)
+            return ShownDocument(number, document, end, score, no, np.nan, np.nan, [], is_scored=False)
         scores = verdicts.scores
         table = self._read_ends(scores.annotation.slug, shard)
         ends = np.array(table["ends"][row].as_py(), np.int32)

@@ -283,18 +283,15 @@ def _draw(
                 Line(shorten(target.name, 24), tuple(points.items()), *styles[target.name])
                 for target, points in found
             ]
+            meaning = _ATTACKS.get(name.split(":")[0], "")
+            caption = f"{meaning[0].upper()}{meaning[1:]}." if meaning else ""
             title = shorten(f"{name}{note(name)}, by {judge.name}", 90)
             y_label = shorten(f"score, {judge.shown_unit}", 60)
             drawing = draw_lines(
-                lines, title, _explain(name), x_label, y_label, is_log=True, levels=levels, top=top or None
+                lines, title, caption, x_label, y_label, is_log=True, levels=levels, top=top or None
             )
             drawings.append((name, drawing))
     return drawings
-
-
-def _explain(name: str) -> str:
-    meaning = _ATTACKS.get(name.split(":")[0], "")
-    return f"{meaning[0].upper()}{meaning[1:]}." if meaning else ""
 
 
 def _choose_styles(targets: Sequence[AttackedModel]) -> dict[str, tuple[str, str, str]]:

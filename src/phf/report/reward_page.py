@@ -10,7 +10,7 @@ from phf.files import write_bytes
 from phf.records import Estimate
 from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
 from phf.report.page import embed_figures, make_environment
-from phf.report.reliability import Bin, Series, draw_reliability
+from phf.report.reliability import Series, draw_reliability
 from phf.report.verdict import flatten, format_number
 from phf.reward_training.evaluation import (
     AUROC,
@@ -226,9 +226,7 @@ def _label_classes(evaluation: RewardEvaluation) -> tuple[str, str]:
 
 def _draw_reliability(evaluation: RewardEvaluation) -> Drawing:
     predicted, outcome, meaning = _label_reliability(evaluation)
-    bins = tuple(
-        Bin(row.at, row.estimate) for row in evaluation.results.of(RELIABILITY.name) if row.at is not None
-    )
+    bins = tuple(row for row in evaluation.results.of(RELIABILITY.name) if row.at is not None)
     caption = (
         f"Held out, in ten bins, with 95 % intervals; a larger mark stands for more texts. On the dashed line the number means "
         f"what it says: {meaning}. Below it, it is too high."
