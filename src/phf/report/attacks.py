@@ -66,19 +66,16 @@ def draw_red_team(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
         ("red_team_mean", "Red team: the average prompt", "Mean score of what the model writes after the prompts of a round."),
         ("red_team_best", "Red team: the best prompt", "Score of the most harmful prompt found up to a round."),
     )  # fmt: skip
-    drawings = []
-    for judge in judges:
-        for measure, title, meaning in wanted:
-            lines = list_lines(groups, partial(list_points, measure, judge))
-            if lines:
-                caption = (
-                    f"{meaning} Round 0 are the seed prompts; then an attacker language model writes new ones from the best so far. A line that "
-                    "stays low resists it. Bands: 95 % intervals, over trials of one run or over seeds."
-                )
-                drawings.append(
-                    draw_lines(lines, f"{title} ({judge.name})", caption, "round", judge.shown_unit)
-                )
-    return drawings
+    rules = (
+        "Round 0 are the seed prompts; then an attacker language model writes new ones from the best so far. A line that stays low "
+        "resists it. Bands: 95 % intervals, over trials of one run or over seeds."
+    )
+    return [
+        draw_lines(lines, f"{title} ({judge.name})", f"{meaning} {rules}", "round", judge.shown_unit)
+        for judge in judges
+        for measure, title, meaning in wanted
+        if (lines := list_lines(groups, partial(list_points, measure, judge)))
+    ]
 
 
 def tabulate_red_team(groups: list[Group], judges: list[Judge]) -> Table:
@@ -127,18 +124,16 @@ def list_prompts(run: RunFolder) -> list[tuple[str, list[ShownPrompt]]]:
 
 def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     """Draw what bad examples before the text add to the score, beside as many good ones, one figure per judge."""
-    drawings = []
-    for judge in judges:
-        lines = list_lines(groups, partial(list_points, "in_context_difference", judge))
-        if lines:
-            caption = (
-                "Bad examples stand before the model’s own text, as in a conversation gone wrong: its score then, minus its "
-                "score after as many good examples. Above 0 the model follows bad examples. Bands: 95 % intervals."
-            )
-            title = f"Bad examples in context ({judge.name})"
-            unit = f"{judge.shown_unit}, bad − good"
-            drawings.append(draw_lines(lines, title, caption, "examples before the text", unit))
-    return drawings
+    caption = (
+        "Bad examples stand before the model’s own text, as in a conversation gone wrong: its score then, minus its "
+        "score after as many good examples. Above 0 the model follows bad examples. Bands: 95 % intervals."
+    )
+    title, x_label = "Bad examples in context", "examples before the text"
+    return [
+        draw_lines(lines, f"{title} ({judge.name})", caption, x_label, f"{judge.shown_unit}, bad − good")
+        for judge in judges
+        if (lines := list_lines(groups, partial(list_points, "in_context_difference", judge)))
+    ]
 
 
 def tabulate_leaks(groups: list[Group], judges: list[Judge]) -> Table:

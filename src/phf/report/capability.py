@@ -115,19 +115,12 @@ def _show_better(row: ModeComparison) -> Cell:
 def draw_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> list[Drawing]:
     """A figure for each kind of capability: the modes of each group on one line, with their intervals."""
     drawings = []
-    for measure in dict.fromkeys(
-        comparison.measure for _, comparisons in compared for comparison in comparisons
-    ):
-        rows = [
-            (group, comparison)
-            for group, comparisons in compared[:_MAX_GROUPS]
-            for comparison in comparisons
-            if comparison.measure == measure
-        ]
+    found = [(group, row) for group, rows in compared[:_MAX_GROUPS] for row in rows]
+    for measure in dict.fromkeys(row.measure for _, row in found):
+        rows = [(group, row) for group, row in found if row.measure == measure]
         if len(compared) > _MAX_DETAILED:
             rows = [row for row in rows if row[1].of == rows[-1][1].of]
-        if rows:
-            drawings.append(_draw_measure(measure, rows, num_groups=len(compared)))
+        drawings.append(_draw_measure(measure, rows, num_groups=len(compared)))
     return drawings
 
 

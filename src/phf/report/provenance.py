@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -99,11 +98,6 @@ def _list_likeness(run: RunFolder) -> dict[str, JsonValue]:
         # The seed of sampling may differ like that of training, and a batch size changes nothing.
         "sampling": {key: value for key, value in run.sampling.items() if key not in ("seed", "batch_size")},
     }
-
-
-def make_report_command(runs: list[RunFolder], out: Path) -> str:
-    """The command that makes the page again."""
-    return shlex.join(["phf", "report", *(str(run.path) for run in runs), "-o", str(out)])
 
 
 def list_commands(run: RunFolder) -> str:

@@ -307,14 +307,7 @@ def _choose_styles(targets: Sequence[AttackedModel]) -> dict[str, tuple[str, str
 
 
 def write_rediscovery(results: AttackResults, path: Path) -> Path:
-    """Write the page: one HTML file, no script, nothing fetched; the same content gives the same bytes.
-
-    Args:
-        results: content of an attack.json (`phf.attack.results.read_attack`).
-        path: the file to write.
-
-    Returns:
-        `path`.
+    """Write the page of an attack.json to `path`: no script, nothing fetched; the same content gives the same bytes.
 
     Raises:
         PHFError: no attack was finished.

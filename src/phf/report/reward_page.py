@@ -35,13 +35,7 @@ class ShownMeasure:
 
 
 def write_reward_page(folder: Path) -> Path:
-    """Write `report.html` beside `evaluation.json`: no script, nothing fetched; the same evaluation gives the same bytes.
-
-    Args:
-        folder: a reward model that `phf reward train` or `phf reward distill` made.
-
-    Returns:
-        The file written.
+    """Write `report.html` into a reward model's folder: no script, nothing fetched; the same evaluation gives the same bytes.
 
     Raises:
         PHFError: the folder holds no evaluation.

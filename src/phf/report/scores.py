@@ -85,11 +85,7 @@ def _list_references(references: list[Reference], judges: list[Judge], num_after
         cells = []
         for judge in judges:
             found = by_judge.get(judge.slug)
-            cells += [
-                show_estimate(found.estimate, judge=judge) if found else Cell("–"),
-                Cell("–"),
-                Cell("–"),
-            ]
+            cells += [show_estimate(found.estimate, judge=judge) if found else Cell("–"), *[Cell("–")] * 2]
         note = f"cost: {cost}" if cost else ""
         lines.append(PrintedRow([Cell(name, note)], [*cells, *[Cell("–")] * num_after], is_faint=True))
     return lines

@@ -63,6 +63,11 @@ class Column:
     is_mode: bool = False
     show: "Callable[[MeasuredRow], Cell] | None" = None
 
+    @property
+    def shared(self) -> tuple[str, Judge | None] | None:
+        """The head that it shares with its neighbours, if it does."""
+        return (self.over, self.judge) if self.over or self.judge else None
+
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRow:
@@ -116,20 +121,17 @@ class Table:
     @property
     def has_two_heads(self) -> bool:
         """Whether some columns share a head."""
-        return any(column.over or column.judge for column in self.columns)
+        return any(column.shared for column in self.columns)
 
     @property
     def overs(self) -> list[tuple[Column, int]]:
         """The upper row of heads: the first of the columns that share one, and how many they are (0: it shares none)."""
         heads: list[tuple[Column, int]] = []
         for column in self.columns:
-            last = heads[-1][0] if heads else None
-            if not (column.over or column.judge):
-                heads.append((column, 0))
-            elif last is not None and (last.over, last.judge) == (column.over, column.judge):
-                heads[-1] = last, heads[-1][1] + 1
+            if column.shared and heads and heads[-1][0].shared == column.shared:
+                heads[-1] = heads[-1][0], heads[-1][1] + 1
             else:
-                heads.append((column, 1))
+                heads.append((column, 1 if column.shared else 0))
         return heads
 
     @property
@@ -145,12 +147,7 @@ class Table:
 
     def starts(self, place: int) -> bool:
         """Whether a column begins a group of columns, which stands a little apart."""
-        column, before = self.columns[place], self.columns[place - 1] if place else None
-        return (
-            bool(column.over or column.judge)
-            if before is None
-            else (before.over, before.judge) != (column.over, column.judge)
-        )
+        return self.columns[place].shared != (self.columns[place - 1].shared if place else None)
 
 
 def is_plain(mode: str) -> bool:
