@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from phf.cli.options import SETTINGS, Runs, examples
@@ -182,26 +181,25 @@ def _print_measures(group: "Group", everything: bool) -> None:
     title = f"Evaluation{of}: ↓ lower is better, ↑ higher is better"
     if not everything:
         measures, is_wanted = list_headlines([group])
-        for shown in _shape(tabulate_measures([group], measures, "", is_wanted), title, skip=1):
-            print_table(shown)
+        _print_shaped(tabulate_measures([group], measures, "", is_wanted), title, skip=1)
         print(_explain_units(run.judges))
         print(f"all {len(run.results):,} numbers: --all; for scripts: --json")
         return
     print(title)
     for name, measures in _group_measures([group]).items():
-        for shown in _shape(tabulate_measures([group], measures, name), name, skip=1):
-            print_table(shown)
+        _print_shaped(tabulate_measures([group], measures, name), name, skip=1)
         steered = tabulate_measures([group], measures, name, lambda row: is_steered(row.mode or ""))
-        for shown in _shape(steered, f"{name}, steered", skip=1):
-            print_table(shown)
+        _print_shaped(steered, f"{name}, steered", skip=1)
     print(_explain_units(run.judges))
 
 
-def _shape(table: "MeasureTable", title: str, *, skip: int = 0) -> list[Table]:
+def _print_shaped(table: "MeasureTable", title: str, *, skip: int = 0) -> None:
     """A table for this terminal: as many numbers with their intervals side by side as it has room for."""
     from phf.report.tables import to_terminal
 
-    return to_terminal(table, title=title, skip=skip, max_columns=3 if table_width() >= _WIDE else 2)
+    max_columns = 3 if table_width() >= _WIDE else 2
+    for shown in to_terminal(table, title=title, skip=skip, max_columns=max_columns):
+        print_table(shown)
 
 
 def _group_measures(groups: "list[Group]") -> "dict[str, list[Measure]]":
@@ -270,8 +268,7 @@ def _print_comparison(groups: "list[Group]", everything: bool) -> None:
         shown = _group_measures(groups)
         is_wanted = lambda row: not is_steered(row.mode or "")  # noqa: E731
     for name, own in shown.items():
-        for table in _shape(tabulate_comparison(groups, own, name, is_wanted), name):
-            print_table(table)
+        _print_shaped(tabulate_comparison(groups, own, name, is_wanted), name)
     print(_explain_units(list_judges(run for group in groups for run in group.runs)))
     if len(groups) > 1:
         print(_explain_differences(groups[0]))
