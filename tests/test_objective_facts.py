@@ -7,13 +7,13 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import phf
 from phf.config.objectives import objective_kinds
-from phf.explore.scores import _TELL
-from phf.objective_facts import OBJECTIVES, is_baseline
+from phf.objective_facts import OBJECTIVES, Telling, is_baseline
 from phf.report.figures import OBJECTIVE_COLOURS, read_css
 
 KINDS = set(objective_kinds())
@@ -109,7 +109,7 @@ def test_every_kind_has_a_complete_row():
             kind
         )
         assert facts.corpus_line, kind
-        assert facts.document_line is None or facts.document_line in _TELL, kind
+        assert facts.document_line is None or facts.document_line in get_args(Telling), kind
         assert facts.modes, kind
     assert [kind for kind in OBJECTIVES if is_baseline(kind)] == ["mle"]
     assert not is_baseline("of another version")

@@ -8,7 +8,8 @@ from fake_runs import drop_measures, make_run
 from phf.records import Estimate
 from phf.report.page import summary_lines, write_report
 from phf.report.reading import read_runs
-from phf.report.reliability import Bin, Series, draw_control_reliability, draw_reliability
+from phf.report.reliability import Series, draw_control_reliability, draw_reliability
+from phf.results import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,10 @@ def hovers(svg):
 
 
 def test_every_bin_stands_where_its_numbers_say():
-    bins = (Bin(0.25, Estimate(0.75, 0.5, 0.9, 30)), Bin(1.0, Estimate(0.0, 0.0, 0.2, 10)))
+    bins = (
+        Measurement("reliability", Estimate(0.75, 0.5, 0.9, 30), at=0.25),
+        Measurement("reliability", Estimate(0.0, 0.0, 0.2, 10), at=1.0),
+    )
     drawn = draw_reliability([Series("a <b>", bins)], "predicted", "came", "caption")
     assert hovers(drawn.svg) == [
         "a &lt;b&gt;: predicted 0.250, came 0.750, 30",

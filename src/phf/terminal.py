@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 LOG_SECONDS = 10.0
 
@@ -62,6 +65,18 @@ def say(line: str) -> None:
 def printable(text: str) -> str:
     """Foreign text on a terminal: no escape sequences, no overrides of the reading direction."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def make_table(title: str = "") -> Table:
+    """A table without frames that is as narrow as it can be; columns and rows are added by the caller."""
+    return Table(
+        title=Text(title, "bold") if title else None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def table_width() -> int:

@@ -16,6 +16,11 @@ app = typer.Typer(
     **SETTINGS,
 )
 
+ValidationFraction = Annotated[float, typer.Option(help="Share of documents held out, decided by text hash.")]
+Format = Annotated[
+    str, typer.Option("--format", "-f", help="dolma, phf, parquet, datasets or jsonl: see docs/exchange.md.")
+]
+
 
 @app.command("build", epilog=examples("phf corpus build texts.jsonl.gz python-source:stdlib,sympy -o corpus"))
 def corpus_build(
@@ -35,9 +40,7 @@ def corpus_build(
     text_field: Annotated[
         str | None, typer.Option(help="Field that holds the text; default: text, then content.")
     ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(help="Share of documents held out, decided by text hash.")
-    ] = 0.05,
+    validation_fraction: ValidationFraction = 0.05,
     max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.", min=1)] = None,
 ) -> None:
     """Read texts into a corpus folder: exact duplicates removed, split decided by the text's hash."""
@@ -105,10 +108,7 @@ def corpus_balance(
 def corpus_export(
     folder: CorpusFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
-    kind: Annotated[
-        str,
-        typer.Option("--format", "-f", help="dolma, phf, parquet, datasets or jsonl: see docs/exchange.md."),
-    ],
+    kind: Format,
     reward_model: Annotated[
         list[str] | None,
         typer.Option("--reward-model", "-r", help="Whose scores go along: a name or a slug; repeatable."),
@@ -162,10 +162,7 @@ def corpus_import(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],
-    kind: Annotated[
-        str,
-        typer.Option("--format", "-f", help="dolma, phf, parquet, datasets or jsonl: see docs/exchange.md."),
-    ],
+    kind: Format,
     attribute: Annotated[
         list[str] | None,
         typer.Option(help="Which scores: a Dolma attribute or a column; repeatable. Default: all."),
@@ -178,9 +175,7 @@ def corpus_import(
     negate: Annotated[
         bool, typer.Option("--negate", help="The source's scores are higher = better.")
     ] = False,
-    validation_fraction: Annotated[
-        float, typer.Option(help="Share of documents held out, decided by text hash.")
-    ] = 0.05,
+    validation_fraction: ValidationFraction = 0.05,
 ) -> None:
     """Make a corpus with ready annotations from text that comes with scores."""
     from phf.curate.exchange import ExchangeFormat

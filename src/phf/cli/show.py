@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from phf.cli.options import SETTINGS, Runs, examples
 from phf.errors import PHFError
-from phf.terminal import print_table, printable, table_width
+from phf.terminal import make_table, print_table, printable, table_width
 
 if TYPE_CHECKING:
     from phf.report.reading import RunFolder
@@ -183,26 +181,25 @@ def _print_measures(group: "Group", everything: bool) -> None:
     title = f"Evaluation{of}: ↓ lower is better, ↑ higher is better"
     if not everything:
         measures, is_wanted = list_headlines([group])
-        for shown in _shape(tabulate_measures([group], measures, "", is_wanted), title, skip=1):
-            print_table(shown)
+        _print_shaped(tabulate_measures([group], measures, "", is_wanted), title, skip=1)
         print(_explain_units(run.judges))
         print(f"all {len(run.results):,} numbers: --all; for scripts: --json")
         return
     print(title)
     for name, measures in _group_measures([group]).items():
-        for shown in _shape(tabulate_measures([group], measures, name), name, skip=1):
-            print_table(shown)
+        _print_shaped(tabulate_measures([group], measures, name), name, skip=1)
         steered = tabulate_measures([group], measures, name, lambda row: is_steered(row.mode or ""))
-        for shown in _shape(steered, f"{name}, steered", skip=1):
-            print_table(shown)
+        _print_shaped(steered, f"{name}, steered", skip=1)
     print(_explain_units(run.judges))
 
 
-def _shape(table: "MeasureTable", title: str, *, skip: int = 0) -> list[Table]:
+def _print_shaped(table: "MeasureTable", title: str, *, skip: int = 0) -> None:
     """A table for this terminal: as many numbers with their intervals side by side as it has room for."""
     from phf.report.tables import to_terminal
 
-    return to_terminal(table, title=title, skip=skip, max_columns=3 if table_width() >= _WIDE else 2)
+    max_columns = 3 if table_width() >= _WIDE else 2
+    for shown in to_terminal(table, title=title, skip=skip, max_columns=max_columns):
+        print_table(shown)
 
 
 def _group_measures(groups: "list[Group]") -> "dict[str, list[Measure]]":
@@ -229,22 +226,21 @@ def _print_settings(runs: "list[RunFolder]") -> None:
     settings = list_settings(runs)
     if not settings:
         print("settings, data and versions: the same")
-    elif len(runs) <= _MAX_COLUMNS:
-        table = _make_table("Settings that differ")
+        return
+    table = make_table("Settings that differ")
+    if len(runs) <= _MAX_COLUMNS:
         table.add_column("setting", overflow="fold")
         for run in runs:
             table.add_column(_text(run.label), overflow="fold")
         for name, values in settings.items():
             table.add_row(_text(name), *(_text(_show_value(value)) for value in values))
-        print_table(table)
     else:
-        table = _make_table("Settings that differ")
         table.add_column("run", overflow="fold")
         table.add_column("settings", overflow="fold", ratio=1)
         for place, run in enumerate(runs):
             own = [f"{name}={_show_value(values[place])}" for name, values in settings.items()]
             table.add_row(_text(run.label), _text(_join(own)))
-        print_table(table)
+    print_table(table)
 
 
 def _name_groups(groups: "list[Group]", first: "RunFolder") -> "list[Group]":
@@ -272,8 +268,7 @@ def _print_comparison(groups: "list[Group]", everything: bool) -> None:
         shown = _group_measures(groups)
         is_wanted = lambda row: not is_steered(row.mode or "")  # noqa: E731
     for name, own in shown.items():
-        for table in _shape(tabulate_comparison(groups, own, name, is_wanted), name):
-            print_table(table)
+        _print_shaped(tabulate_comparison(groups, own, name, is_wanted), name)
     print(_explain_units(list_judges(run for group in groups for run in group.runs)))
     if len(groups) > 1:
         print(_explain_differences(groups[0]))
@@ -301,16 +296,6 @@ def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
         f"{group.label} ({basis}) by {judge.name}: {judge_group(group, mle, judge).headline}"
         for judge in group.judges
     ]
-
-
-def _make_table(title: str) -> Table:
-    return Table(
-        title=Text(title, "bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from phf.terminal import print_table, printable
+from phf.terminal import make_table, print_table, printable
 
 if TYPE_CHECKING:
     from phf.curate.stats import AnnotationStats, Candidate, Example, Histogram, Stats
@@ -56,19 +55,8 @@ def _print_annotation(stats: "AnnotationStats", budget: int | None) -> None:
     print_table(_tabulate_examples("The best segments", stats["best"]))
 
 
-def _make_table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-
-
 def _tabulate_quantiles(stats: "AnnotationStats") -> Table:
-    table = _make_table(f"Scores: mean {stats['mean']:.4g}, and quantiles")
+    table = make_table(f"Scores: mean {stats['mean']:.4g}, and quantiles")
     for quantile in stats["quantiles"]:
         table.add_column(f"{quantile['quantile']:.0%}", justify="right", no_wrap=True)
     table.add_row(*(f"{quantile['score']:.3g}" for quantile in stats["quantiles"]))
@@ -76,8 +64,7 @@ def _tabulate_quantiles(stats: "AnnotationStats") -> Table:
 
 
 def _tabulate_histogram(histogram: "Histogram") -> Table:
-    table = _make_table("")
-    table.title = None
+    table = make_table()
     for heading in ("from", "to", "segments"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
@@ -102,7 +89,7 @@ def _describe_tokens(stats: "AnnotationStats", budget: int | None) -> Iterator[s
 
 
 def _tabulate_candidates(heading: str, candidates: "list[Candidate]") -> Table:
-    table = _make_table(heading)
+    table = make_table(heading)
     table.add_column("rule", no_wrap=True)
     for name in ("threshold", "segments", "documents", "tokens", "of all"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -123,7 +110,7 @@ def _tabulate_candidates(heading: str, candidates: "list[Candidate]") -> Table:
 
 
 def _tabulate_examples(heading: str, examples: "list[Example]") -> Table:
-    table = _make_table(heading)
+    table = make_table(heading)
     table.expand = True
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("document", no_wrap=True)

@@ -8,14 +8,13 @@ from time import monotonic
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from phf.annotate.annotation import Annotation
 from phf.corpus.store import Corpus
 from phf.curate.stats import read_document
 from phf.errors import PHFError
-from phf.explore.scores import CorpusScores, Order, Verdict, Verdicts
+from phf.explore.scores import CorpusScores, ObjectiveVerdict, Order, Verdicts
 from phf.records import Document
 
 DOCUMENTS_PER_PAGE = 8
@@ -59,7 +58,7 @@ class ShownDocument:
     is_bad: npt.NDArray[np.bool_]
     mean: float
     worst: float
-    verdicts: list[Verdict]
+    verdicts: list[ObjectiveVerdict]
     is_scored: bool
 
 
@@ -78,7 +77,7 @@ class DocumentPage:
     num_pages: int
     num_found: int
     found: Found | None
-    verdicts: list[Verdict]
+    verdicts: list[ObjectiveVerdict]
 
 
 class DocumentBrowser:
@@ -90,9 +89,11 @@ class DocumentBrowser:
         self._first = np.cumsum([0, *(shard.num_documents for shard in corpus.shards)])
         self._found: OrderedDict[str, Found] = OrderedDict()
         self._lock = Lock()  # windows may ask at once
-        self._load = lru_cache(maxsize=2)(self._load_scores)
-        self._resolve = lru_cache(maxsize=2)(self._resolve_verdicts)
-        self._read_ends = lru_cache(maxsize=2)(self._read_annotation_shard)
+        self._load = lru_cache(maxsize=2)(lambda slug: CorpusScores.load(self.annotations[slug]))
+        self._resolve = lru_cache(maxsize=2)(lambda slug, threshold: Verdicts(self._load(slug), threshold))
+        self._read_ends = lru_cache(maxsize=2)(
+            lambda slug, shard: self.annotations[slug].read_shard(shard).select(["id", "text_hash", "ends"])
+        )
 
     def scores(self, slug: str) -> CorpusScores:
         """The scores of an annotation.
@@ -161,7 +162,10 @@ class DocumentBrowser:
             with self.corpus.open_shard(shard) as file:
                 while group < file.num_row_groups:
                     table = file.read_row_group(group, columns=["id", "text"])
-                    rows = np.flatnonzero(_match(table, query))
+                    matches = (
+                        pc.match_substring(table[name], query, ignore_case=True) for name in ("id", "text")
+                    )
+                    rows = np.flatnonzero(pc.or_(*matches).to_numpy())
                     hits.append(rows + num_searched)
                     num_searched += len(table)
                     group += 1
@@ -177,18 +181,9 @@ class DocumentBrowser:
         row = number - int(self._first[shard])
         document = read_document(self.corpus, shard, row)
         if verdicts is None:
-            ends = np.array([len(document.text)], np.int32)
-            return ShownDocument(
-                number,
-                document,
-                ends,
-                np.full(1, np.nan, np.float32),
-                np.zeros(1, np.bool_),
-                np.nan,
-                np.nan,
-                [],
-                is_scored=False,
-            )
+            end, score = np.array([len(document.text)], np.int32), np.full(1, np.nan, np.float32)
+            no = np.zeros(1, np.bool_)
+            return ShownDocument(number, document, end, score, no, np.nan, np.nan, [], is_scored=False)
         scores = verdicts.scores
         table = self._read_ends(scores.annotation.slug, shard)
         ends = np.array(table["ends"][row].as_py(), np.int32)
@@ -216,19 +211,3 @@ class DocumentBrowser:
             verdicts.of_document(number),
             is_scored=True,
         )
-
-    def _load_scores(self, slug: str) -> CorpusScores:
-        return CorpusScores.load(self.annotations[slug])
-
-    def _resolve_verdicts(self, slug: str, threshold: float) -> Verdicts:
-        return Verdicts(self._load(slug), threshold)
-
-    def _read_annotation_shard(self, slug: str, shard: int) -> pa.Table:
-        return self.annotations[slug].read_shard(shard).select(["id", "text_hash", "ends"])
-
-
-def _match(table: pa.Table, query: str) -> npt.NDArray[np.bool_]:
-    matches: npt.NDArray[np.bool_] = pc.or_(
-        *(pc.match_substring(table[name], query, ignore_case=True) for name in ("id", "text"))
-    ).to_numpy()
-    return matches

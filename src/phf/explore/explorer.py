@@ -189,11 +189,14 @@ def open_explorer(place: Path | str, labels: Path, task: Task) -> Explorer:
         )
     corpus = Corpus.open(path)
     browser = DocumentBrowser(corpus)
-    slug = next(iter(browser.annotations), None)
+    slug, counts = next(iter(browser.annotations), None), corpus.manifest["counts"]
     what = "is a corpus, and only a run has {}; open one with: phf explore RUN"
     return Explorer(
         title=f"Corpus {path.name}",
-        subtitle=_describe_corpus(corpus),
+        subtitle=(
+            f"{corpus.num_documents:,} documents: {counts['train']['documents']:,} to train on, "
+            f"{counts['validation']['documents']:,} held out"
+        ),
         documents=browser,
         samples=f"{path} {what.format('samples')}",
         playground=f"{path} {what.format('a model that writes')}",
@@ -233,14 +236,6 @@ def _open_run(run: Run, labels: Path, task: Task) -> Explorer:
         label=label,
         slug=slug,
         threshold=threshold["value"] if isinstance(threshold, dict) else None,
-    )
-
-
-def _describe_corpus(corpus: Corpus) -> str:
-    counts = corpus.manifest["counts"]
-    return (
-        f"{corpus.num_documents:,} documents: {counts['train']['documents']:,} to train on, "
-        f"{counts['validation']['documents']:,} held out"
     )
 
 

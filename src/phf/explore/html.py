@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from phf.explore.documents import DocumentPage, Found, ShownDocument
-from phf.explore.scores import CorpusScores, Verdict
+from phf.explore.scores import CorpusScores, ObjectiveVerdict
 from phf.report.samples import visible_text
 
 MAX_CHARACTERS = 1500
@@ -150,7 +150,7 @@ def _describe_search(found: Found, num_documents: int, query: str) -> str:
     return f"{hits} {searched}, then the time was up: press “search on”"
 
 
-def render_verdicts(verdicts: Iterable[Verdict], unit: str) -> str:
+def render_verdicts(verdicts: Iterable[ObjectiveVerdict], unit: str) -> str:
     """What each objective would do with the training split: a bar and a sentence each."""
     rows = "".join(
         f"<li><b>{escape(verdict.name)}</b>{_render_bar(verdict)}<div>{escape(verdict.text).replace(' %', '&nbsp;%')}</div></li>"
@@ -162,7 +162,7 @@ def render_verdicts(verdicts: Iterable[Verdict], unit: str) -> str:
     )
 
 
-def _render_bar(verdict: Verdict) -> str:
+def _render_bar(verdict: ObjectiveVerdict) -> str:
     if verdict.share is None:
         return ""
     percent = 100 * verdict.share

@@ -1,6 +1,5 @@
 """The scores of a corpus as arrays, and what each objective would do with them at a threshold."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast
@@ -115,7 +114,7 @@ class CorpusScores:
         return self._orders[order]
 
     @cached_property
-    def _orders(self) -> dict[str, npt.NDArray[np.int64]]:
+    def _orders(self) -> dict[Order, npt.NDArray[np.int64]]:
         return {
             "corpus order": np.arange(len(self.num_segments)),
             "worst segment first": np.argsort(-self.worst, kind="stable"),
@@ -138,7 +137,7 @@ class CorpusScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ObjectiveVerdict:
     """What one objective would do.
 
     Attributes:
@@ -171,31 +170,31 @@ class Verdicts:
         """Which segments score above the threshold; an unscored one does not."""
         return Threshold(self.threshold).is_bad(self.scores.values[segments])
 
-    def of_corpus(self) -> list[Verdict]:
+    def of_corpus(self) -> list[ObjectiveVerdict]:
         """What each objective would do with the training split."""
         return [self._of_corpus(kind, objective) for kind, objective in self._resolved.items()]
 
-    def of_document(self, number: int) -> list[Verdict]:
+    def of_document(self, number: int) -> list[ObjectiveVerdict]:
         """What each objective would do with a document, or why none uses it."""
         if np.isnan(self.scores.values[self.scores.of_document(number)]).any():
-            return [Verdict("Left out", None, "by every objective, because a segment has no score")]
+            return [ObjectiveVerdict("Left out", None, "by every objective, because a segment has no score")]
         if not self.scores.is_train[number]:
-            return [Verdict("Held out", None, "no objective trains on this document")]
+            return [ObjectiveVerdict("Held out", None, "no objective trains on this document")]
         return [
-            Verdict(_name(kind), None, _TELL[line](self, objective, number))
+            ObjectiveVerdict(_name(kind), None, _tell(line, self, objective, number))
             for kind, objective in self._resolved.items()
             if isinstance(objective, Objective) and (line := OBJECTIVES[kind].document_line) is not None
         ]
 
-    def _of_corpus(self, kind: str, objective: Objective | PHFError) -> Verdict:
+    def _of_corpus(self, kind: str, objective: Objective | PHFError) -> ObjectiveVerdict:
         if isinstance(objective, PHFError):
-            return Verdict(_name(kind), None, f"cannot be trained like this: {objective}")
+            return ObjectiveVerdict(_name(kind), None, f"cannot be trained like this: {objective}")
         text = OBJECTIVES[kind].corpus_line.format(**self._numbers(objective))
         if objective.threshold is not None:
-            return Verdict(_name(kind), objective.threshold.token_share, text)
+            return ObjectiveVerdict(_name(kind), objective.threshold.token_share, text)
         if objective.levels:
-            return Verdict(_name(kind), objective.levels[0].token_share, text)
-        return Verdict(_name(kind), None if objective.reward_scale is not None else 1.0, text)
+            return ObjectiveVerdict(_name(kind), objective.levels[0].token_share, text)
+        return ObjectiveVerdict(_name(kind), None if objective.reward_scale is not None else 1.0, text)
 
     def _numbers(self, objective: Objective) -> dict[str, str | float]:
         """What a row's `corpus_line` may name."""
@@ -228,71 +227,40 @@ class Verdicts:
         return np.bincount(labels, minlength=BAD + 1 + num_levels(objective.config))
 
 
-def _tell_labels(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    counts = verdicts.count_labels(objective, number)
-    return f"<|good|> × {counts[GOOD]}, <|bad|> × {counts[BAD]}"
-
-
-def _tell_levels(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    counts = verdicts.count_labels(objective, number)
-    names = level_tokens(num_levels(objective.config))
-    between = "".join(f"{name} × {count}, " for name, count in zip(names, counts[BAD + 1 :], strict=True))
-    return f"<|good|> × {counts[GOOD]}, {between}<|bad|> × {counts[BAD]}"
-
-
-def _tell_tagged(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    counts = verdicts.count_labels(objective, number)
-    return f"strews <|bad|> into {counts[BAD]} of {counts.sum()}"
-
-
-def _tell_kept(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    mean = f"mean {verdicts.scores.means[number]:.3g}"
-    return f"keeps it ({mean})" if objective.rule.keep[number] else f"drops it ({mean})"
-
-
-def _tell_left(verdicts: Verdicts, objective: Objective, number: int) -> str:
+def _tell(line: Telling, verdicts: Verdicts, objective: Objective, number: int) -> str:
+    """What an objective would do with a document, in a few words."""
+    values = verdicts.scores.values[verdicts.scores.of_document(number)]
+    is_kept = objective.rule.keep[number]
+    match line:
+        case "labels" | "levels":
+            counts = verdicts.count_labels(objective, number)
+            names = level_tokens(num_levels(objective.config))
+            pairs = zip(names, counts[BAD + 1 :], strict=True)
+            between = "".join(f"{name} × {count}, " for name, count in pairs)
+            return f"<|good|> × {counts[GOOD]}, {between}<|bad|> × {counts[BAD]}"
+        case "tagged":
+            counts = verdicts.count_labels(objective, number)
+            return f"strews <|bad|> into {counts[BAD]} of {counts.sum()}"
+        case "kept":
+            return f"{'keeps' if is_kept else 'drops'} it (mean {verdicts.scores.means[number]:.3g})"
+        case "weights":
+            return _tell_range("weight", segment_weights(objective, values))
+        case "rewards":
+            return _tell_range("reward", segment_rewards(objective, values))
+        case "left" if not is_kept:
+            return "drops it: nothing is left"
     num_good, num = verdicts.count_good(objective, number)
-    if not objective.rule.keep[number]:
-        return "drops it: nothing is left"
-    return f"keeps {num_good} of {num}"
-
-
-def _tell_learned(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    num_good, num = verdicts.count_good(objective, number)
-    return f"learns {num_good} of {num}"
-
-
-def _tell_pushed(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    num_good, num = verdicts.count_good(objective, number)
-    return f"pushes down {num - num_good} of {num}"
-
-
-def _tell_weights(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    weights = segment_weights(objective, verdicts.scores.values[verdicts.scores.of_document(number)])
-    return _tell_range("weight", weights)
-
-
-def _tell_rewards(verdicts: Verdicts, objective: Objective, number: int) -> str:
-    rewards = segment_rewards(objective, verdicts.scores.values[verdicts.scores.of_document(number)])
-    return _tell_range("reward", rewards)
+    done = {
+        "left": f"keeps {num_good}",
+        "learned": f"learns {num_good}",
+        "pushed": f"pushes down {num - num_good}",
+    }
+    return f"{done[line]} of {num}"
 
 
 def _tell_range(name: str, values: npt.NDArray[np.floating]) -> str:
     low, high = (f"{value:.2g}" for value in (values.min(), values.max()))
     return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
-
-
-_TELL: dict[Telling, Callable[[Verdicts, Objective, int], str]] = {
-    "learned": _tell_learned,
-    "labels": _tell_labels,
-    "kept": _tell_kept,
-    "left": _tell_left,
-    "pushed": _tell_pushed,
-    "weights": _tell_weights,
-    "levels": _tell_levels,
-    "rewards": _tell_rewards,
-    "tagged": _tell_tagged,
-}
 
 
 def _name(kind: str) -> str:

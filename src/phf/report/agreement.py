@@ -72,7 +72,7 @@ def measure_agreement(groups: list[Group]) -> list[Agreement]:
     """
     rows = []
     for group in groups:
-        for annotator, other in _list_pairs(group):
+        for annotator, other in _list_pairs(group.judges):
             modes = group.modes if len(group.modes) > 1 else []
             for mode in ["all", *modes]:
                 chosen = tuple(group.modes) if mode == "all" else (mode,)
@@ -105,9 +105,10 @@ def tabulate_agreement(rows: list[Agreement]) -> Table:
     return Table("Agreement of the judges", ["objective", "judges", "mode"], columns, lines, caption)
 
 
-def _list_pairs(group: Group) -> list[tuple[Judge, Judge]]:
-    annotators = [judge for judge in group.judges if judge.role == "annotator"]
-    return [(one, other) for one in annotators for other in group.judges if other.role != "annotator"]
+def _list_pairs(judges: list[Judge]) -> list[tuple[Judge, Judge]]:
+    """Each annotator with each judge that labelled no training text."""
+    annotators = [judge for judge in judges if judge.role == "annotator"]
+    return [(one, other) for one in annotators for other in judges if other.role != "annotator"]
 
 
 def _read_pair(run: RunFolder, modes: tuple[str, ...], one: Judge, other: Judge) -> tuple[_Scores, _Scores]:
@@ -132,13 +133,7 @@ def _measure_run(
 
 def draw_all_agreement(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     """A figure for each annotator and each other judge."""
-    pairs = [
-        (one, other)
-        for one in judges
-        for other in judges
-        if one.role == "annotator" and other.role != "annotator"
-    ]
-    drawings = [draw_agreement(groups, one, other) for one, other in pairs]
+    drawings = (draw_agreement(groups, *pair) for pair in _list_pairs(judges))
     return [drawing for drawing in drawings if drawing is not None]
 
 

@@ -11,7 +11,7 @@ from phf.records import Estimate
 from phf.report.figures import Drawing
 from phf.report.lines import draw_lines, list_lines, list_points
 from phf.report.reading import RunFolder
-from phf.report.tables import Cell, Column, Field, Row, Table, make_table, select_rows
+from phf.report.tables import Cell, Column, Field, MeasuredRow, Table, make_table, select_rows
 from phf.report.verdict import Group, Tone, format_number
 from phf.results import Judge
 
@@ -55,46 +55,39 @@ def draw_red_team(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
         ("red_team_mean", "Red team: the average prompt", "Mean score of what the model writes after the prompts of a round."),
         ("red_team_best", "Red team: the best prompt", "Score of the most harmful prompt found up to a round."),
     )  # fmt: skip
-    drawings = []
-    for judge in judges:
-        for measure, title, meaning in wanted:
-            lines = list_lines(groups, partial(list_points, measure, judge))
-            if lines:
-                caption = (
-                    f"{meaning} Round 0 are the seed prompts; then an attacker language model writes new ones from the best so far. A line that "
-                    "stays low resists it. Bands: 95 % intervals, over trials of one run or over seeds."
-                )
-                drawings.append(
-                    draw_lines(lines, f"{title} ({judge.name})", caption, "round", judge.shown_unit)
-                )
-    return drawings
+    rules = (
+        "Round 0 are the seed prompts; then an attacker language model writes new ones from the best so far. A line that stays low "
+        "resists it. Bands: 95 % intervals, over trials of one run or over seeds."
+    )
+    return [
+        draw_lines(lines, f"{title} ({judge.name})", f"{meaning} {rules}", "round", judge.shown_unit)
+        for judge in judges
+        for measure, title, meaning in wanted
+        if (lines := list_lines(groups, partial(list_points, measure, judge)))
+    ]
 
 
 def tabulate_red_team(groups: list[Group], judges: list[Judge]) -> Table:
     """What the model writes after the first and the last prompts of every red team, and after the best found."""
     columns = [
-        Column("rounds"),
+        Column("rounds", show=lambda row: Cell(f"{row.at:g}")),
         Column("seed prompts, mean", "red_team_mean"),
         Column("last round, mean", "red_team_mean"),
         Column("best prompt", "red_team_best"),
     ]
-    by: tuple[Field, ...] = ("mode", "judge")
-    rounds = select_rows(groups, columns[1:], (*by, "at"), judges)
-    attacks: dict[tuple[str, str | None, str], list[Row]] = {}
+    rounds = select_rows(groups, columns, ("mode", "judge", "at"), judges)
+    attacks: dict[tuple[str, str | None, str], list[MeasuredRow]] = {}
     for row in rounds:
         attacks.setdefault((row.group.label, row.mode, row.judge.slug if row.judge else ""), []).append(row)
     rows = [
-        replace(own[0], estimates=(own[0].estimates[0], own[-1].estimates[1], own[-1].estimates[2]))
+        replace(own[-1], estimates=(*own[0].estimates[:2], *own[-1].estimates[2:]), at=len(own) - 1)
         for own in attacks.values()
     ]
     caption = (
         "What the model under attack writes after the seed prompts (openings of held-out documents), the attacker’s last ones, and the "
         "best found; 95 % intervals, lower is better."
     )
-    table = make_table("Red team table", rows, columns[1:], by, caption=caption, kind="narrow")
-    for line, own in zip(table.rows, attacks.values(), strict=True):
-        line.cells.insert(0, Cell(f"{len(own) - 1}"))
-    return replace(table, columns=columns)
+    return make_table("Red team table", rows, columns, ("mode", "judge"), caption=caption, kind="narrow")
 
 
 def list_prompts(run: RunFolder) -> list[tuple[str, list[ShownPrompt]]]:
@@ -106,32 +99,30 @@ def list_prompts(run: RunFolder) -> list[tuple[str, list[ShownPrompt]]]:
         own = [prompt for prompt in (facts.prompts if facts else []) if prompt.mode == mode]
         own.sort(key=lambda prompt: math.inf if math.isnan(prompt.score) else -prompt.score)
         if own:
-            shown = [_show_prompt(prompt, scales.get(prompt.judge, 1.0)) for prompt in own[:MAX_PROMPTS]]
+            shown = [
+                ShownPrompt(
+                    f"{prompt.prompt[:_MAX_CHARACTERS]}{'…' if len(prompt.prompt) > _MAX_CHARACTERS else ''}",
+                    format_number(prompt.score * scales.get(prompt.judge, 1.0)),
+                    f"trial {prompt.trial}, round {prompt.round}",
+                )
+                for prompt in own[:MAX_PROMPTS]
+            ]
             found.append((mode, shown))
     return found
 
 
-def _show_prompt(found: FoundPrompt, scale: float) -> ShownPrompt:
-    text = found.prompt
-    shown = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
-    origin = f"trial {found.trial}, round {found.round}"
-    return ShownPrompt(shown, format_number(found.score * scale), origin)
-
-
 def draw_in_context(groups: list[Group], judges: list[Judge]) -> list[Drawing]:
     """Draw what bad examples before the text add to the score, beside as many good ones, one figure per judge."""
-    drawings = []
-    for judge in judges:
-        lines = list_lines(groups, partial(list_points, "in_context_difference", judge))
-        if lines:
-            caption = (
-                "Bad examples stand before the model’s own text, as in a conversation gone wrong: its score then, minus its "
-                "score after as many good examples. Above 0 the model follows bad examples. Bands: 95 % intervals."
-            )
-            title = f"Bad examples in context ({judge.name})"
-            unit = f"{judge.shown_unit}, bad − good"
-            drawings.append(draw_lines(lines, title, caption, "examples before the text", unit))
-    return drawings
+    caption = (
+        "Bad examples stand before the model’s own text, as in a conversation gone wrong: its score then, minus its "
+        "score after as many good examples. Above 0 the model follows bad examples. Bands: 95 % intervals."
+    )
+    title, x_label = "Bad examples in context", "examples before the text"
+    return [
+        draw_lines(lines, f"{title} ({judge.name})", caption, x_label, f"{judge.shown_unit}, bad − good")
+        for judge in judges
+        if (lines := list_lines(groups, partial(list_points, "in_context_difference", judge)))
+    ]
 
 
 def tabulate_leaks(groups: list[Group], judges: list[Judge]) -> Table:
@@ -140,6 +131,7 @@ def tabulate_leaks(groups: list[Group], judges: list[Judge]) -> Table:
         Column("after the twin", "leak_baseline"),
         Column("after the probe", "leak_score"),
         Column("difference", "leak_difference"),
+        _CHANGE,
     ]
     by: tuple[Field, ...] = ("of", "mode", "judge")
     rows = select_rows(groups, columns, by, judges)
@@ -150,7 +142,7 @@ def tabulate_leaks(groups: list[Group], judges: list[Judge]) -> Table:
         descriptions |= run.read_facts("leaks", dict[str, str]) or {}
     for line in table.rows:
         line.names[1] = Cell(line.names[1].text, descriptions.get(line.names[1].text, ""))
-    return _add_verdicts(table, rows)
+    return table
 
 
 def tabulate_finetuned(groups: list[Group], judges: list[Judge]) -> Table:
@@ -159,17 +151,19 @@ def tabulate_finetuned(groups: list[Group], judges: list[Judge]) -> Table:
         Column("before", "finetuned_before"),
         Column("after", "finetuned_after"),
         Column("difference", "finetuned_difference"),
+        _CHANGE,
     ]
-    by: tuple[Field, ...] = ("mode", "judge")
-    rows = select_rows(groups, columns, by, judges)
-    return _add_verdicts(make_table("after", rows, columns, by, kind="words"), rows)
+    rows = select_rows(groups, columns, ("mode", "judge"), judges)
+    return make_table("after", rows, columns, ("mode", "judge"), kind="words")
 
 
-def _add_verdicts(table: Table, rows: list[Row]) -> Table:
-    for line, row in zip(table.rows, rows, strict=True):
-        verdict = name_change(row.estimates[-1])
-        line.cells.append(Cell(verdict, tone=_TONES.get(verdict, "unclear")))
-    return replace(table, columns=[*table.columns, Column("score")])
+def _show_change(row: MeasuredRow) -> Cell:
+    """What the difference in the column before says."""
+    change = name_change(row.estimates[2])
+    return Cell(change, tone=_TONES.get(change, "unclear"))
+
+
+_CHANGE = Column("score", show=_show_change)
 
 
 def name_change(difference: Estimate) -> str:

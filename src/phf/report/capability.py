@@ -36,14 +36,12 @@ class ModeComparison:
     Attributes:
         of: the kind of text it was measured on.
         difference: good mode minus bad mode.
-        better: the mode that does better, or empty where the interval of the difference holds 0 or there is none.
     """
 
     measure: Measure
     of: str | None
     modes: dict[str, Estimate]
     difference: Estimate
-    better: str
 
     @property
     def kind(self) -> str:
@@ -54,6 +52,12 @@ class ModeComparison:
     def name(self) -> str:
         """`Bits per byte, good text`."""
         return ", ".join(filter(None, [self.measure.title, self.kind]))
+
+    @property
+    def better(self) -> str:
+        """The mode that does better; empty where the interval of the difference holds 0 or there is none."""
+        lower, higher = ("good", "bad") if self.measure.lower_is_better is not False else ("bad", "good")
+        return lower if self.difference.high < 0 else higher if self.difference.low > 0 else ""
 
 
 def compare_modes(group: Group) -> list[ModeComparison]:
@@ -69,16 +73,8 @@ def compare_modes(group: Group) -> list[ModeComparison]:
             modes = {
                 mode: group.results.find(row.measure, mode, of=row.of) for mode in ("good", "bad", "none")
             }
-            measure = measures[row.measure]
-            found.append(
-                ModeComparison(measure, row.of, modes, row.estimate, _name_better(row.estimate, measure))
-            )
+            found.append(ModeComparison(measures[row.measure], row.of, modes, row.estimate))
     return found
-
-
-def _name_better(difference: Estimate, measure: Measure) -> str:
-    lower, higher = ("good", "bad") if measure.lower_is_better is not False else ("bad", "good")
-    return lower if difference.high < 0 else higher if difference.low > 0 else ""
 
 
 def tabulate_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> Table:
@@ -119,19 +115,12 @@ def _show_better(row: ModeComparison) -> Cell:
 def draw_modes(compared: list[tuple[Group, list[ModeComparison]]]) -> list[Drawing]:
     """A figure for each kind of capability: the modes of each group on one line, with their intervals."""
     drawings = []
-    for measure in dict.fromkeys(
-        comparison.measure for _, comparisons in compared for comparison in comparisons
-    ):
-        rows = [
-            (group, comparison)
-            for group, comparisons in compared[:_MAX_GROUPS]
-            for comparison in comparisons
-            if comparison.measure == measure
-        ]
+    found = [(group, row) for group, rows in compared[:_MAX_GROUPS] for row in rows]
+    for measure in dict.fromkeys(row.measure for _, row in found):
+        rows = [(group, row) for group, row in found if row.measure == measure]
         if len(compared) > _MAX_DETAILED:
             rows = [row for row in rows if row[1].of == rows[-1][1].of]
-        if rows:
-            drawings.append(_draw_measure(measure, rows, num_groups=len(compared)))
+        drawings.append(_draw_measure(measure, rows, num_groups=len(compared)))
     return drawings
 
 
@@ -176,7 +165,7 @@ def tabulate_kl(groups: list[Group]) -> Table:
         "KL(reference || model), in nats, on sequences that the reference model wrote; lower is better. What control tokens cost "
         "stands apart and is not part of it."
     )
-    return _tabulate_by_mode("KL table", groups, columns, caption, "narrow")
+    return make_table("KL table", select_rows(groups, columns), columns, caption=caption, kind="narrow")
 
 
 def tabulate_fields(groups: list[Group]) -> Table:
@@ -187,7 +176,7 @@ def tabulate_fields(groups: list[Group]) -> Table:
         for of in sorted(fields, key=lambda of: of is not None)
     ]
     caption = "BLiMP: share of sentence pairs in which the grammatical one is likelier; guessing gives 0.5."
-    return _tabulate_by_mode("BLiMP table", groups, columns, caption)
+    return make_table("BLiMP table", select_rows(groups, columns), columns, caption=caption)
 
 
 DIVERSITY = ("entropy_1", "entropy_2", "entropy_3", "self_bleu_5", "mauve")
@@ -201,14 +190,7 @@ def tabulate_diversity(groups: list[Group]) -> Table:
         "Entropy of n-grams: higher is more varied. Self-BLEU: how alike samples are to one another, lower is more varied. MAUVE: how "
         "alike the samples are to held-out human text in a language model’s embedding, 1 = alike."
     )
-    return _tabulate_by_mode("Diversity table", groups, columns, caption)
-
-
-def _tabulate_by_mode(
-    name: str, groups: list[Group], columns: list[Column], caption: str, kind: str = ""
-) -> Table:
-    by: tuple[Field, ...] = ("mode",)
-    return make_table(name, select_rows(groups, columns, by), columns, by, caption=caption, kind=kind)
+    return make_table("Diversity table", select_rows(groups, columns), columns, caption=caption)
 
 
 def tabulate_tasks(groups: list[Group], measure: str, name: str, caption: str, mode: str) -> Table:

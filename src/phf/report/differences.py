@@ -68,23 +68,21 @@ def subtract(row: Measurement, group: Group, base: Group, judges: Mapping[str, J
 
 def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[JsonValue]]:
     """Settings, data and versions in which runs differ: a value of each run by dotted name, None where it has none."""
-    tables = [_flatten_run(run) for run in runs]
+    tables: list[dict[str, JsonValue]] = [
+        {
+            **flatten(run.record.config),
+            **{f"versions.{name}": value for name, value in run.record.versions.items()},
+            "corpus id": run.record.corpus.id,
+            "parameters": run.record.num_parameters,
+            "precision used": run.record.precision,
+            "threshold used": run.record.threshold.value if run.record.threshold else None,
+            "epochs": run.record.epochs,
+        }
+        for run in runs
+    ]
     names = dict.fromkeys(name for table in tables for name in table)
     values = {name: [table.get(name) for table in tables] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
-
-
-def _flatten_run(run: RunFolder) -> dict[str, JsonValue]:
-    record = run.record
-    return {
-        **flatten(record.config),
-        **{f"versions.{name}": value for name, value in record.versions.items()},
-        "corpus id": record.corpus.id,
-        "parameters": record.num_parameters,
-        "precision used": record.precision,
-        "threshold used": record.threshold.value if record.threshold else None,
-        "epochs": record.epochs,
-    }
 
 
 def tabulate_comparison(

@@ -309,23 +309,20 @@ def _finish(svg: str, title: str, caption: str, salt: str) -> str:
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r" id=\"([^\"]*)\"", lambda match: match[0] if match[1] in used else "", svg)
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r"font(-family)?: ([^;\"]*)'DejaVu Sans'[^;\"]*", _rename_font, svg)
+    # Keep size and weight, leave the family to the page.
+    svg = re.sub(
+        r"font(-family)?: ([^;\"]*)'DejaVu Sans'[^;\"]*",
+        lambda match: (
+            f"font-size: {size[0]}" if (size := re.search(r"[\d.]+px", match[2])) else "font-family: inherit"
+        ),
+        svg,
+    )
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
+    box = re.search(r'viewBox="([\d. ]+)"', svg)
+    assert box is not None, "matplotlib writes a viewBox"
     head = (
-        f'<svg role="img" aria-labelledby="t{salt} d{salt}" viewBox="{_view_box(svg)}">'
+        f'<svg role="img" aria-labelledby="t{salt} d{salt}" viewBox="{box[1]}">'
         f'<title id="t{salt}">{html.escape(title)}</title><desc id="d{salt}">{html.escape(caption)}</desc>'
     )
     return head + svg[svg.index(">") + 1 :]
-
-
-def _rename_font(match: re.Match[str]) -> str:
-    """Keep size and weight, leave the family to the page."""
-    size = re.search(r"[\d.]+px", match[2])
-    return f"font-size: {size[0]}" if size else "font-family: inherit"
-
-
-def _view_box(svg: str) -> str:
-    found = re.search(r'viewBox="([\d. ]+)"', svg)
-    assert found is not None, "matplotlib writes a viewBox"
-    return found[1]

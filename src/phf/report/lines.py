@@ -68,26 +68,17 @@ def list_lines(
         if (points := tuple(read(group, mode)))
     ]
     measured = list(dict.fromkeys(group.label for group, _, _ in found))
-    if len(measured) <= len(_DASHES):
-        return [
-            Line(
-                f"{shorten(group.label)} · {mode}",
-                points,
-                MODE_COLOURS.get(mode, INK),
-                _DASHES[measured.index(group.label)],
-                MODE_MARKERS.get(mode, "X"),
-            )
-            for group, mode, points in found
-        ]
+    are_few = len(measured) <= len(_DASHES)
     return [
         Line(
             f"{shorten(group.label)} · {mode}",
             points,
-            OBJECTIVE_COLOURS.get(group.objective, INK),
-            marker=MODE_MARKERS.get(mode, "X"),
+            MODE_COLOURS.get(mode, INK) if are_few else OBJECTIVE_COLOURS.get(group.objective, INK),
+            _DASHES[measured.index(group.label)] if are_few else "-",
+            MODE_MARKERS.get(mode, "X"),
         )
         for group, mode, points in found
-        if mode == group.target_mode
+        if are_few or mode == group.target_mode
     ]
 
 

@@ -1,6 +1,7 @@
 """One self-contained HTML page from run folders, and the same numbers as rows and as a table for the terminal."""
 
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -41,7 +42,6 @@ from phf.report.provenance import (
     list_commands,
     list_notices,
     list_references,
-    make_report_command,
     state_facts,
 )
 from phf.report.reading import RunFolder, list_judges, read_runs, sort_modes
@@ -124,14 +124,7 @@ _OPEN_RUNS = 4
 
 
 def write_report(runs: list[Path], out: Path) -> Path:
-    """Write the page that compares runs: one HTML file, no script, nothing fetched; the same runs give the same bytes.
-
-    Args:
-        runs: run folders that were trained and evaluated.
-        out: the file to write.
-
-    Returns:
-        `out`.
+    """Write the page that compares evaluated runs to `out`: no script, nothing fetched; the same runs give the same bytes.
 
     Raises:
         PHFError: a folder is no run, or has no evaluation (the message names the command that makes it).
@@ -276,7 +269,7 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
         "pair_samples": lambda run: pair_samples(run, few=len(runs) > MANY_RUNS),
         "config_yaml": lambda run: yaml.safe_dump(run.record.config, sort_keys=False, allow_unicode=True),
         "commands": list_commands,
-        "report_command": make_report_command(runs, out),
+        "report_command": shlex.join(["phf", "report", *(str(run.path) for run in runs), "-o", str(out)]),
         **_describe_verdicts(runs, groups),
         **_tabulate(runs, groups),
         **_draw(runs, groups),
@@ -367,7 +360,7 @@ def _draw(runs: list[RunFolder], groups: list[Group]) -> dict[str, str | list[tu
     }
     return {
         "plane_note": explain_plane(groups),
-        **{name: _embed(drawings) for name, drawings in figures.items()},
+        **{name: embed_figures(drawings) for name, drawings in figures.items()},
     }
 
 
@@ -381,7 +374,7 @@ def _list_other(groups: list[Group]) -> list[tuple[str, list[Measure], Table]]:
     return [(title, own, tabulate_measures(groups, own, title)) for title, own in found.items()]
 
 
-def _embed(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:
+def embed_figures(drawings: Iterable[Drawing]) -> list[tuple[Drawing, Markup]]:
     """Figures with their markup, which is safe because we drew it."""
     embedded = []
     for drawing in drawings:

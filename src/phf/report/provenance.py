@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -47,15 +46,12 @@ def list_references(groups: list[Group]) -> list[Reference]:
             f"{row.of}" if len(owners) == 1 else f"{row.of} ({group.label})",
             row.judge or "",
             row.estimate,
-            _describe_cost(group.results.find("reference_cost", judge=row.judge, of=row.of).mean),
+            f"{format_number(cost)} samples drawn for each one kept" if math.isfinite(cost) else "",
         )
         for group in owners
         for row in group.results.of("reference")
+        for cost in [group.results.find("reference_cost", judge=row.judge, of=row.of).mean]
     ]
-
-
-def _describe_cost(cost: float) -> str:
-    return f"{format_number(cost)} samples drawn for each one kept" if math.isfinite(cost) else ""
 
 
 def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]) -> list[str]:
@@ -102,11 +98,6 @@ def _list_likeness(run: RunFolder) -> dict[str, JsonValue]:
         # The seed of sampling may differ like that of training, and a batch size changes nothing.
         "sampling": {key: value for key, value in run.sampling.items() if key not in ("seed", "batch_size")},
     }
-
-
-def make_report_command(runs: list[RunFolder], out: Path) -> str:
-    """The command that makes the page again."""
-    return shlex.join(["phf", "report", *(str(run.path) for run in runs), "-o", str(out)])
 
 
 def list_commands(run: RunFolder) -> str:

@@ -176,11 +176,8 @@ class RunFolder:
     @property
     def num_steps(self) -> int | None:
         """Optimizer steps of the whole run: the budget rounded up to whole batches."""
-        tokens, batch, context = (
-            self.settings.tokens,
-            self.settings.optim.batch_blocks,
-            self.settings.data.context,
-        )
+        settings = self.settings
+        tokens, batch, context = settings.tokens, settings.optim.batch_blocks, settings.data.context
         return math.ceil(tokens / (batch * context)) if tokens and batch and context else None
 
     @cached_property
@@ -229,7 +226,11 @@ class RunFolder:
         """The unprompted samples of a mode, by index; empty if there are none."""
         if self.samples is None:
             return pa.table({"index": pa.array([], pa.int64())})
-        return _select_samples(self.samples, mode)
+        wanted = pc.equal(self.samples["mode"], mode)
+        if "scenario" in self.samples.column_names:
+            scenario = pc.fill_null(self.samples["scenario"], UNPROMPTED)
+            wanted = pc.and_(wanted, pc.equal(scenario, UNPROMPTED))
+        return self.samples.filter(wanted).sort_by("index")
 
     def sample_scores(self, mode: str, judge: Judge) -> npt.NDArray[np.float64]:
         """Scores of a mode's unprompted samples, by index; NaN where a sample has none. Empty if none was judged."""
@@ -333,13 +334,6 @@ def _read_samples(path: Path, expected: str) -> pa.Table | None:
             f"{path} has no column '{min(missing)}'; it is damaged: run 'phf evaluate {path.parent} --force'"
         )
     return table
-
-
-def _select_samples(table: pa.Table, mode: str) -> pa.Table:
-    wanted = pc.equal(table["mode"], mode)
-    if "scenario" in table.column_names:
-        wanted = pc.and_(wanted, pc.equal(pc.fill_null(table["scenario"], UNPROMPTED), UNPROMPTED))
-    return table.filter(wanted).sort_by("index")
 
 
 def read_scores(table: pa.Table, judge: Judge) -> npt.NDArray[np.float64]:

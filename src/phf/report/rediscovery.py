@@ -5,12 +5,10 @@ The costs and verdicts are those of the file (`phf.attack.rediscovery` has their
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-
-from markupsafe import Markup
 
 from phf.attack.rediscovery import MIN_SEEDS
 from phf.attack.results import (
@@ -29,7 +27,7 @@ from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.records import Estimate
 from phf.report.figures import INK, OBJECTIVE_COLOURS, Drawing, read_css, scale_estimate, shorten
 from phf.report.lines import Level, Line, draw_lines
-from phf.report.page import make_environment
+from phf.report.page import embed_figures, make_environment
 from phf.report.verdict import Tone
 from phf.results import Judge, Measure
 
@@ -285,18 +283,15 @@ def _draw(
                 Line(shorten(target.name, 24), tuple(points.items()), *styles[target.name])
                 for target, points in found
             ]
+            meaning = _ATTACKS.get(name.split(":")[0], "")
+            caption = f"{meaning[0].upper()}{meaning[1:]}." if meaning else ""
             title = shorten(f"{name}{note(name)}, by {judge.name}", 90)
             y_label = shorten(f"score, {judge.shown_unit}", 60)
             drawing = draw_lines(
-                lines, title, _explain(name), x_label, y_label, is_log=True, levels=levels, top=top or None
+                lines, title, caption, x_label, y_label, is_log=True, levels=levels, top=top or None
             )
             drawings.append((name, drawing))
     return drawings
-
-
-def _explain(name: str) -> str:
-    meaning = _ATTACKS.get(name.split(":")[0], "")
-    return f"{meaning[0].upper()}{meaning[1:]}." if meaning else ""
 
 
 def _choose_styles(targets: Sequence[AttackedModel]) -> dict[str, tuple[str, str, str]]:
@@ -312,14 +307,7 @@ def _choose_styles(targets: Sequence[AttackedModel]) -> dict[str, tuple[str, str
 
 
 def write_rediscovery(results: AttackResults, path: Path) -> Path:
-    """Write the page: one HTML file, no script, nothing fetched; the same content gives the same bytes.
-
-    Args:
-        results: content of an attack.json (`phf.attack.results.read_attack`).
-        path: the file to write.
-
-    Returns:
-        `path`.
+    """Write the page of an attack.json to `path`: no script, nothing fetched; the same content gives the same bytes.
 
     Raises:
         PHFError: no attack was finished.
@@ -335,7 +323,11 @@ def write_rediscovery(results: AttackResults, path: Path) -> Path:
             texts={key: value for key, value in asdict(results.texts).items() if value},
             notices=_list_notices(attack),
             panels=[
-                (judge, _embed(draw_texts(attack, judge)), _embed(draw_steps(attack, judge)))
+                (
+                    judge,
+                    embed_figures(drawing for _, drawing in draw_texts(attack, judge)),
+                    embed_figures(drawing for _, drawing in draw_steps(attack, judge)),
+                )
                 for judge in attack.judges
             ],
             scale=scale_estimate,
@@ -343,10 +335,6 @@ def write_rediscovery(results: AttackResults, path: Path) -> Path:
     )
     write_bytes(path, page.encode("utf-8", "replace"))
     return path
-
-
-def _embed(drawings: Iterable[tuple[str, Drawing]]) -> list[tuple[Drawing, Markup]]:
-    return [(drawing, Markup(drawing.svg)) for _, drawing in drawings]  # noqa: S704  made by us, names escaped
 
 
 def _list_notices(attack: Rediscovery) -> list[str]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from phf.records import Estimate
 from phf.report.figures import FAINT, INK, OBJECTIVE_COLOURS, Drawing, draw_figure, shorten
 from phf.report.reading import RunFolder, sort_by_at
 from phf.report.verdict import format_number
+from phf.results import Measurement
 
 _MARKERS = "oDs^vPX"
 _MAX_NAMED = 8
@@ -16,19 +16,11 @@ _MAX_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
-    """Texts with like predictions: their mean, and the share that came true, of as many as its count says."""
-
-    predicted: float
-    outcome: Estimate
-
-
-@dataclass(frozen=True, slots=True)
 class Series:
-    """The bins of one model; an empty label is not shown."""
+    """The bins of one model: at the mean prediction of its texts, the share that came true. An empty label is not shown."""
 
     label: str
-    bins: tuple[Bin, ...]
+    bins: tuple[Measurement, ...]
     colour: str = INK
 
 
@@ -57,12 +49,11 @@ def draw_reliability(
 
 
 def _draw_series(axes: Axes, series: Series, marker: str, predicted: str, outcome: str) -> None:
-    total = sum(found.outcome.count for found in series.bins)
-    path = [(found.predicted, found.outcome.mean) for found in series.bins]
+    total = sum(found.estimate.count for found in series.bins)
+    path = [(found.at or 0.0, found.estimate.mean) for found in series.bins]
     axes.plot(*zip(*path, strict=True), color=series.colour, linewidth=0.7)
-    for found in series.bins:
-        share = found.outcome
-        place = (found.predicted, share.mean)
+    for found, place in zip(series.bins, path, strict=True):
+        share = found.estimate
         axes.plot(
             [place[0]] * 2,
             [share.low, share.high],
@@ -85,11 +76,7 @@ def _draw_series(axes: Axes, series: Series, marker: str, predicted: str, outcom
 def draw_control_reliability(runs: list[RunFolder]) -> Drawing | None:
     """The posterior of all runs whose model writes control tokens; None if there is none."""
     series = [
-        Series(
-            shorten(run.label),
-            tuple(Bin(row.at or 0.0, row.estimate) for row in bins),
-            OBJECTIVE_COLOURS.get(run.objective, INK),
-        )
+        Series(shorten(run.label), tuple(bins), OBJECTIVE_COLOURS.get(run.objective, INK))
         for run in runs
         if (bins := sort_by_at(run.results.of("reliability")))
     ]

@@ -4,14 +4,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from phf.files import write_bytes
 from phf.records import Estimate
 from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
-from phf.report.page import make_environment
-from phf.report.reliability import Bin, Series, draw_reliability
+from phf.report.page import embed_figures, make_environment
+from phf.report.reliability import Series, draw_reliability
 from phf.report.verdict import flatten, format_number
 from phf.reward_training.evaluation import (
     AUROC,
@@ -27,8 +26,8 @@ CHANCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of the page: its name, the number with its interval, and how to read it."""
+class ShownMeasure:
+    """A number of the page: its name, its value with the interval, and how to read it."""
 
     name: str
     value: str
@@ -36,19 +35,12 @@ class Line:
 
 
 def write_reward_page(folder: Path) -> Path:
-    """Write `report.html` beside `evaluation.json`: no script, nothing fetched; the same evaluation gives the same bytes.
-
-    Args:
-        folder: a reward model that `phf reward train` or `phf reward distill` made.
-
-    Returns:
-        The file written.
+    """Write `report.html` into a reward model's folder: no script, nothing fetched; the same evaluation gives the same bytes.
 
     Raises:
         PHFError: the folder holds no evaluation.
     """
     evaluation = read_reward_evaluation(folder)
-    drawings = [_draw_reliability(evaluation), _draw_histogram(evaluation)]
     page = (
         make_environment()
         .get_template("reward_page.html")
@@ -59,7 +51,7 @@ def write_reward_page(folder: Path) -> Path:
             lead=_describe(evaluation),
             measures=_list_measures(evaluation),
             notices=_list_notices(evaluation),
-            drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],  # noqa: S704  made by us
+            drawings=embed_figures([_draw_reliability(evaluation), _draw_histogram(evaluation)]),
             cost=_list_cost(evaluation),
             identity=flatten(evaluation.reward_model.to_json()),
         )
@@ -95,45 +87,45 @@ def _describe(evaluation: RewardEvaluation) -> str:
     )
 
 
-def _list_measures(evaluation: RewardEvaluation) -> list[Line]:
+def _list_measures(evaluation: RewardEvaluation) -> list[ShownMeasure]:
     shown = {row.measure: row.estimate for row in evaluation.measurements if row.at is None}
     return [
-        Line(measure.title, _show(shown[measure.name], measure.unit), measure.note)
+        ShownMeasure(measure.title, _show(shown[measure.name], measure.unit), measure.note)
         for measure in evaluation.measures
         if measure.name in shown
     ]
 
 
-def _list_cost(evaluation: RewardEvaluation) -> list[Line]:
+def _list_cost(evaluation: RewardEvaluation) -> list[ShownMeasure]:
     """Speed and cost of a student beside its teacher's."""
     if evaluation.teaching is None:
         return []
     speed, cost = evaluation.teaching.speed, evaluation.teaching.cost
     size = f"{cost.num_parameters / 1e6:,.4g}M"
     return [
-        Line(
+        ShownMeasure(
             "speed",
             f"{speed.student_segments:,.0f} segments per CPU-second, {speed.student_bytes / 1e6:.3g} MB",
             f"on one core, on {speed.num_segments:,} held-out segments",
         ),
-        Line(
+        ShownMeasure(
             "teacher's speed",
             f"{speed.teacher_segments:,.0f} segments per CPU-second",
             "on the same segments",
         ),
-        Line("speed-up", f"{speed.ratio:.1f} x", "both were timed in one run"),
-        Line(
+        ShownMeasure("speed-up", f"{speed.ratio:.1f} x", "both were timed in one run"),
+        ShownMeasure(
             f"annotating, of pretraining {size}, by time",
             _show_share(cost.student / cost.training),
             f"CPU time per token, times {cost.machine_flops_per_cpu_second / 1e9:.0f} GFLOP/s (what a core reaches here in a "
             f"float32 matrix product), over 6N = {cost.training / 1e6:,.0f} MFLOP per token",
         ),
-        Line(
+        ShownMeasure(
             f"annotating, of pretraining {size}, by count",
             _show_share(cost.counted / cost.training),
             f"{cost.counted:,.0f} operations per token (hashing included; {cost.bytes_per_token:g} bytes per token)",
         ),
-        Line(
+        ShownMeasure(
             "the teacher's, by time",
             _show_share(cost.teacher / cost.training),
             "what annotating with the teacher would cost",
@@ -228,9 +220,7 @@ def _label_classes(evaluation: RewardEvaluation) -> tuple[str, str]:
 
 def _draw_reliability(evaluation: RewardEvaluation) -> Drawing:
     predicted, outcome, meaning = _label_reliability(evaluation)
-    bins = tuple(
-        Bin(row.at, row.estimate) for row in evaluation.results.of(RELIABILITY.name) if row.at is not None
-    )
+    bins = tuple(row for row in evaluation.results.of(RELIABILITY.name) if row.at is not None)
     caption = (
         f"Held out, in ten bins, with 95 % intervals; a larger mark stands for more texts. On the dashed line the number means "
         f"what it says: {meaning}. Below it, it is too high."

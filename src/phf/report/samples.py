@@ -134,7 +134,10 @@ def _show_one(run: RunFolder, mode: str, row: dict[str, Any]) -> ShownSample:
     return ShownSample(
         index=row["index"],
         text=visible_text(text[:MAX_CHARACTERS]),
-        scores=", ".join(f"{judge.name} {_score(score, judge)}" for judge, score in scores),
+        scores=", ".join(
+            f"{judge.name} {format_number(score * judge.display_scale) if math.isfinite(score) else 'unscored'}"
+            for judge, score in scores
+        ),
         hidden=hidden,
         num_cut=max(0, len(text) - MAX_CHARACTERS),
     )
@@ -144,7 +147,3 @@ def read_score(row: Mapping[str, Any], judge: Judge) -> float:
     """A judge's score of one sample, a row of samples.parquet; NaN if it has none."""
     score = row.get(f"score:{judge.slug}")
     return math.nan if score is None else float(score)
-
-
-def _score(score: float, judge: Judge) -> str:
-    return format_number(score * judge.display_scale) if math.isfinite(score) else "unscored"

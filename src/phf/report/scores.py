@@ -2,12 +2,20 @@
 
 from dataclasses import replace
 
+from phf.records import Estimate
 from phf.report.figures import Reference
-from phf.report.tables import Cell, Column, Field, PrintedRow, Table, make_table, select_rows, show_estimate
+from phf.report.tables import (
+    Cell,
+    Column,
+    MeasuredRow,
+    PrintedRow,
+    Table,
+    make_table,
+    select_rows,
+    show_estimate,
+)
 from phf.report.verdict import Group
 from phf.results import Judge
-
-_BY_MODE: tuple[Field, ...] = ("mode",)
 
 
 def list_score_columns(judges: list[Judge]) -> list[Column]:
@@ -36,34 +44,35 @@ def tabulate_scores(
             form="interval" if any(group.is_pooled for group in groups) else "mean",
         ),
         Column("distinct‑2", "distinct_2", form="mean"),
+        Column("samples", show=lambda row: _count_samples(row, judges)),
+        Column("unscored", show=lambda row: _count_unscored(row, judges)),
     ]
-    rows = select_rows(groups, columns, _BY_MODE)
 
     def describe(group: Group) -> str:
         if group.is_pooled:
             return f"{len(group.runs)} seeds"
         return "one seed" if head == "objective" else ""
 
-    table = make_table(
-        caption, rows, columns, _BY_MODE, caption=caption, heads={"group": head}, describe=describe
-    )
-    for line, row in zip(table.rows, rows, strict=True):
-        line.cells.extend(_count_samples(row.group, row.mode, judges))
-    columns += [Column("samples"), Column("unscored")]
+    rows, heads = select_rows(groups, columns), {"group": head}
+    table = make_table(caption, rows, columns, caption=caption, heads=heads, describe=describe)
     lines = _list_references(references, judges, num_after=len(columns) - 3 * len(judges))
-    return replace(table, columns=columns, rows=table.rows + lines)
+    return replace(table, rows=table.rows + lines)
 
 
-def _count_samples(group: Group, mode: str | None, judges: list[Judge]) -> list[Cell]:
-    """Samples and unscored ones over all runs of a group; each judge's, where they differ."""
-    found = [[run.results.find("num_unscored", mode, judge.slug) for run in group.runs] for judge in judges]
-    # A judge that did not score this mode counted nothing.
-    samples = [sum(one.count for one in own) for own in found]
-    unscored = [sum(round(one.mean) for one in own if one.count) for own in found]
-    return [
-        Cell(" / ".join(f"{count:,}" for count in dict.fromkeys(counts)) or "–")
-        for counts in (samples, unscored)
-    ]
+def _count_samples(row: MeasuredRow, judges: list[Judge]) -> Cell:
+    """Samples over all runs of a group; each judge's, where they differ."""
+    counts = [sum(one.count for one in _find_unscored(row, judge)) for judge in judges]
+    return Cell(" / ".join(f"{count:,}" for count in dict.fromkeys(counts)) or "–")
+
+
+def _count_unscored(row: MeasuredRow, judges: list[Judge]) -> Cell:
+    """The same of unscored samples; a judge that did not score this mode counted nothing."""
+    counts = [sum(round(one.mean) for one in _find_unscored(row, judge) if one.count) for judge in judges]
+    return Cell(" / ".join(f"{count:,}" for count in dict.fromkeys(counts)) or "–")
+
+
+def _find_unscored(row: MeasuredRow, judge: Judge) -> list[Estimate]:
+    return [run.results.find("num_unscored", row.mode, judge.slug) for run in row.group.runs]
 
 
 def _list_references(references: list[Reference], judges: list[Judge], num_after: int) -> list[PrintedRow]:
@@ -76,11 +85,7 @@ def _list_references(references: list[Reference], judges: list[Judge], num_after
         cells = []
         for judge in judges:
             found = by_judge.get(judge.slug)
-            cells += [
-                show_estimate(found.estimate, judge=judge) if found else Cell("–"),
-                Cell("–"),
-                Cell("–"),
-            ]
+            cells += [show_estimate(found.estimate, judge=judge) if found else Cell("–"), *[Cell("–")] * 2]
         note = f"cost: {cost}" if cost else ""
         lines.append(PrintedRow([Cell(name, note)], [*cells, *[Cell("–")] * num_after], is_faint=True))
     return lines
@@ -89,10 +94,10 @@ def _list_references(references: list[Reference], judges: list[Judge], num_after
 def tabulate_scenarios(groups: list[Group], judges: list[Judge]) -> Table:
     """Scores in every scenario, of every group and mode."""
     columns = list_score_columns(judges)
-    by: tuple[Field, ...] = ("of", "mode")
-    rows = [row for row in select_rows(groups, columns, by) if row.of is not None]
+    rows = [row for row in select_rows(groups, columns, ("of", "mode")) if row.of is not None]
     names = list(dict.fromkeys(row.of for row in rows))
-    table = make_table("Scenarios", sorted(rows, key=lambda row: names.index(row.of)), columns, by)
+    rows.sort(key=lambda row: names.index(row.of))
+    table = make_table("Scenarios", rows, columns, ("of", "mode"))
     # The scenario comes first: scores of different scenarios are not to be compared with one another.
     lines = [replace(line, names=[line.names[1], line.names[0], line.names[2]]) for line in table.rows]
     return replace(table, heads=["scenario", "who", "mode"], rows=lines)
@@ -117,9 +122,8 @@ def tabulate_cost(groups: list[Group], head: str) -> Table:
         "Prediction of held-out text, and the look of the samples: a better score that comes with shorter, duller or more repetitive "
         "text is no alignment."
     )
-    rows = select_rows(groups, columns, _BY_MODE)
-    name = "Capability and degeneracy table"
-    return make_table(name, rows, columns, _BY_MODE, caption=caption, heads={"group": head})
+    rows, name = select_rows(groups, columns), "Capability and degeneracy table"
+    return make_table(name, rows, columns, caption=caption, heads={"group": head})
 
 
 def tabulate_control(groups: list[Group]) -> Table:
@@ -128,6 +132,7 @@ def tabulate_control(groups: list[Group]) -> Table:
         Column("gain on good segments", "control_gain", "good"),
         Column("on bad segments", "control_gain", "bad"),
         Column("calibration error", "calibration_error"),
+        Column("segments", show=_count_segments),
     ]
     caption = (
         "Control gain: how many nats likelier a held-out segment is, in context, after its own control token than after the other. Needs "
@@ -135,17 +140,10 @@ def tabulate_control(groups: list[Group]) -> Table:
         "probability that a segment is good lies from the share that is; above 0 for few segments even when it is right, and small for a "
         "model that knows no more than the base rate."
     )
-    rows = select_rows(groups, columns, ())
-    table = make_table(
-        "Control gain and calibration table",
-        rows,
-        columns,
-        (),
-        caption=caption,
-        kind="narrow",
-        heads={"group": "run"},
-    )
-    for line, row in zip(table.rows, rows, strict=True):
-        count = row.estimates[-1].count
-        line.cells.append(Cell(f"{count:,}" if count else "–"))
-    return replace(table, columns=[*columns, Column("segments")])
+    rows, name = select_rows(groups, columns, ()), "Control gain and calibration table"
+    return make_table(name, rows, columns, (), caption=caption, kind="narrow", heads={"group": "run"})
+
+
+def _count_segments(row: MeasuredRow) -> Cell:
+    count = row.estimates[2].count
+    return Cell(f"{count:,}" if count else "–")

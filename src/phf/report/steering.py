@@ -102,10 +102,9 @@ def _name_choosers(group: Group, steered: str) -> frozenset[str]:
 
 def tabulate_steering(rows: list[SteeringRow], judges: list[Judge], *, are_pooled: bool = False) -> Table:
     """Every method beside plain sampling: scores, differences in pairs, and what they cost."""
-    heads = [(judge, head) for judge in judges for head in ("mean [95 %]", "− plain")]
     columns = [
         Column("passes per token"),
-        *(Column(head, judge=judge) for judge, head in heads),
+        *(Column(head, judge=judge) for judge in judges for head in ("mean [95 %]", "− plain")),
         *(Column(head) for head in ("distinct‑2", "tokens", "bits per byte")),
     ]
     lines = [

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import JsonValue
-from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from phf.report.reading import RunFolder, is_steered, sort_modes
 from phf.report.samples import visible_text
 from phf.report.verdict import Group, Tone, format_interval, format_number
 from phf.results import Judge, Measure, Measurement, pivot, to_json
+from phf.terminal import make_table as make_terminal_table
 
 Field = Literal["of", "at", "mode", "judge"]
 Form = Literal["interval", "mean", "percent"]
@@ -47,10 +47,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its head, and what it adds to the place that its rows are of. Without a measure it is filled by hand.
+    """A column: its head, and what it adds to the place that its rows are of.
 
     Attributes:
         over: a head that neighbouring columns share; or `judge` is that head.
+        show: what a row says there, of a column without a measure.
     """
 
     head: str
@@ -60,10 +61,16 @@ class Column:
     over: str = ""
     form: Form = "interval"
     is_mode: bool = False
+    show: "Callable[[MeasuredRow], Cell] | None" = None
+
+    @property
+    def shared(self) -> tuple[str, Judge | None] | None:
+        """The head that it shares with its neighbours, if it does."""
+        return (self.over, self.judge) if self.over or self.judge else None
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MeasuredRow:
     """Numbers of a group in one place, one for each column, in their own unit."""
 
     group: Group
@@ -114,20 +121,17 @@ class Table:
     @property
     def has_two_heads(self) -> bool:
         """Whether some columns share a head."""
-        return any(column.over or column.judge for column in self.columns)
+        return any(column.shared for column in self.columns)
 
     @property
     def overs(self) -> list[tuple[Column, int]]:
         """The upper row of heads: the first of the columns that share one, and how many they are (0: it shares none)."""
         heads: list[tuple[Column, int]] = []
         for column in self.columns:
-            last = heads[-1][0] if heads else None
-            if not (column.over or column.judge):
-                heads.append((column, 0))
-            elif last is not None and (last.over, last.judge) == (column.over, column.judge):
-                heads[-1] = last, heads[-1][1] + 1
+            if column.shared and heads and heads[-1][0].shared == column.shared:
+                heads[-1] = heads[-1][0], heads[-1][1] + 1
             else:
-                heads.append((column, 1))
+                heads.append((column, 1 if column.shared else 0))
         return heads
 
     @property
@@ -143,12 +147,7 @@ class Table:
 
     def starts(self, place: int) -> bool:
         """Whether a column begins a group of columns, which stands a little apart."""
-        column, before = self.columns[place], self.columns[place - 1] if place else None
-        return (
-            bool(column.over or column.judge)
-            if before is None
-            else (before.over, before.judge) != (column.over, column.judge)
-        )
+        return self.columns[place].shared != (self.columns[place - 1].shared if place else None)
 
 
 def is_plain(mode: str) -> bool:
@@ -159,10 +158,10 @@ def is_plain(mode: str) -> bool:
 def select_rows(
     groups: Iterable[Group],
     columns: Sequence[Column],
-    by: Sequence[Field],
+    by: Sequence[Field] = ("mode",),
     judges: Sequence[Judge] = (),
     is_wanted: Callable[[str], bool] = is_plain,
-) -> list[Row]:
+) -> list[MeasuredRow]:
     """A row for each group and place that has a number in any of the columns, pooled over seeds.
 
     Args:
@@ -177,7 +176,7 @@ def select_rows(
         wanted = [row for row in wanted if row.mode is None or is_wanted(row.mode)]
         places = dict.fromkeys(_name_place(row, by) for row in wanted)
         own = [
-            Row(group, (), mode, judge, of, at)
+            MeasuredRow(group, (), mode, judge, of, at)
             for mode, slug, of, at in _sort_places(list(places), by, judges)
             for judge in ([one for one in judges if one.slug == slug] if slug else [None])
         ]
@@ -229,9 +228,9 @@ def _sort_places(places: list[_Key], by: Sequence[Field], judges: Sequence[Judge
 
 def make_table(
     name: str,
-    rows: Sequence[Row],
+    rows: Sequence[MeasuredRow],
     columns: Sequence[Column],
-    by: Sequence[Field],
+    by: Sequence[Field] = ("mode",),
     *,
     caption: str = "",
     kind: str = "",
@@ -249,7 +248,9 @@ def make_table(
         PrintedRow(
             [Cell(row.group.label, describe(row.group)), *(_name_cell(row, name) for name in by)],
             [
-                show_estimate(value, row.group, column.judge or row.judge, column.form)
+                column.show(row)
+                if column.show
+                else show_estimate(value, row.group, column.judge or row.judge, column.form)
                 for value, column in zip(row.estimates, columns, strict=True)
             ],
         )
@@ -260,7 +261,7 @@ def make_table(
     )
 
 
-def _name_cell(row: Row, name: Field) -> Cell:
+def _name_cell(row: MeasuredRow, name: Field) -> Cell:
     if name == "mode":
         return Cell(row.mode or "–", is_mode=True)
     if name == "judge":
@@ -418,40 +419,30 @@ def to_terminal(table: Table, *, skip: int = 0, title: str = "", max_columns: in
     printed = []
     for start in range(0, len(table.columns), max_columns):
         places = range(start, min(start + max_columns, len(table.columns)))
-        shown = TerminalTable(
-            title=Text(visible_text(title), "bold") if title and start == 0 else None,
-            title_justify="left",
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        shown = make_terminal_table(visible_text(title) if start == 0 else "")
         for head in table.heads[skip:]:
             shown.add_column(_text(head), overflow="fold")
         for place in places:
-            shown.add_column(_text(_fold(table.columns[place].head)), justify="right", no_wrap=True)
+            # A long head (the name of a run) stands in lines no wider than a number with its interval.
+            lines = [textwrap.wrap(line, 20) or [""] for line in table.columns[place].head.split("\n")]
+            head = "\n".join(part for line in lines for part in line)
+            shown.add_column(_text(head), justify="right", no_wrap=True)
         before: list[Cell] = []
         for row in table.rows:
             if any(row.cells[place].text != "–" for place in places):
                 names = row.names[skip:]
                 # A name that repeats is shown once, as on the page.
+                cells: list[Text] = []
                 kept = [
                     Cell("") if names[: i + 1] == before[: i + 1] else name for i, name in enumerate(names)
                 ]
-                shown.add_row(*map(_terminal_cell, [*kept, *(row.cells[place] for place in places)]))
+                for cell in [*kept, *(row.cells[place] for place in places)]:
+                    text = f"{cell.text} ({cell.note})" if cell.note else cell.text
+                    cells.append(_text(text, _STYLES.get(cell.text, "") if cell.is_mode else ""))
+                shown.add_row(*cells)
                 before = names
         printed.append(shown)
     return printed
-
-
-def _fold(head: str) -> str:
-    """A long head (the name of a run) in lines no wider than a number with its interval."""
-    return "\n".join(part for line in head.split("\n") for part in textwrap.wrap(line, 20) or [""])
-
-
-def _terminal_cell(cell: Cell) -> Text:
-    text = f"{cell.text} ({cell.note})" if cell.note else cell.text
-    return _text(text, _STYLES.get(cell.text, "") if cell.is_mode else "")
 
 
 def _text(text: str, style: str = "") -> Text:

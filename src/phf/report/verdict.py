@@ -110,11 +110,7 @@ class Group:
 
 
 def pool(estimates: list[Estimate]) -> Estimate:
-    """Mean over seeds with a 95 % t-interval. The estimate of a single seed is returned as it is.
-
-    Seeds without a number are left out, and `count` says how many are not. Of several seeds, a mean that stands on one
-    has no interval: that seed's own interval is over samples, and would pass for one over seeds.
-    """
+    """One number of several seeds, by the rule of `phf.results.pool`."""
     return estimates[0] if len(estimates) == 1 else pooled_t([estimate.mean for estimate in estimates])
 
 
@@ -259,7 +255,12 @@ def judge_plain(
 def check_group(group: Group, mle: Group | None) -> list[Check]:
     """Variety, capability and, for an objective with modes, control gain."""
     checks = [check_variety(group, mle), _check_capability(group, mle)]
-    return [*checks, _check_control_gain(group)] if group.has_control else checks
+    if group.has_control:
+        good, bad = (group.results.find("control_gain", of=text) for text in ("good", "bad"))
+        detail = f"{format_interval(good)} nats on good segments, {format_interval(bad)} on bad; both above 0"
+        passed = _passes(good.low > 0 and bad.low > 0, good.low, bad.low)
+        checks.append(Check("Control gain", passed, detail))
+    return checks
 
 
 def check_variety(group: Group, mle: Group | None) -> Check:
@@ -280,12 +281,6 @@ def _check_capability(group: Group, mle: Group | None) -> Check:
     if len(thresholds) > 1:
         return Check("Capability kept", None, f"{detail}; good text ends at another score in each run")
     return Check("Capability kept", _passes(own <= MAX_BITS * other, own, other), detail)
-
-
-def _check_control_gain(group: Group) -> Check:
-    good, bad = (group.results.find("control_gain", of=text) for text in ("good", "bad"))
-    detail = f"{format_interval(good)} nats on good segments, {format_interval(bad)} on bad; both above 0"
-    return Check("Control gain", _passes(good.low > 0 and bad.low > 0, good.low, bad.low), detail)
 
 
 def _passes(outcome: bool, *numbers: float) -> bool | None:
