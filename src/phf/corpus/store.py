@@ -41,7 +41,7 @@ IMPORTED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("ends", pa.list_(pa.int32())))
 """Of documents that came with segments: where each of them ends, in code points."""
 _BYTES_PER_SHARD = 64 << 20
 # One row group is read, scored and held at a time: it bounds memory, and it is one worker's turn in annotate.
-_BYTES_PER_GROUP = 1 << 20
+BYTES_PER_GROUP = 1 << 20
 _NUM_PLACES = 10  # bad rows that the manifest itself names; all of them are in bad_rows.jsonl
 
 
@@ -225,6 +225,7 @@ def build_corpus(
     text_field: str | None = None,
     validation_fraction: float = 0.05,
     bytes_per_shard: int = _BYTES_PER_SHARD,
+    bytes_per_group: int = BYTES_PER_GROUP,
     max_documents: int | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -234,7 +235,7 @@ def build_corpus(
     in every corpus. Needs about 90 bytes of memory per document for the digests of texts and ids.
 
     Args:
-        bytes_per_shard: UTF-8 bytes of text after which a shard is closed.
+        bytes_per_shard: UTF-8 bytes of text after which a shard is closed; `bytes_per_group` likewise, of a row group.
         max_documents: stop after so many documents.
 
     Raises:
@@ -249,6 +250,7 @@ def build_corpus(
         text_field=text_field,
         validation_fraction=validation_fraction,
         bytes_per_shard=bytes_per_shard,
+        bytes_per_group=bytes_per_group,
         max_documents=max_documents,
         progress=progress,
     )
@@ -261,6 +263,7 @@ def write_corpus(
     text_field: str | None = None,
     validation_fraction: float = 0.05,
     bytes_per_shard: int = _BYTES_PER_SHARD,
+    bytes_per_group: int = BYTES_PER_GROUP,
     imported_ends: bool = False,
     max_documents: int | None = None,
     progress: Progress | None = None,
@@ -290,6 +293,7 @@ def write_corpus(
                 text_field=text_field,
                 validation_fraction=validation_fraction,
                 bytes_per_shard=bytes_per_shard,
+                bytes_per_group=bytes_per_group,
                 imported_ends=imported_ends,
                 max_documents=max_documents,
                 progress=progress,
@@ -303,7 +307,13 @@ def write_corpus(
             for left_over in partial.iterdir():  # of a build that was killed
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
             builder = _Builder(
-                partial, validation_fraction, bytes_per_shard, imported_ends, max_documents, progress
+                partial,
+                validation_fraction,
+                bytes_per_shard,
+                bytes_per_group,
+                imported_ends,
+                max_documents,
+                progress,
             )
             for spec, rows in opened:
                 builder.add_source(spec, rows)
@@ -343,6 +353,7 @@ class _Builder:
         folder: Path,
         validation_fraction: float,
         bytes_per_shard: int,
+        bytes_per_group: int,
         imported_ends: bool,
         max_documents: int | None,
         progress: Progress | None,
@@ -350,6 +361,7 @@ class _Builder:
         self.folder = folder
         self.validation_fraction = validation_fraction
         self.bytes_per_shard = bytes_per_shard
+        self.bytes_per_group = bytes_per_group
         self.schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
         self.max_documents = max_documents
         self.progress = progress
@@ -431,7 +443,7 @@ class _Builder:
         self.group.append(document)
         self.group_bytes += sizes["bytes"]
         self.shard_counts.update(sizes)
-        if self.group_bytes >= _BYTES_PER_GROUP:
+        if self.group_bytes >= self.bytes_per_group:
             self._write_group()
         if self.shard_counts["bytes"] >= self.bytes_per_shard:
             self._close_shard()
