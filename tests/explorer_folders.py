@@ -7,8 +7,11 @@ from fake_annotations import annotate_by
 from phf.config.train import TrainConfig, parse
 from phf.corpus.store import build_corpus
 from phf.evaluate.rollouts import encode_samples
-from phf.files import write_json
-from phf.records import Identity, Sample
+from phf.evaluate.suite import list_measures
+from phf.explore.explorer import open_explorer
+from phf.files import hash_file
+from phf.records import Estimate, Identity, Sample
+from phf.results import Evaluation, Judge, Measurement, write_evaluation
 from phf.tokens.tokens import tokenize
 from phf.train import loop
 
@@ -69,16 +72,22 @@ def add_evaluation(run):
     scores[-1] = float("nan")
     content = encode_samples([("unprompted", sample) for sample in samples], {JUDGE.slug: scores})
     (run.folder / "samples.parquet").write_bytes(content)
-    judge = {
-        "role": "annotator", "unit": "probability", "display_scale": 1, "hit_threshold": 0.5, "slug": JUDGE.slug,
-        "identity": JUDGE.to_json(),
-    }  # fmt: skip
-    rows = [
-        {"mode": mode, "judge": JUDGE.slug, "role": "annotator", "mean": 0.5, "low": 0.4, "high": 0.6, "num_samples": 5,
-         "hit_rate": 0.4}
-        for mode in ("good", "bad", "none")
-    ]  # fmt: skip
-    write_json(
-        run.folder / "evaluation.json",
-        {"objective": "conditional", "judges": [judge], "rows": rows, "modes": {}},
-    )
+    judge = Judge(JUDGE.slug, "annotator", "probability", 1, 0.5, JUDGE)
+    rows = []
+    for mode in ("good", "bad", "none"):
+        rows.append(Measurement("score", Estimate(0.5, 0.4, 0.6, 5), mode, judge.slug))
+        rows.append(Measurement("hit_rate", Estimate(0.4, 0.2, 0.6, 5), mode, judge.slug))
+    evaluation = Evaluation(
+        run.folder.name, "conditional", seed=0, step=1, tokens_seen=1, num_parameters=1, judges=[judge], config={},
+        threshold=0.4, notes=[], samples_sha256=hash_file(run.folder / "samples.parquet"), measures=list_measures(rows),
+        measurements=rows,
+    )  # fmt: skip
+    write_evaluation(run.folder / "evaluation.json", evaluation)
+
+
+def explore(place, tmp_path):
+    return open_explorer(place, tmp_path / "l.jsonl", "label")
+
+
+def show(explorer, slug, *, threshold=0.4, query="", order="corpus order", page=0):
+    return explorer.show_documents(slug, threshold, query, order, page, True)

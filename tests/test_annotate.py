@@ -18,7 +18,6 @@ from phf.annotate import annotation as annotation_module
 from phf.annotate import scorer as scorer_module
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.annotate.annotation import ANNOTATION_SCHEMA
-from phf.corpus import store
 from phf.corpus.segment import hash_segment_ends, segment_ends
 from phf.corpus.store import Corpus, build_corpus, lock_folder, read_manifest, write_manifest
 from phf.errors import PHFError
@@ -48,20 +47,19 @@ class Fake:
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
+def corpus(tmp_path):
     """200 documents of 1 to 5 lines, with non-ASCII text, in several shards of several groups."""
-    return make_corpus(tmp_path, monkeypatch)
+    return make_corpus(tmp_path)
 
 
-def make_corpus(folder, monkeypatch, last="the last"):
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 1000)
+def make_corpus(folder, last="the last"):
     texts = [
         "\n".join(f"mail {number}@b.org ü😀 {'x' * number}" for _ in range(number % 5 + 1))
         for number in range(200)
     ]
     source = folder / "a.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, last]))
-    return build_corpus([str(source)], folder / "corpus", bytes_per_shard=10_000)
+    return build_corpus([str(source)], folder / "corpus", bytes_per_shard=10_000, bytes_per_group=1000)
 
 
 @pytest.fixture
@@ -321,11 +319,11 @@ def test_the_join_fails_closed(corpus, use, change, complaint):
         load_scores(corpus, Annotation(corpus, annotation.path))
 
 
-def test_an_annotation_of_another_corpus_is_refused(corpus, use, tmp_path, monkeypatch):
+def test_an_annotation_of_another_corpus_is_refused(corpus, use, tmp_path):
     use(Fake())
     annotation = annotate(corpus, "fake", "lines", workers=1)
     (tmp_path / "b").mkdir()
-    other = make_corpus(tmp_path / "b", monkeypatch, last="another last")
+    other = make_corpus(tmp_path / "b", last="another last")
     with pytest.raises(PHFError, match="belongs to another corpus"):
         load_scores(other, annotation)
     (other.path / "annotations").mkdir()

@@ -7,7 +7,6 @@ import pytest
 
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.annotate.annotation import read_annotation_manifest
-from phf.corpus import store
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model, score_documents
@@ -30,11 +29,10 @@ SPEC = "0.7*both:capitals + 2*both:exclamations"
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 300)
     (tmp_path / "both.py").write_text(MODELS)
     texts = [f"HELLO {n}. What{'?' * (n % 3 == 0)} is{'!' * (n % 5)}\nThe rest. Ü" for n in range(100)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return build_corpus(["a.jsonl"], "corpus", bytes_per_shard=900)
+    return build_corpus(["a.jsonl"], "corpus", bytes_per_shard=900, bytes_per_group=300)
 
 
 def test_the_sum_is_that_of_the_model_and_components_are_reused(corpus):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from phf.annotate.annotate import Annotation, annotate, load_scores
-from phf.corpus import store
 from phf.corpus.store import Corpus, build_corpus, lock_folder
 from phf.errors import PHFError
 
@@ -76,12 +75,11 @@ def folder(tmp_path, monkeypatch):
     """A folder with the reward model, a script that annotates, and a corpus of twelve shards of several groups."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 500)
     (tmp_path / "faulty.py").write_text(MODEL)
     (tmp_path / "run.py").write_text(RUN)
     rows = [f"<{number}> x\n{'y' * (number % 90)}\nü😀" for number in range(NUM_DOCUMENTS)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    corpus = build_corpus(["a.jsonl"], "corpus", bytes_per_shard=1300)
+    corpus = build_corpus(["a.jsonl"], "corpus", bytes_per_shard=1300, bytes_per_group=500)
     assert len(corpus.shards) >= 10
     yield tmp_path
     sys.modules.pop("faulty", None)
@@ -226,7 +224,7 @@ def test_a_text_edited_under_the_same_id_makes_its_scores_stale(folder):
     annotation = annotate(corpus, "faulty:Model", "lines", workers=1)
     text = (folder / "a.jsonl").read_text()
     (folder / "a.jsonl").write_text(text.replace("<3> x", "<3> X"))
-    edited = build_corpus(["a.jsonl"], "edited", bytes_per_shard=1300)
+    edited = build_corpus(["a.jsonl"], "edited", bytes_per_shard=1300, bytes_per_group=500)
     (folder / "edited" / "annotations").mkdir()
     moved = edited.path / "annotations" / annotation.slug
     annotation.path.rename(moved)
@@ -300,7 +298,7 @@ def test_odd_documents(folder):
     odd = ["\0", "a\0b\n\0\n", "😀🏳️‍🌈👩‍👩‍👧", "\ufeff\u2028\x85\x1c", " ", "\r\r\n\x0c"]
     rows = [json.dumps({"text": text}) for text in [*odd, "", "\ud800", "x\udfff"]]
     (folder / "odd.jsonl").write_text("\n".join(rows) + "\n")
-    corpus = build_corpus(["odd.jsonl"], "odd")
+    corpus = build_corpus(["odd.jsonl"], "odd", bytes_per_group=500)
     assert corpus.manifest["sources"][0]["bad_row_reasons"] == {"text is empty": 1, "lone surrogate": 2}
     assert [document.text for document in corpus.iterate_documents()] == odd
     for kind in ("lines", "sentences", "paragraphs", "document"):
@@ -312,15 +310,14 @@ def test_odd_documents(folder):
 def test_one_document_of_50_megabytes(folder):
     sentence = "The quick (brown) fox jumps over x; the lazy dog sleeps. Then, ü, it wakes up again!\n\n"
     (folder / "big.jsonl").write_text(json.dumps({"text": sentence * (50_000_000 // len(sentence))}) + "\n")
-    corpus = build_corpus(["big.jsonl"], "big")
+    corpus = build_corpus(["big.jsonl"], "big", bytes_per_group=500)
     assert corpus.shards[0].num_bytes > 50_000_000
     scores, num_segments = load_scores(corpus, annotate(corpus, "faulty:Model", "document", workers=1))
     assert num_segments.tolist() == [1]
     assert scores.tolist() == [np.float32(sentence.count("x") / len(sentence))]
 
 
-def test_very_many_short_documents(folder, monkeypatch):
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 1 << 20)
+def test_very_many_short_documents(folder):
     num_documents = 200_000
     (folder / "short.jsonl").write_text("".join(f'{{"text": "x{n}"}}\n' for n in range(num_documents)))
     corpus = build_corpus(["short.jsonl"], "short")

@@ -8,7 +8,6 @@ import pytest
 
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.cli import main
-from phf.corpus import store
 from phf.corpus.store import Corpus, build_corpus
 from phf.errors import PHFError
 from phf.files import find_local, read_json, to_path, write_json
@@ -16,8 +15,7 @@ from phf.tokens.tokens import tokenize
 
 
 @pytest.fixture
-def source(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 1000)
+def source(tmp_path):
     texts = [f"mail {n}@b.org. Ü😀 {'x' * (n % 50)}\n\nand so on" for n in range(200)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     yield str(tmp_path / "a.jsonl")
@@ -36,9 +34,9 @@ def read_bytes(folder):
 
 @pytest.mark.parametrize("segments", ["sentences", "paragraphs"])
 def test_object_storage_holds_the_bytes_of_a_disk(source, tmp_path, segments):
-    local = build_corpus([source], tmp_path / "corpus", bytes_per_shard=8000)
+    local = build_corpus([source], tmp_path / "corpus", bytes_per_shard=8000, bytes_per_group=1000)
     annotation = annotate(local, "pii", segments, workers=1)
-    remote = build_corpus([source], "memory://bucket/corpus", bytes_per_shard=8000)
+    remote = build_corpus([source], "memory://bucket/corpus", bytes_per_shard=8000, bytes_per_group=1000)
     assert str(remote.path) == "memory://bucket/corpus"
     calls = []
     stored = annotate(remote, "pii", segments, workers=1, progress=lambda *call: calls.append(call))
@@ -61,9 +59,12 @@ def test_object_storage_holds_the_bytes_of_a_disk(source, tmp_path, segments):
 
 def test_two_workers_read_a_url(source, tmp_path):
     local = annotate(
-        build_corpus([source], tmp_path / "corpus", bytes_per_shard=8000), "pii", "lines", workers=1
+        build_corpus([source], tmp_path / "corpus", bytes_per_shard=8000, bytes_per_group=1000),
+        "pii",
+        "lines",
+        workers=1,
     )
-    remote = build_corpus([source], f"file://{tmp_path}/remote", bytes_per_shard=8000)
+    remote = build_corpus([source], f"file://{tmp_path}/remote", bytes_per_shard=8000, bytes_per_group=1000)
     stored = annotate(remote, "pii", "lines", workers=2)
     assert str(stored.path).startswith("file://")
     assert read_bytes(tmp_path / "remote" / "annotations" / stored.slug) == read_bytes(local.path)
@@ -87,7 +88,7 @@ def test_what_is_refused_is_one_line(source, tmp_path, monkeypatch):
 
 
 def test_storage_that_does_not_answer_is_one_line(source, monkeypatch):
-    remote = build_corpus([source], "memory://bucket/corpus", bytes_per_shard=8000)
+    remote = build_corpus([source], "memory://bucket/corpus", bytes_per_shard=8000, bytes_per_group=1000)
 
     def refuse(*args, **options):
         raise RuntimeError("AccessDenied:\n you may not")
@@ -116,7 +117,7 @@ def test_a_copy_that_breaks_off_is_no_corpus(source, monkeypatch):
 
     monkeypatch.setattr(type(files), "put_file", break_off)
     with pytest.raises(PHFError, match="cannot be reached: gone"):
-        build_corpus([source], "memory://bucket/corpus", bytes_per_shard=8000)
+        build_corpus([source], "memory://bucket/corpus", bytes_per_shard=8000, bytes_per_group=1000)
     assert files.exists("/bucket/corpus/documents/00000.parquet")
     with pytest.raises(PHFError, match="holds no corpus"):
         Corpus.open("memory://bucket/corpus")

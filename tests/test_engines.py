@@ -11,7 +11,6 @@ import time
 import pytest
 
 from phf.annotate.annotate import annotate
-from phf.corpus import store
 from phf.corpus.store import Corpus, build_corpus
 from phf.errors import PHFError
 
@@ -50,11 +49,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 500)
     (tmp_path / "noted.py").write_text(MODEL)
     rows = [f"<{number}> One. Two\n\n{'y' * (number % 90)}\nü😀" for number in range(NUM_DOCUMENTS)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    build_corpus(["a.jsonl"], "corpus", bytes_per_shard=1300)
+    build_corpus(["a.jsonl"], "corpus", bytes_per_shard=1300, bytes_per_group=500)
     yield tmp_path
     sys.modules.pop("noted", None)
 
@@ -84,7 +82,7 @@ def test_ray_gives_the_bytes_of_the_local_engine(folder, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     corpus = Corpus.open("corpus")
     expected = read_bytes(annotate(corpus, "noted:Model", "paragraphs", workers=1))
-    remote = build_corpus(["a.jsonl"], f"file://{folder}/remote", bytes_per_shard=1300)
+    remote = build_corpus(["a.jsonl"], f"file://{folder}/remote", bytes_per_shard=1300, bytes_per_group=500)
     annotations = folder / "remote" / "annotations"
     notes = folder / "notes"
     notes.mkdir()

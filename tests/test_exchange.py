@@ -1,6 +1,7 @@
 """Export and import: the same texts, ends and scores on the way back, and nothing made up on the way in."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,13 +10,12 @@ from fake_annotations import annotate_by, read_all, write_rows
 
 from phf.annotate.annotate import annotate
 from phf.annotate.annotation import Annotation
-from phf.corpus import store
 from phf.corpus.rows import Row
 from phf.corpus.sources import read_lines
 from phf.corpus.store import Corpus, build_corpus, write_corpus
 from phf.curate.exchange import make_variable
 from phf.curate.exchange_export import export_corpus
-from phf.curate.exchange_import import import_corpus
+from phf.curate.exchange_import import import_corpus as import_in_large_groups
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.reward_models import Unscored
@@ -30,6 +30,8 @@ NASTY = [
     "é́ combining\x85\nend",
 ]
 
+import_corpus = partial(import_in_large_groups, bytes_per_group=200)  # several groups of these few texts
+
 
 def length_or_unscored(segment):
     """A score that float64 has to keep, or none."""
@@ -37,14 +39,12 @@ def length_or_unscored(segment):
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
+def corpus(tmp_path):
     """45 documents in several shards of several groups, annotated by two models on lines."""
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 200)
     rows = [{"id": f"d{n}", "text": f"{text}{n}"} for n in range(9) for text in NASTY]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    corpus = build_corpus(
-        [str(tmp_path / "a.jsonl")], tmp_path / "corpus", validation_fraction=0.3, bytes_per_shard=500
-    )
+    sizes = {"bytes_per_shard": 500, "bytes_per_group": 200}
+    corpus = build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "corpus", validation_fraction=0.3, **sizes)
     annotate_by(corpus, Identity("length", "1"), "lines", length_or_unscored)
     annotate_by(corpus, Identity("other-model", "1"), "lines", lambda segment: -float(ord(segment[0])))
     return corpus

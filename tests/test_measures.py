@@ -19,7 +19,7 @@ from fake_runs import (
     make_run,
     write_samples,
 )  # fmt: skip
-from test_report import read_page
+from page_reader import read_page
 
 from phf.errors import PHFError
 from phf.intervals import pooled_t

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from fake_runs import ANNOTATOR, HELD_OUT
+from page_reader import read_page
 from pydantic import JsonValue
-from test_report import read_page
 
 from phf.attack.results import (
     HIT_RATE,

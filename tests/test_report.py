@@ -1,6 +1,5 @@
 """The report is opened the way a stranger's browser would: parsed, counted and searched for what must not be there."""
 
-import html.parser
 import itertools
 import math
 import re
@@ -24,6 +23,7 @@ from fake_runs import (
 )  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_reader import read_page
 from rich.console import Console
 
 from phf.errors import PHFError
@@ -39,59 +39,6 @@ from phf.results import MISSING, Measure, Measurement
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     return [make_run(folder / "mle"), make_run(folder / "conditional", "conditional", good_fraction=0.8)]
-
-
-class _Reader(html.parser.HTMLParser):
-    """What a browser sees: elements, attributes, and text by the element it stands in."""
-
-    VOID = ("meta", "br", "path", "use", "link", "img", "input", "hr")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.stack: list[str] = []
-        self.mismatched: list[str] = []
-        self.pre: list[tuple[str, bool]] = []  # text, and whether a closed <details class=sensitive> holds it
-        self.sensitive = 0
-        self.title = ""
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag in self.VOID:
-            return
-        self.stack.append(tag)
-        if tag == "pre":
-            self.pre.append(("", self.sensitive > 0))
-        if tag == "details" and (self.sensitive or dict(attrs).get("class") == "sensitive"):
-            self.sensitive += 1
-            assert "open" not in dict(attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.VOID:
-            return
-        if not self.stack or self.stack.pop() != tag:
-            self.mismatched.append(tag)
-        if tag == "details" and self.sensitive:
-            self.sensitive -= 1
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.stack and self.stack[-1] == "pre":
-            text, hidden = self.pre[-1]
-            self.pre[-1] = (text + data, hidden)
-
-
-def read_page(path: Path) -> _Reader:
-    reader = _Reader()
-    reader.feed(path.read_text("utf-8"))
-    reader.close()
-    assert not reader.stack
-    assert not reader.mismatched
-    return reader
 
 
 @pytest.fixture(scope="module")

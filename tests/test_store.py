@@ -34,12 +34,16 @@ def flip_byte(path, position):
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
+def corpus(tmp_path):
     """200 documents in several shards and groups, one duplicate, one bad row, one id used twice."""
-    monkeypatch.setattr(store, "_BYTES_PER_GROUP", 1000)
     rows = [{"text": f"Text {number}: ü{'x' * number}\n", "id": f"row {number}"} for number in range(200)]
     rows += [rows[3], {"text": 5}, {"text": "another text", "id": "row 7"}]
-    return build_corpus([write_rows(tmp_path / "a.jsonl", rows)], tmp_path / "corpus", bytes_per_shard=8000)
+    return build_corpus(
+        [write_rows(tmp_path / "a.jsonl", rows)],
+        tmp_path / "corpus",
+        bytes_per_shard=8000,
+        bytes_per_group=1000,
+    )
 
 
 def test_documents_come_back(corpus, tmp_path):
@@ -102,7 +106,9 @@ def test_the_split_depends_on_the_text_alone(tmp_path):
 
 
 def test_the_same_input_gives_the_same_bytes(corpus, tmp_path):
-    again = build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "again", bytes_per_shard=8000)
+    again = build_corpus(
+        [str(tmp_path / "a.jsonl")], tmp_path / "again", bytes_per_shard=8000, bytes_per_group=1000
+    )
     assert read_bytes(corpus.path) == read_bytes(again.path)
     assert again.id == corpus.id
     shorter = build_corpus([str(tmp_path / "a.jsonl")], tmp_path / "short", max_documents=7)

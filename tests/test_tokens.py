@@ -20,7 +20,11 @@ from phf.tokens import tokens
 from phf.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from phf.tokens.tokens import TokenCache, find_tokens, tokenize
 
-SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(tokens.__file__).parent.glob("*.py"))]
+SOURCES = [
+    path.read_text(encoding="utf-8")
+    for room in (store, tokens)
+    for path in sorted(Path(room.__file__).parent.glob("*.py"))
+]
 STRANGE = [
     "A <|bad|> line.\n<|good|>\n\n<|endoftext|>\n",
     "日本語の文。\nもう一つ。 👩‍👩‍👧\n\n\n   é",
@@ -32,19 +36,19 @@ STRANGE = [
 SPEC = "train:400"
 
 
-def write_corpus(folder: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch | None = None) -> Corpus:
+def write_corpus(folder: Path, texts: list[str], **sizes: int) -> Corpus:
     folder.mkdir()
     source = folder / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    if monkeypatch is not None:
-        monkeypatch.setattr(store, "_BYTES_PER_GROUP", 4000)  # several row groups a shard
-    return build_corpus([str(source)], folder / "corpus", bytes_per_shard=25_000, validation_fraction=0.2)
+    return build_corpus(
+        [str(source)], folder / "corpus", bytes_per_shard=25_000, validation_fraction=0.2, **sizes
+    )
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        return write_corpus(tmp_path_factory.mktemp("tokens") / "data", STRANGE + SOURCES, monkeypatch)
+    folder = tmp_path_factory.mktemp("tokens") / "data"
+    return write_corpus(folder, STRANGE + SOURCES, bytes_per_group=4000)  # several row groups a shard
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ IMPORTED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("ends", pa.list_(pa.int32())))
 """Of documents that came with segments: where each of them ends, in code points."""
 _BYTES_PER_SHARD = 64 << 20
 # One row group is read, scored and held at a time: it bounds memory, and it is one worker's turn in annotate.
-_BYTES_PER_GROUP = 1 << 20
+BYTES_PER_GROUP = 1 << 20
 _NUM_PLACES = 10  # bad rows that the manifest itself names; all of them are in bad_rows.jsonl
 
 
@@ -257,6 +257,7 @@ def build_corpus(
     text_field: str | None = None,
     validation_fraction: float = 0.05,
     bytes_per_shard: int = _BYTES_PER_SHARD,
+    bytes_per_group: int = BYTES_PER_GROUP,
     max_documents: int | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -266,7 +267,7 @@ def build_corpus(
     in every corpus. Needs about 90 bytes of memory per document for the digests of texts and ids.
 
     Args:
-        bytes_per_shard: UTF-8 bytes of text after which a shard is closed.
+        bytes_per_shard: UTF-8 bytes of text after which a shard is closed; `bytes_per_group` likewise, of a row group.
         max_documents: stop after so many documents.
 
     Raises:
@@ -281,6 +282,7 @@ def build_corpus(
         text_field=text_field,
         validation_fraction=validation_fraction,
         bytes_per_shard=bytes_per_shard,
+        bytes_per_group=bytes_per_group,
         max_documents=max_documents,
         progress=progress,
     )
@@ -293,6 +295,7 @@ def write_corpus(
     text_field: str | None = None,
     validation_fraction: float = 0.05,
     bytes_per_shard: int = _BYTES_PER_SHARD,
+    bytes_per_group: int = BYTES_PER_GROUP,
     imported_ends: bool = False,
     max_documents: int | None = None,
     progress: Progress | None = None,
@@ -319,6 +322,7 @@ def write_corpus(
                 text_field=text_field,
                 validation_fraction=validation_fraction,
                 bytes_per_shard=bytes_per_shard,
+                bytes_per_group=bytes_per_group,
                 imported_ends=imported_ends,
                 max_documents=max_documents,
                 progress=progress,
@@ -328,7 +332,9 @@ def write_corpus(
     with create_folder(local, "building") as folder:
         (folder / "documents").mkdir()
         schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
-        builder = _Builder(folder, validation_fraction, bytes_per_shard, schema, max_documents, progress)
+        builder = _Builder(
+            folder, validation_fraction, bytes_per_shard, bytes_per_group, schema, max_documents, progress
+        )
         for spec, rows in opened:
             builder.add_source(spec, rows)
         builder.finish(text_field)
@@ -367,6 +373,7 @@ class _Builder:
     folder: Path
     validation_fraction: float
     bytes_per_shard: int
+    bytes_per_group: int
     schema: pa.Schema
     max_documents: int | None
     progress: Progress | None
@@ -446,7 +453,7 @@ class _Builder:
         self.group.append(document)
         self.group_bytes += sizes["bytes"]
         self.shard_counts.update(sizes)
-        if self.group_bytes >= _BYTES_PER_GROUP:
+        if self.group_bytes >= self.bytes_per_group:
             self._write_group()
         if self.shard_counts["bytes"] >= self.bytes_per_shard:
             self._close_shard()

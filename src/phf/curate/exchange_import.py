@@ -16,7 +16,7 @@ from phf.annotate.annotation_writer import (
     write_annotation,
 )
 from phf.corpus.rows import BadRow, Row
-from phf.corpus.store import Corpus, lock_folder, refuse_filled, write_corpus
+from phf.corpus.store import BYTES_PER_GROUP, Corpus, lock_folder, refuse_filled, write_corpus
 from phf.curate.exchange import ExchangeFormat
 from phf.curate.exchange_rows import ScoredRow, find_attributes, iterate_scored_rows
 from phf.errors import PHFError
@@ -36,6 +36,7 @@ def import_corpus(
     unit: str = "score",
     negate: bool = False,
     validation_fraction: float = 0.05,
+    bytes_per_group: int = BYTES_PER_GROUP,
     progress: Progress | None = None,
 ) -> tuple[Corpus, list[Annotation]]:
     """Build a corpus and an annotation for each attribute; the folder appears whole or not at all.
@@ -75,6 +76,7 @@ def import_corpus(
                 [(source, _refuse_all_bad(source, _digest(iterate(), digest)))],
                 work / "corpus",
                 validation_fraction=validation_fraction,
+                bytes_per_group=bytes_per_group,
                 imported_ends=True,
                 progress=progress,
             )

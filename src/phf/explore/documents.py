@@ -30,7 +30,7 @@ class Found:
     Attributes:
         numbers: documents that match, ascending, int64.
         num_searched: documents that were looked at, from the first on.
-        place: shard and row group to go on at; None when all were searched, or there are `MAX_HITS`.
+        place: shard and row group to go on at; None when all were searched, or there are `max_hits`.
     """
 
     numbers: npt.NDArray[np.int64]
@@ -141,19 +141,21 @@ class DocumentBrowser:
             verdicts.of_corpus() if verdicts is not None else [],
         )
 
-    def find(self, query: str, *, more: bool = False, seconds: float = SEARCH_SECONDS) -> Found:
+    def find(
+        self, query: str, *, more: bool = False, seconds: float = SEARCH_SECONDS, max_hits: int = MAX_HITS
+    ) -> Found:
         """Documents whose text or id holds a text, whatever the case. A search is remembered; `more` goes on with it."""
         with self._lock:
             found = self._found.pop(query, None)
             if found is None or (more and found.place is not None):
                 before = found or Found(np.empty(0, np.int64), 0, (0, 0))
-                found = self._scan(query, before, monotonic() + seconds)
+                found = self._scan(query, before, monotonic() + seconds, max_hits)
             self._found[query] = found
             if len(self._found) > _MAX_SEARCHES:
                 self._found.popitem(last=False)
             return found
 
-    def _scan(self, query: str, before: Found, deadline: float) -> Found:
+    def _scan(self, query: str, before: Found, deadline: float, max_hits: int) -> Found:
         """Go on with a search until the time is up; at least one row group is looked at."""
         assert before.place is not None
         shard, group = before.place
@@ -169,8 +171,8 @@ class DocumentBrowser:
                     hits.append(rows + num_searched)
                     num_searched += len(table)
                     group += 1
-                    if sum(map(len, hits)) >= MAX_HITS:
-                        return Found(np.concatenate(hits)[:MAX_HITS], num_searched, None)
+                    if sum(map(len, hits)) >= max_hits:
+                        return Found(np.concatenate(hits)[:max_hits], num_searched, None)
                     if monotonic() >= deadline:
                         return Found(np.concatenate(hits), num_searched, (shard, group))
             shard, group = shard + 1, 0

@@ -23,8 +23,6 @@ from phf.train.run import Run
 
 MAX_QUERY = 200
 _SLIDER_STEPS = 100  # at least; at most ten times as many
-_FRAME_SECONDS = 0.05
-"""The page is redrawn at most so often while a model writes."""
 
 _T = TypeVar("_T")
 
@@ -137,9 +135,16 @@ class Explorer:
         )
 
     def write(
-        self, prompt: str, seed: int, temperature: float, top_p: float, max_new_tokens: int
+        self,
+        prompt: str,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        *,
+        frame_seconds: float = 0.05,
     ) -> Iterator[str]:
-        """HTML of the playground, again and again while the model writes. Errors are shown in it."""
+        """HTML of the playground, at most every `frame_seconds` while the model writes. Errors are shown in it."""
         assert isinstance(self.playground, Playground)
         settings: dict[str, Any] = {
             "seed": seed,
@@ -158,7 +163,7 @@ class Explorer:
             for written in self.playground.write(prompt, **settings):
                 if monotonic() >= next_frame:
                     yield self.playground.render(prompt, written)
-                    next_frame = monotonic() + _FRAME_SECONDS
+                    next_frame = monotonic() + frame_seconds
             yield self.playground.render(prompt, written)
         except (PHFError, OSError) as error:
             yield html.render_sentence(str(error), "error")
