@@ -12,7 +12,7 @@ import pytest
 
 import phf
 from phf.config.train import objective_kinds
-from phf.explore.scores import _TELL
+from phf.explore.scores import TELL
 from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.report.figures import OBJECTIVE_COLOURS, read_css
 
@@ -107,7 +107,7 @@ def test_every_kind_has_a_complete_row():
             kind
         )
         assert facts.corpus_line, kind
-        assert facts.document_line is None or facts.document_line in _TELL, kind
+        assert facts.document_line is None or facts.document_line in TELL, kind
         assert facts.modes, kind
     assert [kind for kind in OBJECTIVES if is_baseline(kind)] == ["mle"]
     assert not is_baseline("of another version")

@@ -182,7 +182,7 @@ class Verdicts:
         if not self.scores.is_train[number]:
             return [Verdict("Held out", None, "no objective trains on this document")]
         return [
-            Verdict(_name(kind), None, _TELL[line](self, objective, number))
+            Verdict(_name(kind), None, TELL[line](self, objective, number))
             for kind, objective in self._resolved.items()
             if isinstance(objective, Objective) and (line := OBJECTIVES[kind].document_line) is not None
         ]
@@ -282,7 +282,7 @@ def _tell_range(name: str, values: npt.NDArray[np.floating]) -> str:
     return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
 
 
-_TELL: dict[Telling, Callable[[Verdicts, Objective, int], str]] = {
+TELL: dict[Telling, Callable[[Verdicts, Objective, int], str]] = {
     "learned": _tell_learned,
     "labels": _tell_labels,
     "kept": _tell_kept,
