@@ -114,7 +114,7 @@ def test_two_processes_are_one_and_survive_the_death_of_either(small_config, tmp
 
 def load_in_one_process(run, step):
     """A checkpoint's weights and optimizer states, as one process reads them."""
-    model, value_head = loop._create(run.data())
+    model, value_head = loop.create_model_and_head(run.data())
     trained = Trained(model, value_head)
     optimizers = make_optimizers(model, value_head, run.config.optim)
     load_weights(checkpoint_folder(run.folder, step), trained)

@@ -34,7 +34,7 @@ def test_parameters_steps_tokens_and_epochs_are_those_of_the_run(small_config, t
 def test_flops_are_those_that_torch_counts(small_config):
     config = small_config("model.layers=2")
     data = open_data(config)
-    model, _ = loop._create(data)
+    model, _ = loop.create_model_and_head(data)
     batch = data.training_blocks().batch(0, 1)
     ids, targets, positions = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
     model.set_attn_implementation("eager")  # the counter does not see into the fused kernel of the CPU
@@ -45,20 +45,20 @@ def test_flops_are_those_that_torch_counts(small_config):
 
 
 def test_an_untied_embedding_multiplies_nothing(small_config):
-    model, _ = loop._create(open_data(small_config()))
+    model, _ = loop.create_model_and_head(open_data(small_config()))
     config = model.config
     config.tie_word_embeddings = False
     untied = type(model)(config)
-    from phf.train.plan import _num_multiplying
+    from phf.train.plan import num_multiplying
 
     assert lm.num_parameters(untied) > lm.num_parameters(model)
-    assert _num_multiplying(untied) == _num_multiplying(model) == lm.num_parameters(model)
+    assert num_multiplying(untied) == num_multiplying(model) == lm.num_parameters(model)
 
 
 def test_memory_is_what_weights_gradients_and_optimizer_hold(small_config):
     data = open_data(small_config())
     memory = plan_run(data.config).memory
-    model, _ = loop._create(data)
+    model, _ = loop.create_model_and_head(data)
     (optimizer,) = make_optimizers(model, None, data.config.optim)
     batch = data.training_blocks().batch(0, 4)
     ids, targets, positions = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))

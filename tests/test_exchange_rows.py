@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phf.corpus.sources import read_lines
-from phf.curate.exchange_export import _make_spans
+from phf.curate.exchange_export import make_spans
 from phf.curate.exchange_import import import_corpus
-from phf.curate.exchange_rows import _fill_gaps, _read_spans
+from phf.curate.exchange_rows import fill_gaps, read_spans
 from phf.errors import PHFError
 
 
@@ -182,12 +182,12 @@ def test_any_segments_are_spans_and_back(segments):
     text = "".join(piece for piece, _ in segments)
     ends = list(accumulate(len(piece) for piece, _ in segments))
     scores = [score for _, score in segments]
-    spans = json.loads(json.dumps(_make_spans("a", ends, scores)))
+    spans = json.loads(json.dumps(make_spans("a", ends, scores)))
     read = [
-        *_read_spans(spans["a"], len(text), is_scored=True),
-        *_read_spans(spans["a_unscored"], len(text), is_scored=False),
+        *read_spans(spans["a"], len(text), is_scored=True),
+        *read_spans(spans["a_unscored"], len(text), is_scored=False),
     ]
-    found_ends, found = _fill_gaps(text, sorted(read, key=lambda span: span[:2]))
+    found_ends, found = fill_gaps(text, sorted(read, key=lambda span: span[:2]))
     assert found_ends == ends
     assert [None if math.isnan(score) else score for score in found] == scores
 
@@ -196,7 +196,7 @@ def test_any_segments_are_spans_and_back(segments):
 def test_any_spans_make_up_the_text(text, data):
     places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8, unique=True)))
     spans = [(a, b, 1.0) for a, b in zip(places[::2], places[1::2], strict=False)]
-    ends, scores = _fill_gaps(text, spans)
+    ends, scores = fill_gaps(text, spans)
     assert len(ends) == len(scores)
     assert ends[-1] == len(text)
     assert all(a < b for a, b in zip([0, *ends], ends, strict=False))

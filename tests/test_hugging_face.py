@@ -169,7 +169,7 @@ def test_company_moves_a_score_by_float_noise_alone(binary):
 
 
 def test_batches_hold_texts_of_like_length_and_few_tokens(binary):
-    batches = list(load_reward_model(f"hf:{binary}")._split_batches([5000, 3, 0, 3000, 2, 4]))
+    batches = list(load_reward_model(f"hf:{binary}").split_batches([5000, 3, 0, 3000, 2, 4]))
     assert batches == [[4, 1, 5], [3], [0]]
 
 

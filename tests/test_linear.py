@@ -170,11 +170,10 @@ def test_of_features_within_one_error_the_cheapest_are_taken():
     assert fit_linear(good, labels, seed=0, features=(cheap, dear)).features == dear
 
 
-def test_settings_are_chosen_on_a_random_part_of_labels_that_come_sorted(monkeypatch):
-    monkeypatch.setattr("phf.reward_models.linear.NUM_SELECTION", 100)
+def test_settings_are_chosen_on_a_random_part_of_labels_that_come_sorted():
     rng = random.Random(0)
     texts = [" ".join(rng.choices(FILLER, k=5)) for _ in range(300)]  # nothing to learn
-    model = fit_linear(texts, [0.0] * 150 + [1.0] * 150, seed=0)
+    model = fit_linear(texts, [0.0] * 150 + [1.0] * 150, seed=0, num_selection=100)
     assert min(trial.loss for trial in model.trials) > 0.6  # ln 2 but for chance; 0 if all were of one class
 
 

@@ -126,7 +126,7 @@ def test_a_schedule_resumes_bit_for_bit_and_is_mle_outside(make, small_config, t
 def test_where_an_objective_is_not_active_its_loss_is_mles(kind, overrides, small_config):
     config = small_config(f"objective.kind={kind}", *overrides, "objective.start=0.5")
     data, plain = open_data(config), open_data(small_config("objective.kind=mle"))
-    model, value_head = loop._create(data)
+    model, value_head = loop.create_model_and_head(data)
     for step, is_same in ((0, True), (6, False)):
         own, other = data.training_blocks().batch(step, 4), plain.training_blocks().batch(step, 4)
         assert own.is_active.all() == (not is_same)
@@ -179,7 +179,7 @@ def test_a_folded_model_is_the_conditioned_one_without_control_tokens(make, tmp_
 @pytest.mark.parametrize("kind", ["conditional", "additive"])
 def test_the_logged_control_gain_is_that_of_one_switched_segment_a_block(kind, small_config):
     data = open_data(small_config(f"objective.kind={kind}", LINE))
-    model, _ = loop._create(data)
+    model, _ = loop.create_model_and_head(data)
     control = data.tokens.tokenizer.control
     with torch.no_grad():  # so that the control tokens matter
         embed = model.get_input_embeddings().weight

@@ -305,13 +305,12 @@ def test_scores_of_another_mode_fail():
     assert checks.compare_scores(own[:1], own, "judge", 1.0).outcome == "not shown"
 
 
-def test_the_test_of_means_is_exact_and_its_interval_holds_the_truth(monkeypatch):
-    monkeypatch.setattr(checks, "NUM_PERMUTATIONS", 99)
+def test_the_test_of_means_is_exact_and_its_interval_holds_the_truth():
     rng = np.random.default_rng(1)
-    found = [compare_means(rng.random(20) ** 8, rng.random(20) ** 8, seed) for seed in range(60)]
+    found = [compare_means(rng.random(20) ** 8, rng.random(20) ** 8, seed, 99) for seed in range(60)]
     assert 0 < sum(p <= 0.2 for p, _, _ in found) <= 22  # 12 expected
     assert sum(low <= 0 <= high for _, low, high in found) >= 50
-    p, low, high = compare_means(np.zeros(30), np.ones(30))
+    p, low, high = compare_means(np.zeros(30), np.ones(30), num_permutations=99)
     assert p == 0.01
     assert (low, high) == (-1, -1)
 

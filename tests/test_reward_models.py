@@ -28,7 +28,7 @@ from phf.reward_models import (
     score_documents,
     score_samples,
 )
-from phf.reward_models.pep8 import _LineReport
+from phf.reward_models.pep8 import IGNORED, MAX_LINE_LENGTH, LineReport
 from phf.reward_models.pii import find_items
 from phf.reward_models.python_code import split_lines
 
@@ -235,9 +235,10 @@ def test_syntax_errors_are_counted_apart_and_are_never_perfect(models, name):
     assert models[name].count_syntax_errors("x = 1\n") == 0
 
 
-def test_pycodestyles_own_syntax_errors_are_left_out(models):
-    report = _LineReport(models["pep8"]._options)
-    checker = pycodestyle.Checker(lines=["x=1\n", "y = (\n"], options=models["pep8"]._options, report=report)
+def test_pycodestyles_own_syntax_errors_are_left_out():
+    options = pycodestyle.StyleGuide(ignore=IGNORED, max_line_length=MAX_LINE_LENGTH).options
+    report = LineReport(options)
+    checker = pycodestyle.Checker(lines=["x=1\n", "y = (\n"], options=options, report=report)
     checker.check_all()
     assert sum(code.startswith("E9") for code in report.messages) == 1
     assert report.rows == [1]  # E225

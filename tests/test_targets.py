@@ -80,7 +80,7 @@ def test_the_first_segments_share_does_not_depend_on_what_follows():
     starts = cumulate([first.count(s) for s in sorted(set(first))])
     sums = [target[a:b].sum() for a, b in pairwise(starts)]
     assert sum(sums) == pytest.approx(1)
-    weights = source._weights(objective, torch.tensor(source.scores).numpy()[:, 0], "none")
+    weights = source.weigh(objective, torch.tensor(source.scores).numpy()[:, 0], "none")
     shares = [source.probabilities[a:b].sum() * weights[a] for a, b in pairwise(starts)]
     assert [s / sum(sums) for s in sums] == pytest.approx([s / sum(shares) for s in shares])
 

@@ -99,7 +99,7 @@ def test_the_loss_is_the_mean_over_the_targets_of_the_whole_batch(small_config, 
     config = small_config("objective.kind=mle", "optim.micro_batch_blocks=3", "optim.batch_blocks=5")
     first = train(config, tmp_path / "run").read_metrics()[1]
     data = open_data(config)
-    model, _ = loop._create(data)
+    model, _ = loop.create_model_and_head(data)
     batch = data.training_blocks().batch(0, 5)
     with torch.no_grad():
         arrays = (torch.from_numpy(a) for a in (batch.ids, batch.targets, batch.positions))
@@ -217,7 +217,7 @@ def test_what_the_objective_keeps_is_said(small_config):
 def test_validation_losses_are_those_of_good_and_bad_text(small_config):
     # Worked out again, token by token, from the blocks and the model's own logits.
     data = open_data(small_config())
-    model, _ = loop._create(data)
+    model, _ = loop.create_model_and_head(data)
     found = validate(model, data, data.validation_blocks, "fp32")
     expected = {"nll_good": [], "nll_bad": [], "nll_all": []}
     with torch.no_grad():
@@ -240,7 +240,7 @@ def test_a_score_at_the_threshold_is_good_in_validation(small_config):
     data = open_data(small_config())
     worst = max(float(np.nanmax(batch.scores)) for batch in data.validation_blocks.iterate_in_order(8, 4))
     everything = dataclasses.replace(data, threshold=dataclasses.replace(data.threshold, value=worst))
-    model, _ = loop._create(data)
+    model, _ = loop.create_model_and_head(data)
     found = validate(model, everything, everything.validation_blocks, "fp32")
     assert found["nll_bad"] is None
     assert found["nll_good"] == found["nll_all"]
@@ -294,13 +294,13 @@ def test_learned_control_tokens_survive_being_trained_further(small_config, tmp_
     run = train(small_config(), tmp_path / "run")
     before = weights(run, 12)["model.embed_tokens.weight"]
     again = small_config(f"model.init={checkpoint_folder(run.folder, 12)}")
-    model, _ = loop._create(open_data(again))
+    model, _ = loop.create_model_and_head(open_data(again))
     assert torch.equal(model.get_input_embeddings().weight[510:512], before[510:512])
 
 
 def test_muon_gets_hidden_matrices_alone(small_config):
     data = open_data(small_config("objective.kind=awr", "optim.name=muon"))
-    model, head = loop._create(data)
+    model, head = loop.create_model_and_head(data)
     muon, adamw = make_optimizers(model, head, data.config.optim)
     names = {id(parameter): name for name, parameter in [*model.named_parameters(), *head.named_parameters()]}
     with_muon = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}

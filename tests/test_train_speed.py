@@ -55,13 +55,13 @@ def test_a_compiled_run_learns_the_same_and_goes_on_bit_for_bit(small_config, tm
 
 def test_compiling_is_for_long_runs_and_needs_a_compiler(small_config, tmp_path, monkeypatch):
     assert train(small_config(), tmp_path / "short").record["compiled"] is False
-    monkeypatch.setattr(loop, "COMPILE_FLOPS", 1)
+    large = int(loop.COMPILE_FLOPS)  # parameters
     monkeypatch.setenv("CXX", sys.executable)  # looked for, not run
-    assert loop._choose_compile(small_config(), 1000, loop.Ranks()) is True
-    assert loop._choose_compile(small_config("compile=off"), 1000, loop.Ranks()) is False
+    assert loop.choose_compile(small_config(), large, loop.Ranks()) is True
+    assert loop.choose_compile(small_config("compile=off"), large, loop.Ranks()) is False
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert lm.can_compile(torch.device("cpu")) is False
-    assert loop._choose_compile(small_config(), 1000, loop.Ranks()) is False
+    assert loop.choose_compile(small_config(), large, loop.Ranks()) is False
     with pytest.raises(PHFError, match="compile=on needs a C"):
         train(small_config("compile=on"), tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -98,7 +98,7 @@ class ToySource:
             result[scores.mean(axis=1) > objective.threshold.value] = 0
             return result / result.sum()
         for place in range(scores.shape[1]):
-            weights = self._weights(objective, scores[:, place], mode)
+            weights = self.weigh(objective, scores[:, place], mode)
             prefixes = np.unique([d[:place] for d in self.documents], axis=0, return_inverse=True)[1].ravel()
             mean = np.bincount(prefixes, self.probabilities * weights) / np.bincount(
                 prefixes, self.probabilities
@@ -107,7 +107,7 @@ class ToySource:
         assert np.isclose(result.sum(), 1), "a context without a segment of this kind has no target"
         return result
 
-    def _weights(self, objective: Objective, scores: np.ndarray, mode: str) -> np.ndarray:
+    def weigh(self, objective: Objective, scores: np.ndarray, mode: str) -> np.ndarray:
         config, scores = objective.config, scores.astype(np.float32)
         if isinstance(config, MLE):
             return np.ones_like(scores)

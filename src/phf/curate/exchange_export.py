@@ -179,10 +179,10 @@ def _write_dolma(folder: Path, file: str, tables: Iterator[pa.Table], names: lis
             key = {"id": row["id"], "source": row["source"]}
             write_document({**key, "text": row["text"], "metadata": {"split": row["split"]}})
             for name, write in writers.items():
-                write({**key, "attributes": _make_spans(f"{DOLMA_EXPERIMENT}__{name}", **row[name])})
+                write({**key, "attributes": make_spans(f"{DOLMA_EXPERIMENT}__{name}", **row[name])})
 
 
-def _make_spans(attribute: str, ends: list[int], scores: list[float | None]) -> dict[str, list[list[float]]]:
+def make_spans(attribute: str, ends: list[int], scores: list[float | None]) -> dict[str, list[list[float]]]:
     """`[start, end, score]` of the scored segments, and `[start, end, 1.0]` of the others under a second name."""
     spans = list(zip([0, *ends], ends, scores, strict=False))
     return {

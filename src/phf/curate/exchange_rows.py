@@ -179,18 +179,18 @@ def _read_dolma_row(
             )
         if isinstance(row, BadRow):
             return row
-        spans = _read_spans(values.get(attribute, []), len(row.text), is_scored=True)
-        others = _read_spans(values.get(attribute + UNSCORED_SUFFIX, []), len(row.text), is_scored=False)
+        spans = read_spans(values.get(attribute, []), len(row.text), is_scored=True)
+        others = read_spans(values.get(attribute + UNSCORED_SUFFIX, []), len(row.text), is_scored=False)
         if isinstance(spans, str) or isinstance(others, str):
             return BadRow(record.place, str(spans if isinstance(spans, str) else others))
-        segments = _fill_gaps(row.text, sorted([*spans, *others], key=lambda span: span[:2]))
+        segments = fill_gaps(row.text, sorted([*spans, *others], key=lambda span: span[:2]))
         if isinstance(segments, str):
             return BadRow(record.place, segments)
         cut.append(segments)
     return _combine(row, cut)
 
 
-def _read_spans(value: object, length: int, *, is_scored: bool) -> _Spans | str:
+def read_spans(value: object, length: int, *, is_scored: bool) -> _Spans | str:
     """Spans `[start, end, score]` in code points, or what is wrong with them."""
     if not isinstance(value, list):
         return "spans are not a list"
@@ -205,7 +205,7 @@ def _read_spans(value: object, length: int, *, is_scored: bool) -> _Spans | str:
     return spans
 
 
-def _fill_gaps(text: str, spans: _Spans) -> tuple[list[int], list[float]] | str:
+def fill_gaps(text: str, spans: _Spans) -> tuple[list[int], list[float]] | str:
     """Segments that make up the text. White space between spans goes to the next one (at the end, to the last); other
     text that no span covers is a segment without a score.
     """

@@ -423,17 +423,20 @@ def compare_scores(
 
 
 def compare_means(
-    one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], seed: int = 0
+    one: npt.NDArray[np.float64],
+    other: npt.NDArray[np.float64],
+    seed: int = 0,
+    num_permutations: int = NUM_PERMUTATIONS,
 ) -> tuple[float, float, float]:
     """p of a two-sided permutation test of equal means, and the 95 % percentile bootstrap interval of their difference."""
     rng = np.random.default_rng(seed)
     pooled, count = np.concatenate([one, other]), len(one)
     observed = abs(one.mean() - other.mean())
     as_far, differences = 1, []
-    for _ in range(NUM_PERMUTATIONS):
+    for _ in range(num_permutations):
         shuffled = rng.permutation(pooled)
         as_far += abs(shuffled[:count].mean() - shuffled[count:].mean()) >= observed - 1e-12
     for _ in range(2_000):
         differences.append(rng.choice(one, count).mean() - rng.choice(other, len(other)).mean())
     low, high = np.percentile(differences, [2.5, 97.5])
-    return as_far / (NUM_PERMUTATIONS + 1), float(low), float(high)
+    return as_far / (num_permutations + 1), float(low), float(high)

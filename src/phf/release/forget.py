@@ -4,7 +4,7 @@ Shape suffixes: N texts, P places of the residual stream, T tokens, D width, R d
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -258,13 +258,18 @@ def random_directions(num_directions: int, width: int, seed: int) -> Float[Tenso
     return torch.from_numpy(np.linalg.qr(drawn).Q.T)
 
 
-def block_directions(model: PreTrainedModel, basis: Float[Tensor, "R D"]) -> PreTrainedModel:
+def block_directions(
+    model: PreTrainedModel, basis: Float[Tensor, "R D"], *, writers: Container[str] = _WRITERS
+) -> PreTrainedModel:
     """A copy whose residual stream has no component along any of some orthonormal directions, at any place.
 
     With Q the directions, W <- (I - Q Q^T) W for all that writes to the stream: input embeddings (untied from the output
     head, which keeps the old matrix), position embeddings, and the weights and biases with which attention and MLP end.
     A projection of one layer's output alone would be undone by the layers behind it, and one of what a layer adds is
     bypassed by what the skip path carries.
+
+    Args:
+        writers: names of the modules that write to the stream.
 
     Raises:
         PHFError: something else writes to this architecture's stream.
@@ -283,7 +288,7 @@ def block_directions(model: PreTrainedModel, basis: Float[Tensor, "R D"]) -> Pre
             _project(module.weight, basis, -1)
     for layer in layers:
         for name, module in layer.named_modules():
-            if name.rpartition(".")[2] in _WRITERS and isinstance(module, nn.Linear | Conv1D):
+            if name.rpartition(".")[2] in writers and isinstance(module, nn.Linear | Conv1D):
                 _project(module.weight, basis, -1 if isinstance(module, Conv1D) else 0)
                 if isinstance(module.bias, Tensor):
                     _project(module.bias, basis, -1)

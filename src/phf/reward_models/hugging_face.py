@@ -122,7 +122,7 @@ class HuggingFaceClassifier(SegmentRewardModel):
         )
         owners = np.asarray(encoded.pop("overflow_to_sample_mapping"), np.int64)
         scores = np.full(len(texts), -np.inf, np.float32)
-        for rows in self._split_batches([len(ids) for ids in encoded["input_ids"]]):
+        for rows in self.split_batches([len(ids) for ids in encoded["input_ids"]]):
             batch = {key: [values[row] for row in rows] for key, values in encoded.items()}
             with np.errstate(invalid="ignore"):  # NaN wins
                 np.maximum.at(scores, owners[rows], self._score_windows(batch))
@@ -133,7 +133,7 @@ class HuggingFaceClassifier(SegmentRewardModel):
             for score in scores.tolist()
         ]
 
-    def _split_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+    def split_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Rows of each batch, shortest first; empty windows are in none."""
         order = sorted((row for row, length in enumerate(lengths) if length), key=lengths.__getitem__)
         start = 0

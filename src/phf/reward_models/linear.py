@@ -165,6 +165,7 @@ def fit_linear(
     name: str = "linear",
     features: Sequence[Features] = (Features(),),
     trained_on: dict[str, object] | None = None,
+    num_selection: int = NUM_SELECTION,
 ) -> LinearRewardModel:
     """Fit to labels. The strength of l2 is chosen, and the probability calibrated (Platt), on texts not fitted to.
 
@@ -173,6 +174,7 @@ def fit_linear(
         features: what may be looked at, cheapest first; of several the first is taken whose loss is within one
             standard error of the best.
         trained_on: what goes into the identity.
+        num_selection: the settings are chosen on at most so many texts.
 
     Raises:
         PHFError: no text, or a label outside [0, 1].
@@ -187,7 +189,7 @@ def fit_linear(
     def count(of: Features, rows: _Rows) -> csr_matrix:
         return _count_ngrams([texts[row] for row in rows], of)
 
-    chosen, trials = _choose_settings(features, count, targets, order, intercept=True)
+    chosen, trials = _choose_settings(features, count, targets, order[:num_selection], intercept=True)
     matrix = count(chosen.features, np.arange(len(texts)))
     logits, rows = _predict_folds(matrix, targets, chosen.l2, order, intercept=True)
     slope, shift = _calibrate(logits, targets[rows], intercept=True)
@@ -226,7 +228,7 @@ def fit_linear_pairs(
         worse, better = (_count_ngrams([texts[row] for row in rows], of) for texts in (rejected, chosen))
         return csr_matrix(worse - better)
 
-    settings, trials = _choose_settings(features, subtract, targets, order, intercept=False)
+    settings, trials = _choose_settings(features, subtract, targets, order[:NUM_SELECTION], intercept=False)
     matrix = subtract(settings.features, np.arange(len(chosen)))
     logits, rows = _predict_folds(matrix, targets, settings.l2, order, intercept=False)
     slope, _ = _calibrate(logits, targets[rows], intercept=False)
@@ -305,16 +307,15 @@ def _choose_settings(
     features: Sequence[Features],
     count: Callable[[Features, _Rows], csr_matrix],
     targets: _Values,
-    order: _Rows,
+    sample: _Rows,
     *,
     intercept: bool,
 ) -> tuple[Trial, list[Trial]]:
     """The settings with the least loss on texts not fitted to; a cheaper set of features within one standard error wins.
 
     Args:
-        order: all rows in random order; the first `NUM_SELECTION` of them decide.
+        sample: the rows that decide, in random order.
     """
-    sample = order[:NUM_SELECTION]
     trials: list[Trial] = []
     for tried in features:
         matrix = count(tried, sample)

@@ -47,7 +47,7 @@ class Pep8(RewardModel):
             },
         )
         self._options = pycodestyle.StyleGuide(
-            ignore=IGNORED, max_line_length=MAX_LINE_LENGTH, reporter=_LineReport
+            ignore=IGNORED, max_line_length=MAX_LINE_LENGTH, reporter=LineReport
         ).options
 
     def score(self, document: str, ends: Sequence[int]) -> Sequence[float]:
@@ -56,7 +56,7 @@ class Pep8(RewardModel):
         checker = pycodestyle.Checker(
             lines=normalise_line_ends(lines),
             options=self._options,
-            report=_LineReport(self._options),
+            report=LineReport(self._options),
         )
         broken = find_broken_lines(document)
         try:
@@ -74,7 +74,7 @@ class Pep8(RewardModel):
         return count_syntax_errors(document)
 
 
-class _LineReport(pycodestyle.BaseReport):  # type: ignore[misc]
+class LineReport(pycodestyle.BaseReport):  # type: ignore[misc]
     """Keeps the row of every violation and prints nothing."""
 
     def __init__(self, options: object) -> None:

@@ -75,10 +75,10 @@ def train(
         Run.check_new(folder)
         check_trackers(config.trackers)
         start = None if config.start is None else resolve_start(config.start, data)
-        model, value_head = _create(data, ranks.device)
+        model, value_head = create_model_and_head(data, ranks.device)
         precision = config.precision if config.precision != "auto" else _probe(ranks)
         parameters = lm.num_parameters(model)
-        is_compiled = _choose_compile(config, parameters, ranks)
+        is_compiled = choose_compile(config, parameters, ranks)
         ranks.wait()  # all have looked at the folder before the first one writes into it
         if ranks.is_first:
             Run.create(
@@ -133,9 +133,9 @@ def _go_on(
         return run
     data = run.data(to_train=True)
     check_trackers(run.config.trackers)
-    model, value_head = _create(data, ranks.device)
+    model, value_head = create_model_and_head(data, ranks.device)
     if run.config.compile != "auto":
-        run.record["compiled"] = _choose_compile(run.config, run.record["num_parameters"], ranks)
+        run.record["compiled"] = choose_compile(run.config, run.record["num_parameters"], ranks)
     return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
@@ -151,9 +151,10 @@ def create_model(data: TrainingData) -> PreTrainedModel:
     )
 
 
-def _create(
+def create_model_and_head(
     data: TrainingData, device: torch.device | None = None
 ) -> tuple[PreTrainedModel, lm.ValueHead | None]:
+    """The model as its seed draws it, and the value head if the objective has one."""
     device = device or Ranks().device
     model = create_model(data).to(device)
     if data.objective.has_control_tokens:
@@ -174,7 +175,7 @@ def _probe(ranks: Ranks) -> str:
     return "bf16" if num_bf16 == ranks.size else "fp32"
 
 
-def _choose_compile(config: TrainConfig, num_parameters: int, ranks: Ranks) -> bool:
+def choose_compile(config: TrainConfig, num_parameters: int, ranks: Ranks) -> bool:
     """Whether layers are compiled.
 
     Raises:

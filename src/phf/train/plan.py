@@ -170,7 +170,7 @@ def plan_run(
         tokens_per_epoch=data.training_blocks().num_tokens_per_epoch,
         first_step=first_step,
         num_steps=math.ceil(config.tokens / (config.optim.batch_blocks * config.data.context)),
-        flops_per_token=6 * _num_multiplying(model) + attention,
+        flops_per_token=6 * num_multiplying(model) + attention,
         parallel=parallel,
         micro_blocks=micro_blocks,
         memory=Memory(
@@ -182,7 +182,7 @@ def plan_run(
     )
 
 
-def _num_multiplying(model: PreTrainedModel) -> int:
+def num_multiplying(model: PreTrainedModel) -> int:
     """Parameters that take part in a product: all but an input embedding that is not the head as well."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return lm.num_parameters(model) - (table.numel() if table is not head else 0)
