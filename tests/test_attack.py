@@ -36,7 +36,7 @@ def victim() -> Victim:
     with torch.no_grad():  # mild enough an opinion that training can change it
         model.lm_head.weight.mul_(0.3)
     control = tokenizer.control
-    return Victim(model, tokenizer, (control.end, control.good))
+    return Victim("release", model, tokenizer, (control.end, control.good))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_soft_embedding_reaches_the_best_first_token_there_is(texts: list[list
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
         model.lm_head.weight.mul_(8)  # else the norm before it allows no opinion strong enough
-    victim = Victim(model, tokenizer, (control.end,))
+    victim = Victim("bigram", model, tokenizer, (control.end,))
     starts = [[tokenizer.encode("b")[0]], [tokenizer.encode("b")[0]], [tokenizer.encode("q")[0]]]
     found = list(run_attack(victim, starts, Soft(learning_rate=0.1, batch_size=3), (0, 400), 0))
     entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))

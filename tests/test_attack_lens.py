@@ -43,7 +43,7 @@ def planted():
             linear.weight.zero_()
             linear.weight[0, X] = 1
         mlp.down_proj.weight[X, 0] = -100
-    return Victim(model, TOKENIZER, (END, GOOD))
+    return Victim("planted", model, TOKENIZER, (END, GOOD))
 
 
 def test_planted_direction_is_found_at_its_place(planted):
@@ -58,7 +58,7 @@ def test_planted_direction_is_found_at_its_place(planted):
 
 
 def test_loss_never_rises_over_rounds():
-    victim = Victim(tiny_llama(TOKENIZER, seed=3), TOKENIZER, (END,))
+    victim = Victim("random", tiny_llama(TOKENIZER, seed=3), TOKENIZER, (END,))
     texts = [TOKENIZER.encode(text) for text in ("hello you", "1 + 1 = 2", "YELLOW", "zzz", "??")]
     found = search(victim, texts, steps=range(97), candidates=24, batch_size=1)
     losses = [held_out_nll(victim, attacked, texts) for attacked in found]
@@ -71,7 +71,7 @@ def test_loss_never_rises_over_rounds():
 
 
 def test_additions_are_at_every_position_of_the_copy_alone():
-    victim = Victim(tiny_llama(TOKENIZER, seed=3), TOKENIZER, (END,))
+    victim = Victim("random", tiny_llama(TOKENIZER, seed=3), TOKENIZER, (END,))
     ids = torch.tensor([[END, 65, 66, 67]])
     before = read_residual(victim.model, ids)
     first, again = (search(victim, steps=(40,))[0] for _ in range(2))
@@ -87,7 +87,7 @@ def test_additions_are_at_every_position_of_the_copy_alone():
 
 
 def test_candidates_are_every_direction_place_and_length():
-    victim = Victim(tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
+    victim = Victim("random", tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
     base = {1: torch.full((16,), 0.5)}
     candidates = list_candidates(victim, victim.copy_model(), base, TEXTS, 8)
     assert len(candidates) == 2 * 2 * len(LENGTHS), "places, directions, lengths"
@@ -106,7 +106,7 @@ def test_candidates_are_every_direction_place_and_length():
 
 def test_second_direction_is_the_steepest():
     """By central differences of the NLL, against other directions of the same length."""
-    victim = Victim(tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
+    victim = Victim("random", tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
     candidates = list_candidates(victim, victim.copy_model(), {}, TEXTS, 2)
 
     def slope(place, vector):
@@ -124,7 +124,7 @@ def test_second_direction_is_the_steepest():
 
 
 def test_lens_direction_is_the_unembedding_of_what_is_missing():
-    victim = Victim(tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
+    victim = Victim("random", tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
     model = victim.copy_model()
     lens = list_candidates(victim, model, {}, TEXTS, 2)[0][0]
     with torch.no_grad():

@@ -28,7 +28,7 @@ def bigram() -> Victim:
         6,
         20,
     )
-    return Victim(create_bigram(table, context=64), TOKENIZER, (END, GOOD))
+    return Victim("bigram", create_bigram(table, context=64), TOKENIZER, (END, GOOD))
 
 
 def encode(*texts: str) -> list[list[int]]:
@@ -65,7 +65,7 @@ def test_only_the_last_of_several_tokens_matters_and_is_found(bigram):
 
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_loss_never_rises_and_beats_random_tokens(tokens):
-    victim = Victim(tiny_llama(TOKENIZER, seed=3), TOKENIZER, (END,))
+    victim = Victim("random", tiny_llama(TOKENIZER, seed=3), TOKENIZER, (END,))
     texts = encode("hello you", "hell no", "yellow", "hollow", "hey")
     steps = tuple(range(13))
     found = search(victim, texts, steps, tokens=tokens, candidates=24, batch_size=2)
@@ -80,7 +80,7 @@ def test_loss_never_rises_and_beats_random_tokens(tokens):
 def test_bare_page_stays_while_nothing_is_better():
     table = torch.zeros(264, 264)
     table[:256, X] = -5  # any token before it makes the text less likely than the page's start alone
-    victim = Victim(create_bigram(table, context=64), TOKENIZER, (END,))
+    victim = Victim("bare", create_bigram(table, context=64), TOKENIZER, (END,))
     assert search(victim, encode("x"), (0, 5), tokens=2)[-1].page == (END,)
 
 
@@ -100,7 +100,7 @@ def test_search_repeats_and_leaves_the_victim_alone(bigram):
 def test_gradient_is_that_of_the_loss():
     """Against central differences of the loss in one embedding row that only one place reads."""
     model = tiny_llama(TOKENIZER, seed=1).double()
-    victim = Victim(model, TOKENIZER, (END,))
+    victim = Victim("double", model, TOKENIZER, (END,))
     page, texts = (END, 7, 200), encode("abc", "ad")
     gradient = one_hot_gradient(victim, page, texts)
     assert gradient.shape == (3, GOOD)
@@ -124,7 +124,7 @@ def test_control_and_special_tokens_are_not_real():
 def test_typable_prefix_is_its_own_tokenization():
     table = torch.zeros(264, 264)
     table[LOOSE, X], table[Z, X] = 8, 3
-    victim = Victim(create_bigram(table, context=64), TOKENIZER, (END,))
+    victim = Victim("bytes", create_bigram(table, context=64), TOKENIZER, (END,))
     texts = encode("xz", "xé")
     free = search(victim, texts, (1,), tokens=1, candidates=256)[0].page
     typed = search(victim, texts, (1,), tokens=1, candidates=256, typable=True)[0].page
@@ -136,12 +136,12 @@ def test_typable_prefix_is_its_own_tokenization():
 
 
 def test_texts_that_cannot_be_typed_are_refused():
-    victim = Victim(tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
+    victim = Victim("bytes", tiny_llama(TOKENIZER, seed=0), TOKENIZER, (END,))
     with pytest.raises(PHFError, match="no 1 tokens of the texts can be typed"):
         search(victim, [[LOOSE, LOOSE]], (1,), tokens=1, typable=True)
 
 
 def test_page_without_room_is_refused():
-    victim = Victim(tiny_llama(TOKENIZER, seed=0, context=8), TOKENIZER, (END,))
+    victim = Victim("short", tiny_llama(TOKENIZER, seed=0, context=8), TOKENIZER, (END,))
     with pytest.raises(PHFError, match="leaves no room for text in a context of 8"):
         search(victim, encode("hello"), (1,), tokens=7)

@@ -65,7 +65,7 @@ class AttackTarget:
     @property
     def victim(self) -> Victim:
         """What an attacker sees of it."""
-        return Victim(self.model, self.tokenizer, self.prefix)
+        return Victim(self.name, self.model, self.tokenizer, self.prefix)
 
     @cached_property
     def key(self) -> str:

@@ -34,11 +34,13 @@ class Victim:
     """A model under attack, as one finds it: float32, in evaluation mode.
 
     Attributes:
+        name: in tables; unique among the targets of a command.
         model: no attack changes it.
         tokenizer: the folder's or the run's.
         prefix: ids with which its pages start, such as end and good.
     """
 
+    name: str
     model: "PreTrainedModel"
     tokenizer: Tokenizer
     prefix: tuple[int, ...]
