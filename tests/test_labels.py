@@ -37,6 +37,14 @@ def test_labels_say_how_bad(tmp_path, name):
     )
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_compressed_labels_that_are_cut_short_are_refused(tmp_path, name):
+    path = write(tmp_path / name, *({"text": f"text {i} {i * i}", "label": i % 2} for i in range(200)))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(PHFError, match=r"a\.jsonl\.(gz|zst) is damaged or cut short"):
+        read_labels(path)
+
+
 def test_the_best_rating_is_the_lowest_target(tmp_path):
     rows = [{"text": str(rating), "rating": rating} for rating in (5, 1, 3, 4)]
     assert read_labels(write(tmp_path / "a.jsonl", *rows)).targets.tolist() == [0, 1, 0.5, 0.25]

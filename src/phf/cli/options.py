@@ -86,7 +86,7 @@ def derive_options(declare: Callable[[], "tuple[BaseModel, Mapping[str, str]]"])
             ctx.obj = {}
             for key in declare()[1]:
                 value = ctx.params.pop(_name_parameter(key))
-                if value is not None and value != []:
+                if value not in (None, [], ()):  # a repeatable option that was not given is empty
                     *parents, last = key.split(".")
                     group = ctx.obj
                     for parent in parents:
