@@ -22,7 +22,7 @@ from phf.records import GOOD, Estimate, Identity
 from phf.release import folder as release_folder
 from phf.release.card import find_blind_spots, render_card
 from phf.release.folder import check_files, open_release, write_release
-from phf.release.record import Measured, hide_paths, read_record
+from phf.release.record import PublishedEvaluation, hide_paths, read_record
 from phf.results import Evaluation, Judge, Measure, Measurement
 from phf.train.run import Run
 
@@ -366,7 +366,7 @@ def test_foreign_names_are_escaped(run, tmp_path):
         provenance=replace(record.provenance, corpus=corpus),
         judges=[judge],
         license="mit",
-        evaluation=Measured(
+        evaluation=PublishedEvaluation(
             1,
             [],
             [Measure("score", hostile, is_headline=True), Measure("other", hostile, group="Scores")],

@@ -160,8 +160,8 @@ class Estimate:
 def upgrade_run(record: dict[str, Any]) -> dict[str, Any]:
     """The content of run.json with today's names: version 1 called the threshold of segments `good`, and the objective's own
     `threshold`. A run is too dear to be made again for that."""
-    if record.get("format_version") != 1 or "good" not in record:
+    if record.get("format_version") != 1:
         return record
     kept = {key: value for key, value in record.items() if key not in ("good", "threshold")}
-    names = {"threshold": record["good"], "objective_threshold": record.get("threshold")}
+    names = {"threshold": record.get("good"), "objective_threshold": record.get("threshold")}
     return {**kept, **names, "format_version": RUN_VERSION}
