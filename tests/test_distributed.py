@@ -15,6 +15,7 @@ import pytest
 import torch
 from command_processes import start_command, wait_for_step
 from compare_runs import assert_same_run, assert_same_tensors, read_tensors, train, weights, write_recipe
+from cpu import IS_MEASURED
 from safetensors.torch import load_file
 
 from phf.errors import PHFError
@@ -75,6 +76,10 @@ def losses(run):
     return [line["loss"] for line in run.read_metrics() if line["kind"] == "train"]
 
 
+TOLERANCE = 2e-4 if IS_MEASURED else 5e-4
+"""Of losses after some hundred steps, whose rounding grows: 2.3e-4 was seen on an AVX2 machine."""
+
+
 def assert_like(run, other, tolerance):
     """The same loss curve and weights, up to rounding."""
     assert losses(run) == pytest.approx(losses(other), rel=tolerance)
@@ -96,7 +101,7 @@ def test_two_processes_are_one_and_survive_the_death_of_either(small_config, tmp
     one = train(config, tmp_path / "one")
     errors = run_ranks(2, recipe, "-o", tmp_path / "two")
     two = Run.open(tmp_path / "two")
-    assert_like(two, one, 2e-4)
+    assert_like(two, one, TOLERANCE)
     assert errors[1] == "", "the first rank speaks for all"
     folder = tmp_path / "killed"
     processes = start_ranks(2, recipe, "-o", folder)
@@ -140,7 +145,7 @@ def test_sharded_processes_are_one_and_resume_exactly(small_config, tmp_path):
     recipe = write_recipe(config, tmp_path / "recipe.yaml")
     run_ranks(2, recipe, "-o", tmp_path / "two")
     two, one = Run.open(tmp_path / "two"), train(config, tmp_path / "one")
-    assert_like(two, one, 2e-4)
+    assert_like(two, one, TOLERANCE)
 
     # Each rank wrote its half of the optimizer states and some whole weights; the folder is as plain as any other.
     folder = checkpoint_folder(two.folder, 12)
@@ -163,9 +168,9 @@ def test_sharded_processes_are_one_and_resume_exactly(small_config, tmp_path):
     run_ranks(2, "--resume", f"{again}@12")
     assert_same_run(Run.open(again), two)
     run_ranks(1, "--resume", f"{again}@12")
-    assert_like(Run.open(again), two, 2e-4)
+    assert_like(Run.open(again), two, TOLERANCE)
     run_ranks(2, "--resume", f"{other}@12")
-    assert_like(Run.open(other), one, 2e-4)
+    assert_like(Run.open(other), one, TOLERANCE)
 
     # A damaged part is refused by name, on every rank.
     path = checkpoint_folder(again, 12) / "optimizer-00002-of-00002.safetensors"
@@ -232,7 +237,7 @@ def test_a_stop_reaches_all_ranks_and_one_process_goes_on_in_the_same_order(smal
     assert 33 <= Run.open(folder).steps[-1] < 120
     errors = run_ranks(1, "--resume", folder)
     assert "going on from step" in errors[0]
-    assert_like(Run.open(folder), train(config, tmp_path / "one"), 2e-4)
+    assert_like(Run.open(folder), train(config, tmp_path / "one"), TOLERANCE)
 
 
 def test_the_ranks_rows_make_the_batch_of_one_process(small_config):

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import importlib.util
 import io
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cpu import IS_MEASURED
 from hostile_pickles import Payload
 
 from phf.errors import PHFError
@@ -98,8 +100,10 @@ def test_words_are_encoded_as_keras_does(model):
 def test_a_text_scores_the_same_in_any_company(model):
     many = [f"{text} number {number}" for number in range(ROWS // 3) for text in TEXTS]
     together = model.score_texts(many)
-    assert together[:7] == [model.score_texts([text])[0] for text in many[:7]]
-    assert together[::-1] == list(model.score_texts(many[::-1]))
+    # With AVX2 a product's rounding depends on the size of its batch: 4e-7 was seen.
+    same = list if IS_MEASURED else functools.partial(pytest.approx, rel=1e-5)
+    assert together[:7] == same([model.score_texts([text])[0] for text in many[:7]])
+    assert together[::-1] == same(list(model.score_texts(many[::-1])))
 
 
 def test_offensive_words_score_high_and_benign_ones_low(model):

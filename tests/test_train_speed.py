@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from compare_runs import assert_same_run, quiet, train
+from cpu import IS_MEASURED
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from phf.errors import PHFError
@@ -33,7 +34,8 @@ def test_a_compiled_run_learns_the_same_and_goes_on_bit_for_bit(small_config, tm
         [line["loss"] for line in run.read_metrics() if line["kind"] == "train"] for run in (eager, whole)
     ]
     assert losses[0][: loop.COMPILE_FROM_STEP] == losses[1][: loop.COMPILE_FROM_STEP]
-    assert losses[0][loop.COMPILE_FROM_STEP :] != losses[1][loop.COMPILE_FROM_STEP :]
+    if IS_MEASURED:  # AVX2's compiled layer rounds as the eager one
+        assert losses[0][loop.COMPILE_FROM_STEP :] != losses[1][loop.COMPILE_FROM_STEP :]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
     compute = Gradients.compute
