@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln
-from scipy.stats import norm, t
+from scipy.special import gammaln, ndtri, stdtrit  # scipy.stats takes a second to import
 
 from phf.records import Estimate
 
@@ -120,7 +119,7 @@ def wilson(hits: float, num: int) -> Estimate:
     """A share with Wilson's score interval, which stays within [0, 1] and is not empty at 0 hits."""
     if num == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    z = float(ndtri((1 + CONFIDENCE) / 2))
     share = hits / num
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
@@ -135,7 +134,7 @@ def pooled_t(means: Sequence[float]) -> Estimate:
     mean = float(kept.mean())
     if len(kept) == 1:
         return Estimate(mean, np.nan, np.nan, 1)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(kept) - 1) * kept.std(ddof=1) / np.sqrt(len(kept)))
+    half = float(stdtrit(len(kept) - 1, (1 + CONFIDENCE) / 2) * kept.std(ddof=1) / np.sqrt(len(kept)))
     return Estimate(mean, mean - half, mean + half, len(kept))
 
 

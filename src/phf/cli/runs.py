@@ -71,6 +71,13 @@ def train(
     elif out is None and not dry_run:
         raise PHFError(f"give the run folder to make, such as -o runs/{Path(recipe or 'finetuned').stem}")
 
+    if recipe is not None:
+        from phf.config.train import load_train_config
+
+        load_train_config(
+            recipe, overrides
+        )  # a mistyped key is said at once, not after seconds of importing torch
+
     from phf.train.start import load_start_config, parse_place
 
     if dry_run:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import transformers
 from pydantic import JsonValue
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from phf.control import END_TOKEN
 from phf.errors import PHFError
@@ -148,7 +147,7 @@ class ReferenceLM:
         done = np.zeros(len(indices), bool)
         ends = torch.tensor(self.ends, device=self.model.device)
         inputs = torch.full((len(indices), 1), self.start, device=self.model.device)
-        cache = DynamicCache(config=self.model.config)
+        cache = transformers.DynamicCache(config=self.model.config)
         for step in range(num_steps):
             output = self.model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits = output.logits[:, -1].float().masked_fill(~self.is_allowed, -torch.inf)
@@ -242,14 +241,14 @@ def load_reference(spec: str) -> ReferenceLM:
     path, folder = find_model(spec)
     gguf: dict[str, str] = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             trust_remote_code=False,
             use_safetensors=None if gguf else True,
             **gguf,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise PHFError(

@@ -10,14 +10,16 @@ Shape suffixes: N tokens of a batch, blocks one after the other; P pages, which 
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PAGES = "phf_pages"
 
@@ -34,7 +36,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def use_page_attention(model: PreTrainedModel) -> bool:
+def use_page_attention(model: "PreTrainedModel") -> bool:
     """Let a model attend inside pages, if this gives the hidden states that its own attention gives.
 
     Models with sliding windows, soft caps, sinks or dropout in attention keep their own.
@@ -42,6 +44,7 @@ def use_page_attention(model: PreTrainedModel) -> bool:
     Returns:
         whether it now does; then its trunk needs `cu_seq_lens_q` (`page_ends`) at every call.
     """
+    transformers.AttentionInterface.register(PAGES, _attend)
     own, was_training = model.config._attn_implementation, model.training
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(24, device=model.device).view(2, 12) % vocabulary
@@ -66,7 +69,7 @@ def use_page_attention(model: PreTrainedModel) -> bool:
     return uses_pages(model)
 
 
-def uses_pages(model: PreTrainedModel) -> bool:
+def uses_pages(model: "PreTrainedModel") -> bool:
     """Whether a model attends inside pages."""
     return bool(model.config._attn_implementation == PAGES)
 
@@ -88,7 +91,7 @@ class _UnsupportedError(RuntimeError):
     """The model's attention does something that attention inside pages does not."""
 
 
-def _run_trunk(model: PreTrainedModel, ids: Tensor, positions: Tensor, **options: Tensor) -> Tensor:
+def _run_trunk(model: "PreTrainedModel", ids: Tensor, positions: Tensor, **options: Tensor) -> Tensor:
     hidden: Tensor = model.base_model(
         ids, position_ids=positions, use_cache=False, **options
     ).last_hidden_state
@@ -122,12 +125,11 @@ def _attend(
     if q.device.type == "cpu":
         out, _ = _attend_pages(q, k, v, cu_seq_lens_q, scale)
     else:
+        from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along
+
         bounds = (cu_seq_lens_q, cu_seq_lens_q, num_tokens, num_tokens)
         out = varlen_attn(q, k, v, *bounds, scale=scale, window_size=(-1, 0))
     return out.view(num_blocks, num_tokens, num_heads, width), None
-
-
-AttentionInterface.register(PAGES, _attend)
 
 
 @torch.library.custom_op("phf::attend_pages", mutates_args=())

@@ -14,22 +14,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
+import transformers  # its classes are named where they are used: they take seconds to load
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from phf.config.train import ModelConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
 from phf.model.attention import page_ends, uses_pages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 transformers.utils.logging.disable_progress_bar()  # more bars among ours, for files that are read in no time
 
@@ -63,7 +65,7 @@ PRESETS = {
 
 def create_model(
     config: ModelConfig, *, vocab_size: int, control: ControlTokens, context: int, seed: int
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """A model from scratch (a preset) or from `config.init`, in float32, whose vocabulary holds the control tokens.
 
     Args:
@@ -88,7 +90,7 @@ def create_model(
         heads = config.heads or preset.heads
         if width % (2 * heads) != 0:
             raise PHFError(f"model.width={width} must be a multiple of 2 x model.heads={heads}")
-        llama = LlamaConfig(
+        llama = transformers.LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=width,
             intermediate_size=preset.feed_forward * width // preset.width,
@@ -101,17 +103,17 @@ def create_model(
             eos_token_id=control.end,
             pad_token_id=None,
         )
-        return LlamaForCausalLM(llama)
+        return transformers.LlamaForCausalLM(llama)
 
 
-def load_model(source: str | Path) -> PreTrainedModel:
+def load_model(source: str | Path) -> "PreTrainedModel":
     """Any causal language model of the Hugging Face library, from a folder or the Hub, in float32, safetensors only.
 
     Raises:
         PHFError: it cannot be loaded, or its head is not hidden states times the output embedding.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             str(source), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
@@ -124,12 +126,14 @@ def load_model(source: str | Path) -> PreTrainedModel:
     return model
 
 
-def save_model(model: PreTrainedModel, folder: Path) -> None:
+def save_model(model: "PreTrainedModel", folder: Path) -> None:
     """Write config.json and model.safetensors, as `AutoModelForCausalLM.from_pretrained` reads them."""
     model.save_pretrained(folder, safe_serialization=True)
 
 
-def add_control_tokens(model: PreTrainedModel, *, vocab_size: int, control: ControlTokens) -> PreTrainedModel:
+def add_control_tokens(
+    model: "PreTrainedModel", *, vocab_size: int, control: ControlTokens
+) -> "PreTrainedModel":
     """Grow the vocabulary to `vocab_size` and set the control tokens' rows to the mean embedding plus small noise.
 
     The paper starts new tokens there (reference: The experiment). Draws from torch's global generator. The rows of a
@@ -163,7 +167,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def hidden_states(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     ids: Int[Tensor, "B T"],
     positions: Int[Tensor, "B T"],
     conditions: Float[Tensor, "B T 2"] | None = None,
@@ -194,8 +198,8 @@ def hidden_states(
 
 
 def fold_condition(
-    model: PreTrainedModel, control: ControlTokens, condition: Float[np.ndarray, "2"]
-) -> PreTrainedModel:
+    model: "PreTrainedModel", control: ControlTokens, condition: Float[np.ndarray, "2"]
+) -> "PreTrainedModel":
     """A copy that behaves as if every input carried a condition, and is a plain model: the condition's vector is added
     to every row of the input embedding, which is untied from the head's if it was tied.
 
@@ -214,8 +218,8 @@ def fold_condition(
 
 
 def delete_control_tokens(
-    model: PreTrainedModel, control: ControlTokens, *, keep_good: bool = False
-) -> PreTrainedModel:
+    model: "PreTrainedModel", control: ControlTokens, *, keep_good: bool = False
+) -> "PreTrainedModel":
     """A copy without control tokens, but for `<|good|>` if it is kept: their rows, and the padding behind them, are gone
     from both embeddings.
 
@@ -227,13 +231,13 @@ def delete_control_tokens(
     return deleted
 
 
-def head_logits(model: PreTrainedModel, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+def head_logits(model: "PreTrainedModel", hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
     """Logits of hidden states, in the head's own precision."""
     logits: Tensor = model.get_output_embeddings()(hidden)
     return logits
 
 
-def check_head(model: PreTrainedModel) -> None:
+def check_head(model: "PreTrainedModel") -> None:
     """Check once that `head_logits(hidden_states(...))` are the model's own logits.
 
     Raises:
@@ -255,7 +259,7 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def nll_of_hidden(
-    model: PreTrainedModel, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
+    model: "PreTrainedModel", hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
     """-log p(target) in nats, float32. Large vocabularies go through the head in checkpointed chunks of tokens, in
     training on CUDA at once.
@@ -324,7 +328,7 @@ def _take_slopes(logits: Tensor, targets: Tensor) -> Tensor:
     return (total.log() + top).squeeze(1)
 
 
-def compile_model(model: PreTrainedModel) -> None:
+def compile_model(model: "PreTrainedModel") -> None:
     """Let layers and NLL be compiled when they are first called: once for all layers, and again for another shape.
 
     Layer by layer, because a whole model takes its depth times as long to compile, and DDP and FSDP act between layers.
@@ -336,19 +340,19 @@ def compile_model(model: PreTrainedModel) -> None:
     model.compiled_slopes = torch.compile(_take_slopes, dynamic=False)
 
 
-def forget_compiled(model: PreTrainedModel) -> None:
+def forget_compiled(model: "PreTrainedModel") -> None:
     """The opposite of `compile_model`."""
     for module in model.modules():
         module._compiled_call_impl = None
     del model.compiled_nll, model.compiled_slopes
 
 
-def is_compiled(model: PreTrainedModel) -> bool:
+def is_compiled(model: "PreTrainedModel") -> bool:
     """Whether `compile_model` was called."""
     return hasattr(model, "compiled_nll")
 
 
-def run_eagerly(model: PreTrainedModel) -> AbstractContextManager[object]:
+def run_eagerly(model: "PreTrainedModel") -> AbstractContextManager[object]:
     """Runs as if the model were not compiled."""
     return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
 
@@ -361,7 +365,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def token_nll(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     ids: Int[Tensor, "B T"],
     targets: Int[Tensor, "B T"],
     positions: Int[Tensor, "B T"],

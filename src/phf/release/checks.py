@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from phf.control import BAD_TOKEN, GOOD_TOKEN, level_tokens
@@ -407,7 +407,7 @@ def compare_scores(
         return not_shown(name, f"{judge} scores fewer than two samples; draw more with --num-samples")
     p, low, high = compare_means(theirs, own)
     error = math.sqrt(theirs.var(ddof=1) / len(theirs) + own.var(ddof=1) / len(own))
-    power = (norm.ppf(1 - FALSE_ALARM / 2) + norm.ppf(POWER)) * error
+    power = (ndtri(1 - FALSE_ALARM / 2) + ndtri(POWER)) * error
     detail = (
         f"{scale * theirs.mean():.4g} by {judge}, the run's {scale * own.mean():.4g}; difference "
         f"{scale * (theirs.mean() - own.mean()):+.3g} [{scale * low:.3g}, {scale * high:.3g}], p {p:.3g}; a difference of "

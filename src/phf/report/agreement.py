@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 
 from phf.intervals import CONFIDENCE, pooled_t, wilson
 from phf.records import Estimate
@@ -54,13 +54,15 @@ def spearman(one: _Scores, other: _Scores) -> Estimate:
     """
     used = np.isfinite(one) & np.isfinite(other)
     num = int(used.sum())
+    from scipy.stats import rankdata  # slow to import
+
     ranks = rankdata(one[used]), rankdata(other[used])
     if num < _MIN_SAMPLES or any(np.ptp(rank) == 0 for rank in ranks):
         return Estimate(math.nan, math.nan, math.nan, num)
     r = float(np.corrcoef(*ranks)[0, 1])
     if abs(r) >= 1 - 1e-12:
         return Estimate(r, r, r, num)
-    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + r**2 / 2) / (num - 3))
+    half = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((1 + r**2 / 2) / (num - 3))
     z = math.atanh(r)
     return Estimate(r, math.tanh(z - half), math.tanh(z + half), num)
 

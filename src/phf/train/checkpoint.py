@@ -11,13 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from phf.errors import PHFError
 from phf.files import check_hash, hash_file, hash_json, read_json, write_json
@@ -26,6 +26,9 @@ from phf.tokens.tokenizer import Tokenizer
 from phf.train.distributed import TIMEOUT, Ranks, Trained
 from phf.train.optim import create_state, list_state, load_state
 from phf.train.sharded import HostMemory, Part, TensorFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MANIFEST, INDEX = "checkpoint.json", "model.safetensors.index.json"
 WEIGHTS, OPTIMIZER, VALUE_HEAD = "model", "optimizer", "value_head"
@@ -238,7 +241,7 @@ def _sync_and_hash(path: Path) -> str:
     return hash_file(path)
 
 
-def _list_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+def _list_weights(model: "PreTrainedModel") -> dict[str, Tensor]:
     """Parameters and buffers that belong into a file, tied ones once, under the first of their names."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -246,7 +249,7 @@ def _list_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return dict(found.values())
 
 
-def _save_config(model: PreTrainedModel, folder: Path) -> None:
+def _save_config(model: "PreTrainedModel", folder: Path) -> None:
     """What `save_pretrained` writes beside the weights."""
     model.config.architectures = [type(model).__name__]
     model.config.dtype = "float32"

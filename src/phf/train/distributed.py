@@ -11,22 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
 from phf.errors import PHFError
 from phf.model import lm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments, in float32."""
@@ -188,6 +187,8 @@ def is_restart() -> bool:
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that ranks may share; then all of them must call this."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -198,7 +199,7 @@ class Trained(nn.Module):
     the validation alike.
     """
 
-    def __init__(self, model: PreTrainedModel, value_head: lm.ValueHead | None) -> None:
+    def __init__(self, model: "PreTrainedModel", value_head: lm.ValueHead | None) -> None:
         super().__init__()
         self.model = model
         self.value_head = value_head
@@ -227,6 +228,9 @@ def shard(trained: Trained, ranks: Ranks) -> None:
 
     Call it before optimizers are made: they then hold shards.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # slow to import, and one process has no use for it
+
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     for layers in (module for module in trained.model.modules() if isinstance(module, nn.ModuleList)):
         for layer in layers:

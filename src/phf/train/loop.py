@@ -4,10 +4,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
@@ -35,6 +35,9 @@ from phf.train.run import Run
 from phf.train.signals import Stopped, StopSignals
 from phf.train.start import describe_start, load_start, load_start_optimizers, resolve_start
 from phf.train.trackers import check_trackers, open_loggers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COMPILE_FROM_STEP = 10
 """The first steps run eagerly: a person sees at once that it works, and a run that fails does so before it compiles."""
@@ -139,7 +142,7 @@ def _go_on(
     return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
-def create_model(data: TrainingData) -> PreTrainedModel:
+def create_model(data: TrainingData) -> "PreTrainedModel":
     """The model of a run before its first step, on the CPU."""
     config, tokenizer = data.config, data.tokens.tokenizer
     return lm.create_model(
@@ -153,7 +156,7 @@ def create_model(data: TrainingData) -> PreTrainedModel:
 
 def create_model_and_head(
     data: TrainingData, device: torch.device | None = None
-) -> tuple[PreTrainedModel, lm.ValueHead | None]:
+) -> "tuple[PreTrainedModel, lm.ValueHead | None]":
     """The model as its seed draws it, and the value head if the objective has one."""
     device = device or Ranks().device
     model = create_model(data).to(device)
@@ -193,7 +196,7 @@ def choose_compile(config: TrainConfig, num_parameters: int, ranks: Ranks) -> bo
 def _run_steps(
     run: Run,
     data: TrainingData,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     value_head: lm.ValueHead | None,
     ranks: Ranks,
     say: Say,

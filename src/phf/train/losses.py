@@ -3,12 +3,12 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from phf.model import lm
 from phf.model.attention import page_ends, uses_pages
@@ -24,9 +24,16 @@ from phf.records import BAD, CONTROL, GOOD, NO_LABEL, TEXT, Batch
 from phf.tokens.blocks import Blocks
 from phf.train.data import TrainingData
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def loss_sum(
-    model: PreTrainedModel, value_head: lm.ValueHead | None, data: TrainingData, batch: Batch, precision: str
+    model: "PreTrainedModel",
+    value_head: lm.ValueHead | None,
+    data: TrainingData,
+    batch: Batch,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the token losses of some blocks, and the effective sample share of their weights; no step waits for a GPU."""
     assert batch.is_active.all() or not batch.is_active.any(), "a step is of one phase"
@@ -45,7 +52,7 @@ def loss_sum(
 
 
 def read_batch(
-    model: PreTrainedModel, data: TrainingData, batch: Batch, switched: npt.NDArray[np.bool_] | None = None
+    model: "PreTrainedModel", data: TrainingData, batch: Batch, switched: npt.NDArray[np.bool_] | None = None
 ) -> Tensor:
     """The trunk's last hidden states [B, T, D] of some blocks, with the conditions that the objective adds.
 
@@ -86,7 +93,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 @torch.no_grad()
 def validate(
-    model: PreTrainedModel, data: TrainingData, blocks: Blocks, precision: str
+    model: "PreTrainedModel", data: TrainingData, blocks: Blocks, precision: str
 ) -> dict[str, float | None]:
     """NLL per text token in nats on held-out blocks: all, and split into good and bad segments (None where there are
     none). Control tokens stand in the context where the objective puts them; their own loss is left out.
@@ -131,7 +138,7 @@ def validate(
 
 
 def _batch_nll(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     data: TrainingData,
     batch: Batch,
     precision: str,

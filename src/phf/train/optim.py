@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
-from transformers import PreTrainedModel
 
 from phf.config.train import OptimConfig
 from phf.model.lm import ValueHead
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def make_optimizers(
-    model: PreTrainedModel, value_head: ValueHead | None, config: OptimConfig
+    model: "PreTrainedModel", value_head: ValueHead | None, config: OptimConfig
 ) -> list[Optimizer]:
     """AdamW alone, or Muon for the hidden matrices and AdamW for the rest.
 

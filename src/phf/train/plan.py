@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedModel
 
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
@@ -16,6 +16,9 @@ from phf.train.distributed import BYTES_PER_PARAMETER
 from phf.train.loop import create_model
 from phf.train.losses import autocast
 from phf.train.start import resolve_start
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ASSUMED_MFU = 0.4
 """Model FLOPs utilisation of a GPU assumed where none is given: what well-set dense training reaches on an H100."""
@@ -182,14 +185,14 @@ def plan_run(
     )
 
 
-def num_multiplying(model: PreTrainedModel) -> int:
+def num_multiplying(model: "PreTrainedModel") -> int:
     """Parameters that take part in a product: all but an input embedding that is not the head as well."""
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return lm.num_parameters(model) - (table.numel() if table is not head else 0)
 
 
 def _measure_activations(
-    model: PreTrainedModel, data: TrainingData, num_blocks: int, precision: str, *, is_gpu: bool
+    model: "PreTrainedModel", data: TrainingData, num_blocks: int, precision: str, *, is_gpu: bool
 ) -> float:
     """Bytes kept for the backward pass of some blocks, and the head's scratch; linear in the number of blocks."""
     one, two = (_saved_bytes(model, data.config.data.context, count, precision) for count in (1, 2))
@@ -205,7 +208,7 @@ def _measure_activations(
     return saved + 2 * 4 * min(num_logits, lm.HEAD_CHUNK_TOKENS) * vocabulary
 
 
-def _saved_bytes(model: PreTrainedModel, context: int, num_blocks: int, precision: str) -> int:
+def _saved_bytes(model: "PreTrainedModel", context: int, num_blocks: int, precision: str) -> int:
     ids = torch.zeros(num_blocks, context, dtype=torch.int64)
     positions = torch.arange(context).expand(num_blocks, context)
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}

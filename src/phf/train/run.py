@@ -5,10 +5,9 @@ import platform
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from phf.config.recipes import apply_overrides
 from phf.config.train import TrainConfig, parse
@@ -19,6 +18,9 @@ from phf.records import RUN_VERSION, upgrade_run
 from phf.tokens.tokenizer import Tokenizer
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
 from phf.train.data import StartRecord, TrainingData, open_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METRICS = "metrics.jsonl"
 Line = dict[str, Any]
@@ -204,7 +206,7 @@ class Run:
             )
         return step
 
-    def load_model(self, step: int | None = None) -> PreTrainedModel:
+    def load_model(self, step: int | None = None) -> "PreTrainedModel":
         """The model at a step (default: the last), in evaluation mode, float32.
 
         Raises:

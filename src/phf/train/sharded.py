@@ -13,11 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from phf.train.distributed import Ranks, gather
 
@@ -60,6 +55,9 @@ class HostMemory:
         Args:
             is_whole: every tensor is to be whole in one part; one that ranks share is gathered, one after the other.
         """
+        from torch.distributed.tensor import DTensor  # as all of torch's distributed parts, slow to import
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
         owners = assign_owners({name: tensor.numel() for name, tensor in tensors.items()}, ranks.size)
         part = Part({}, {})
         for name, tensor in tensors.items():
@@ -100,6 +98,9 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path, pattern: str) -> None:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
         self._reader = HuggingFaceStorageReader(str(folder))
         self._metadata = self._reader.read_metadata()
         places = self._metadata.storage_data or {}
@@ -112,6 +113,8 @@ class TensorFiles:
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill tensors in place; of one that ranks share, only this rank's slice is read."""
+        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
         planner = DefaultLoadPlanner()
         planner.set_up_planner(dict(tensors), self._metadata, is_coordinator=True)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)

@@ -1,8 +1,9 @@
 """`--init RUN@STEP`: a run that starts from another run's weights and goes on with the next tokens."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from phf.config.recipes import apply_overrides, read_recipe
 from phf.config.train import StartConfig, TrainConfig, load_train_config, parse
@@ -20,6 +21,9 @@ from phf.train.checkpoint import (
 from phf.train.data import StartRecord, TrainingData
 from phf.train.distributed import Trained
 from phf.train.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def parse_place(text: str) -> tuple[str, int | None]:
@@ -131,7 +135,7 @@ def load_start_optimizers(
     return f"optimizer states: kept from {base.name}"
 
 
-def _add_control_tokens(model: PreTrainedModel, data: TrainingData) -> None:
+def _add_control_tokens(model: "PreTrainedModel", data: TrainingData) -> None:
     tokenizer = data.tokens.tokenizer
     model.config.control_tokens = None  # else the rows count as learned, and are kept
     with torch.random.fork_rng(devices=[]):

@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict, assert_never
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers  # its classes are named where they are used: they take seconds to load
 from pydantic import JsonValue
-from scipy.stats import pearsonr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import (
-    AutoModelForSequenceClassification,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
 
 from phf.config.evaluate import DownstreamConfig, EvaluateConfig
 from phf.control import mode_rules
@@ -200,6 +192,9 @@ def measure_downstream(
 
 def score_answers(task: ClassificationTask, answers: npt.NDArray[np.float64]) -> float:
     """The task's metric of a model's answers on dev: indices of labels, or numbers for `pearson`; float64 [dev]."""
+    from scipy.stats import pearsonr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # slow to import
+
     truth = _targets(task, task.dev)
     match task.metric:
         case "accuracy":
@@ -279,7 +274,7 @@ def create_classifier(model: "PreTrainedModel", num_labels: int, pad: int) -> "P
     config = type(model.config).from_dict({**model.config.to_dict(), "architectures": None})
     config.num_labels, config.pad_token_id = num_labels, pad
     try:
-        classifier = AutoModelForSequenceClassification.from_config(config)
+        classifier = transformers.AutoModelForSequenceClassification.from_config(config)
     except ValueError:
         raise PHFError(
             f"transformers has no sequence classifier for {type(model).__name__}; leave out the downstream tasks"
@@ -298,13 +293,13 @@ def _finetune(
     seed: int,
 ) -> npt.NDArray[np.float64]:
     """The answers on dev of a classifier trained with one seed; float64 [dev]."""
-    set_seed(seed)
+    transformers.set_seed(seed)
     pad = tokenizer.control.end
     classifier = create_classifier(model, max(len(task.labels), 1), pad)
     steps = settings.epochs * -(-len(train) // settings.batch_size)
     with tempfile.TemporaryDirectory(prefix="phf-") as folder:
         try:
-            arguments = TrainingArguments(
+            arguments = transformers.TrainingArguments(
                 folder,
                 num_train_epochs=settings.epochs,
                 per_device_train_batch_size=settings.batch_size,
@@ -326,13 +321,13 @@ def _finetune(
             raise PHFError(
                 f"finetuning needs the package accelerate ({str(error).strip().splitlines()[0]}); run: pip install accelerate"
             ) from None
-        trainer = Trainer(
+        trainer = transformers.Trainer(
             classifier,
             arguments,
             train_dataset=train,
             data_collator=lambda rows: _collate(rows, pad),
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         logits = np.asarray(trainer.predict(dev).predictions, np.float64)
     return logits[:, 0] if task.metric == "pearson" else logits.argmax(axis=1).astype(np.float64)

@@ -9,9 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import rel_entr
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.preprocessing import normalize
 
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.openings import cut_openings, mean_length
@@ -93,6 +90,10 @@ def measure_mauve(samples: _Features, human: _Features, seed: int) -> Estimate:
     num_clusters = (len(samples) + len(human)) // TEXTS_PER_CLUSTER
     if num_clusters < 2:
         return Estimate(np.nan, np.nan, np.nan, count)
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import normalize
+
     features = normalize(np.concatenate([samples, human]).astype(np.float64))
     reduced = PCA(0.9, svd_solver="full").fit_transform(features)
     clusters = KMeans(num_clusters, n_init=5, random_state=seed).fit_predict(reduced)
