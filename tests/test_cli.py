@@ -10,10 +10,10 @@ import typer
 from phf import cli
 from phf.annotate.annotate import annotate
 from phf.config.evaluate import OPTIONS, EvaluateConfig, list_options
+from phf.config.fields import flatten
 from phf.config.train import SamplingConfig
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
-from phf.report.verdict import flatten
 
 COMMANDS = [
     [],

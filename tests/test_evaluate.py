@@ -1,13 +1,18 @@
 """A run evaluated end to end on a small real corpus, and the judges' roles."""
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from phf.cli import app
 from phf.config.evaluate import EvaluateConfig
 from phf.config.train import SamplingConfig
+from phf.errors import PHFError
 from phf.evaluate import evaluation
 from phf.evaluate.evaluation import evaluate_run, evaluate_runs
 from phf.evaluate.measures import bits_per_byte, degeneracy
@@ -236,6 +241,39 @@ def test_the_full_suite_measures_earlier_checkpoints_as_the_last(trained) -> Non
     assert alone.mean != result.results.find("score", "none", slug).mean
     few = full.model_copy(update={"trajectory_checkpoints": 2})
     assert list_steps(evaluate_run(run, few, say=quiet)) == [4, 12]
+
+
+def test_a_smaller_evaluation_does_not_replace_a_larger_one_unsaid(trained) -> None:
+    run, said = trained("mle"), []
+    evaluate_run(run, CONFIG.model_copy(update={"judges": ("pii", "pep8")}), say=quiet)
+    before = (run.folder / "evaluation.json").read_bytes()
+    fewer = CONFIG.model_copy(update={"sampling": CONFIG.sampling.model_copy(update={"num_samples": 20})})
+    with pytest.raises(PHFError, match=r"30 samples per mode, and this one would replace it by 20.*--force"):
+        evaluate_run(run, fewer, say=quiet)
+    assert (run.folder / "evaluation.json").read_bytes() == before
+    evaluate_run(run, CONFIG, say=said.append)
+    (line,) = said
+    assert "no longer in its evaluation: judge pep8" in line
+    command = shlex.split(line.partition("'phf ")[2].rpartition("'")[0])
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert (run.folder / "evaluation.json").read_bytes() == before
+    evaluate_run(run, fewer, say=quiet, force=True)
+    assert (
+        json.loads((run.folder / "evaluation.json").read_bytes())["config"]["sampling"]["num_samples"] == 20
+    )
+
+
+def test_all_runs_and_judges_are_looked_at_before_any_sampling(trained, tmp_path: Path) -> None:
+    run = trained("mle")
+    (run.folder / "evaluation.json").unlink(missing_ok=True)
+    for runs, judges, match in (
+        ([run.folder, tmp_path / "nope"], (), "nope is not a run"),
+        ([run.folder], ("toxicty",), "toxicty"),
+    ):
+        with pytest.raises(PHFError, match=match):
+            evaluate_runs(runs, CONFIG.model_copy(update={"judges": judges}), say=quiet)
+        assert not (run.folder / "evaluation").exists()
 
 
 def test_a_crash_leaves_no_evaluation_of_other_samples(trained, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, JsonValue
 
-from phf.config.fields import StrictConfig
+from phf.config.fields import StrictConfig, flatten
 from phf.config.steer import SteerConfig
 from phf.config.train import SAMPLING_OPTIONS, SamplingConfig, parse_spec, write_spec
 from phf.records import Split
@@ -187,3 +187,9 @@ def list_options(settings: Mapping[str, object]) -> list[str]:
             text = write_spec(_read_steer(item)) if isinstance(item, dict) else str(item)
             options += [OPTIONS[key], text] if key in OPTIONS else ["--set", f"{key}={text}"]
     return options
+
+
+def list_asked(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The settings of an evaluation (as `model_dump` gives them) that are no defaults, by dotted key, for `list_options`."""
+    defaults = flatten(EvaluateConfig().model_dump(mode="json"))
+    return {name: value for name, value in flatten(config).items() if value != defaults.get(name)}

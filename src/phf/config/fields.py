@@ -3,10 +3,11 @@
 import ast
 import inspect
 import sys
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 from pydantic.fields import FieldInfo
 
 
@@ -17,6 +18,17 @@ class StrictConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def flatten(value: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
+    """Nested keys as dotted ones."""
+    flat: dict[str, JsonValue] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
 
 
 def describe_fields(config: type[BaseModel]) -> dict[str, str]:

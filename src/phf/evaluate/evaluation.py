@@ -1,17 +1,19 @@
 """`phf evaluate`: everything measured about a run, in one file that is written last (docs/evaluation.md)."""
 
 import functools
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from phf.config.evaluate import EvaluateConfig
+from phf.config.evaluate import EvaluateConfig, list_asked, list_options
+from phf.config.train import parse
 from phf.errors import PHFError
 from phf.evaluate.drawn import Drawn
 from phf.evaluate.judges import choose_judges
 from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.evaluate.subject import PARTS_FOLDER, Subject
-from phf.evaluate.suite import check_config, list_measures, measure_all
+from phf.evaluate.suite import METRICS, check_config, list_measures, measure_all
 from phf.files import hash_bytes, hash_file, write_bytes
 from phf.generate.vllm import close_engine
 from phf.records import Progress, Sample
@@ -29,14 +31,21 @@ def evaluate_runs(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
-    """Evaluate runs under the same settings, loading each judge once. See `evaluate_run`."""
+    """Evaluate runs under the same settings, loading each judge once. See `evaluate_run`.
+
+    All runs, judges and settings are looked at before the first sample is drawn.
+    """
     load = functools.cache(load_reward_model)
     try:
+        opened = [Run.open(folder) for folder in runs]
+        check_config(config)
+        for run in opened:
+            run.resolve_step(step)
+            choose_judges(run.data().annotation, config.judges, load)
+            find_loss(run, config, step, force=force)
         return [
-            evaluate_run(
-                Run.open(folder), config, step=step, force=force, load=load, say=say, progress=progress
-            )
-            for folder in runs
+            evaluate_run(run, config, step=step, force=force, load=load, say=say, progress=progress)
+            for run in opened
         ]
     finally:
         close_engine()
@@ -61,9 +70,12 @@ def evaluate_run(
         say: told what a reader must know, such as that no judge is the annotator.
 
     Raises:
-        PHFError: no checkpoint, the data is gone or changed, a judge is not known or not installed.
+        PHFError: no checkpoint, the data is gone or changed, a judge is not known or not installed; there is an
+            evaluation with more samples, which only `force` replaces.
     """
     check_config(config)
+    if loss := find_loss(run, config, step, force=force):
+        say(f"{run.name}: {loss}")
     step = run.resolve_step(step)
     path = run.folder / EVALUATION_FILE
     data = run.data()
@@ -98,6 +110,41 @@ def evaluate_run(
         write_bytes(samples_path, samples)
         write_evaluation(path, evaluation)
     return evaluation
+
+
+def find_loss(run: Run, config: EvaluateConfig, step: int | None, *, force: bool) -> str | None:
+    """What an evaluation that is there has and the next one will not, with the command that brings it back.
+
+    Raises:
+        PHFError: it has more samples of this step, which are drawn again at a price; without `force`.
+    """
+    path = run.folder / EVALUATION_FILE
+    try:
+        earlier = read_evaluation(path)
+        old = parse(EvaluateConfig, earlier.config, str(path))
+    except PHFError:  # none, a damaged one, or one of another version: nothing that this could tell apart
+        return None
+    step = run.resolve_step(step)
+    command = shlex.join(
+        [
+            "phf",
+            "evaluate",
+            str(run.folder),
+            *list_options(list_asked(earlier.config)),
+            "--step",
+            str(earlier.step),
+        ]
+    )
+    fewer, more = config.sampling.num_samples, old.sampling.num_samples
+    if fewer < more and step == earlier.step and not force:
+        raise PHFError(
+            f"{run.folder} has an evaluation of {more:,} samples per mode, and this one would replace it by {fewer:,}; "
+            f"give --num-samples {more}, or --force to measure all again with fewer"
+        )
+    lost = [f"step {earlier.step}"] if step != earlier.step else []
+    lost += [f"judge {judge}" for judge in old.judges if judge not in config.judges]
+    lost += [metric.name for metric in METRICS if metric.is_wanted(old) and not metric.is_wanted(config)]
+    return f"no longer in its evaluation: {', '.join(lost)}; '{command}' brings it back" if lost else None
 
 
 def _is_kept(path: Path, evaluation: Evaluation, samples_path: Path) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
+from phf.config.fields import flatten
 from phf.intervals import CONFIDENCE, bootstrap_mean
 from phf.records import Estimate
 from phf.report.reading import RunFolder, mode_rank, read_scores
@@ -20,7 +21,7 @@ from phf.report.tables import (
     mark_direction,
     select_measurements,
 )
-from phf.report.verdict import Group, flatten
+from phf.report.verdict import Group
 from phf.results import Judge, Measure, Measurement
 
 _NUM_BOOTSTRAP = 1000

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from pydantic import JsonValue
 from rich.table import Table as TerminalTable
 
+from phf.config.fields import flatten
 from phf.files import write_bytes
 from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.report.agreement import draw_all_agreement, measure_agreement, tabulate_agreement
@@ -65,7 +66,6 @@ from phf.report.verdict import (
     Verdict,
     check_group,
     find_mle,
-    flatten,
     format_interval,
     format_number,
     group_runs,

@@ -5,11 +5,11 @@ import shlex
 
 from pydantic import JsonValue
 
-from phf.config.evaluate import EvaluateConfig, list_options
+from phf.config.evaluate import list_asked, list_options
 from phf.objective_facts import is_baseline
 from phf.report.figures import Reference
 from phf.report.reading import RunFolder
-from phf.report.verdict import Group, flatten, format_number
+from phf.report.verdict import Group, format_number
 from phf.results import Judge
 
 
@@ -125,10 +125,9 @@ def _list_evaluate_options(run: RunFolder) -> list[str]:
         options += ["--step", str(step)]
     sampling = {f"sampling.{name}": value for name, value in run.sampling.items() if name != "batch_size"}
     options += list_options(sampling)
-    defaults = flatten(EvaluateConfig().model_dump(mode="json"))
     others = {
         name: value
-        for name, value in flatten(config).items()
-        if name != "judges" and not name.startswith("sampling.") and value != defaults.get(name)
+        for name, value in list_asked(config).items()
+        if name != "judges" and not name.startswith("sampling.")
     }
     return options + list_options(others)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from phf.config.fields import flatten
 from phf.files import write_bytes
 from phf.records import Estimate
 from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
 from phf.report.page import embed_figures, make_environment
 from phf.report.reliability import Series, draw_reliability
-from phf.report.verdict import flatten, format_number
+from phf.report.verdict import format_number
 from phf.reward_training.evaluation import (
     AUROC,
     PAIR_ACCURACY,

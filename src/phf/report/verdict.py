@@ -24,13 +24,14 @@ collapsed has no distinct-2.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from pydantic import JsonValue
 
+from phf.config.fields import flatten
 from phf.intervals import pooled_t
 from phf.objective_facts import is_baseline
 from phf.records import Estimate
@@ -151,17 +152,6 @@ def _label(members: list[RunFolder], others: list[list[RunFolder]]) -> str:
         if key != "seed" and any(flatten(rival.record.config).get(key) != value for rival in rivals)
     ]
     return f"{first.objective} ({', '.join(options)})" if options else f"{first.objective} ({first.label})"
-
-
-def flatten(value: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:
-    """Nested keys as dotted ones."""
-    flat: dict[str, JsonValue] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
 
 
 def find_mle(group: Group, groups: list[Group]) -> Group | None:
