@@ -125,6 +125,23 @@ def test_compare_says_settings_scores_and_verdict(monkeypatch, capsys, tmp_path)
     assert "Settings that differ" in out
 
 
+def test_compare_says_what_the_page_says_of_unlike_runs(monkeypatch, capsys, tmp_path):
+    runs = [make_run(tmp_path / "mle"), make_run(tmp_path / "cond", "conditional", good_fraction=0.8)]
+    _, out, _ = phf(monkeypatch, capsys, "compare", *runs)
+    assert "note:" not in out
+
+    def take_judge(value):
+        value["config"]["sampling"]["top_p"] = 0.5
+        (slug,) = [judge["slug"] for judge in value["judges"] if judge["role"] == "held-out"]
+        value["judges"] = [judge for judge in value["judges"] if judge["slug"] != slug]
+        value["measurements"] = [row for row in value["measurements"] if row.get("judge") != slug]
+
+    edit(runs[1] / "evaluation.json", take_judge)
+    _, out, _ = phf(monkeypatch, capsys, "compare", *runs)
+    assert "note: The runs are not alike in sampling" in out
+    assert f"did not judge cond; to have its scores: phf evaluate {runs[1]} --judge " in out
+
+
 def test_everything_fits_eighty_columns(monkeypatch, capsys, tmp_path):
     from rich.console import Console
 

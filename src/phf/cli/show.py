@@ -65,6 +65,7 @@ def show(
 @app.command(epilog=examples("phf compare runs/mle runs/conditional"))
 def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
     """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run."""
+    from phf.report.provenance import list_unlike
     from phf.report.reading import read_runs
     from phf.report.tables import list_measured
     from phf.report.verdict import group_runs
@@ -83,6 +84,8 @@ def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> Non
         for group in groups:
             for line in _list_verdicts(group, groups):
                 print(printable(line))
+        for notice in list_unlike(evaluated):
+            print(printable(f"note: {notice}"))
     for run in folders:
         if not run.evaluation:
             print(f"{printable(run.label)} is not evaluated; next: {printable(_name_next(run))}")

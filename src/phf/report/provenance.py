@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from phf.config.evaluate import list_asked, list_options
 from phf.objective_facts import is_baseline
 from phf.report.figures import Reference
-from phf.report.reading import RunFolder
+from phf.report.reading import RunFolder, list_judges
 from phf.report.verdict import Group, format_number
 from phf.results import Judge
 
@@ -63,12 +63,7 @@ def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]
         notices.append(
             "There is no held-out judge: the scores come from the reward model that labelled the training data."
         )
-    tables = [_list_likeness(run) for run in runs]
-    notices += [
-        f"The runs are not alike in {name}: a difference between them may come from that."
-        for name, value in tables[0].items()
-        if any(table[name] != value for table in tables)
-    ]
+    notices += list_unlike(runs)
     for run in runs:
         seen, budget = run.evaluation.tokens_seen if run.evaluation else 0, run.settings.tokens
         if budget is not None and seen < 0.99 * budget:
@@ -81,6 +76,30 @@ def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]
             notices.append(
                 f"{run.skipped_lines} lines of {run.label}'s metrics.jsonl cannot be read and are left out."
             )
+    return notices
+
+
+def list_unlike(runs: list[RunFolder]) -> list[str]:
+    """In what runs differ that should share it, and the judges that did not judge all of them."""
+    tables = [_list_likeness(run) for run in runs]
+    notices = [
+        f"The runs are not alike in {name}: a difference between them may come from that."
+        for name, value in tables[0].items()
+        if any(table[name] != value for table in tables)
+    ]
+    judges = list_judges(runs)
+    held_out = [judge.name for judge in judges if judge.role == "held-out"]
+    for judge in judges:
+        without = [run for run in runs if judge.slug not in {own.slug for own in run.judges}]
+        if without:
+            command = [
+                "phf",
+                "evaluate",
+                *(str(run.path) for run in without),
+                *list_options({"judges": held_out}),
+            ]
+            names = ", ".join(run.label for run in without)
+            notices.append(f"{judge.name} did not judge {names}; to have its scores: {shlex.join(command)}")
     return notices
 
 
