@@ -17,3 +17,16 @@ def test_a_log_gets_the_first_and_the_last_line_of_an_activity(capsys, monkeypat
 def test_a_total_that_is_not_known_yet_is_not_shown(capsys):
     terminal.Bars(None)("reading documents", 1000, 0)
     assert capsys.readouterr().err == "reading documents  1,000\n"
+
+
+def test_a_log_says_how_long_it_will_take(capsys, monkeypatch):
+    clock = iter([100.0, 101.0, 102.5, 104.0, 113.0])
+    monkeypatch.setattr(terminal, "monotonic", lambda: next(clock))
+    bars = terminal.Bars(None)
+    for step in (11, 21, 36, 51, 141):  # what was done before the command began says nothing of its speed
+        bars("train run", step, 1011)
+    assert capsys.readouterr().err.splitlines() == [
+        "train run  11 of 1,011",
+        "train run  36 of 1,011, about 98 seconds left",
+        "train run  141 of 1,011, about 87 seconds left",
+    ]

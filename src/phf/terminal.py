@@ -23,6 +23,7 @@ class Bars:
     def __init__(self, live: Progress | None) -> None:
         self._live = live
         self._tasks: dict[str, TaskID] = {}
+        self._starts: dict[str, tuple[float, int]] = {}
         self._next_line = 0.0
 
     def __call__(self, description: str, done: int, total: int) -> None:
@@ -32,12 +33,26 @@ class Bars:
             if name not in self._tasks:
                 self._tasks[name] = self._live.add_task(description)
             self._live.update(self._tasks[name], description=description, completed=done, total=total or None)
-        elif monotonic() >= self._next_line or (done == total and name not in self._tasks):
-            self._next_line = monotonic() + LOG_SECONDS
+            return
+        now, is_new = monotonic(), name not in self._starts
+        start, first = self._starts.setdefault(name, (now, done))
+        if now >= self._next_line or (done == total and name not in self._tasks):
+            # The second line comes soon: it is the first that can say how long this will take.
+            self._next_line = now + (LOG_SECONDS / 5 if is_new else LOG_SECONDS)
+            goal = f" of {total:,}" if total > 0 else ""
             if done == total:
                 self._tasks[name] = TaskID(0)
-            goal = f" of {total:,}" if total > 0 else ""
+            elif first < done < total and now > start:
+                goal += f", about {format_duration((total - done) * (now - start) / (done - first))} left"
             print(f"{description}  {done:,}{goal}", file=sys.stderr, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in the unit that one would say them in."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 @contextmanager

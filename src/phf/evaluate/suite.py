@@ -70,11 +70,17 @@ def measure_all(subject: Subject) -> tuple[dict[str, Measured], dict[str, str]]:
     """
     found: dict[str, Measured] = {}
     left_out: dict[str, str] = {}
+    num_done = 0
+    num_wanted = sum(metric.is_wanted(subject.config) for metric in METRICS)
     for metric in METRICS:
         if not metric.is_wanted(subject.config):
             if metric.option and subject.config.suite == "full":
                 left_out[metric.name] = f"give {metric.option}"
             continue
+        if subject.progress is not None:
+            title = metric.name.replace("_", " ")
+            subject.progress(f"evaluating {subject.run.name}  {title}", num_done, num_wanted)
+        num_done += 1
         try:
             found[metric.name] = metric.compute(subject)
         except PHFError as error:
@@ -83,6 +89,8 @@ def measure_all(subject: Subject) -> tuple[dict[str, Measured], dict[str, str]]:
             left_out[metric.name] = str(error)
         else:
             left_out |= found[metric.name].left_out
+    if subject.progress is not None:
+        subject.progress(f"evaluating {subject.run.name}", num_wanted, num_wanted)
     return found, left_out
 
 

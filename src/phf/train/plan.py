@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
 from phf.model import lm
+from phf.terminal import format_duration
 from phf.train.data import TrainingData, open_data
 from phf.train.distributed import BYTES_PER_PARAMETER
 from phf.train.loop import create_model
@@ -115,7 +116,7 @@ class Plan:
             f"memory      {_size(memory.total)} a rank: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, "
             f"optimizer {_size(memory.optimizer)}, activations about {_size(memory.activations)} "
             f"(micro-batches of {self.micro_blocks} blocks{', ' + self.parallel if self.num_ranks > 1 else ''})",
-            f"time        {_duration(self.seconds)} on {ranks}: {self.num_tokens / self.seconds:,.0f} tokens/s, "
+            f"time        {format_duration(self.seconds)} on {ranks}: {self.num_tokens / self.seconds:,.0f} tokens/s, "
             f"assuming {self.mfu:.0%} of {device.peak_flops / 1e12:.3g} TFLOP/s",
         ]
         if device.memory is not None and memory.total > 0.9 * device.memory:
@@ -242,10 +243,3 @@ def _measure_cpu(precision: str, size: int = 1024, repeats: int = 5) -> Device:
 
 def _size(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.3g} GiB" if num_bytes > GIB / 10 else f"{num_bytes / 2**20:.3g} MiB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
