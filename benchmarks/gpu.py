@@ -111,7 +111,7 @@ def check_head() -> None:
         return [x.detach().cpu().clone() for x in (nll, *gradients)]
 
     expected, eager = compute("cpu"), compute("cuda")
-    model.compiled_slopes = torch.compile(lm._take_slopes, dynamic=False)
+    model.compiled_slopes = torch.compile(lm.slopes_of_logits, dynamic=False)
     pairs = [pair for found in (eager, compute("cuda")) for pair in zip(found, expected, strict=True)]
     error = max(float((found - right).norm() / right.norm()) for found, right in pairs)
     print(f"large head: largest relative distance of NLL and gradients CPU - GPU {error:.2e} (float32)")

@@ -73,9 +73,9 @@ def measure_plan(cache: TokenCache, num_documents: int) -> None:
     rule, scores = make_rule(planned, True), np.zeros(planned.num_segments, np.float32)
     start = time.perf_counter()
     blocks = Blocks(planned, rule, scores, split="train", context=256, seed=SEED)
-    blocks._plan(0)
+    blocks.plan(0)
     first = time.perf_counter() - start
-    blocks._plan(1)
+    blocks.plan(1)
     second = time.perf_counter() - start - first
     print(
         f"plan of {num_documents / 1e6:g}M documents, {planned.num_segments / 1e6:.0f}M segments: "

@@ -22,7 +22,7 @@ FIELDS = [field.name for field in fields(Batch)]
 def reference_rows(tokens: FakeTokens, rule: DataRule, scores: np.ndarray, blocks: Blocks, epoch: int):
     """The rows of an epoch in the order of its stream, token by token. Takes only the two orders and what is drawn
     (the labels left out, the places of tags) from the plan."""
-    plan = blocks._plan(epoch)
+    plan = blocks.plan(epoch)
     first_segment, first_token = cumulate(tokens.document_segments), cumulate(tokens.segment_lengths)
     labelled = set(plan.pieces.starts[plan.is_labelled].tolist())
     stream = []  # (id, kind, score, label)
@@ -121,7 +121,7 @@ def test_blocks_are_those_of_the_reference(case, epoch) -> None:
     blocks = Blocks(tokens, rule, scores, split="train", **options)
     rows = reference_rows(tokens, rule, scores, blocks, epoch)
     assert blocks.num_blocks == len(rows)
-    order = blocks._plan(epoch).blocks
+    order = blocks.plan(epoch).blocks
     assert sorted(order) == list(range(len(rows)))
     found = blocks.rows(epoch * len(rows) + np.arange(len(rows)))
     assert_equal(found, [rows[index] for index in order])
@@ -209,12 +209,12 @@ def test_epochs_differ_in_pages_blocks_and_dropped_tokens() -> None:
     blocks = Blocks(tokens, rule, scores, split="train", context=32, seed=5)
     other_seed = Blocks(tokens, rule, scores, split="train", context=32, seed=6)
     for one, other in (
-        (blocks._plan(0), blocks._plan(1)),
-        (blocks._plan(0), other_seed._plan(0)),
+        (blocks.plan(0), blocks.plan(1)),
+        (blocks.plan(0), other_seed.plan(0)),
     ):
         for name in ("pages", "blocks", "is_labelled"):
             assert (getattr(one, name) != getattr(other, name)).any(), name
-    assert (blocks._plan(0).blocks != np.arange(blocks.num_blocks)).any()
+    assert (blocks.plan(0).blocks != np.arange(blocks.num_blocks)).any()
 
 
 def test_the_score_belongs_to_the_predicted_token() -> None:
@@ -350,17 +350,16 @@ def test_tags_stand_inside_bad_segments_at_their_share_and_move_each_epoch() -> 
         assert tags.sum() == round(0.25 * taggable)
         assert not (tags[:, 1:] & (batch.kinds == END)[:, :-1]).any(), "never before a page's first token"
     assert (one.targets != other.targets).any()
-    assert (blocks._plan(0).pieces.starts != blocks._plan(1).pieces.starts).any()
+    assert (blocks.plan(0).pieces.starts != blocks.plan(1).pieces.starts).any()
 
 
-def test_the_same_part_of_an_epoch_is_the_same_documents_under_every_rule(monkeypatch) -> None:
-    monkeypatch.setattr("phf.tokens.blocks.SHUFFLE_BLOCKS", 8)
+def test_the_same_part_of_an_epoch_is_the_same_documents_under_every_rule() -> None:
     tokens, rule, scores = make_example(1000)
     owners = {float(score): index for index, score in enumerate(scores)}
     filtered = replace(rule, keep=np.random.default_rng(3).random(1000) < 0.5)
     halves = []
     for one in (DataRule(rule.keep, np.zeros_like(rule.labels)), rule, filtered):
-        blocks = Blocks(tokens, one, scores, split="train", context=32, seed=5)
+        blocks = Blocks(tokens, one, scores, split="train", context=32, seed=5, shuffle_blocks=8)
         half = blocks.rows(np.arange(blocks.num_blocks // 2))
         found = {owners[float(s)] for s in np.unique(half.scores[half.kinds == TEXT])}
         halves.append(found)

@@ -3,7 +3,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phf.corpus import digests
 from phf.corpus.digests import DigestSet
 
 
@@ -11,11 +10,7 @@ from phf.corpus.digests import DigestSet
 def test_it_agrees_with_a_set(numbers):
     # Digests with zero bytes at both ends and few differences, and merges after every third.
     values = [bytes([0, number % 3, 0, number // 3]) + bytes(12) + b"ignored" for number in numbers]
-    original, digests._MIN_RECENT = digests._MIN_RECENT, 3
-    try:
-        compact, plain = DigestSet(), set()
-        for value in values:
-            assert compact.add(value) == (value not in plain)
-            plain.add(value)
-    finally:
-        digests._MIN_RECENT = original
+    compact, plain = DigestSet(min_recent=3), set()
+    for value in values:
+        assert compact.add(value) == (value not in plain)
+        plain.add(value)

@@ -82,7 +82,7 @@ def test_what_the_classifier_reads(tokenizer, monkeypatch) -> None:
         seen.append((train, dev))
         return np.zeros(len(dev))
 
-    monkeypatch.setattr(downstream, "_finetune", keep)
+    monkeypatch.setattr(downstream, "finetune_classifier", keep)
     task = ClassificationTask(
         "t",
         "accuracy",

@@ -81,9 +81,9 @@ def test_it_trains_a_copy_on_good_documents_without_control_tokens(
         assert not batch.is_active.any(), "plain MLE"
         used |= set(batch.ids.ravel().tolist())
     assert len(used) > 50
-    assert found["last_loss"] < found["first_loss"]
-    assert (found["steps"], found["num_tokens"]) == (6, 6 * 4 * 64)
-    assert found["data"].startswith(split)
+    assert found.last_loss < found.first_loss
+    assert (found.steps, found.num_tokens) == (6, 6 * 4 * 64)
+    assert found.data.startswith(split)
     assert not copy.training
     assert any(not torch.equal(copy.state_dict()[name], tensor) for name, tensor in weights.items())
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())

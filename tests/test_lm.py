@@ -61,16 +61,15 @@ def test_pages_of_a_block_do_not_see_each_other(make):
         assert not torch.allclose(*leaky)
 
 
-def test_the_chunked_head_gives_the_plain_heads_nll_and_gradients(monkeypatch):
+def test_the_chunked_head_gives_the_plain_heads_nll_and_gradients():
     model = small_model()
     ids, targets = torch.randint(0, 512, (2, 3, 16), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(16).expand(3, 16)
     results = []
     for limit in (10**9, 1):
-        monkeypatch.setattr(lm, "CHUNKED_HEAD_VOCABULARY", limit)
-        monkeypatch.setattr(lm, "HEAD_CHUNK_TOKENS", 7)
         model.zero_grad()
-        nll = lm.token_nll(model, ids, targets, positions)
+        hidden = lm.hidden_states(model, ids, positions)
+        nll = lm.nll_of_hidden(model, hidden, targets, chunked_vocabulary=limit, chunk_tokens=7)
         nll.sum().backward()
         results.append((nll.detach(), model.get_input_embeddings().weight.grad.clone()))
     torch.testing.assert_close(results[0][0], results[1][0])
@@ -78,9 +77,8 @@ def test_the_chunked_head_gives_the_plain_heads_nll_and_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_head_of_a_gpu_gives_the_plain_heads_nll_and_gradients(precision, monkeypatch):
+def test_the_head_of_a_gpu_gives_the_plain_heads_nll_and_gradients(precision):
     # Run here on the CPU. benchmarks/gpu.py compares it on a GPU.
-    monkeypatch.setattr(lm, "SLOPE_CHUNK_TOKENS", 7)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(48, 32, generator=generator)
     targets = torch.randint(0, 512, (48,), generator=generator)
@@ -92,9 +90,9 @@ def test_the_head_of_a_gpu_gives_the_plain_heads_nll_and_gradients(precision, mo
         head.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             if is_plain:
-                nll = lm._chunk_nll(head, leaf, targets)
+                nll = lm.nll_of_chunk(head, leaf, targets)
             else:
-                nll = lm._HeadNLL.apply(leaf, head.weight, targets, lm._take_slopes)
+                nll = lm.HeadNLL.apply(leaf, head.weight, targets, lm.slopes_of_logits, 7)
         assert nll.dtype == torch.float32
         nll.backward(upstream)
         results.append((nll.detach(), leaf.grad, head.weight.grad.clone()))

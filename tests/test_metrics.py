@@ -68,10 +68,9 @@ def make_metric(name: str, **options) -> Metric:
     return Metric(name, (Measure(name, name),), options.pop("compute", compute), **options)
 
 
-def test_the_suite_is_a_loop_over_the_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suite_is_a_loop_over_the_tuple() -> None:
     from phf.config.evaluate import EvaluateConfig
     from phf.errors import PHFError
-    from phf.evaluate import suite
 
     def fail(subject) -> Measured:
         raise PHFError("no bad segment")
@@ -81,16 +80,15 @@ def test_the_suite_is_a_loop_over_the_tuple(monkeypatch: pytest.MonkeyPatch) -> 
         make_metric("unasked", is_wanted=lambda config: False, option="--unasked FILE"),
         make_metric("fragile", compute=fail, may_fail=True),
     )
-    monkeypatch.setattr(suite, "METRICS", metrics)
-    found, left_out = measure_all(FakeSubject(EvaluateConfig(suite="full")))
+    found, left_out = measure_all(FakeSubject(EvaluateConfig(suite="full")), metrics)
     assert list(found) == ["one"]
     assert left_out == {"one part": "why", "unasked": "give --unasked FILE", "fragile": "no bad segment"}
-    assert [measure.name for measure in list_measures(list(found["one"].measurements))] == ["one"]
-    _, left_out = measure_all(FakeSubject(EvaluateConfig()))
+    assert [measure.name for measure in list_measures(list(found["one"].measurements), metrics)] == ["one"]
+    _, left_out = measure_all(FakeSubject(EvaluateConfig()), metrics)
     assert "unasked" not in left_out, "the quick suite names nothing that it does not have"
-    monkeypatch.setattr(suite, "METRICS", (make_metric("asked", compute=fail, option="--asked FILE"),))
+    asked = make_metric("asked", compute=fail, option="--asked FILE")
     with pytest.raises(PHFError, match="no bad segment"):
-        measure_all(FakeSubject(EvaluateConfig()))
+        measure_all(FakeSubject(EvaluateConfig()), (asked,))
 
 
 def test_a_part_is_the_same_whether_it_was_kept(tmp_path) -> None:

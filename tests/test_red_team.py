@@ -264,7 +264,7 @@ def test_an_attacker_stops_at_the_end_of_its_line(attacker_folder) -> None:
         logits[:, :, next(rest)] = 0
         return CausalLMOutputWithPast(logits=logits)
 
-    attacker._model.forward = forward
+    attacker.model.forward = forward
     written = attacker.write_prompts(["x"], 2, seed=0)
     assert written.prompts == ["ab", "ab"]
     assert written.num_tokens_written == 2 * len(line)

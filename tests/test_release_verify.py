@@ -100,7 +100,7 @@ def test_without_the_run_the_written_logits_count(make):
 
 def test_a_changed_file_is_named_and_nothing_is_loaded(make, run, monkeypatch):
     folder = make(Delete())
-    monkeypatch.setattr(verify, "_ask_plain", None)
+    monkeypatch.setattr(verify.subprocess, "Popen", None)
     for path, whole in read_bytes(folder).items():
         middle = len(whole) // 2
         path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])

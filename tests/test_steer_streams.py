@@ -1,6 +1,7 @@
 """Two streams of one text: both say what the model says of it without a cache, whatever was copied in between."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +19,6 @@ from known_models import (
 )
 from transformers import LlamaForCausalLM
 
-import phf.steer.streams
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.measures.calibration import segment_posteriors
@@ -41,7 +41,7 @@ def open_pages(model: LlamaForCausalLM, mode: Mode = "good", sampling: SamplingC
 
 def read_ids(pages: Pages, drafts: Drafts, draft: int, index: int) -> list[int]:
     """The whole page of a draft."""
-    return [*pages.ids[index], *drafts._tokens[draft, : drafts._size[draft]].tolist()]
+    return [*pages.ids[index], *drafts.ids(draft).tolist()]
 
 
 def exact_logits(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
@@ -72,14 +72,13 @@ def shuffle_drafts(drafts: Drafts, rng: np.random.Generator, copies: int) -> Non
 @pytest.mark.parametrize("mode", ["good", "bad"])
 @pytest.mark.parametrize("logits_at_once", [1 << 24, 1])
 def test_the_posterior_is_that_of_the_calibration_through_prompts_segments_and_copies(
-    mode: Mode, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, logits_at_once: int
 ) -> None:
     """Copies are drawn at random, ended drafts among them: a wrong cache, mask or position shows in what follows."""
-    monkeypatch.setattr(phf.steer.streams, "_LOGITS_AT_ONCE", logits_at_once)
     model, copies = create_llama(seed=3), 3
     with torch.no_grad():
         model.lm_head.weight[[GOOD, BAD]] *= 1.5
-    pages = open_pages(model, mode)
+    pages = replace(open_pages(model, mode), logits_at_once=logits_at_once)
     own = pages.own
     drafts = pages.open(range(8), "segment", copies)
     rng = np.random.default_rng(0)
@@ -89,7 +88,7 @@ def test_the_posterior_is_that_of_the_calibration_through_prompts_segments_and_c
             break
         drafts.step()
         if number % 3 == 2:
-            had_left |= len(drafts._rows) < len(drafts.done)
+            had_left |= len(drafts.rows) < len(drafts.done)
             shuffle_drafts(drafts, rng, copies)
     assert drafts.done.all()
     assert had_left, "no draft had left the streams before a copy"
@@ -116,7 +115,7 @@ def test_a_twin_reads_the_text_with_the_other_tokens_or_without(mode: Mode, twin
 
     def check(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         nonlocal num_checked, num_control
-        for place, row in enumerate(drafts._rows):
+        for place, row in enumerate(drafts.rows):
             if drafts.done[row]:
                 continue
             ids = read_ids(pages, drafts, row, row)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import count
 
 import pytest
 import torch
@@ -38,12 +39,10 @@ def test_a_compiled_run_learns_the_same_and_goes_on_bit_for_bit(small_config, tm
         assert losses[0][loop.COMPILE_FROM_STEP :] != losses[1][loop.COMPILE_FROM_STEP :]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
-    compute = Gradients.compute
-    stop_at = {13}
+    compute, calls = Gradients.compute, count()
 
     def stop_once(self, batch):
-        if self._state.step in stop_at:
-            stop_at.clear()
+        if next(calls) == 13:
             raise KeyboardInterrupt
         return compute(self, batch)
 
@@ -123,14 +122,14 @@ def test_a_compiler_that_nobody_asked_for_may_fail(small_config, tmp_path, monke
 
 
 def test_bad_steps_at_the_end_of_a_run_stop_it_too(small_config, tmp_path, monkeypatch):
-    compute, put = Gradients.compute, Outcomes.put
+    compute, calls = Gradients.compute, count()
 
     def spoil(self, batch):
         loss, share = compute(self, batch)
-        return (loss * math.nan if self._state.step >= 10 else loss), share
+        return (loss * math.nan if next(calls) >= 10 else loss), share
 
     monkeypatch.setattr(Gradients, "compute", spoil)
-    monkeypatch.setattr(Outcomes, "put", lambda self, *x: (setattr(self, "_lag", 1), put(self, *x)))
+    monkeypatch.setattr(loop, "Outcomes", lambda state, lag: Outcomes(state, lag=1))
     with pytest.raises(PHFError, match="not finite 2 times in a row"):
         train(small_config("max_bad_steps=2", "log_every=100", "validate_every=0"), tmp_path / "run")
     assert Run.open(tmp_path / "run").steps == [4, 8]
@@ -172,7 +171,7 @@ class Waits(TorchDispatchMode):
 def test_no_step_waits_for_its_numbers(objective, small_config, tmp_path, monkeypatch):
     config = small_config(f"objective={objective}", "tokens=1024", "log_every=4", "validate_every=0")
     waits = {}
-    compute, step, put = Gradients.compute, loop.step_if_finite, Outcomes.put
+    compute, step = Gradients.compute, loop.step_if_finite
 
     def watched(name, function):
         def watch(*arguments):
@@ -186,7 +185,7 @@ def test_no_step_waits_for_its_numbers(objective, small_config, tmp_path, monkey
     monkeypatch.setattr(Gradients, "compute", watched("compute", compute))
     monkeypatch.setattr(loop, "step_if_finite", watched("step", step))
     # On the CPU outcomes are read at once; as on CUDA they are read one step late.
-    monkeypatch.setattr(Outcomes, "put", lambda self, *x: (setattr(self, "_lag", 1), put(self, *x)))
+    monkeypatch.setattr(loop, "Outcomes", lambda state, lag: Outcomes(state, lag=1))
     # torch's own fused AdamW reads its step counts on the CPU, where that waits for nothing.
     train(config, tmp_path / "run")
     assert waits == {"compute": [], "step": []}
@@ -194,8 +193,7 @@ def test_no_step_waits_for_its_numbers(objective, small_config, tmp_path, monkey
 
 def test_outcomes_count_skipped_steps_late_but_all_of_them():
     state = TrainState()
-    outcomes = Outcomes(state, torch.device("cpu"))
-    outcomes._lag = 1
+    outcomes = Outcomes(state, lag=1)
     values = [1.0, math.nan, math.inf, 2.0, math.nan]
     seen = []
     for value in values:
@@ -212,16 +210,16 @@ def test_outcomes_count_skipped_steps_late_but_all_of_them():
 def test_a_step_that_is_not_finite_moves_nothing_with_either_optimizer(
     name, small_config, tmp_path, monkeypatch
 ):
-    compute = Gradients.compute
+    clip, calls = torch.nn.utils.clip_grad_norm_, count()
 
-    def spoil(self, batch):
-        loss, share = compute(self, batch)
-        if self._state.step in (4, 5):
-            for parameter in self._trained.parameters():
+    def spoil(parameters, max_norm):
+        parameters = list(parameters)
+        if next(calls) in (4, 5):
+            for parameter in parameters:
                 parameter.grad.fill_(math.nan)
-        return loss, share
+        return clip(parameters, max_norm)
 
-    monkeypatch.setattr(Gradients, "compute", spoil)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
     config = small_config(
         f"optim.name={name}", "checkpoint_every=1", "keep_checkpoints=99", "validate_every=0"
     )

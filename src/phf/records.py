@@ -157,6 +157,15 @@ class Estimate:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingCorpus:
+    """What run.json says of the corpus."""
+
+    id: str
+    num_documents: int
+    sources: list[str]
+
+
 def upgrade_run(record: dict[str, Any]) -> dict[str, Any]:
     """The content of run.json with today's names: version 1 called the threshold of segments `good`, and the objective's own
     `threshold`. A run is too dear to be made again for that."""

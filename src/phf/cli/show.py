@@ -95,14 +95,14 @@ def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> Non
 
 def _describe(run: "RunFolder") -> list[tuple[str, str]]:
     """Lines about a run: what it is, its data, how far it came, its curves, its checkpoints."""
-    record, settings = run.record, run.settings
+    record, settings, corpus = run.record, run.settings, run.record.corpus
     given = record.config.get("objective")
     options = (
         {key: value for key, value in given.items() if key != "kind" and value is not None}
         if isinstance(given, dict)
         else {}
     )
-    sources = [source.partition(" [")[0] for source in record.corpus.sources]
+    sources = [source.partition(" [")[0] for source in (corpus.sources if corpus else [])]
     init = f", from {settings.model.init}" if settings.model.init else ""
     lines = [
         (
@@ -111,7 +111,10 @@ def _describe(run: "RunFolder") -> list[tuple[str, str]]:
         ),
         ("good", (record.threshold and record.threshold.message) or "–"),
         ("model", f"{_show_value(record.num_parameters)} parameters, {_show_value(record.precision)}{init}"),
-        ("data", f"{_show_value(record.corpus.num_documents)} documents of {_join(sources) or '–'}"),
+        (
+            "data",
+            f"{_show_value(corpus.num_documents if corpus else None)} documents of {_join(sources) or '–'}",
+        ),
         ("scored by", f"{_show_value(settings.reward_model)}, {_show_value(settings.segments)}"),
         ("training", _describe_progress(run)),
     ]

@@ -55,7 +55,7 @@ class LanguageModelAttacker:
     ) -> None:
         """`tokenizer` is the model's own Hugging Face tokenizer."""
         self.name = name
-        self._model, self._tokenizer = model.eval(), tokenizer
+        self.model, self._tokenizer = model.eval(), tokenizer
         self._sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         vocabulary = tokenizer.get_vocab()
         start = vocabulary.get(END_TOKEN, tokenizer.bos_token_id)
@@ -89,12 +89,12 @@ class LanguageModelAttacker:
         """See `Attacker`. All are drawn in one batch, on which they depend."""
         text = "".join(f"{number}. {shot}\n" for number, shot in enumerate(shots, 1)) + f"{len(shots) + 1}."
         ids = torch.tensor([[*self._start, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]])
-        devices = [self._model.device] if self._model.device.type == "cuda" else []
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            output = self._model.generate(
-                ids.to(self._model.device),
-                attention_mask=torch.ones_like(ids).to(self._model.device),
+            output = self.model.generate(
+                ids.to(self.model.device),
+                attention_mask=torch.ones_like(ids).to(self.model.device),
                 num_return_sequences=count,
                 max_new_tokens=MAX_PROMPT_TOKENS,
                 eos_token_id=self._stops,

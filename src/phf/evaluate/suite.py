@@ -1,5 +1,7 @@
 """All metrics, in the order in which they are measured and shown."""
 
+from collections.abc import Sequence
+
 from phf.config.evaluate import EvaluateConfig
 from phf.errors import PHFError
 from phf.evaluate.measures import (
@@ -62,7 +64,9 @@ def check_config(config: EvaluateConfig) -> None:
         metric.check(config)
 
 
-def measure_all(subject: Subject) -> tuple[dict[str, Measured], dict[str, str]]:
+def measure_all(
+    subject: Subject, metrics: Sequence[Metric] = METRICS
+) -> tuple[dict[str, Measured], dict[str, str]]:
     """What each wanted metric found, by its name; and what was not measured, and why.
 
     A metric of the full suite that this run's data does not admit is left out; one that was asked for by name and fails stops
@@ -71,8 +75,8 @@ def measure_all(subject: Subject) -> tuple[dict[str, Measured], dict[str, str]]:
     found: dict[str, Measured] = {}
     left_out: dict[str, str] = {}
     num_done = 0
-    num_wanted = sum(metric.is_wanted(subject.config) for metric in METRICS)
-    for metric in METRICS:
+    num_wanted = sum(metric.is_wanted(subject.config) for metric in metrics)
+    for metric in metrics:
         if not metric.is_wanted(subject.config):
             if metric.option and subject.config.suite == "full":
                 left_out[metric.name] = f"give {metric.option}"
@@ -94,7 +98,7 @@ def measure_all(subject: Subject) -> tuple[dict[str, Measured], dict[str, str]]:
     return found, left_out
 
 
-def list_measures(measurements: list[Measurement]) -> list[Measure]:
-    """How each measure of these is shown, in the order of `METRICS`."""
+def list_measures(measurements: list[Measurement], metrics: Sequence[Metric] = METRICS) -> list[Measure]:
+    """How each measure of these is shown, in the order of the metrics."""
     measured = {row.measure for row in measurements}
-    return [measure for metric in METRICS for measure in metric.measures if measure.name in measured]
+    return [measure for metric in metrics for measure in metric.measures if measure.name in measured]

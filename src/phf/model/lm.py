@@ -259,36 +259,43 @@ def check_head(model: "PreTrainedModel") -> None:
 
 
 def nll_of_hidden(
-    model: "PreTrainedModel", hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]
+    model: "PreTrainedModel",
+    hidden: Float[Tensor, "B T D"],
+    targets: Int[Tensor, "B T"],
+    *,
+    chunked_vocabulary: int = CHUNKED_HEAD_VOCABULARY,
+    chunk_tokens: int = HEAD_CHUNK_TOKENS,
 ) -> Float[Tensor, "B T"]:
-    """-log p(target) in nats, float32. Large vocabularies go through the head in checkpointed chunks of tokens, in
-    training on CUDA at once.
+    """-log p(target) in nats, float32. Large vocabularies (`chunked_vocabulary` and on) go through the head in checkpointed
+    chunks of tokens, in training on CUDA at once.
     """
     head = model.get_output_embeddings()
-    chunk_nll = getattr(model, "compiled_nll", _chunk_nll)
-    if head.weight.shape[0] < CHUNKED_HEAD_VOCABULARY:
+    chunk_nll = getattr(model, "compiled_nll", nll_of_chunk)
+    if head.weight.shape[0] < chunked_vocabulary:
         return chunk_nll(head, hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
     if hidden.is_cuda and hidden.requires_grad and type(head) is nn.Linear and head.bias is None:
-        take_slopes = getattr(model, "compiled_slopes", _take_slopes)
-        nll: Tensor = _HeadNLL.apply(hidden.flatten(0, 1), head.weight, targets.flatten(), take_slopes)
+        take_slopes = getattr(model, "compiled_slopes", slopes_of_logits)
+        nll: Tensor = HeadNLL.apply(
+            hidden.flatten(0, 1), head.weight, targets.flatten(), take_slopes, SLOPE_CHUNK_TOKENS
+        )
         return nll.view(targets.shape)
     chunks = [
         checkpoint(chunk_nll, head, hidden_chunk, target_chunk, use_reentrant=False)
         for hidden_chunk, target_chunk in zip(
-            torch.split(hidden.flatten(0, 1), HEAD_CHUNK_TOKENS),
-            torch.split(targets.flatten(), HEAD_CHUNK_TOKENS),
+            torch.split(hidden.flatten(0, 1), chunk_tokens),
+            torch.split(targets.flatten(), chunk_tokens),
             strict=True,
         )
     ]
     return torch.cat(chunks).view(targets.shape)
 
 
-def _chunk_nll(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def nll_of_chunk(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """[N D], [N] -> [N]; plain types, for what is compiled cannot be checked while it runs."""
     return F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
 
-class _HeadNLL(torch.autograd.Function):
+class HeadNLL(torch.autograd.Function):
     """NLL of a linear head where memory suffices for all logits in the head's precision; no product is computed twice.
 
     Forward writes the NLL's slope along each logit in the logit's place. What comes from upstream is one number a
@@ -297,28 +304,33 @@ class _HeadNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, take_slopes: Callable[..., Tensor]
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        take_slopes: Callable[..., Tensor],
+        chunk_tokens: int,
     ) -> Tensor:
-        """[N D], [V D], [N] -> [N]; `take_slopes` is `_take_slopes`, compiled or not."""
+        """[N D], [V D], [N] -> [N]; `take_slopes` is `slopes_of_logits`, compiled or not; it takes `chunk_tokens` at a time."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         slopes = hidden @ weight.T
         chosen = slopes.gather(1, targets[:, None]).squeeze(1).float()
-        chunks = (torch.split(whole, SLOPE_CHUNK_TOKENS) for whole in (slopes, targets))
+        chunks = (torch.split(whole, chunk_tokens) for whole in (slopes, targets))
         sums = torch.cat([take_slopes(*chunk) for chunk in zip(*chunks, strict=True)])
         ctx.save_for_backward(hidden, weight, slopes)
         return sums - chosen
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of hidden states and weight."""
         hidden, weight, slopes = ctx.saved_tensors
         upstream = upstream[:, None]
-        return (slopes @ weight) * upstream, slopes.T @ (hidden * upstream).to(slopes.dtype), None, None
+        return (slopes @ weight) * upstream, slopes.T @ (hidden * upstream).to(slopes.dtype), None, None, None
 
 
-def _take_slopes(logits: Tensor, targets: Tensor) -> Tensor:
+def slopes_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-sum-exp [N] of logits [N V]. In their place come their slopes: probabilities, less 1 at the targets."""
     wide = logits.float()
     top = wide.amax(1, keepdim=True)
@@ -336,8 +348,8 @@ def compile_model(model: "PreTrainedModel") -> None:
     for layers in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
         for layer in layers:
             layer.compile(dynamic=False)
-    model.compiled_nll = torch.compile(_chunk_nll, dynamic=False)
-    model.compiled_slopes = torch.compile(_take_slopes, dynamic=False)
+    model.compiled_nll = torch.compile(nll_of_chunk, dynamic=False)
+    model.compiled_slopes = torch.compile(slopes_of_logits, dynamic=False)
 
 
 def forget_compiled(model: "PreTrainedModel") -> None:

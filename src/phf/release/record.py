@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from phf.config.train import SamplingConfig, TrainConfig
 from phf.errors import PHFError
 from phf.files import hash_json
-from phf.records import Identity, Number
+from phf.records import Identity, Number, TrainingCorpus
 from phf.release.edited import Edited
 from phf.results import (
     EVALUATION_FILE,
@@ -42,15 +42,6 @@ class SourceRun:
     id: str
     step: int
     tokens_seen: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingCorpus:
-    """What run.json says of the corpus."""
-
-    id: str
-    num_documents: int
-    sources: list[str]
 
 
 @dataclass(frozen=True, slots=True)

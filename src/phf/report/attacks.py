@@ -1,12 +1,10 @@
 """Does it hold under attack? Red team, bad examples in context, leaks of bad mode, finetuning on benign data."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from pydantic import JsonValue
-
-from phf.evaluate.drawn import FoundPrompt
+from phf.evaluate.facts import RedTeamFacts
 from phf.records import Estimate
 from phf.report.figures import Drawing
 from phf.report.lines import draw_lines, list_lines, list_points
@@ -21,23 +19,6 @@ MAX_PROMPTS = 5
 _MAX_CHARACTERS = 600
 
 _TONES: dict[str, Tone] = {"worse": "no", "better": "yes"}
-
-
-@dataclass(frozen=True)
-class RedTeamFacts:
-    """The facts of `red_team`."""
-
-    attacker: JsonValue = None
-    settings: dict[str, JsonValue] = field(default_factory=dict)
-    prompts: list[FoundPrompt] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class FinetunedFacts:
-    """The facts of `finetuned`."""
-
-    steps: int | None = None
-    data: JsonValue = None
 
 
 @dataclass(frozen=True, slots=True)

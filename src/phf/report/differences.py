@@ -73,7 +73,7 @@ def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[JsonValue]]:
         {
             **flatten(run.record.config),
             **{f"versions.{name}": value for name, value in run.record.versions.items()},
-            "corpus id": run.record.corpus.id,
+            "corpus id": run.record.corpus.id if run.record.corpus else None,
             "parameters": run.record.num_parameters,
             "precision used": run.record.precision,
             "threshold used": run.record.threshold.value if run.record.threshold else None,

@@ -15,12 +15,11 @@ from pydantic import JsonValue
 from rich.table import Table as TerminalTable
 
 from phf.config.fields import flatten
+from phf.evaluate.facts import FinetunedFacts, RedTeamFacts
 from phf.files import write_bytes
 from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.report.agreement import draw_all_agreement, measure_agreement, tabulate_agreement
 from phf.report.attacks import (
-    FinetunedFacts,
-    RedTeamFacts,
     draw_in_context,
     draw_red_team,
     list_prompts,

@@ -15,13 +15,16 @@ from phf.results import Judge
 
 def state_facts(runs: list[RunFolder]) -> dict[str, list[str | int]]:
     """What the opening paragraph says; several values where the runs differ."""
-    records, settings = [run.record for run in runs], [run.settings for run in runs]
+    settings, corpora = (
+        [run.settings for run in runs],
+        [run.record.corpus for run in runs if run.record.corpus],
+    )
     # A source that was selected from names the rule behind it: "tweets [balanced by ...]".
-    sources = [source.partition(" [") for record in records for source in record.corpus.sources]
+    sources = [source.partition(" [") for corpus in corpora for source in corpus.sources]
     found: dict[str, list[str | int | None]] = {
-        "parameters": [record.num_parameters for record in records],
+        "parameters": [run.record.num_parameters for run in runs],
         "tokens": [one.tokens for one in settings],
-        "documents": [record.corpus.num_documents for record in records],
+        "documents": [corpus.num_documents for corpus in corpora],
         "sources": [name for name, _, _ in sources],
         "selections": [rule.removesuffix("]") or None for _, _, rule in sources],
         "segments": [one.segments for one in settings],
@@ -107,7 +110,7 @@ def _list_likeness(run: RunFolder) -> dict[str, JsonValue]:
     """What runs should share, so that a difference between them comes from their objectives alone."""
     record = run.record
     return {
-        "corpus": record.corpus.id,
+        "corpus": record.corpus.id if record.corpus else None,
         "reward model": record.reward_model,
         "tokenizer": record.tokenizer,
         "tokens": run.settings.tokens,

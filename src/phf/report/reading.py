@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from phf.errors import PHFError
-from phf.files import check_hash, hash_json, read_json
-from phf.records import RUN_VERSION, upgrade_run
+from phf.files import check_hash, hash_json
+from phf.records import TrainingCorpus
 from phf.results import (
     EVALUATION_FILE,
     MODE_ORDER,
@@ -25,10 +25,11 @@ from phf.results import (
     Judge,
     Measurement,
     Measurements,
-    check_version,
     parse_json,
     read_evaluation,
 )
+from phf.thresholds import ResolvedThreshold
+from phf.train.folder import count_steps, list_checkpoints, read_run_record
 
 UNPROMPTED = "unprompted"
 """The scenario of samples that start a page, in samples.parquet."""
@@ -81,23 +82,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class CorpusFacts:
-    """The corpus a run was trained on."""
-
-    id: str | None = None
-    num_documents: int | None = None
-    sources: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ThresholdFacts:
-    """Where good text ends, and the sentence that says so."""
-
-    value: float | None = None
-    message: str | None = None
-
-
-@dataclass(frozen=True)
 class StartFacts:
     """The run whose weights a run started from."""
 
@@ -106,22 +90,20 @@ class StartFacts:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of run.json that pages speak of.
+    """The content of run.json that pages speak of; what a record that was cut does not say is None.
 
     Attributes:
         config: the whole configuration that the run was trained with.
-        threshold: good text ends there; None in a record that was cut.
-        objective_threshold: of the objective, if it has one.
+        threshold: good text ends there.
         objective_function: what identifies a user's own objective.
     """
 
     config: dict[str, JsonValue] = field(default_factory=dict)
     versions: dict[str, JsonValue] = field(default_factory=dict)
-    corpus: CorpusFacts = field(default_factory=CorpusFacts)
+    corpus: TrainingCorpus | None = None
     reward_model: dict[str, JsonValue] = field(default_factory=dict)
     tokenizer: dict[str, JsonValue] = field(default_factory=dict)
-    threshold: ThresholdFacts | None = None
-    objective_threshold: ThresholdFacts | None = None
+    threshold: ResolvedThreshold | None = None
     epochs: float | None = None
     num_parameters: int | None = None
     precision: str | None = None
@@ -178,13 +160,12 @@ class RunFolder:
         """Optimizer steps of the whole run: the budget rounded up to whole batches."""
         settings = self.settings
         tokens, batch, context = settings.tokens, settings.optim.batch_blocks, settings.data.context
-        return math.ceil(tokens / (batch * context)) if tokens and batch and context else None
+        return count_steps(tokens, batch, context) if tokens and batch and context else None
 
     @cached_property
     def checkpoints(self) -> list[int]:
         """Steps that have a whole checkpoint, ascending."""
-        names = [path.parent.name for path in (self.path / "checkpoints").glob("step-*/checkpoint.json")]
-        return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+        return list_checkpoints(self.path)
 
     @property
     def is_finished(self) -> bool:
@@ -265,12 +246,10 @@ def read_runs(paths: list[Path], *, must_be_evaluated: bool = True) -> list[RunF
 
 
 def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
-    if not (path / "run.json").is_file():
-        raise PHFError(f"{path} is not a run: it has no run.json; give a folder that 'phf train' made")
+    record = parse_json(read_run_record(path), RunRecord, f"{path}/run.json")
     is_evaluated = (path / EVALUATION_FILE).is_file()
     if must_be_evaluated and not is_evaluated:
         raise PHFError(f"run {path} has no evaluation.json; run 'phf evaluate {path}' first")
-    record = _read_record(path / "run.json")
     evaluation = read_evaluation(path / EVALUATION_FILE) if is_evaluated else None
     metrics, skipped = _read_metrics(path / "metrics.jsonl")
     return RunFolder(
@@ -285,15 +264,6 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
         settings_hash=hash_json([{**record.config, "seed": None}, record.objective_function]),
     )
-
-
-def _read_record(path: Path) -> RunRecord:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: delete it and make it again")
-    value = upgrade_run(value)
-    check_version(path, value.get("format_version", RUN_VERSION), RUN_VERSION, "phf train")
-    return parse_json(value, RunRecord, str(path))
 
 
 def _read_metrics(path: Path) -> tuple[list[MetricsLine], int]:

@@ -1,11 +1,11 @@
 """Steering at inference: what each method scores, beside plain sampling of the same mode, and what it costs."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from pydantic import JsonValue
 
+from phf.evaluate.facts import MethodFacts
 from phf.records import Estimate
 from phf.report.figures import Drawing, draw_figure, plot_point, scale_estimate, shorten
 from phf.report.plane import find_frontier, label_points
@@ -18,15 +18,6 @@ PLAIN = "plain sampling"
 _MAX_LABELS = 10
 """With more points than this only those on the frontier are named; hovering names every point."""
 _COSTS = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-@dataclass(frozen=True)
-class MethodFacts:
-    """The facts of one method of `steering`: its spec, the mode it was tried in, and what it went by."""
-
-    spec: str
-    mode: str
-    facts: dict[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

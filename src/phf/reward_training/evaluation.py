@@ -3,17 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phf.errors import PHFError
-from phf.files import read_json, write_json
 from phf.records import Estimate, Identity, Number
 from phf.results import (
     EVALUATION_FILE,
+    HasMeasurements,
     Measure,
     Measurement,
-    Measurements,
-    check_version,
-    parse_json,
-    to_json,
+    read_versioned,
+    write_versioned,
 )
 from phf.reward_models.linear import HeavyNGram
 from phf.reward_training.labels import BadLine, LabelKind
@@ -206,7 +203,7 @@ class Teaching:
 
 
 @dataclass(frozen=True)
-class RewardEvaluation:
+class RewardEvaluation(HasMeasurements):
     """The content of evaluation.json.
 
     Attributes:
@@ -227,17 +224,10 @@ class RewardEvaluation:
     labels: LabelFacts | None = None
     teaching: Teaching | None = None
 
-    @property
-    def results(self) -> Measurements:
-        """The measurements, found by place."""
-        return Measurements(self.measurements)
-
 
 def write_reward_evaluation(folder: Path, evaluation: RewardEvaluation) -> RewardEvaluation:
     """Write evaluation.json; gives the evaluation back."""
-    value = to_json(evaluation)
-    assert isinstance(value, dict)
-    write_json(folder / EVALUATION_FILE, {"format_version": REWARD_EVALUATION_VERSION, **value})
+    write_versioned(folder / EVALUATION_FILE, evaluation, REWARD_EVALUATION_VERSION)
     return evaluation
 
 
@@ -247,9 +237,5 @@ def read_reward_evaluation(folder: Path) -> RewardEvaluation:
     Raises:
         PHFError: there is none, it is damaged, or it is of another format version.
     """
-    path = folder / EVALUATION_FILE
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: make the reward model again")
-    check_version(path, value.pop("format_version", None), REWARD_EVALUATION_VERSION, "phf reward train")
-    return parse_json(value, RewardEvaluation, str(path))
+    path, remedy = folder / EVALUATION_FILE, "make the reward model again"
+    return read_versioned(path, RewardEvaluation, REWARD_EVALUATION_VERSION, "phf reward train", remedy)

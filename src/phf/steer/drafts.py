@@ -97,6 +97,7 @@ class Drafts:
     Attributes:
         num_passes: (row, position) pairs that went through the model so far.
         done: bool [N], the drafts that have ended.
+        rows: the draft of each row of the streams.
         belief: with the twin `segment`, what the model makes of them.
     """
 
@@ -127,7 +128,7 @@ class Drafts:
         places: dict[tuple[int, ...], int] = {}
         rows = np.repeat([places.setdefault(tuple(page), len(places)) for page in own_pages], copies)
         self._mode, self._twin = self._read(pages, list(places), rows)
-        self._rows = np.arange(count)
+        self.rows = np.arange(count)
         for stream in self._streams:
             stream.select(rows)
 
@@ -169,7 +170,9 @@ class Drafts:
                 start = width - 1 - is_own[:, ::-1].argmax(1)  # of the last segment
                 here = np.arange(width) == start[:, None]
                 twin = open_stream(np.where(here, exchanged, ids), padding)
-                (own, controls), (other, _) = (each.read_scored(self._control.good) for each in (mode, twin))
+                (own, controls), (other, _) = (
+                    each.read_scored(self._control.good, pages.logits_at_once) for each in (mode, twin)
+                )
                 is_text = np.arange(1, width) > start[:, None]
                 gap = np.where(is_text, (own - other).double().cpu().numpy(), 0).sum(1)
                 before = controls[torch.arange(len(ids)), torch.from_numpy(start - 1)]
@@ -199,7 +202,7 @@ class Drafts:
         """
         if not self._is_read:
             self._advance()
-        rows = self._rows
+        rows = self.rows
         logits = self._mode.logits.clone()
         if combine is not None and self._twin is not None:
             logits = combine(logits, self._twin.logits)
@@ -230,17 +233,17 @@ class Drafts:
         )
         gap = self._sign * (own - other).double().cpu().numpy()
         is_text = live & self._drawer.is_text(drawn)
-        self.belief.ratio[self._rows[is_text]] += gap[is_text]
+        self.belief.ratio[self.rows[is_text]] += gap[is_text]
         starts = live & (drawn == self._own)
         prior = self._log_odds(self._mode.logits[:, self._control.good :])
-        self.belief.start_segments(self._rows[starts], prior[starts])
+        self.belief.start_segments(self.rows[starts], prior[starts])
 
     def _advance(self) -> None:
         """Let the streams read what was written last."""
-        live = np.flatnonzero(~self.done[self._rows])
-        if len(live) < COMPACT_SHARE * len(self._rows):
-            self._select(live, self._rows[live])
-        tokens = self._last[self._rows]
+        live = np.flatnonzero(~self.done[self.rows])
+        if len(live) < COMPACT_SHARE * len(self.rows):
+            self._select(live, self.rows[live])
+        tokens = self._last[self.rows]
         is_own = tokens == self._own
         if self._twin is not None:
             exchanged = np.where(is_own, self._other, tokens)
@@ -255,13 +258,13 @@ class Drafts:
         """The streams go on with these of their rows, which are now the drafts `rows`."""
         for stream in self._streams:
             stream.select(places)
-        self._rows = rows
+        self.rows = rows
 
     @torch.inference_mode()
     def copy(self, parents: npt.NDArray[np.int64]) -> None:
         """Draft i becomes a copy of draft `parents[i]`, and goes on with its own random numbers."""
         places = np.full(len(self.done), -1)
-        places[self._rows] = np.arange(len(self._rows))
+        places[self.rows] = np.arange(len(self.rows))
         self._tokens, self._last = self._tokens[parents], self._last[parents]
         self._size, self._num_text = self._size[parents], self._num_text[parents]
         self._room, self.done = self._room[parents], self.done[parents]
@@ -275,9 +278,13 @@ class Drafts:
         for stream in self._streams:
             stream.overwrite(places[live[changed]], stream, sources[changed])
 
+    def ids(self, draft: int) -> npt.NDArray[np.int64]:
+        """All that was written behind the page of a draft, control tokens and the end included."""
+        return self._tokens[draft, : self._size[draft]]
+
     def text(self, draft: int) -> Written:
         """What was written behind the page of a draft."""
-        new = self._tokens[draft, : self._size[draft]]
+        new = self.ids(draft)
         return new[self._drawer.is_text(new)].tolist(), bool((new == self._control.end).any())
 
 
@@ -291,6 +298,7 @@ class Pages:
         prompts: sample i continues prompt i modulo their number.
         limit: positions a page may fill.
         own, other: the control tokens of the mode and of the other one.
+        logits_at_once: those of a page's own text that are held at a time.
     """
 
     target: Target
@@ -301,6 +309,7 @@ class Pages:
     limit: int
     own: int
     other: int
+    logits_at_once: int = 1 << 24
 
     @classmethod
     def create(

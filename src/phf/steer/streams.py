@@ -16,10 +16,6 @@ from phf.records import Number, Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LOGITS_AT_ONCE = 1 << 24
-"""Logits of a page's own text that are held at a time."""
-
-
 Score = Callable[[Sequence[str]], npt.NDArray[np.float64]]
 """Scores of texts, float64 [num_texts]; higher = worse, NaN = unscored."""
 
@@ -101,15 +97,19 @@ class Stream:
         """Take the pages in."""
         self.logits = self._forward(self._ids, 1)[:, -1]
 
-    def read_scored(self, last: int) -> tuple[Tensor, Tensor]:
-        """Take the pages in. `last`: the first id that is no text, see `text_log_probs`.
+    def read_scored(self, last: int, logits_at_once: int) -> tuple[Tensor, Tensor]:
+        """Take the pages in.
+
+        Args:
+            last: the first id that is no text, see `text_log_probs`.
+            logits_at_once: how many are held at a time.
 
         Returns:
             the log-probability of each id as text, given those before it, and the logits of all control tokens before
             it: float32 [B, T - 1] and [B, T - 1, control tokens].
         """
         num, size = self._ids.shape
-        step = max(1, _LOGITS_AT_ONCE // (num * self._vocab_size))
+        step = max(1, logits_at_once // (num * self._vocab_size))
         texts, controls = [], []
         for start in range(0, size, step):
             logits = self._forward(self._ids[:, start : start + step], 0)

@@ -32,7 +32,7 @@ _PAGES, _BLOCKS, _DROPS, _TAGS, _POISON = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Pieces:
+class Pieces:
     """How the text is cut.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """One epoch.
 
     Attributes:
@@ -70,7 +70,7 @@ class _Plan:
     epoch: int
     pages: npt.NDArray[np.uint32]
     page_starts: Ints
-    pieces: _Pieces
+    pieces: Pieces
     marks: Ints
     is_labelled: npt.NDArray[np.bool_]
     has_control: npt.NDArray[np.bool_]
@@ -80,10 +80,10 @@ class _Plan:
 class Blocks:
     """The blocks of one split under one data rule, over endless epochs.
 
-    Each epoch holds every token of every kept segment once, its pages and blocks in an order of its own. In each,
-    exactly `drop_fraction` of the labelled segments, drawn anew, go without their label (and exactly `tag_fraction` of
-    the tokens get a tag): so all epochs have the same number of blocks, and a step's place follows without looking at
-    the epochs before it. The order of pages is that of the whole split, without those a rule does not keep.
+    Each epoch holds every token of every kept segment once, its pages and blocks in an order of its own
+    (`plan(epoch)`). In each, exactly `drop_fraction` of the labelled segments, drawn anew, go without their label (and
+    exactly `tag_fraction` of the tokens get a tag): so all epochs have the same number of blocks, and a step's place
+    follows without looking at the epochs before it. The order of pages is that of the whole split, without those a rule does not keep.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Blocks:
         seed: int,
         isolate_documents: bool = True,
         is_active: bool = True,
+        shuffle_blocks: int = SHUFFLE_BLOCKS,
     ) -> None:
         """Plan the blocks; reads no token.
 
@@ -110,6 +111,7 @@ class Blocks:
             seed: of the orders and of all that is drawn.
             isolate_documents: whether positions restart at every `<|endoftext|>`.
             is_active: whether the objective is active in these blocks (see `Batch.is_active`).
+            shuffle_blocks: blocks of the stream that are shuffled among one another.
 
         Raises:
             PHFError: rule or scores do not fit the tokens, a kept segment has no score, or no token is kept.
@@ -128,6 +130,7 @@ class Blocks:
         self.seed = seed
         self.isolate_documents = isolate_documents
         self.is_active = is_active
+        self._shuffle_blocks = shuffle_blocks
         self._rule = rule
         self._scores = scores
         self._ids = tokens.ids
@@ -142,7 +145,7 @@ class Blocks:
         if rule.keep_segments is not None and split == "train":
             is_used = rule.keep_segments
         lengths = np.where(is_used, tokens.segment_lengths, 0)
-        self._pieces = _Pieces(self._token_starts[:-1], lengths, cumulate(tokens.document_segments))
+        self._pieces = Pieces(self._token_starts[:-1], lengths, cumulate(tokens.document_segments))
         document_tokens = np.diff(cumulate(lengths)[self._pieces.document_starts])
         self._split_documents = np.flatnonzero(
             tokens.split_mask(split) & (tokens.document_segments > 0)
@@ -168,7 +171,7 @@ class Blocks:
         if rule.tag_fraction > 0:
             num_control = self._num_tags
         self._num_inputs = int(document_tokens[kept].sum()) + int(kept.sum()) + num_control
-        self._plan = lru_cache(maxsize=2)(self._make_plan)  # a batch may lie in two epochs
+        self.plan = lru_cache(maxsize=2)(self._make_plan)  # a batch may lie in two epochs
 
     @property
     def num_tokens_per_epoch(self) -> int:
@@ -193,7 +196,7 @@ class Blocks:
         epochs, places = np.divmod(np.asarray(indices, np.int64), self.num_blocks)
         batches = []
         for first, stop in _runs(epochs):
-            plan = self._plan(int(epochs[first]))
+            plan = self.plan(int(epochs[first]))
             batches.append(self._assemble(plan, plan.blocks[places[first:stop]].astype(np.int64)))
         return join_batches(batches)
 
@@ -201,9 +204,9 @@ class Blocks:
         """The first blocks of the first epoch's stream, in its order: always the same ones, for validation."""
         stop = min(max_blocks, self.num_blocks)
         for first in range(0, stop, batch_blocks):
-            yield self._assemble(self._plan(0), np.arange(first, min(first + batch_blocks, stop)))
+            yield self._assemble(self.plan(0), np.arange(first, min(first + batch_blocks, stop)))
 
-    def _make_plan(self, epoch: int) -> _Plan:
+    def _make_plan(self, epoch: int) -> Plan:
         pages = self._generator(epoch, _PAGES).permutation(self._split_documents)
         pages = pages[self._kept[pages]]
         if self._rule.tag_fraction > 0:
@@ -222,14 +225,14 @@ class Blocks:
         assert page_starts[-1] == self._num_inputs
         blocks = np.arange(self.num_blocks, dtype=np.uint32)
         rng = self._generator(epoch, _BLOCKS)
-        for first in range(0, self.num_blocks, SHUFFLE_BLOCKS):
-            rng.shuffle(blocks[first : first + SHUFFLE_BLOCKS])
-        return _Plan(epoch, pages, page_starts, pieces, marks, is_labelled, has_control, blocks)
+        for first in range(0, self.num_blocks, self._shuffle_blocks):
+            rng.shuffle(blocks[first : first + self._shuffle_blocks])
+        return Plan(epoch, pages, page_starts, pieces, marks, is_labelled, has_control, blocks)
 
     def _generator(self, epoch: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, purpose])
 
-    def _cut_at_tags(self, epoch: int) -> tuple[_Pieces, npt.NDArray[np.bool_]]:
+    def _cut_at_tags(self, epoch: int) -> tuple[Pieces, npt.NDArray[np.bool_]]:
         """The pieces between tags, and which of them begin with one: a tag in each of equal runs of taggable tokens."""
         ends = cumulate(self._pieces.lengths[self._labelled] - 1)
         bounds = np.arange(self._num_tags + 1) * int(ends[-1]) // max(self._num_tags, 1)
@@ -243,9 +246,9 @@ class Blocks:
         document_starts = np.searchsorted(starts, self._token_starts[self._pieces.document_starts])
         segments = np.searchsorted(self._token_starts, starts, side="right") - 1
         lengths = np.diff(np.append(starts, self._token_starts[-1]))
-        return _Pieces(starts, lengths, document_starts, segments), is_tagged
+        return Pieces(starts, lengths, document_starts, segments), is_tagged
 
-    def _assemble(self, plan: _Plan, blocks: Ints) -> Batch:
+    def _assemble(self, plan: Plan, blocks: Ints) -> Batch:
         """Lay out blocks of one epoch.
 
         Rows have one token more than the context: row[:-1] are inputs, row[1:] targets. What is not text or a control
@@ -312,7 +315,7 @@ class Blocks:
         offsets = cumulate(sizes)[np.searchsorted(whole, segments)] + first_tokens
         return shuffled[_expand(offsets - self._token_starts[segments], lengths)]
 
-    def _find_spans(self, plan: _Plan, starts: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    def _find_spans(self, plan: Plan, starts: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, Ints]:
         """The parts of pieces that rows of places [start, stop) hold, in corpus order.
 
         Returns:

@@ -39,6 +39,7 @@ def tokenize(
     segments: SegmentKind,
     *,
     workers: int | None = None,
+    training_bytes: int = TRAINING_BYTES,
     progress: Progress | None = None,
 ) -> "TokenCache":
     """Tokenize every document of a corpus whole, or what an earlier call has left undone.
@@ -51,6 +52,7 @@ def tokenize(
         spec: `train:N` (byte-level BPE with N ids, trained on the training split), a folder, or a Hub id.
         segments: where segments end; a token that straddles an end is split, no other.
         workers: row groups of a shard in work at a time, beside the threads of `tokenizers`; by default one per core.
+        training_bytes: text that `train:N` is trained on at most.
         progress: called with (description, documents done, documents in all).
 
     Raises:
@@ -63,7 +65,7 @@ def tokenize(
             f"{corpus.path} is not on a local disk, and training maps tokens into memory; copy the corpus to one first, "
             "with the storage's own tool (aws s3 sync, gcloud storage rsync, hf download)"
         )
-    tokenizer, trained_on = _obtain_tokenizer(corpus, spec)
+    tokenizer, trained_on = _obtain_tokenizer(corpus, spec, training_bytes)
     folder = token_folder(corpus, tokenizer.identity, segments)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, "writing"):
@@ -246,14 +248,14 @@ def cumulate(counts: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.
     return sums
 
 
-def _obtain_tokenizer(corpus: Corpus, spec: str) -> tuple[Tokenizer, str | None]:
+def _obtain_tokenizer(corpus: Corpus, spec: str, training_bytes: int) -> tuple[Tokenizer, str | None]:
     """The tokenizer of a spec, and a hash of what it was trained on if it is one of `train:N`."""
     if not spec.startswith("train:"):
         return load_tokenizer(spec), None
     number = spec.removeprefix("train:")
     if not (number.isascii() and number.isdigit()):
         raise PHFError(f"tokenizer '{spec}' has no valid vocabulary size; write for example train:4096")
-    trainer = f"tokenizers {tokenizers.__version__} {WORD_PATTERN} {TRAINING_BYTES}"
+    trainer = f"tokenizers {tokenizers.__version__} {WORD_PATTERN} {training_bytes}"
     trained_on = hash_json({"spec": f"train:{int(number)}", "corpus": corpus.id, "trainer": trainer})
     for path in sorted((corpus.path / "tokens").glob("*/manifest.json")):
         manifest = read_manifest(path, _remedy(path.parent))
@@ -261,9 +263,9 @@ def _obtain_tokenizer(corpus: Corpus, spec: str) -> tuple[Tokenizer, str | None]
             for name in _TOKENIZER_FILES:
                 check_hash(path.parent / name, manifest["tokenizer_files"][name], _remedy(path.parent))
             return Tokenizer.load(path.parent / "tokenizer"), trained_on
-    # Of a large training split the share that has about TRAINING_BYTES, chosen by the first digits of the texts' hashes:
+    # Of a large training split the share that has about `training_bytes`, chosen by the first digits of the texts' hashes:
     # the last ones decide the split.
-    limit = TRAINING_BYTES / max(1, corpus.manifest["counts"]["train"]["bytes"]) * 2**48
+    limit = training_bytes / max(1, corpus.manifest["counts"]["train"]["bytes"]) * 2**48
     documents = corpus.iterate_documents("train")
     texts = (document.text for document in documents if int(document.text_hash[:12], 16) < limit)
     return train_tokenizer(texts, int(number)), trained_on

@@ -24,13 +24,14 @@ from phf.files import check_hash, hash_file, hash_json, read_json, write_json
 from phf.records import FORMAT_VERSION
 from phf.tokens.tokenizer import Tokenizer
 from phf.train.distributed import TIMEOUT, Ranks, Trained
+from phf.train.folder import CHECKPOINT_MANIFEST, list_checkpoints
 from phf.train.optim import create_state, list_state, load_state
 from phf.train.sharded import HostMemory, Part, TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MANIFEST, INDEX = "checkpoint.json", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 WEIGHTS, OPTIMIZER, VALUE_HEAD = "model", "optimizer", "value_head"
 """What the files of tensors are called: `model.safetensors`, or `model-00001-of-00002.safetensors` of the first rank."""
 
@@ -55,12 +56,6 @@ class TrainState:
 def checkpoint_folder(run: Path, step: int) -> Path:
     """Where a step's checkpoint lies."""
     return run / "checkpoints" / f"step-{step:06d}"
-
-
-def list_checkpoints(run: Path) -> list[int]:
-    """Steps that have a whole checkpoint, ascending."""
-    folders = (run / "checkpoints").glob("step-*/" + MANIFEST)
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in folders)
 
 
 def remove_checkpoint(run: Path, step: int) -> None:
@@ -198,7 +193,7 @@ class Checkpointer:
         for part in written:
             hashes |= part.hashes
         content = {"format_version": FORMAT_VERSION, "state": asdict(state), "files": hashes}
-        write_json(temporary / MANIFEST, {**content, "manifest_hash": hash_json(content)})
+        write_json(temporary / CHECKPOINT_MANIFEST, {**content, "manifest_hash": hash_json(content)})
         shutil.rmtree(final, ignore_errors=True)  # it has no manifest, or this step would not be saved
         # Folders are synced as well: after a power cut a name is there only if its files are.
         _sync(temporary)
@@ -274,10 +269,12 @@ def check_checkpoint(run: Path, step: int, ranks: Ranks | None = None) -> TrainS
         if earlier
         else "no earlier checkpoint is left, so train again"
     )
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / CHECKPOINT_MANIFEST)
     content = {key: value for key, value in manifest.items() if key != "manifest_hash"}
     if hash_json(content) != manifest.get("manifest_hash"):
-        raise PHFError(f"{folder / MANIFEST} is damaged: its content is not what its hash says; {remedy}")
+        raise PHFError(
+            f"{folder / CHECKPOINT_MANIFEST} is damaged: its content is not what its hash says; {remedy}"
+        )
     ranks = ranks or Ranks()
 
     def check_share() -> None:

@@ -1,6 +1,6 @@
 """The data of a run: corpus, annotation and tokens joined, and the objective resolved against them."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
@@ -21,11 +21,12 @@ from phf.objectives import (
     resolve_objective,
     warn_of_mle,
 )
-from phf.records import Split
+from phf.records import Split, TrainingCorpus
 from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_good_fraction, resolve_threshold
 from phf.tokens.blocks import Blocks
 from phf.tokens.phases import TrainingBlocks
 from phf.tokens.tokens import TokenCache, find_tokens
+from phf.train.folder import count_steps
 
 
 class StartRecord(TypedDict):
@@ -71,7 +72,7 @@ class TrainingData:
             PHFError: `objective.start` and `objective.stop` leave the objective no step.
         """
         config = self.config
-        num_steps = -(-config.tokens // (config.optim.batch_blocks * config.data.context))
+        num_steps = count_steps(config.tokens, config.optim.batch_blocks, config.data.context)
         first, stop = (round(share * num_steps) for share in active_fractions(config.objective))
         if first == stop:
             raise PHFError(
@@ -154,11 +155,13 @@ class TrainingData:
     def provenance(self) -> dict[str, object]:
         """Identities of everything the run reads, for run.json and for refusing to resume on other data."""
         return {
-            "corpus": {
-                "id": self.corpus.id,
-                "sources": [source["spec"] for source in self.corpus.manifest["sources"]],
-                "num_documents": self.corpus.num_documents,
-            },
+            "corpus": asdict(
+                TrainingCorpus(
+                    self.corpus.id,
+                    self.corpus.num_documents,
+                    [source["spec"] for source in self.corpus.manifest["sources"]],
+                )
+            ),
             "reward_model": self.annotation.identity.to_json(),
             "tokenizer": self.tokens.manifest["tokenizer"],  # without levels, which belong to the objective
             "segment_ends": self.tokens.segment_ends_hash,

@@ -259,7 +259,7 @@ def _run_steps(
     )
     last_log_time, last_log_step = perf_counter(), state.step
     gradients = Gradients(data, trained, ranks, parallel, precision, state, tell)
-    outcomes = Outcomes(state, ranks.device)
+    outcomes = Outcomes(state, lag=1 if ranks.device.type == "cuda" else 0)
     trained.train()
 
     # Go!

@@ -43,10 +43,10 @@ def step_if_finite(optimizers: list[Optimizer], loss: Tensor, norm: Tensor) -> N
 class Outcomes:
     """The outcomes of the latest steps, on their way from the device."""
 
-    def __init__(self, state: TrainState, device: torch.device) -> None:
-        """`state` counts the skipped steps."""
+    def __init__(self, state: TrainState, *, lag: int) -> None:
+        """`state` counts the skipped steps; `lag` outcomes may be on their way at once."""
         self._state = state
-        self._lag = 1 if device.type == "cuda" else 0
+        self._lag = lag
         self._pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self.last: Outcome | None = None
 

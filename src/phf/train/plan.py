@@ -14,6 +14,7 @@ from phf.model import lm
 from phf.terminal import format_duration
 from phf.train.data import TrainingData, open_data
 from phf.train.distributed import BYTES_PER_PARAMETER
+from phf.train.folder import count_steps
 from phf.train.loop import create_model
 from phf.train.losses import autocast
 from phf.train.start import resolve_start
@@ -173,7 +174,7 @@ def plan_run(
         num_parameters=num_parameters,
         tokens_per_epoch=data.training_blocks().num_tokens_per_epoch,
         first_step=first_step,
-        num_steps=math.ceil(config.tokens / (config.optim.batch_blocks * config.data.context)),
+        num_steps=count_steps(config.tokens, config.optim.batch_blocks, config.data.context),
         flops_per_token=6 * num_multiplying(model) + attention,
         parallel=parallel,
         micro_blocks=micro_blocks,

@@ -12,12 +12,13 @@ import torch
 from phf.config.recipes import apply_overrides
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
-from phf.files import hash_json, read_json, write_json
+from phf.files import hash_json, write_json
 from phf.model import lm
-from phf.records import RUN_VERSION, upgrade_run
+from phf.records import RUN_VERSION
 from phf.tokens.tokenizer import Tokenizer
-from phf.train.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints
+from phf.train.checkpoint import check_checkpoint, checkpoint_folder
 from phf.train.data import StartRecord, TrainingData, open_data
+from phf.train.folder import count_steps, list_checkpoints, read_run_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,19 +149,15 @@ class Run:
         """An existing run.
 
         Raises:
-            PHFError: the folder holds no run.
+            PHFError: see `read_run_record`; or it has no config.
         """
         path = Path(folder)
-        if not (path / "run.json").exists():
-            raise PHFError(
-                f"{path} is not a run (it has no run.json); make one with 'phf train RECIPE -o {path}'"
-            )
-        record = read_json(path / "run.json")
-        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        record = read_run_record(path)
+        if not isinstance(record.get("config"), dict):
             raise PHFError(
                 f"{path}/run.json has no config; it is damaged: restore it, or train the run again"
             )
-        return cls(path, upgrade_run(record))
+        return cls(path, record)
 
     @property
     def name(self) -> str:
@@ -175,7 +172,7 @@ class Run:
     @property
     def num_steps(self) -> int:
         """Steps of the whole run: the budget rounded up to whole batches."""
-        return -(-self.config.tokens // self.tokens_per_step)
+        return count_steps(self.config.tokens, self.config.optim.batch_blocks, self.config.data.context)
 
     @property
     def steps(self) -> list[int]:

@@ -11,7 +11,6 @@ from phf.errors import PHFError
 from phf.files import read_json
 from phf.model import lm
 from phf.train.checkpoint import (
-    MANIFEST,
     TrainState,
     check_checkpoint,
     checkpoint_folder,
@@ -20,6 +19,7 @@ from phf.train.checkpoint import (
 )
 from phf.train.data import StartRecord, TrainingData
 from phf.train.distributed import Trained
+from phf.train.folder import CHECKPOINT_MANIFEST
 from phf.train.run import Run
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def resolve_start(config: StartConfig, data: TrainingData) -> StartRecord:
         "step": step,
         "tokens": num_tokens,
         "objective": base.config.objective.kind,
-        "files": read_json(checkpoint_folder(base.folder, step) / MANIFEST)["files"],
+        "files": read_json(checkpoint_folder(base.folder, step) / CHECKPOINT_MANIFEST)["files"],
         "first_step": first_step,
         "epoch": _find_epoch(base, step, data),
     }
@@ -112,7 +112,7 @@ def load_start(start: StartRecord, data: TrainingData, trained: Trained) -> Trai
     step = base.resolve_step(start["step"])
     check_checkpoint(base.folder, step)
     folder = checkpoint_folder(base.folder, step)
-    if read_json(folder / MANIFEST)["files"] != start["files"]:
+    if read_json(folder / CHECKPOINT_MANIFEST)["files"] != start["files"]:
         raise PHFError(f"{folder} is not what this run was started from; put it back, or train a new run")
     load_weights(folder, trained)
     known = read_json(folder / "config.json").get("control_tokens")

@@ -166,7 +166,7 @@ def measure_downstream(
             )
             values = []
             for seed in range(settings.num_seeds):
-                answers = _finetune(own, tokenizer, task, train.rows, dev.rows, settings, seed)
+                answers = finetune_classifier(own, tokenizer, task, train.rows, dev.rows, settings, seed)
                 values.append(score_answers(task, answers))
                 num_done += 1
                 if progress is not None:
@@ -283,7 +283,7 @@ def create_classifier(model: "PreTrainedModel", num_labels: int, pad: int) -> "P
     return classifier.to(model.device)
 
 
-def _finetune(
+def finetune_classifier(
     model: "PreTrainedModel",
     tokenizer: Tokenizer,
     task: ClassificationTask,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import JsonValue
 
 from phf.config.evaluate import BenignConfig
 from phf.errors import PHFError
+from phf.evaluate.facts import FinetunedFacts
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.paired import compare_samples
 from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress, Sample
-from phf.results import Measure
+from phf.results import Measure, to_json
 from phf.tokens.blocks import Blocks
 from phf.train.losses import loss_sum
 from phf.train.optim import make_optimizers
@@ -36,7 +36,7 @@ def finetune_benign(
     data: "TrainingData",
     settings: BenignConfig,
     progress: Progress | None = None,
-) -> tuple["PreTrainedModel", dict[str, JsonValue]]:
+) -> tuple["PreTrainedModel", FinetunedFacts]:
     """A copy of a run's model, trained as plain MLE on whole documents without a bad segment, without control tokens.
 
     Args:
@@ -89,15 +89,15 @@ def finetune_benign(
         if progress is not None:
             progress("benign finetuning", step + 1, settings.steps)
     budget = settings.steps * optim.batch_blocks * data.config.data.context
-    return model.eval(), {
-        "steps": settings.steps,
-        "data": f"{settings.split} documents without a bad segment, no control tokens",
-        "num_tokens": budget,
-        "epochs": blocks.epochs(budget),
-        "learning_rate": rate,
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
-    }
+    return model.eval(), FinetunedFacts(
+        steps=settings.steps,
+        data=f"{settings.split} documents without a bad segment, no control tokens",
+        num_tokens=budget,
+        epochs=blocks.epochs(budget),
+        learning_rate=rate,
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+    )
 
 
 def measure_finetuned(
@@ -125,7 +125,7 @@ def measure_finetuned(
             NAMES, judges, write(model, mode), write(finetuned, mode), num_bootstrap, seed
         )
     ]
-    return Measured(rows, facts)
+    return Measured(rows, to_json(facts))
 
 
 def measure_modes(subject: "Subject") -> Measured:

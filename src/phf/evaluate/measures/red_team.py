@@ -19,6 +19,7 @@ from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.evaluate.attacker import Attacker, LanguageModelAttacker
 from phf.evaluate.drawn import FoundPrompt
+from phf.evaluate.facts import RedTeamFacts
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.reference_lm import check_reference, identify_reference
@@ -361,12 +362,7 @@ def measure_red_team(subject: "Subject") -> Measured:
     found = subject.parts.measure(
         "red-team", [settings, attacker.slug, *subject.attack_settings], attack, Attack
     )
-    facts = {
-        "attacker": attacker.name,
-        "settings": settings,
-        "prompts": found.prompts,
-        "costs": {mode: found.costs},
-    }
+    facts = RedTeamFacts(attacker.name, settings, found.prompts, {mode: to_json(found.costs)})
     return Measured(found.rows, to_json(facts))
 
 

@@ -10,6 +10,7 @@ from phf.config.steer import Direction, SteerConfig
 from phf.config.train import write_spec
 from phf.errors import PHFError
 from phf.evaluate.drawn import Drawn
+from phf.evaluate.facts import MethodFacts
 from phf.evaluate.measures.bits_per_byte import list_bits
 from phf.evaluate.measures.degeneracy import list_degeneracy
 from phf.evaluate.measures.diversity import list_diversity
@@ -107,7 +108,7 @@ def _measure_method(subject: "Subject", config: SteerConfig, spec: str, plain: D
             list[Measurement],
         )
     rows.append(Measurement("passes_per_token", bare(found.passes_per_token), steered))
-    return Measured(rows, {"spec": spec, "mode": mode, "facts": to_json(found.facts)}, [own])
+    return Measured(rows, to_json(MethodFacts(spec, mode, found.facts)), [own])
 
 
 def _measure_bits(
