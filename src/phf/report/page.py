@@ -63,6 +63,7 @@ from phf.report.verdict import (
     Check,
     Group,
     Verdict,
+    check_gain,
     check_group,
     find_mle,
     flatten,
@@ -208,12 +209,7 @@ def summary_lines(runs: list[Path]) -> list[str]:
     for run in read_runs(runs):
         label, error = visible_text(run.label), run.results.find("calibration_error")
         if run.results.of("control_gain"):
-            good, bad = (
-                format_interval(run.results.find("control_gain", of=text)) for text in ("good", "bad")
-            )
-            lines.append(
-                f"{label}: control gain {good} nats per good segment, {bad} per bad one (above 0 on both: control is learned)"
-            )
+            lines.append(f"{label}: control gain {check_gain(run.results).detail}")
         if math.isfinite(error.mean):
             lines.append(
                 f"{label}: calibration error {format_interval(error)} on {error.count:,} segments "

@@ -14,7 +14,7 @@ from phf.report.tables import (
     select_rows,
     show_estimate,
 )
-from phf.report.verdict import Group
+from phf.report.verdict import Group, check_gain
 from phf.results import Judge
 
 
@@ -133,15 +133,20 @@ def tabulate_control(groups: list[Group]) -> Table:
         Column("on bad segments", "control_gain", "bad"),
         Column("calibration error", "calibration_error"),
         Column("segments", show=_count_segments),
+        Column("control is learned", show=_show_learned),
     ]
     caption = (
         "Control gain: how many nats likelier a held-out segment is, in context, after its own control token than after the other. Needs "
-        "no sampling; above 0 on both kinds means that the model tells the tokens apart. Calibration error: how far the model’s own "
+        "no sampling; where both intervals lie above 0, control is learned. Calibration error: how far the model’s own "
         "probability that a segment is good lies from the share that is; above 0 for few segments even when it is right, and small for a "
         "model that knows no more than the base rate."
     )
     rows, name = select_rows(groups, columns, ()), "Control gain and calibration table"
     return make_table(name, rows, columns, (), caption=caption, kind="narrow", heads={"group": "run"})
+
+
+def _show_learned(row: MeasuredRow) -> Cell:
+    return Cell({True: "yes", False: "no", None: "–"}[check_gain(row.group.results).passed])
 
 
 def _count_segments(row: MeasuredRow) -> Cell:
