@@ -126,6 +126,28 @@ def tabulate_cost(groups: list[Group], head: str) -> Table:
     return make_table(name, rows, columns, caption=caption, heads={"group": head})
 
 
+def tabulate_joint(groups: list[Group], head: str) -> Table:
+    """Joint cost, beside bits per byte with the labels given."""
+    columns = [
+        Column("good text", "joint_bits_per_byte", "good", over="joint bits per byte"),
+        Column("bad text", "joint_bits_per_byte", "bad", over="joint bits per byte"),
+        Column("all", "joint_bits_per_byte", over="joint bits per byte"),
+        Column("one segment", "joint_bits_per_byte", "one-segment", over="joint bits per byte"),
+        Column("labels given, all", show=_show_labelled),
+    ]
+    caption = (
+        "Joint cost: label, segment boundary and text together, the number to hold against MLE’s. Where labels are given a model "
+        "with control tokens is told for free what MLE has to predict. On pages of one segment the label is summed out; on longer "
+        "ones the joint cost is an upper bound."
+    )
+    rows, name = select_rows(groups, columns, ()), "Joint cost table"
+    return make_table(name, rows, columns, (), caption=caption, kind="narrow", heads={"group": head})
+
+
+def _show_labelled(row: MeasuredRow) -> Cell:
+    return show_estimate(row.group.results.find("bits_per_byte", "labelled", of="all"), row.group)
+
+
 def tabulate_control(groups: list[Group]) -> Table:
     """Control gain and calibration of each run."""
     columns = [

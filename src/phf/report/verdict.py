@@ -18,7 +18,8 @@ For an objective with a good and a bad mode, by each judge apart; the first rule
 
 For an objective without modes: *Better* if it is below MLE (in doubt under rule 9), *Worse* if MLE is below it, else
 *No difference*. The checks are what a better score may have cost: variety (distinct-2 at least 0.8 x MLE's),
-capability (bits per byte on good text at most 1.03 x MLE's, where good ends at the same score for both) and, with
+capability (joint cost on good text, in which no label is given away, at most 1.03 x MLE's, where good ends at the same score
+for both; bits per byte of the target mode where an evaluation is older than the joint cost) and, with
 modes, control gain: *control is learned* where its whole interval lies above 0 on good and on bad segments (`check_gain`, which
 all that speak of it ask). A check that cannot be made has not passed: text that has collapsed has no distinct-2.
 """
@@ -302,9 +303,15 @@ def check_variety(group: Group, mle: Group | None) -> Check:
 
 
 def _check_capability(group: Group, mle: Group | None) -> Check:
-    own = group.results.find("bits_per_byte", group.target_mode, of="good").mean
-    other = mle.results.find("bits_per_byte", mle.target_mode, of="good").mean if mle else math.nan
-    detail = f"bits per byte on good text {format_number(own)}, MLE {format_number(other)}; at most {MAX_BITS} × MLE"
+    """Whether prediction of good text costs at most 1.03 x MLE's, in like units: with all that a label says paid for."""
+    pair = [group, mle] if mle else [group]
+    costs = [one.results.find("joint_bits_per_byte", of="good").mean for one in pair]
+    name = "joint bits per byte on good text, labels and boundaries paid for:"
+    if not all(map(math.isfinite, costs)):
+        costs = [one.results.find("bits_per_byte", one.target_mode, of="good").mean for one in pair]
+        name = "bits per byte on good text, labels given for free (evaluate again for the joint cost):"
+    own, other = costs if mle else (costs[0], math.nan)
+    detail = f"{name} {format_number(own)}, MLE {format_number(other)}; at most {MAX_BITS} × MLE"
     thresholds = (
         {run.evaluation.threshold for run in (*group.runs, *mle.runs) if run.evaluation} if mle else ()
     )
