@@ -119,9 +119,7 @@ _SHOWN = """
     leak_baseline leak_score leak_difference in_context_difference finetuned_before finetuned_after finetuned_difference steered_difference passes_per_token
 """
 # Too fine for a page; `phf show --all` has them.
-_LEFT_OUT = (
-    "num_ngrams blimp_paradigm kl_standard_error kl_per_byte kl_cut in_context_baseline in_context_score"
-)
+_LEFT_OUT = "num_ngrams blimp_paradigm kl_standard_error kl_per_byte kl_cut kl_left_out kl_split in_context_baseline in_context_score"
 ON_PAGE = frozenset(_SHOWN.split()) | frozenset(_LEFT_OUT.split())
 """Measures that have a place on the page; any other is shown under "Other measures", by what its `Measure` says."""
 _MAX_CARDS = 6
