@@ -106,6 +106,14 @@ def test_mle_has_one_mode_and_three_references_and_scores_the_same_text(trained)
     find, annotator = mle.results.find, mle.judges[0].slug
     assert {row.mode for row in mle.results.of("score", "bits_per_byte", "distinct_2")} == {"none"}
     assert not mle.results.of("control_gain", "calibration_error")
+    assert find("joint_bits_per_byte") == find("bits_per_byte", "none", of="all"), (
+        "it has no labels to pay for"
+    )
+    joint, given = (
+        conditional.results.find(*place, of=of)
+        for place, of in ((("joint_bits_per_byte",), None), (("bits_per_byte", "labelled"), "all"))
+    )
+    assert joint.mean > given.mean + 0.001, "labels are paid for"
     assert mle.threshold == conditional.threshold, "good text must be the same text"
     counts = [result.results.find("bits_per_byte", "none", of="good").count for result in (mle, conditional)]
     assert counts[0] == counts[1] > 0

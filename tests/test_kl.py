@@ -1,13 +1,18 @@
 """KL(reference || model): against an exact enumeration, for padding, control tokens, cut words and long texts."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from scipy.special import logsumexp
+from test_tokenizer import save_foreign
 from tiny_models import bytes_alone, next_logits, tiny_llama
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import LlamaForCausalLM
 
 from phf.errors import PHFError
 from phf.evaluate.measures import kl as kl_module
@@ -24,7 +29,7 @@ from phf.evaluate.reference_lm import (
 from phf.model import lm
 from phf.records import Identity
 from phf.results import Measurements
-from phf.tokens.tokenizer import Tokenizer, train_tokenizer
+from phf.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 LETTERS = "ab.\n"
 LENGTH = 3
@@ -169,6 +174,66 @@ def test_a_model_does_not_diverge_from_itself(merged, tmp_path) -> None:
     costs = sequence_costs(reference.model, merged, texts, "untagged")
     np.testing.assert_allclose(-costs.text, [sample.log_prob for sample in samples], atol=1e-4)
     assert (costs.cut == 0).all()
+
+
+def blank_lines(folder: Path) -> Tokenizer:
+    """A few letters, a token for two line feeds, in which a line ends, and a special token that is none of ours."""
+    pieces = ["a", "b", "D", ".", "\u0120", "\u010a", "\u010a\u010a"]
+    model = models.BPE({piece: place for place, piece in enumerate(pieces)}, [("\u010a", "\u010a")])
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>"])
+    return load_tokenizer(str(save_foreign(backend, folder, eos_token="<|endoftext|>")))
+
+
+@pytest.fixture(scope="module")
+def itself(tmp_path_factory) -> tuple[Tokenizer, LlamaForCausalLM, tuple[ReferenceSample, ...]]:
+    """A tokenizer, a model, and what this model wrote as a reference."""
+    folder = tmp_path_factory.mktemp("itself")
+    tokenizer = blank_lines(folder / "foreign")
+    model = tiny_llama(tokenizer, seed=3)
+    lm.save_model(model, folder / "model")
+    tokenizer.save(folder / "model")
+    drawn = load_reference(str(folder / "model")).write(range(200), 12, seed=0)
+    return tokenizer, model, tuple(sample for sample in drawn if sample is not None)
+
+
+@pytest.mark.parametrize("segments", ["lines", "sentences", "document"])
+def test_kl_of_a_model_and_itself_is_0_wherever_its_tokens_lie(itself, segments) -> None:
+    """Also where a segment ends inside a token. In good mode a control token has to stand there: such texts are counted."""
+    tokenizer, model, samples = itself
+    assert any("\n\n" in sample.text for sample in samples)
+    reference = ReferenceSamples(Identity("self", "1"), samples)
+    sizes = {"segments": segments, "num_bootstrap": 100, "seed": 0}
+    found = Measurements(measure_kl(model, tokenizer, reference, ["none", "untagged", "good"], **sizes))
+    for mode in ("none", "untagged"):
+        for measure in ("kl", "kl_per_sequence", "kl_per_byte"):
+            assert abs(found.find(measure, mode).mean) < 1e-6
+    assert found.find("kl_left_out").mean == 0
+    assert (found.find("kl_split", "good").mean > 0) == (segments == "lines")
+    assert found.find("kl_split", "none").count == 0
+
+
+def test_texts_that_the_vocabulary_does_not_have_are_left_out_and_counted(itself) -> None:
+    """A few: the others are scored by the reference's own ids. Most: the two vocabularies differ, and all are read anew."""
+    tokenizer, model, samples = itself
+    strange = tuple(replace(sample, ids=(*(sample.ids or ()), 0)) for sample in samples[:5])
+    sizes = {"segments": "lines", "num_bootstrap": 100, "seed": 0}
+    found = Measurements(
+        measure_kl(
+            model, tokenizer, ReferenceSamples(Identity("self", "1"), (*strange, *samples)), ["none"], **sizes
+        )
+    )
+    assert (found.find("kl_left_out").mean, found.find("kl_left_out").count) == (5, len(samples) + 5)
+    assert abs(found.find("kl_per_sequence", "none").mean) < 1e-6
+    assert found.find("kl_per_sequence", "none").count == len(samples)
+    other = tuple(replace(sample, ids=tuple(i + 1 for i in sample.ids or ())) for sample in samples)
+    found = Measurements(
+        measure_kl(model, tokenizer, ReferenceSamples(Identity("other", "1"), other), ["none"], **sizes)
+    )
+    assert found.find("kl_left_out").mean == 0
+    assert found.find("kl_per_sequence", "none").count == len(samples)
 
 
 def test_a_text_that_spells_special_tokens_is_text(merged) -> None:

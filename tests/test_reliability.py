@@ -3,12 +3,14 @@
 import re
 
 import pytest
-from fake_runs import drop_measures, make_run
+from fake_runs import drop_measures, make_run, set_number
 
 from phf.records import Estimate
 from phf.report.page import summary_lines, write_report
 from phf.report.reading import read_runs
 from phf.report.reliability import Series, draw_control_reliability, draw_reliability
+from phf.report.scores import tabulate_control
+from phf.report.verdict import Group, group_runs, judge_group
 from phf.results import Measurement
 
 
@@ -87,9 +89,45 @@ def test_where_nothing_is_measured_nothing_is_shown(tmp_path):
     assert "Is control learned?" in write_report([run], tmp_path / "report.html").read_text("utf-8")
 
 
+def test_a_gain_below_0_is_nowhere_called_control(tmp_path):
+    """One rule: the line of `phf evaluate`, the page's table and the verdict agree about whether control is learned."""
+    runs = [make_run(tmp_path / kind, kind) for kind in ("mle", "conditional")]
+    for text, estimate in (
+        ("good", Estimate(-0.008, -0.017, -0.001, 300)),
+        ("bad", Estimate(0.2, 0.1, 0.3, 300)),
+    ):
+        set_number(runs[1], estimate, "control_gain", of=text)
+    line = summary_lines(runs)[0]
+    assert "−0.00800 [−0.0170, −0.00100]" in line
+    assert line.endswith("not both intervals above 0: control is not learned")
+    folders = read_runs(runs)
+    (card,) = tabulate_control([Group(folders[1].label, (folders[1],))]).rows
+    assert card.cells[-1].text == "no"
+    mle, conditional = group_runs(folders)
+    for judge in conditional.judges:
+        assert judge_group(conditional, mle, judge).headline == "In doubt: not passed: Control gain"
+
+
+def test_control_that_is_learned_is_never_no_control(tmp_path):
+    """Good and bad mode overlap in their samples, the gain is above 0: both are said, in one verdict."""
+    runs = [make_run(tmp_path / kind, kind) for kind in ("mle", "conditional")]
+    for judge in read_runs(runs)[1].judges:
+        for mode in ("good", "bad"):
+            set_number(runs[1], Estimate(0.004, 0.003, 0.005, 512), "score", mode=mode, judge=judge.slug)
+            set_number(runs[0], Estimate(0.004, 0.003, 0.005, 512), "score", mode="none", judge=judge.slug)
+    mle, conditional = group_runs(read_runs(runs))
+    headlines = {judge_group(conditional, mle, judge).headline for judge in conditional.judges}
+    (headline,) = headlines
+    assert headline.startswith("In doubt: the control gain says that control is learned, but the intervals")
+    assert summary_lines(runs)[0].endswith("both intervals above 0: control is learned")
+    set_number(runs[1], Estimate(0.1, -0.1, 0.3, 300), "control_gain", of="bad")
+    mle, conditional = group_runs(read_runs(runs))
+    assert judge_group(conditional, mle, conditional.judges[0]).headline.startswith("No control")
+
+
 def test_the_lines_name_numbers_and_intervals(runs):
     assert summary_lines(runs)[:2] == [
-        "conditional-0: control gain 2.10 [1.80, 2.40] nats per good segment, 0.900 [0.700, 1.10] per bad one (above 0 on both: "
-        "control is learned)",
+        "conditional-0: control gain 2.10 [1.80, 2.40] nats per good segment, 0.900 [0.700, 1.10] per bad one; both intervals above "
+        "0: control is learned",
         "conditional-0: calibration error 0.0310 [0.0190, 0.0430] on 500 segments (0: the model's own probability of good is right)",
     ]

@@ -76,6 +76,14 @@ class Objective:
         return has_control_tokens(self.config)
 
     @property
+    def writes_control_tokens(self) -> bool:
+        """Whether the model learns to write control tokens: what it reads of them is also its own to predict."""
+        is_written = self.rule.control and bool((self.rule.labels != NO_LABEL).any())
+        return is_written and not (
+            isinstance(self.config, Conditional | Quantile) and not self.config.control_loss
+        )
+
+    @property
     def has_value_head(self) -> bool:
         """Whether a value head is trained beside the model."""
         return value_head_of(self.config) is not None

@@ -1,8 +1,9 @@
 """Held-out text as pages, and what a model pays for each segment of it (docs/evaluation.md: Bits per byte).
 
 A *page* is `<|endoftext|>` and as many whole segments as fit into the context, each with room for a control token. The
-same text tokens are scored for every objective and mode: a control token's own loss, padding, and the loss of the
-`<|endoftext|>` that follows are never counted, and the probabilities of text are those without control tokens.
+same text tokens are scored for every objective and mode: padding and the loss of the `<|endoftext|>` that follows are never
+counted. Nor is a control token's own loss, and the probabilities of text are those without control tokens, unless control
+tokens are asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -109,6 +110,7 @@ def segment_nll(
     progress: Progress | None = None,
     *,
     conditions: Conditions | None = None,
+    with_control: bool = False,
 ) -> list[npt.NDArray[np.float64]]:
     """-log p of each segment's text given all before it in its page, in nats.
 
@@ -118,12 +120,17 @@ def segment_nll(
         labels: for each page the label of each segment: GOOD or BAD put the control token before it, NO_LABEL none.
         conditions: for additive objectives, what each label adds to the inputs that predict the segment
             (`label_conditions`), in place of a control token.
+        with_control: whether the control token before a segment is part of what it costs, and the mass that the model keeps
+            for control tokens where text comes.
 
     Returns:
         for each page float64 [num_segments].
     """
     written = labels if conditions is None else mode_labels(pages, "none")
-    rows = [lay_out_page(page, own, control) for page, own in zip(pages, written, strict=True)]
+    rows = [
+        lay_out_page(page, own, control, with_control=with_control)
+        for page, own in zip(pages, written, strict=True)
+    ]
     result: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(pages)
     num_done = 0
     for batch in batch_by_length([len(ids) for ids, _ in rows], tokens_per_batch(model, vocab_size)):
@@ -137,7 +144,13 @@ def segment_nll(
             of_targets = [labels[index][row[1:]] for index, row in zip(batch, owners, strict=True)]
             added = torch.from_numpy(conditions[np.where(owners[:, 1:] >= 0, of_targets, NO_LABEL)])
         nll = _text_nll(
-            model, control, vocab_size, torch.from_numpy(ids), torch.from_numpy(owners >= 0), added
+            model,
+            control,
+            vocab_size,
+            torch.from_numpy(ids),
+            torch.from_numpy(owners >= 0),
+            added,
+            with_control,
         )
         for row, index in enumerate(batch):
             text = owners[row] >= 0
@@ -155,14 +168,18 @@ def tokens_per_batch(model: "PreTrainedModel", vocab_size: int) -> int:
 
 
 def lay_out_page(
-    page: Page, labels: Labels, control: ControlTokens
+    page: Page, labels: Labels, control: ControlTokens, *, with_control: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """A page as ids, and for each id the index of the segment whose text it is (-1: no text)."""
+    """A page as ids, and for each id the index of the segment whose text it is (-1: no text).
+
+    Args:
+        with_control: whether a control token belongs to the segment behind it.
+    """
     ids, owners = [np.array([control.end])], [np.array([-1])]
     for index, (segment, label) in enumerate(zip(page.segments, labels, strict=True)):
         if label != NO_LABEL:
             ids.append(np.array([control.of_label(int(label))]))
-            owners.append(np.array([-1]))
+            owners.append(np.array([index if with_control else -1]))
         ids.append(segment)
         owners.append(np.full(len(segment), index))
     return np.concatenate(ids), np.concatenate(owners)
@@ -188,6 +205,7 @@ def _text_nll(
     ids: torch.Tensor,
     is_text: torch.Tensor,
     added: torch.Tensor | None,
+    with_control: bool,
 ) -> npt.NDArray[np.float64]:
     """-log p of each id that is text given those before it, 0 elsewhere: float64 [B, T]; the first is never text."""
     inputs, targets = ids[:, :-1].to(model.device), ids[:, 1:].to(model.device)
@@ -199,7 +217,8 @@ def _text_nll(
         hidden = lm.hidden_states(model, inputs, positions, added.to(model.device), control)
         logits = lm.head_logits(model, hidden[scored])
     logits = logits[:, :vocab_size].float()
-    logits[:, control.good :] = -torch.inf  # the control tokens are the last used ids, or deleted
+    if not with_control:
+        logits[:, control.good :] = -torch.inf  # the control tokens are the last used ids, or deleted
     nll = torch.zeros(ids.shape, dtype=torch.float64)
     nll[:, 1:][scored.cpu()] = F.cross_entropy(logits, targets[scored], reduction="none").double().cpu()
     return nll.numpy()

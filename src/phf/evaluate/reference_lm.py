@@ -153,7 +153,7 @@ class ReferenceLM:
             logits = output.logits[:, -1].float().masked_fill(~self.is_allowed, -torch.inf)
             numbers = torch.from_numpy(uniforms[:, step]).to(logits.device)
             drawn = draw_tokens(logits, numbers, temperature=1.0, top_p=1.0)
-            log_probs = logits.log_softmax(-1)
+            log_probs = logits.double().log_softmax(-1)
             # Any of the end tokens ends the page: what counts is that it ended.
             ended = torch.isin(drawn, ends)
             end_log_prob = log_probs[:, ends].logsumexp(-1)

@@ -48,7 +48,13 @@ from phf.report.reading import RunFolder, list_judges, read_runs, sort_modes
 from phf.report.reliability import draw_control_reliability
 from phf.report.samples import choose_samples, pair_samples, visible_text
 from phf.report.scaling import draw_budgets, draw_trajectory
-from phf.report.scores import tabulate_control, tabulate_cost, tabulate_scenarios, tabulate_scores
+from phf.report.scores import (
+    tabulate_control,
+    tabulate_cost,
+    tabulate_joint,
+    tabulate_scenarios,
+    tabulate_scores,
+)
 from phf.report.steering import draw_steering, list_steering, list_steering_lines, tabulate_steering
 from phf.report.tables import (
     Catalogue,
@@ -63,6 +69,7 @@ from phf.report.verdict import (
     Check,
     Group,
     Verdict,
+    check_gain,
     check_group,
     find_mle,
     format_interval,
@@ -106,14 +113,12 @@ _TASK_TABLES = {
 """Name, caption and head of the modes."""
 _SHOWN = """
     score hit_rate expected_max_25 num_unscored trajectory reference reference_cost mean_tokens mean_characters distinct_1 distinct_2 distinct_3
-    repetition compression_ratio empty_share entropy_1 entropy_2 entropy_3 self_bleu_5 mauve bits_per_byte kl kl_per_sequence kl_control_cost
-    blimp harness downstream downstream_baseline control_gain calibration_error reliability red_team_mean red_team_best leak_baseline leak_score
-    leak_difference in_context_difference finetuned_before finetuned_after finetuned_difference steered_difference passes_per_token
+    repetition compression_ratio empty_share entropy_1 entropy_2 entropy_3 self_bleu_5 mauve bits_per_byte joint_bits_per_byte kl kl_per_sequence
+    kl_control_cost blimp harness downstream downstream_baseline control_gain calibration_error reliability red_team_mean red_team_best
+    leak_baseline leak_score leak_difference in_context_difference finetuned_before finetuned_after finetuned_difference steered_difference passes_per_token
 """
 # Too fine for a page; `phf show --all` has them.
-_LEFT_OUT = (
-    "num_ngrams blimp_paradigm kl_standard_error kl_per_byte kl_cut in_context_baseline in_context_score"
-)
+_LEFT_OUT = "num_ngrams blimp_paradigm kl_standard_error kl_per_byte kl_cut kl_left_out kl_split in_context_baseline in_context_score"
 ON_PAGE = frozenset(_SHOWN.split()) | frozenset(_LEFT_OUT.split())
 """Measures that have a place on the page; any other is shown under "Other measures", by what its `Measure` says."""
 _MAX_CARDS = 6
@@ -207,11 +212,13 @@ def summary_lines(runs: list[Path]) -> list[str]:
     for run in read_runs(runs):
         label, error = visible_text(run.label), run.results.find("calibration_error")
         if run.results.of("control_gain"):
-            good, bad = (
-                format_interval(run.results.find("control_gain", of=text)) for text in ("good", "bad")
-            )
+            lines.append(f"{label}: control gain {check_gain(run.results).detail}")
+        given = run.results.find("bits_per_byte", "labelled", of="all")
+        if math.isfinite(given.mean):
+            joint = run.results.find("joint_bits_per_byte")
             lines.append(
-                f"{label}: control gain {good} nats per good segment, {bad} per bad one (above 0 on both: control is learned)"
+                f"{label}: joint cost {format_interval(joint)} bits per byte, labels and boundaries paid for: the number to hold "
+                f"against MLE's ({format_number(given.mean)} with labels given)"
             )
         if math.isfinite(error.mean):
             lines.append(
@@ -321,6 +328,7 @@ def _tabulate(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:
         "scenarios_by_run": tabulate_scenarios(singles, judges),
         "cost": tabulate_cost(shown, whose),
         "cost_by_run": tabulate_cost(singles, "run"),
+        "joint": tabulate_joint(shown, whose),
         "diversity": tabulate_diversity(groups),
         "compared": tabulate_modes(compared),
         "tasks": tasks,

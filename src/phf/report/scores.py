@@ -14,7 +14,7 @@ from phf.report.tables import (
     select_rows,
     show_estimate,
 )
-from phf.report.verdict import Group
+from phf.report.verdict import Group, check_gain
 from phf.results import Judge
 
 
@@ -126,6 +126,28 @@ def tabulate_cost(groups: list[Group], head: str) -> Table:
     return make_table(name, rows, columns, caption=caption, heads={"group": head})
 
 
+def tabulate_joint(groups: list[Group], head: str) -> Table:
+    """Joint cost, beside bits per byte with the labels given."""
+    columns = [
+        Column("good text", "joint_bits_per_byte", "good", over="joint bits per byte"),
+        Column("bad text", "joint_bits_per_byte", "bad", over="joint bits per byte"),
+        Column("all", "joint_bits_per_byte", over="joint bits per byte"),
+        Column("one segment", "joint_bits_per_byte", "one-segment", over="joint bits per byte"),
+        Column("labels given, all", show=_show_labelled),
+    ]
+    caption = (
+        "Joint cost: label, segment boundary and text together, the number to hold against MLE’s. Where labels are given a model "
+        "with control tokens is told for free what MLE has to predict. On pages of one segment the label is summed out; on longer "
+        "ones the joint cost is an upper bound."
+    )
+    rows, name = select_rows(groups, columns, ()), "Joint cost table"
+    return make_table(name, rows, columns, (), caption=caption, kind="narrow", heads={"group": head})
+
+
+def _show_labelled(row: MeasuredRow) -> Cell:
+    return show_estimate(row.group.results.find("bits_per_byte", "labelled", of="all"), row.group)
+
+
 def tabulate_control(groups: list[Group]) -> Table:
     """Control gain and calibration of each run."""
     columns = [
@@ -133,15 +155,20 @@ def tabulate_control(groups: list[Group]) -> Table:
         Column("on bad segments", "control_gain", "bad"),
         Column("calibration error", "calibration_error"),
         Column("segments", show=_count_segments),
+        Column("control is learned", show=_show_learned),
     ]
     caption = (
         "Control gain: how many nats likelier a held-out segment is, in context, after its own control token than after the other. Needs "
-        "no sampling; above 0 on both kinds means that the model tells the tokens apart. Calibration error: how far the model’s own "
+        "no sampling; where both intervals lie above 0, control is learned. Calibration error: how far the model’s own "
         "probability that a segment is good lies from the share that is; above 0 for few segments even when it is right, and small for a "
         "model that knows no more than the base rate."
     )
     rows, name = select_rows(groups, columns, ()), "Control gain and calibration table"
     return make_table(name, rows, columns, (), caption=caption, kind="narrow", heads={"group": "run"})
+
+
+def _show_learned(row: MeasuredRow) -> Cell:
+    return Cell({True: "yes", False: "no", None: "–"}[check_gain(row.group.results).passed])
 
 
 def _count_segments(row: MeasuredRow) -> Cell:

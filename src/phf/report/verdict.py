@@ -8,7 +8,7 @@ For an objective with a good and a bad mode, by each judge apart; the first rule
 1. a mode has no score or no interval                      -> Not measured
 2. good and bad are both below MLE                         -> Artefact: bad mode shares good mode's gain
 3. bad is below good                                       -> Reversed
-4. good is not below bad                                   -> No control: intervals overlap
+4. good is not below bad                                   -> No control; In doubt if the control gain says that control is learned
 5. there is no MLE run to compare with                     -> Modes differ, no MLE run
 6. MLE is below good                                       -> Partial: good mode is worse than MLE
 7. good is not below MLE                                   -> Partial: good mode is level with MLE
@@ -18,9 +18,10 @@ For an objective with a good and a bad mode, by each judge apart; the first rule
 
 For an objective without modes: *Better* if it is below MLE (in doubt under rule 9), *Worse* if MLE is below it, else
 *No difference*. The checks are what a better score may have cost: variety (distinct-2 at least 0.8 x MLE's),
-capability (bits per byte on good text at most 1.03 x MLE's, where good ends at the same score for both) and, with
-modes, control gain (positive on good and on bad segments). A check that cannot be made has not passed: text that has
-collapsed has no distinct-2.
+capability (joint cost on good text, in which no label is given away, at most 1.03 x MLE's, where good ends at the same score
+for both; bits per byte of the target mode where an evaluation is older than the joint cost) and, with
+modes, control gain: *control is learned* where its whole interval lies above 0 on good and on bad segments (`check_gain`, which
+all that speak of it ask). A check that cannot be made has not passed: text that has collapsed has no distinct-2.
 """
 
 import math
@@ -173,14 +174,28 @@ def judge_group(group: Group, mle: Group | None, judge: Judge) -> Verdict:
     target = group.score(group.target_mode, judge)
     failed = [check.name for check in check_group(group, mle) if check.passed is not True]
     if group.has_control:
-        return judge_control(target, group.score("bad", judge), reference, failed, judge.display_scale)
+        is_learned = check_gain(group.results).passed
+        bad = group.score("bad", judge)
+        return judge_control(target, bad, reference, failed, judge.display_scale, is_learned=is_learned)
     return judge_plain(target, reference, failed, judge.display_scale)
 
 
 def judge_control(
-    good: Estimate, bad: Estimate, mle: Estimate | None, failed: Sequence[str] = (), scale: float = 1.0
+    good: Estimate,
+    bad: Estimate,
+    mle: Estimate | None,
+    failed: Sequence[str] = (),
+    scale: float = 1.0,
+    *,
+    is_learned: bool | None = None,
 ) -> Verdict:
-    """Rules 1 to 10 of the module's docstring. `failed`: checks that did not pass; `scale`: of the numbers shown."""
+    """Rules 1 to 10 of the module's docstring.
+
+    Args:
+        failed: checks that did not pass.
+        scale: of the numbers shown.
+        is_learned: what `check_gain` says.
+    """
     if not (_measured(good) and _measured(bad)):
         return Verdict(
             "unclear",
@@ -197,7 +212,12 @@ def judge_control(
     if _below(bad, good):
         return Verdict("no", "Reversed: bad mode scores below good mode", numbers)
     if not _below(good, bad):
-        return Verdict("no", "No control: the intervals of good and bad mode overlap", numbers)
+        overlap = "the intervals of good and bad mode overlap"
+        if is_learned:
+            return Verdict(
+                "unclear", f"In doubt: the control gain says that control is learned, but {overlap}", numbers
+            )
+        return Verdict("no", f"No control: {overlap}", numbers)
     if mle is None:
         return Verdict("unclear", f"Modes differ: {ratio}; no MLE run to compare with", numbers)
     if _below(mle, good):
@@ -245,12 +265,23 @@ def judge_plain(
 def check_group(group: Group, mle: Group | None) -> list[Check]:
     """Variety, capability and, for an objective with modes, control gain."""
     checks = [check_variety(group, mle), _check_capability(group, mle)]
-    if group.has_control:
-        good, bad = (group.results.find("control_gain", of=text) for text in ("good", "bad"))
-        detail = f"{format_interval(good)} nats on good segments, {format_interval(bad)} on bad; both above 0"
-        passed = _passes(good.low > 0 and bad.low > 0, good.low, bad.low)
-        checks.append(Check("Control gain", passed, detail))
-    return checks
+    return [*checks, check_gain(group.results)] if group.has_control else checks
+
+
+def check_gain(results: Measurements) -> Check:
+    """Whether control is learned: the interval of the control gain lies above 0 on good and on bad segments.
+
+    This is the one rule for it; the page, `phf evaluate`, the tables and the verdict all ask here.
+    """
+    good, bad = (results.find("control_gain", of=text) for text in ("good", "bad"))
+    passed = _passes(good.low > 0 and bad.low > 0, good.low, bad.low)
+    outcome = {
+        True: "both intervals above 0: control is learned",
+        False: "not both intervals above 0: control is not learned",
+        None: "an interval is missing: not known whether control is learned",
+    }[passed]
+    detail = f"{format_interval(good)} nats per good segment, {format_interval(bad)} per bad one; {outcome}"
+    return Check("Control gain", passed, detail)
 
 
 def check_variety(group: Group, mle: Group | None) -> Check:
@@ -262,9 +293,15 @@ def check_variety(group: Group, mle: Group | None) -> Check:
 
 
 def _check_capability(group: Group, mle: Group | None) -> Check:
-    own = group.results.find("bits_per_byte", group.target_mode, of="good").mean
-    other = mle.results.find("bits_per_byte", mle.target_mode, of="good").mean if mle else math.nan
-    detail = f"bits per byte on good text {format_number(own)}, MLE {format_number(other)}; at most {MAX_BITS} × MLE"
+    """Whether prediction of good text costs at most 1.03 x MLE's, in like units: with all that a label says paid for."""
+    pair = [group, mle] if mle else [group]
+    costs = [one.results.find("joint_bits_per_byte", of="good").mean for one in pair]
+    name = "joint bits per byte on good text, labels and boundaries paid for:"
+    if not all(map(math.isfinite, costs)):
+        costs = [one.results.find("bits_per_byte", one.target_mode, of="good").mean for one in pair]
+        name = "bits per byte on good text, labels given for free (evaluate again for the joint cost):"
+    own, other = costs if mle else (costs[0], math.nan)
+    detail = f"{name} {format_number(own)}, MLE {format_number(other)}; at most {MAX_BITS} × MLE"
     thresholds = (
         {run.evaluation.threshold for run in (*group.runs, *mle.runs) if run.evaluation} if mle else ()
     )

@@ -1,14 +1,13 @@
 """How well a model predicts held-out text in each mode (docs/evaluation.md: Bits per byte)."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.evaluate.metric import Measured, Metric
-from phf.evaluate.pages import Page, mode_labels, segment_nll
+from phf.evaluate.pages import Labels, Page, mode_labels, segment_nll
 from phf.intervals import bootstrap_ratio
 from phf.records import BAD, GOOD, Estimate, Number
 from phf.results import Measure, Measurement
@@ -41,34 +40,43 @@ def measure_modes(subject: "Subject") -> Measured:
     labels = {str(mode): mode_labels(subject.pages, mode) for mode in subject.modes}
     if subject.data.objective.has_control_tokens:
         labels["labelled"] = [subject.label(page.scores) for page in subject.pages]
-    tokenizer = subject.data.tokens.tokenizer
-
-    def compute(name: str) -> list[list[float]]:
-        model = subject.deleted_model if name == "deleted" else subject.model
-        found = segment_nll(
-            model,
-            tokenizer.control,
-            tokenizer.vocab_size,
-            subject.pages,
-            labels[name],
-            subject.progress,
-            conditions=subject.conditions,
-        )
-        return [values.tolist() for values in found]
-
-    settings = [subject.config.capability_documents, subject.config.sampling.seed]
-    nll = {
-        name: [
-            np.array(values, np.float64)
-            for values in subject.parts.measure(
-                f"nll-{name}", settings, functools.partial(compute, name), list[list[Number]]
-            )
-        ]
-        for name in labels
-    }
+    nll = {name: keep_nll(subject, name, own) for name, own in labels.items()}
     if {"good", "bad"} <= set(nll):
         nll["good-bad"] = [good - bad for good, bad in zip(nll["good"], nll["bad"], strict=True)]
     return Measured([row for name, own in nll.items() for row in list_bits(subject, own, name)])
+
+
+def keep_nll(subject: "Subject", name: str, labels: Sequence[Labels]) -> list[npt.NDArray[np.float64]]:
+    """What `segment_nll` gives for the subject's pages, computed once.
+
+    Args:
+        name: what the labels are, such as a mode; a part is named after it.
+    """
+    tokenizer = subject.data.tokens.tokenizer
+
+    def compute() -> list[npt.NDArray[np.float64]]:
+        return segment_nll(
+            subject.deleted_model if name == "deleted" else subject.model,
+            tokenizer.control,
+            tokenizer.vocab_size,
+            subject.pages,
+            labels,
+            subject.progress,
+            conditions=subject.conditions,
+        )
+
+    return keep_costs(subject, f"nll-{name}", compute)
+
+
+def keep_costs(
+    subject: "Subject", name: str, compute: Callable[[], list[npt.NDArray[np.float64]]]
+) -> list[npt.NDArray[np.float64]]:
+    """What each segment of the subject's pages costs, kept as a part."""
+    settings = [subject.config.capability_documents, subject.config.sampling.seed]
+    found = subject.parts.measure(
+        name, settings, lambda: [own.tolist() for own in compute()], list[list[Number]]
+    )
+    return [np.array(own, np.float64) for own in found]
 
 
 def list_bits(subject: "Subject", nll: Sequence[npt.NDArray[np.float64]], mode: str) -> list[Measurement]:

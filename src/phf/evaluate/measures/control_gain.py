@@ -82,8 +82,8 @@ METRIC = Metric(
             "control_gain",
             "Control gain",
             "nats per segment",
-            "How much likelier a held-out segment is, in context, after its own control token than after the other: above 0 on "
-            "both kinds means that the model tells the tokens apart.",
+            "How much likelier a held-out segment is, in context, after its own control token than after the other: where the "
+            "intervals of both kinds lie above 0, control is learned.",
             "A long segment weighs more; where a segment ends is not part of it.",
             lower_is_better=False,
             group="Control",

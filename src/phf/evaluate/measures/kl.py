@@ -22,12 +22,12 @@ from phf.corpus.segment import segment_ends
 from phf.evaluate.metric import Measured, Metric, bare, negate
 from phf.evaluate.pages import Conditions, batch_by_length, tokens_per_batch
 from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples, check_reference, open_reference
-from phf.intervals import bootstrap_mean, bootstrap_ratio
+from phf.intervals import bootstrap_mean, bootstrap_ratio, wilson
 from phf.model import lm
 from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
 from phf.reward_models.convert import cache_folder
-from phf.tokens.tokenizer import EncodedDocuments, Tokenizer, byte_letters
+from phf.tokens.tokenizer import EncodedDocuments, Tokenizer
 from phf.tokens.tokens import Splitter
 
 if TYPE_CHECKING:
@@ -69,29 +69,35 @@ def measure_kl(
     """KL(reference || model) in each mode, good mode's minus bad mode's, and the reference's own entropy per token.
 
     Args:
+        reference: where most of its texts are spelled by its own ids in the model's vocabulary too (the two share one),
+            those ids are scored, and the other texts are left out and counted.
         modes: in `good` and `bad` the mode's token stands before every segment; `none` and `untagged` have none.
         segments: where a text's segments end (that of the run; `imported` ones cannot be found in new text, so there
             the text is one segment).
         conditions: for additive objectives, `phf.objectives.label_conditions`: the mode is folded into the weights.
     """
-    texts = encode_texts(tokenizer, reference.samples, segments)
+    samples = keep_spelled(tokenizer, reference.samples)
+    texts = encode_texts(tokenizer, samples, segments)
+    num_split = sum(text.is_split for text in texts)
     costs = {}
+    rows = []
     for mode in modes:
         own, written = model, mode
         if conditions is not None and mode in ("good", "bad"):
             own = lm.fold_condition(model, tokenizer.control, conditions[GOOD if mode == "good" else BAD])
             written = "untagged"
         costs[mode] = sequence_costs(own, tokenizer, texts, written, progress)
-    rows = [
-        row
-        for mode, own in costs.items()
-        for row in summarise_kl(reference.samples, own, mode, num_bootstrap, seed)
-    ]
-    counts = _token_counts(reference.samples)
+        rows += summarise_kl(samples, costs[mode], mode, num_bootstrap, seed)
+        if written in ("good", "bad") and texts[0].own is not None:
+            rows.append(Measurement("kl_split", wilson(num_split, len(texts)), mode))
+    rows.append(
+        Measurement("kl_left_out", bare(len(reference.samples) - len(samples), len(reference.samples)))
+    )
+    counts = _token_counts(samples)
     if {"good", "bad"} <= set(costs):
         gaps = costs["bad"].text - costs["good"].text  # the spread of log p, most of the error, drops out
         rows.append(Measurement("kl", negate(_ratio(gaps, counts, num_bootstrap, seed)), "good-bad"))
-    log_probs = np.array([sample.log_prob for sample in reference.samples])
+    log_probs = np.array([sample.log_prob for sample in samples])
     rows.append(Measurement("reference_entropy", _ratio(-log_probs, counts, num_bootstrap, seed)))
     return rows
 
@@ -152,12 +158,44 @@ class EncodedText:
     Attributes:
         segments: token ids of each segment, int64; none for an empty text.
         ended: whether `<|endoftext|>` follows.
-        is_cut: whether the last token may go on behind the text: it did not end, and its ids are not the reference's own.
+        own: the reference's own ids, where the model's vocabulary has them; read where no control token has to stand
+            between segments, which may end inside one of them.
     """
 
     segments: tuple[_Ids, ...]
     ended: bool
-    is_cut: bool
+    own: _Ids | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last token may go on behind the text: it did not end, and its ids are not the reference's own."""
+        return not self.ended and self.own is None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a segment ends inside one of the reference's own tokens, so that `segments` spell it otherwise."""
+        return self.own is not None and [i for own in self.segments for i in own] != self.own.tolist()
+
+
+def keep_spelled(tokenizer: Tokenizer, samples: Sequence[ReferenceSample]) -> Sequence[ReferenceSample]:
+    """The texts that the reference's own ids spell in the model's vocabulary too; all, if those are not most of them.
+
+    Two vocabularies are one if they behave so: two that differ may agree on some texts, but not on most.
+    """
+    spelled = [
+        sample for sample, is_own in zip(samples, _are_spelled(tokenizer, samples), strict=True) if is_own
+    ]
+    return spelled if 2 * len(spelled) > len(samples) else samples
+
+
+def _are_spelled(tokenizer: Tokenizer, samples: Sequence[ReferenceSample]) -> list[bool]:
+    text_ids = _text_ids(tokenizer)
+    return [
+        sample.ids is not None
+        and text_ids.issuperset(sample.ids)
+        and tokenizer.decode(sample.ids) == sample.text
+        for sample in samples
+    ]
 
 
 def encode_texts(
@@ -165,32 +203,30 @@ def encode_texts(
 ) -> list[EncodedText]:
     """Each text in the model's ids, cut into segments as its training documents were.
 
-    Where the reference has the same vocabulary, its own ids are taken: the sum over tokens is then exact.
+    Where the reference's own ids spell every text in the model's vocabulary, they are taken: the sum over tokens is then exact.
     """
     texts = [sample.text for sample in samples]
     kind: SegmentKind = "document" if segments == "imported" else segments
     ends = [segment_ends(text, kind) for text in texts]
     num_segments = np.array([len(own) for own in ends], np.int64)
     flat = np.array([end for own in ends for end in own], np.int64)
-    same = _own_ids(tokenizer, samples)
-    ids, lengths, _ = Splitter(tokenizer).tokenize(texts, num_segments, flat, same)
+    is_shared = all(_are_spelled(tokenizer, samples))
+    encoded = _place_ids(tokenizer, samples) if is_shared and tokenizer.is_byte_level else None
+    ids, lengths, _ = Splitter(tokenizer).tokenize(texts, num_segments, flat, encoded)
     parts = iter(np.split(ids, np.cumsum(lengths)[:-1]))
     return [
-        EncodedText(tuple(next(parts) for _ in range(count)), sample.ended, not sample.ended and same is None)
+        EncodedText(
+            tuple(next(parts) for _ in range(count)),
+            sample.ended,
+            np.array(sample.ids or (), np.int64) if is_shared else None,
+        )
         for count, sample in zip(num_segments, samples, strict=True)
     ]
 
 
-def _own_ids(tokenizer: Tokenizer, samples: Sequence[ReferenceSample]) -> EncodedDocuments | None:
-    """The reference's ids, if they spell each text in the model's vocabulary too."""
-    if not tokenizer.is_byte_level or any(sample.ids is None for sample in samples):
-        return None
-    letters, pieces, text_ids = byte_letters(), tokenizer.pieces, _text_ids(tokenizer)
-    rows = [sample.ids or () for sample in samples]
-    for row, sample in zip(rows, samples, strict=True):
-        spelled = "".join(pieces[i] for i in row) if text_ids.issuperset(row) else None
-        if spelled != "".join(letters[byte] for byte in sample.text.encode()):
-            return None
+def _place_ids(tokenizer: Tokenizer, samples: Sequence[ReferenceSample]) -> EncodedDocuments:
+    """The reference's ids, and where each lies, in a byte-level vocabulary."""
+    rows, pieces = [sample.ids or () for sample in samples], tokenizer.pieces
     flat = np.array([i for row in rows for i in row], np.int64)
     widths = np.array([len(pieces[i]) for i in flat], np.int64)
     ends = np.cumsum(widths)
@@ -198,11 +234,10 @@ def _own_ids(tokenizer: Tokenizer, samples: Sequence[ReferenceSample]) -> Encode
 
 
 def _text_ids(tokenizer: Tokenizer) -> set[int]:
-    """Ids that are parts of texts: no control token, no added token."""
-    return set(range(tokenizer.control.good)) - {
-        tokenizer.control.end,
-        *tokenizer.backend.get_added_tokens_decoder(),
-    }
+    """Ids that are parts of texts: no control token, no end, nothing else that is special, such as `<|im_start|>`."""
+    added = tokenizer.backend.get_added_tokens_decoder().items()
+    special = {i for i, token in added if token.special}
+    return set(range(tokenizer.control.good)) - {tokenizer.control.end} - special
 
 
 class _Continuations:
@@ -253,6 +288,9 @@ def sequence_costs(
     costs = SequenceCosts(*np.zeros((3, len(texts))))
     in_use = [token for token in control.all if token < vocab_size]  # a release may lack some
     control_ids = torch.tensor(in_use, dtype=torch.int64, device=model.device)
+    # The reference writes text and the end alone; the model is asked about these and about control tokens.
+    others = sorted(set(range(vocab_size)) - _text_ids(tokenizer) - {control.end, *in_use})
+    other_ids = torch.tensor(others, dtype=torch.int64, device=model.device)
     num_done = 0
     lengths = [len(window.ids) for window in windows]
     for batch in batch_by_length(lengths, tokens_per_batch(model, vocab_size)):
@@ -263,7 +301,8 @@ def sequence_costs(
             ids[row, : len(window.ids)], kinds[row, : len(window.ids)] = window.ids, window.kinds
         inputs = torch.from_numpy(ids).to(model.device)
         scored = torch.from_numpy(kinds[:, 1:] != PAD).to(model.device)
-        logits = model(input_ids=inputs[:, :-1], use_cache=False).logits[scored][:, :vocab_size].float()
+        logits = model(input_ids=inputs[:, :-1], use_cache=False).logits[scored][:, :vocab_size].double()
+        logits = logits.index_fill(-1, other_ids, -torch.inf)
         text_logits = logits.index_fill(-1, control_ids, -torch.inf)
         whole, text_whole = logits.logsumexp(-1), text_logits.logsumexp(-1)
         log_probs = text_logits - text_whole[:, None]
@@ -296,7 +335,7 @@ def _lay_out(text: EncodedText, mode: Mode, control: ControlTokens) -> tuple[_Id
     """A text as the ids of a page, and what each is."""
     before = {"good": [control.good], "bad": [control.bad]}.get(mode, [])
     ids, kinds = [control.end], [PAD]
-    for segment in text.segments:
+    for segment in text.segments if before or text.own is None else [text.own]:
         ids += [*before, *segment.tolist()]
         kinds += [*(CONTROL for _ in before), *(TEXT for _ in segment)]
     if text.ended:
@@ -416,6 +455,19 @@ METRIC = Metric(
             "Cut",
             "nats per text",
             "By how much KL is lower because a text's last token may go on behind it.",
+        ),
+        _declare(
+            "kl_left_out",
+            "Texts left out",
+            "texts",
+            "Where both models share a vocabulary, texts that the reference's own ids do not spell in the model's; no number has them.",
+        ),
+        _declare(
+            "kl_split",
+            "Texts spelled otherwise",
+            "share of texts",
+            "Where both models share a vocabulary, texts in which a segment ends inside a token: a control token has to stand there, "
+            "so these are spelled otherwise, and cost a little more, in this mode.",
         ),
         _declare(
             "kl_standard_error", "Standard error of KL", "nats", "Of these ratios, by linearisation.", of="of"
