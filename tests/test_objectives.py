@@ -24,6 +24,7 @@ from phf.config.objectives import (
     Unlikelihood,
 )
 from phf.errors import PHFError
+from phf.model import lm
 from phf.objectives import (
     Objective,
     RewardScale,
@@ -104,6 +105,29 @@ def test_identities(rows):
     )
     torch.testing.assert_close(awr, rwr)
     assert torch.isfinite(token_loss(objective(Unlikelihood(threshold=-1.0), -1.0), nll, scores, kinds)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unlikelihood_unlearns_a_token_that_is_known_by_heart(dtype):
+    # The target's log odds, from p = .27 to 1 - 1e-28, against float64, where the loss is log-sum-exp less that of the others.
+    odds = torch.tensor([-1.0, 0.0, 5.0, 13.7, 15.0, 17.0, 27.6, 40.0, 64.0], dtype=torch.float64)
+    others = torch.randn(len(odds), 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits = torch.cat([odds[:, None] + others.logsumexp(1, keepdim=True), others], dim=1).to(dtype)
+    wide = logits.double().requires_grad_()
+    exact = wide.logsumexp(1) - wide[:, 1:].logsumexp(1)
+    (slopes,) = torch.autograd.grad(exact.sum(), wide)
+    unlikelihood = objective(Unlikelihood(threshold=0.5), 0.5)
+    leaf, targets = logits.clone().requires_grad_(), torch.zeros(len(odds), dtype=torch.long)
+    nll = lm.nll_of_chunk(torch.nn.Identity(), leaf, targets, unlikelihood.needs_exact_nll)
+    _, scores, kinds = tensors(odds.tolist(), [0.8] * len(odds))
+    loss = token_loss(unlikelihood, nll[None], scores, kinds)
+    loss.sum().backward()
+    torch.testing.assert_close(loss[0].detach().double(), exact.detach(), atol=1e-6, rtol=1e-5)
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(leaf.grad.double(), slopes, atol=1e-7, rtol=max(2 * rounding, 3e-5))
+    assert (leaf.grad[:, 0] > 0.2).all()
+    mle = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    torch.testing.assert_close(nll.detach(), mle, atol=1e-5, rtol=1e-6)
 
 
 def test_threshold_zero_is_a_threshold():

@@ -301,6 +301,11 @@ def test_no_path_of_this_machine_is_published(run, small_corpus, tmp_path, monke
         ("1/2 of the tokens, and/or more", "1/2 of the tokens, and/or more"),
         ("threshold 0.3: 73.2 % of the segments", "threshold 0.3: 73.2 % of the segments"),
         ("train:2048", "train:2048"),
+        ("</s>", "</s>"),
+        (
+            "a page ends with </s> or </think>, not </home/ann>",
+            "a page ends with </s> or </think>, not <ann>",
+        ),
     ],
 )
 def test_paths_are_cut_to_their_last_part(text, published):

@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizer_families import FAMILIES
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN, ControlTokens
@@ -110,7 +111,6 @@ def all_tokenizers(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     composing = make_gpt2()
     composing.normalizer = normalizers.NFC()  # as Qwen
     backends = {
-        "gpt2": (make_gpt2(), {"eos_token": END_TOKEN}),
         "gpt2-ignore-merges": (make_gpt2(ignore_merges=True), {"eos_token": END_TOKEN}),
         "whole-words": (make_gpt2(words=WHOLE_WORDS), {"eos_token": END_TOKEN}),
         "whole-words-ignore-merges": (make_gpt2(True, WHOLE_WORDS), {"eos_token": END_TOKEN}),
@@ -118,6 +118,7 @@ def all_tokenizers(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
         "far-added": (far, {"eos_token": "<|far-2|>"}),
         "words": (make_words(), {"eos_token": "<eos>"}),
         "unigram": (make_unigram(), {"eos_token": "<eos>"}),
+        **{name: (make(TEXTS), special) for name, (make, special) in FAMILIES.items()},
     }
     loaded = {
         name: load_tokenizer(str(save_foreign(backend, folder / name, **special)))

@@ -45,8 +45,9 @@ from phf.thresholds import (
     resolve_threshold,
 )
 
-MIN_NLL = 1e-6
-"""Unlikelihood's NLL is clamped here: at p = 1 its loss is infinite."""
+MIN_NLL = 1e-30
+"""Unlikelihood's NLL is clamped here: at p = 1 its loss is infinite. Its slope by the logits is exact up to there, if the
+NLL's is (`needs_exact_nll`)."""
 
 MLE_SHARE = 0.99
 """Weights with a larger effective sample share train what MLE would (the fault of beta = 10 on raw scores)."""
@@ -92,6 +93,11 @@ class Objective:
     def has_weights(self) -> bool:
         """Whether the NLL is weighted by rewards."""
         return isinstance(self.config, RWR | AWR)
+
+    @property
+    def needs_exact_nll(self) -> bool:
+        """Whether a token that the model is all but sure of must still have a slope: else it would never be unlearned."""
+        return isinstance(self.config, Unlikelihood)
 
     @property
     def kept_share(self) -> float:

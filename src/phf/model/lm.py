@@ -6,6 +6,7 @@ Shape suffixes: B blocks, T tokens, D width, V vocabulary.
 
 import copy
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -263,24 +264,29 @@ def nll_of_hidden(
     hidden: Float[Tensor, "B T D"],
     targets: Int[Tensor, "B T"],
     *,
+    is_exact: bool = False,
     chunked_vocabulary: int = CHUNKED_HEAD_VOCABULARY,
     chunk_tokens: int = HEAD_CHUNK_TOKENS,
 ) -> Float[Tensor, "B T"]:
     """-log p(target) in nats, float32. Large vocabularies (`chunked_vocabulary` and on) go through the head in checkpointed
     chunks of tokens, in training on CUDA at once.
+
+    Args:
+        is_exact: also where p rounds to 1, value and slope alike; then always in chunks.
     """
     head = model.get_output_embeddings()
     chunk_nll = getattr(model, "compiled_nll", nll_of_chunk)
     if head.weight.shape[0] < chunked_vocabulary:
-        return chunk_nll(head, hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
-    if hidden.is_cuda and hidden.requires_grad and type(head) is nn.Linear and head.bias is None:
+        return chunk_nll(head, hidden.flatten(0, 1), targets.flatten(), is_exact).view(targets.shape)
+    is_plain = type(head) is nn.Linear and head.bias is None
+    if is_plain and not is_exact and hidden.is_cuda and hidden.requires_grad:
         take_slopes = getattr(model, "compiled_slopes", slopes_of_logits)
         nll: Tensor = HeadNLL.apply(
             hidden.flatten(0, 1), head.weight, targets.flatten(), take_slopes, SLOPE_CHUNK_TOKENS
         )
         return nll.view(targets.shape)
     chunks = [
-        checkpoint(chunk_nll, head, hidden_chunk, target_chunk, use_reentrant=False)
+        checkpoint(chunk_nll, head, hidden_chunk, target_chunk, is_exact, use_reentrant=False)
         for hidden_chunk, target_chunk in zip(
             torch.split(hidden.flatten(0, 1), chunk_tokens),
             torch.split(targets.flatten(), chunk_tokens),
@@ -290,9 +296,16 @@ def nll_of_hidden(
     return torch.cat(chunks).view(targets.shape)
 
 
-def nll_of_chunk(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def nll_of_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, is_exact: bool = False) -> Tensor:
     """[N D], [N] -> [N]; plain types, for what is compiled cannot be checked while it runs."""
-    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+    logits = head(hidden).float()
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    if not is_exact:
+        return nll
+    # A sum over all logits loses what the others hold beside a target near 1; elsewhere it stays, digit for digit.
+    places = targets[:, None]
+    others = logits.scatter(1, places, -torch.inf).logsumexp(1)
+    return torch.where(nll < math.log(2), F.softplus(others - logits.gather(1, places).squeeze(1)), nll)
 
 
 class HeadNLL(torch.autograd.Function):

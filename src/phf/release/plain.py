@@ -27,13 +27,21 @@ def main(request_file: Path, out: Path) -> None:
     """Answer the request."""
     sys.meta_path.insert(0, _NoPHF())
     os.environ["HF_HUB_OFFLINE"] = "1"
+    from safetensors.torch import save_file
+
+    answer, logits = answer_request(json.loads(request_file.read_text(encoding="utf-8")))
+    save_file(logits, out / "logits.safetensors")
+    assert not any(name.partition(".")[0] == "phf" for name in sys.modules)
+    (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+def answer_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of answer.json, and the logits of each page."""
     import torch
     import transformers
-    from safetensors.torch import save_file
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    request = json.loads(request_file.read_text(encoding="utf-8"))
     folder = request["folder"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -84,12 +92,11 @@ def main(request_file: Path, out: Path) -> None:
         "samples": (samples := sample("samples")),
         "sample_texts": [tokenizer.decode(ids, skip_special_tokens=True) for ids in samples],
     }
-    save_file(read(request["pages"]), out / "logits.safetensors")
+    logits = read(request["pages"])
     if model.generation_config.suppress_tokens is not None:
         model.generation_config.suppress_tokens = None
         answer["unsuppressed"] = sample("samples with suppression off")
-    assert not any(name.partition(".")[0] == "phf" for name in sys.modules)
-    (out / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+    return answer, logits
 
 
 def tell(name: str, done: int, total: int) -> None:

@@ -168,6 +168,10 @@ def build_record(
         probe=list(probe),
     )
     cleaned = parse_json(hide_paths(encode(record)), ReleaseRecord, "the record of the release")
+    # Names of tokens are the vocabulary's: `</s>` is no path.
+    cleaned = replace(
+        cleaned, tokens=record.tokens, prefix=record.prefix, suppressed=record.suppressed, probe=record.probe
+    )
     config = cleaned.config.model_copy(
         update={"corpus": _last_part(run.config.corpus)}
     )  # a relative path tells as much
@@ -222,6 +226,7 @@ def choose_sampling(run: Run, evaluation: Evaluation | None) -> SamplingConfig:
 
 _PATH = re.compile(
     r"""(?<![\w.~/\\-])                                  # not inside a word, such as a Hub id
+        (?! (?<=<) /[\w-]+> )                               # nor a closing tag, such as </s>
         (?: [a-z][a-z0-9+.-]*:// | ~?/ | \.{1,2}/ | [A-Za-z]:[\\/] | \\\\ )
         [^\s"'`<>|()\[\]{},;*]+""",
     re.VERBOSE,

@@ -164,10 +164,14 @@ class Tokenizer:
             )
 
     def decode(self, ids: Iterable[int], skip_control: bool = True) -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD. Control tokens are left out unless asked for."""
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD.
+
+        Control tokens are left out unless asked for, and with them every special token of the vocabulary (`<s>`, `<pad>`,
+        `<unk>`), as transformers does with `skip_special_tokens=True`.
+        """
         control = (self.control.end, *self.control.all)
         kept = [int(index) for index in ids if not (skip_control and index in control)]
-        return str(self.backend.decode(kept, skip_special_tokens=False))
+        return str(self.backend.decode(kept, skip_special_tokens=skip_control))
 
     def add_levels(self, num_levels: int) -> "Tokenizer":
         """This tokenizer with `<|level_1|>` and on behind `<|bad|>`; ids of texts that spell no such name do not change.
@@ -345,10 +349,12 @@ def _load_foreign(spec: str) -> tuple[tokenizers.Tokenizer, str]:
             f"tokenizer '{spec}' is not a fast tokenizer; choose one with a tokenizer.json, or train:4096"
         )
     backend: tokenizers.Tokenizer = loaded.backend_tokenizer
-    end_token = loaded.eos_token or (END_TOKEN if backend.token_to_id(END_TOKEN) is not None else None)
+    own_end = END_TOKEN if backend.token_to_id(END_TOKEN) is not None else None
+    end_token = loaded.eos_token or own_end or loaded.sep_token  # BERT's texts end with [SEP]
     if end_token is None:
         raise PHFError(
-            f"tokenizer '{spec}' has no end token (eos_token) and no {END_TOKEN}; choose another, or train:4096"
+            f"tokenizer '{spec}' has no end token (eos_token or sep_token) and no {END_TOKEN}; "
+            "choose another, or train:4096"
         )
     return backend, str(end_token)
 

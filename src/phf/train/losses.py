@@ -42,7 +42,7 @@ def loss_sum(
     targets, scores, kinds = (_to_device(a, device) for a in (batch.targets, batch.scores, batch.kinds))
     with autocast(device, precision):
         hidden = read_batch(model, data, batch)
-        nll = lm.nll_of_hidden(model, hidden, targets)
+        nll = lm.nll_of_hidden(model, hidden, targets, is_exact=objective.needs_exact_nll)
         values = value_head(hidden) if value_head is not None and objective.has_value_head else None
     share = torch.ones((), device=device)
     if objective.has_weights:
