@@ -87,7 +87,7 @@ class Explorer:
             path = self.documents.corpus.path
             return html.render_sentence(
                 f"This corpus has no finished annotation, so there are no scores to show, only texts. Make one with: "
-                f"phf annotate {path} --reward-model toxicity-svm --segments sentences"
+                f"phf annotate {path} --reward-model NAME --segments sentences"
             )
         annotation = self.documents.annotations[slug]
         return html.render_legend(annotation.identity.name, annotation.segments, annotation.unit)

@@ -1,11 +1,15 @@
 """`--init RUN@STEP`: a run that starts from another run's weights and goes on with the next tokens."""
 
+from collections.abc import Mapping
+
 import torch
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from phf.annotate.annotation import propose_annotations
 from phf.config.recipes import apply_overrides, read_recipe
 from phf.config.train import StartConfig, TrainConfig, load_train_config, parse
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import read_json
 from phf.model import lm
@@ -42,12 +46,23 @@ def load_start_config(
                 "--reset-optimizer belongs to --init RUN: a run from its start has fresh optimizer states"
             )
         assert recipe is not None
+        _check_reward_model(apply_overrides(read_recipe(recipe), overrides), recipe)
         return load_train_config(recipe, overrides)
     run, step = parse_place(place)
     value = read_recipe(recipe) if recipe is not None else Run.open(run).record["config"]
     value = apply_overrides(value, overrides)
     value["start"] = {"run": run, "step": step, "reset_optimizer": reset_optimizer}
     return parse(TrainConfig, value, f"recipe {recipe}" if recipe is not None else f"{run}/run.json")
+
+
+def _check_reward_model(value: Mapping[str, object], recipe: str) -> None:
+    """Say what the corpus was scored by, where a recipe leaves the reward model to the user and he does not name one."""
+    if "reward_model" not in value and "corpus" in value:
+        corpus = Corpus.open(str(value["corpus"]))
+        raise PHFError(
+            f"recipe {recipe} names no reward model; give the one whose annotation of {corpus.path} to train on "
+            f"{propose_annotations(corpus, str(value.get('segments')))}make one with: phf annotate {corpus.path} --reward-model NAME"
+        )
 
 
 def resolve_start(config: StartConfig, data: TrainingData) -> StartRecord:
