@@ -1,6 +1,7 @@
-"""`--init RUN@STEP`: a run that starts from another run's weights and goes on with the next tokens."""
+"""`--init`: a run that starts from a model's weights, or from another run's (`RUN@STEP`) and goes on with the next tokens."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch.optim import Optimizer
@@ -35,20 +36,34 @@ def parse_place(text: str) -> tuple[str, int | None]:
 def load_start_config(
     recipe: str | None, overrides: list[str], place: str | None, *, reset_optimizer: bool = False
 ) -> TrainConfig:
-    """The config of `phf train [RECIPE] [KEY=VALUE]... [--init RUN[@STEP]]`; without a recipe, that of the other run.
+    """The config of `phf train [RECIPE] [KEY=VALUE]... [--init RUN[@STEP] | FOLDER]`.
+
+    Without a recipe it is that of the other run. A folder of a Hugging Face model goes into `model.init`, and into
+    `tokenizer` unless an override names another.
 
     Raises:
-        PHFError: see `load_train_config`, `Run.open`.
+        PHFError: see `load_train_config`, `Run.open`; `place` is neither a run nor a model.
     """
-    if place is None:
+    is_model = place is not None and (Path(place) / "config.json").is_file()
+    if place is None or is_model:
         if reset_optimizer:
             raise PHFError(
                 "--reset-optimizer belongs to --init RUN: a run from its start has fresh optimizer states"
             )
-        assert recipe is not None
+        if recipe is None:
+            raise PHFError(
+                f"{place} is a model, not a run, and says nothing of data; give a RECIPE, such as default"
+            )
+        if place is not None:
+            overrides = [f"model.init={place}", f"tokenizer={place}", *overrides]
         _check_reward_model(apply_overrides(read_recipe(recipe), overrides), recipe)
         return load_train_config(recipe, overrides)
     run, step = parse_place(place)
+    if not (Path(run) / "run.json").is_file():
+        raise PHFError(
+            f"{run} is not a run (it has no run.json), nor the folder of a model (it has no config.json); a model of the Hub is "
+            "model.init=ID tokenizer=ID"
+        )
     value = read_recipe(recipe) if recipe is not None else Run.open(run).record["config"]
     value = apply_overrides(value, overrides)
     value["start"] = {"run": run, "step": step, "reset_optimizer": reset_optimizer}
