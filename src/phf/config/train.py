@@ -123,8 +123,8 @@ class TrainConfig(StrictConfig):
     """Steps between two lines of training in metrics.jsonl."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 500
     """Steps between two checkpoints; 0 saves only at the end (and when stopped)."""
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """So many last checkpoints stay on the disk."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] | Literal["all"] = 2
+    """So many last checkpoints stay on the disk, or all: for `--init RUN@STEP`, `evaluate --step` and scores over training."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 5
     """So many steps in a row whose loss or gradient is not finite stop the run; fewer are skipped and counted."""
     start: StartConfig | None = None

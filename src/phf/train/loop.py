@@ -265,7 +265,12 @@ def _run_steps(
         open_loggers(run, state.step, is_first=ranks.is_first) as logger,
         StopSignals() as stop,
         Checkpointer(
-            run.folder, trained, optimizers, data.tokens.tokenizer, ranks, keep=config.keep_checkpoints
+            run.folder,
+            trained,
+            optimizers,
+            data.tokens.tokenizer,
+            ranks,
+            keep=None if config.keep_checkpoints == "all" else config.keep_checkpoints,
         ) as checkpointer,
     ):
 
