@@ -174,12 +174,12 @@ class Explorer:
             self.label.close()
 
 
-def open_explorer(place: Path | str, labels: Path, task: Task) -> Explorer:
+def open_explorer(place: Path | str, labels: Path | None, task: Task) -> Explorer:
     """Open a corpus or a run.
 
     Args:
         place: the folder of either; a corpus may be a URL.
-        labels, task: where and how the label tab stores judgements.
+        labels, task: where (None: a new file) and how the label tab stores judgements.
 
     Raises:
         PHFError: the folder is neither, or damaged.
@@ -210,7 +210,7 @@ def open_explorer(place: Path | str, labels: Path, task: Task) -> Explorer:
     )
 
 
-def _open_run(run: Run, labels: Path, task: Task) -> Explorer:
+def _open_run(run: Run, labels: Path | None, task: Task) -> Explorer:
     config = run.config
     documents = _attempt(lambda: DocumentBrowser(Corpus.open(config.corpus)))
     slug, note = None, ""
