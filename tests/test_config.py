@@ -7,7 +7,7 @@ import yaml
 
 from phf.config.evaluate import EvaluateConfig
 from phf.config.fields import StrictConfig, describe_fields, find_field
-from phf.config.objectives import AWR, Conditional, Unlikelihood
+from phf.config.objectives import AWR, Conditional, GoodConfig, Unlikelihood
 from phf.config.recipes import apply_overrides, list_recipes
 from phf.config.train import TrainConfig, load_train_config, parse
 from phf.errors import PHFError
@@ -30,7 +30,7 @@ def recipe(tmp_path):
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_shipped_recipes_are_valid(name):
-    config = load_train_config(name, [])
+    config = load_train_config(name, ["reward_model=mine:score"] if name == "default" else [])
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config, "a saved config can be rerun"
 
 
@@ -48,6 +48,37 @@ def test_a_new_kind_drops_the_old_options_whatever_the_order(recipe):
     assert load_train_config(
         recipe, ["objective.kind=unlikelihood", "objective.threshold=0.0"]
     ).objective == (Unlikelihood(threshold=0.0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "good"),
+    [
+        ([], {"good_fraction": 0.5}),
+        (["objective.threshold=0"], {"threshold": 0.0}),
+        (["objective.kind=mle"], {"good_fraction": 0.5}),
+        (["objective={kind: rwr}"], {"good_fraction": 0.5}),
+        (["objective.kind=mle", "good.threshold=0"], {"threshold": 0.0}),
+        (["good.threshold=0", "objective.good_fraction=0.25"], {"threshold": 0.0}),
+        (
+            ["objective={kind: filtering, threshold: 3}"],
+            {"good_fraction": 0.5},
+        ),  # a document's mean, no segment's score
+    ],
+)
+def test_good_follows_the_objective_unless_it_is_given(tmp_path, overrides, good):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    assert load_train_config(str(path), overrides).good == GoodConfig(**good)
+
+
+def test_runs_of_one_recipe_agree_where_good_ends(tmp_path):
+    # The objective's line stays where another kind replaces it, also in what a run's own config is made into.
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE | {"objective": {"kind": "conditional", "threshold": 0.0}}))
+    conditional, mle = (load_train_config(str(path), given) for given in ([], ["objective.kind=mle"]))
+    assert conditional.good == mle.good == GoodConfig(threshold=0.0)
+    again = apply_overrides(conditional.model_dump(mode="json"), ["objective.kind=rwr"])
+    assert parse(TrainConfig, again, "run").good == GoodConfig(threshold=0.0)
 
 
 def test_numbers_in_scientific_notation(recipe):

@@ -1,24 +1,30 @@
 """`phf train --dry-run`: numbers that the run then has, and no file."""
 
 import math
+import shutil
 from typing import get_args
 
 import pytest
 import torch
 from compare_runs import train, write_recipe
+from tokenizers import ByteLevelBPETokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from phf.cli import app
 from phf.config.train import ModelConfig
 from phf.control import ControlTokens
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.model import lm
+from phf.tokens.tokens import tokenize
 from phf.train import loop
 from phf.train.data import open_data
 from phf.train.optim import make_optimizers
 from phf.train.plan import GIB, GPUS, plan_run
+from phf.train.start import load_start_config
 
 
 def test_parameters_steps_tokens_and_epochs_are_those_of_the_run(small_config, tmp_path):
@@ -171,3 +177,70 @@ def test_what_cannot_be_planned_is_said(small_config):
         plan_run(small_config(), gpu="H1000")
     with pytest.raises(PHFError, match="batch_blocks=4 does not divide among 3"):
         plan_run(small_config(), num_ranks=3)
+
+
+@pytest.fixture
+def own_corpus(small_corpus, tmp_path):
+    """A copy, so that other tests do not meet the tokens made here."""
+    shutil.copytree(small_corpus.path, tmp_path / "corpus")
+    return Corpus.open(tmp_path / "corpus")
+
+
+def save_own_model(family, folder):
+    """A random model of 300 ids with its own byte-level tokenizer, as transformers saves them."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        ["all the words of a text"] * 9, vocab_size=300, special_tokens=["<|endoftext|>"]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>")
+    size = tokenizer.vocab_size
+    if family == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=1, n_head=2))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=size,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_init_takes_a_model_of_ones_own_and_sizes_it_up_by_its_shapes(
+    family, own_corpus, small_config, tmp_path
+):
+    folder = tmp_path / family
+    save_own_model(family, folder)
+    tokenize(own_corpus, str(folder), "document", workers=1)
+    recipe = write_recipe(small_config("tokenizer=gpt2"), tmp_path / "recipe.yaml")
+    config = load_start_config(str(recipe), [f"corpus={own_corpus.path}"], str(folder))
+    assert (config.model.init, config.tokenizer, config.start) == (str(folder), str(folder), None)
+    plan = plan_run(config)
+    run = train(config, tmp_path / "run")
+    assert plan.num_parameters == run.record["num_parameters"]
+    assert plan.num_steps == run.num_steps
+    assert type(run.load_model()).__name__.lower().startswith(family)
+
+
+def test_what_init_cannot_take_is_said(small_config, tmp_path):
+    save_own_model("gpt2", tmp_path / "gpt2")
+    recipe = str(write_recipe(small_config(), tmp_path / "recipe.yaml"))
+    for given, place, fresh, message in (
+        (
+            None,
+            "gpt2",
+            False,
+            r"gpt2 is a model, not a run, and says nothing of data; give a RECIPE, such as default",
+        ),
+        (recipe, "gpt2", True, r"--reset-optimizer belongs to --init RUN"),
+        (recipe, "gpt3", False, r"is not a run .* nor the folder of a model .* model\.init=ID tokenizer=ID"),
+    ):
+        with pytest.raises(PHFError, match=message):
+            load_start_config(given, [], str(tmp_path / place), reset_optimizer=fresh)
+    config = load_start_config(recipe, ["tokenizer=train:512"], str(tmp_path / "gpt2"))
+    assert config.tokenizer == "train:512"

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import closing
 
 import pytest
 
 from phf import cli
 from phf.corpus.store import build_corpus
+from phf.explore.explorer import open_explorer
 from phf.feedback.judgements import open_judgements
 from phf.feedback.pool import Segment
 from phf.feedback.queue import Queue
@@ -125,6 +127,20 @@ def test_user_errors_are_one_line(monkeypatch, capsys, tmp_path, corpus, argumen
     assert error.count("\n") == 1
     assert part in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_lies_there_is_gone_on_with_only_where_it_is_named(monkeypatch, capsys, tmp_path, corpus):
+    monkeypatch.chdir(tmp_path)
+    label(monkeypatch, capsys, "b", corpus)
+    assert len(read(tmp_path / "labels.jsonl")) == 1, "a new file needs no name"
+    with pytest.raises(SystemExit):
+        label(monkeypatch, capsys, "b", corpus)
+    assert "labels.jsonl exists already; give -o labels.jsonl to go on with it" in capsys.readouterr().err
+    label(monkeypatch, capsys, "g", corpus, "-o", "labels.jsonl")
+    assert len(read(tmp_path / "labels.jsonl")) == 2
+    with closing(open_explorer(corpus, None, "label")) as explorer:
+        assert "labels.jsonl exists already; give --labels labels.jsonl" in explorer.label.show()[1]
+    assert len(read(tmp_path / "labels.jsonl")) == 2
 
 
 def test_an_import_says_what_it_left_out(monkeypatch, capsys, tmp_path):

@@ -37,6 +37,33 @@ def test_labels_say_how_bad(tmp_path, name):
     )
 
 
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [("bad", "Good"), ("yes", "no"), ("TRUE", "false"), ("Toxic", "non-toxic"), (True, False)],
+)
+def test_labels_in_words(tmp_path, bad, good):
+    labels = read_labels(
+        write(tmp_path / "a.jsonl", {"text": "rude", "label": bad}, {"text": "kind", "label": good})
+    )
+    assert labels.targets.tolist() == [1, 0]
+    strange = write(tmp_path / "b.jsonl", {"text": "rude", "label": bad}, {"text": "x", "label": "perhaps"})
+    assert read_labels(strange).bad_rows == [
+        BadLine(2, "label is no number, nor good, bad, yes, no, true or false")
+    ]
+
+
+def test_labels_in_a_table(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nrude,1\nkind,good\nso-so,0.5\n?,perhaps\n")
+    labels = read_labels(path)
+    assert (labels.kind, labels.texts, labels.targets.tolist()) == (
+        "labels",
+        ["rude", "kind", "so-so"],
+        [1, 0, 0.5],
+    )
+    assert [row.line for row in labels.bad_rows] == [5]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
 def test_compressed_labels_that_are_cut_short_are_refused(tmp_path, name):
     path = write(tmp_path / name, *({"text": f"text {i} {i * i}", "label": i % 2} for i in range(200)))

@@ -40,6 +40,56 @@ def test_jsonl(tmp_path, name):
     assert [row.place for row in rows] == [f"{path}:1", f"{path}:2", f"{path}:4"]
 
 
+TABLE = (
+    "\ufeffid,text\r\n"
+    'a,"one, ""two""\nthree"\r\n'
+    "\r\n"
+    "b,zwei \u00fc\r\n"
+    "c\r\n"
+    'd,"ro"gue\r\n'
+    "e,one,too many\r\n"
+    "f,\r\n"
+    "g,last"
+)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "a.tsv.zst"])
+def test_tables_have_their_columns_in_the_first_line(tmp_path, name):
+    path = tmp_path / name
+    comma = "," if ".csv" in name else "\t"
+    write_jsonl(path, (TABLE + "\r\nh,\xff").replace(",", comma).encode().replace("\xff".encode(), b"\xff"))
+    assert list(iterate_source(str(path))) == [
+        Row(f"{path}:2", f'one{comma} "two"\nthree', "a"),
+        Row(f"{path}:5", "zwei \u00fc", "b"),
+        BadRow(f"{path}:6", "no text"),
+        BadRow(f"{path}:7", "broken CSV"),
+        BadRow(f"{path}:8", "more fields than columns"),
+        BadRow(f"{path}:9", "text is empty"),
+        Row(f"{path}:10", "last", "g"),
+        BadRow(f"{path}:11", "not UTF-8"),
+    ]
+
+
+def test_a_table_without_a_known_column_names_those_it_has(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,review\n1,fine\n")
+    with pytest.raises(
+        PHFError, match="has no field text, content, document; name one of id, review with --text-field"
+    ):
+        list(iterate_source(str(path)))
+    assert [row.text for row in iterate_source(str(path), "review")] == ["fine"]
+    for head, message in (
+        ('"re"view,text\n', "does not begin with the names of its columns"),
+        ("", "is empty"),
+    ):
+        (tmp_path / "b.csv").write_text(head)
+        with pytest.raises(PHFError, match=message):
+            list(iterate_source(str(tmp_path / "b.csv")))
+    long = "x" * 200_000  # beyond the csv module's own limit
+    path.write_text(f"text\n{long}\n" + '"never closed\nrest\n')
+    assert list(iterate_source(str(path))) == [Row(f"{path}:2", long), BadRow(f"{path}:3", "broken CSV")]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
 def test_a_compressed_file_that_is_cut_short_is_refused(tmp_path, name):
     path = tmp_path / name
@@ -116,12 +166,12 @@ def test_folder(tmp_path):
 
 def test_sources_that_yield_nothing_or_are_not_there(tmp_path):
     (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
-    (tmp_path / "table.csv").write_bytes(b"text\nx\n")
+    (tmp_path / "table.xlsx").write_bytes(b"text\nx\n")
     with pytest.raises(PHFError, match="is empty"):
         list(iterate_source(str(tmp_path / "empty.jsonl")))
     # The rest is refused at the call, before anything is read.
     with pytest.raises(PHFError, match=r"is of no known kind; valid are \.jsonl"):
-        iterate_source(str(tmp_path / "table.csv"))
+        iterate_source(str(tmp_path / "table.xlsx"))
     with pytest.raises(PHFError, match="did you mean 'fortunes'"):
         iterate_source("fortnes")
     with pytest.raises(PHFError, match="choose fortunes or fortunes:offensive"):

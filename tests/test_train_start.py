@@ -120,6 +120,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(mle, small_conf
         assert not out.exists()
 
 
+def test_any_step_can_be_started_from_where_all_checkpoints_are_kept(small_config, tmp_path):
+    run = train(
+        small_config("objective.kind=mle", "checkpoint_every=2", "keep_checkpoints=all"), tmp_path / "all"
+    )
+    assert run.steps == [2, 4, 6, 8, 10, 12]
+    assert train(start_from(run, 2), tmp_path / "further").record["start"]["step"] == 2
+    some = train(small_config("objective.kind=mle"), tmp_path / "some")
+    with pytest.raises(
+        PHFError, match=r"it has 8, 12: choose one of these, or train with keep_checkpoints=all"
+    ):
+        train(start_from(some, 4), tmp_path / "out")
+    with pytest.raises(PHFError, match="keep_checkpoints=0"):
+        small_config("keep_checkpoints=0")
+
+
 def test_a_larger_batch_starts_at_its_next_whole_step_and_another_order_is_said(mle, tmp_path):
     said = []
     run = loop.train(start_from(mle, 8, "optim.batch_blocks=6", "seed=1"), tmp_path / "run", say=said.append)

@@ -1,6 +1,7 @@
 """Scores beside the text: reading an annotation, and the join that fails closed (docs/format.md)."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,11 +106,9 @@ class Annotation:
                 f"{corpus.path} has {len(found)} annotations by other versions of {reward_model}; name one of "
                 f"{', '.join(path.name for path in found)}"
             )
-        existing = [f"{path.name} ({manifest['segments']})" for path, manifest in _list_manifests(corpus)]
         raise PHFError(
-            f"{corpus.path} has no annotation by {reward_model} on {segments} (it has "
-            f"{', '.join(existing) or 'none at all'}); make it with: phf annotate {corpus.path} "
-            f"--reward-model {reward_model} --segments {segments}"
+            f"{corpus.path} has no annotation by {reward_model} on {segments} {propose_annotations(corpus, segments)}make it "
+            f"with: phf annotate {corpus.path} --reward-model {shlex.quote(reward_model)} --segments {segments}"
         )
 
     @classmethod
@@ -218,7 +217,28 @@ class Annotation:
     @property
     def _command(self) -> str:
         spec = self.manifest["reward_model_spec"]
-        return f"phf annotate {self.corpus.path} --reward-model {spec} --segments {self.segments}"
+        return (
+            f"phf annotate {self.corpus.path} --reward-model {shlex.quote(spec)} --segments {self.segments}"
+        )
+
+
+def propose_annotations(corpus: Corpus, segments: str | None = None) -> str:
+    """What a corpus without the wanted annotation has, for the middle of an error: each as a recipe or an option names it.
+
+    Args:
+        segments: what is wanted; another kind of an annotation is named with it.
+    """
+    found = {
+        annotation.slug: " ".join(
+            [shlex.quote(f"reward_model={annotation.manifest['reward_model_spec']}")]
+            + ([f"segments={annotation.segments}"] if annotation.segments != segments else [])
+        )
+        for annotation in Annotation.list(corpus)
+    }
+    if not found:
+        return "(it has none at all); "
+    listed = ", ".join(f"{slug}, which is {choice}" for slug, choice in found.items())
+    return f"(it has {listed}); give {'that' if len(found) == 1 else 'one of these'}, or "
 
 
 def load_scores(

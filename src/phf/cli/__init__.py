@@ -7,7 +7,20 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from phf.cli import annotate, attack, corpus, evaluate, explore, label, release, reward, runs, show, sweep
+from phf.cli import (
+    annotate,
+    attack,
+    cache,
+    corpus,
+    evaluate,
+    explore,
+    label,
+    release,
+    reward,
+    runs,
+    show,
+    sweep,
+)
 from phf.cli.options import SETTINGS, examples
 from phf.errors import PHFError
 from phf.terminal import printable
@@ -15,7 +28,7 @@ from phf.terminal import printable
 _STOPPED = 130
 
 GROUPS = {
-    "Start": ["demo"],
+    "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
     "Train": ["train", "sweep"],
     "Look": ["sample", "evaluate", "report", "show", "compare", "explore"],
@@ -50,6 +63,7 @@ app = typer.Typer(
 )
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
+app.add_typer(cache.app, name="cache")
 for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep):
     app.add_typer(verbs.app)
 

@@ -1,13 +1,31 @@
 """`phf annotate` and `phf tokenize`: the expensive steps, done once."""
 
-from typing import Annotated, get_args
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, CorpusFolder, Segments, Workers, check_choice, examples, segment_kind
-from phf.terminal import show_progress
+from phf.cli.options import (
+    SETTINGS,
+    CorpusFolder,
+    Segments,
+    Workers,
+    check_choice,
+    examples,
+    segment_kind,
+    warn_of_rewards,
+)
+from phf.cli.stats import tabulate_examples
+from phf.terminal import print_table, printable, show_progress
+
+if TYPE_CHECKING:
+    from phf.annotate.annotation import Annotation
 
 app = typer.Typer(**SETTINGS)
+
+_NUM_SHOWN = 3
+"""Segments at each end of the scores, by which a person sees whether they are the right way round."""
 
 
 @app.command(epilog=examples("phf annotate corpus --reward-model toxicity-svm --segments sentences"))
@@ -15,7 +33,12 @@ def annotate(
     folder: CorpusFolder,
     reward_model: Annotated[
         str,
-        typer.Option("--reward-model", "-r", help="A name from 'phf reward list', or '0.7*NAME + 0.3*NAME'."),
+        typer.Option(
+            "--reward-model",
+            "-r",
+            help="A name from 'phf reward list', your own module:function, hf:ID#LABEL, '0.7*NAME + 0.3*NAME'; higher = worse, "
+            "a minus in front turns a reward round.",
+        ),
     ],
     segments: Segments = "sentences",
     workers: Workers = None,
@@ -40,7 +63,9 @@ def annotate(
     from phf.annotate.annotate import Engine
     from phf.annotate.annotate import annotate as annotate_corpus
     from phf.corpus.store import Corpus
+    from phf.reward_models.catalogue import list_reward_models
 
+    warn_of_rewards([reward_model])
     kind = segment_kind(segments)
     chosen: Engine = check_choice("engine", engine, get_args(Engine))
     with show_progress() as progress:
@@ -58,7 +83,28 @@ def annotate(
             progress=progress,
         )
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
+    if annotation.num_scored_now > 0 and all(card.name != reward_model for card in list_reward_models()):
+        _show_direction(annotation, reward_model)
     print(f"next: phf tokenize {folder} --segments {kind}")
+    print(f"then: {_training(folder, reward_model, kind)}")
+
+
+def _show_direction(annotation: "Annotation", spec: str) -> None:
+    """The ends of the scores of a reward model whose direction is its user's to say, and the question that they answer."""
+    from phf.curate.stats import find_extremes
+
+    worst, best = find_extremes(annotation, _NUM_SHOWN)
+    if not worst:
+        return
+    print_table(tabulate_examples("The worst segments (highest scores)", worst))
+    print_table(tabulate_examples("The best segments (lowest scores)", best))
+    turned = spec[1:] if spec.startswith("-") else f"-{spec}"
+    remedy = (
+        "a minus turns a component round: 0.7*-SPEC"
+        if "components" in annotation.manifest
+        else f"phf annotate {annotation.corpus.path} -r {shlex.quote(turned)} -s {annotation.segments}"
+    )
+    print(printable(f"is this the right way round? a score is higher = worse; if not: {remedy}"))
 
 
 @app.command(epilog=examples("phf tokenize corpus --tokenizer train:4096 --segments sentences"))
@@ -71,11 +117,29 @@ def tokenize(
     workers: Workers = None,
 ) -> None:
     """Turn documents into token ids once, with segment ends. Resumable."""
+    from phf.annotate.annotation import Annotation
     from phf.corpus.store import Corpus
     from phf.tokens.tokens import tokenize as tokenize_corpus
 
     kind = segment_kind(segments)
     with show_progress() as progress:
-        tokens = tokenize_corpus(Corpus.open(folder), tokenizer, kind, workers=workers, progress=progress)
+        corpus = Corpus.open(folder)
+        tokens = tokenize_corpus(corpus, tokenizer, kind, workers=workers, progress=progress)
     print(f"{tokens.path}: {tokens.num_tokens:,} tokens in {tokens.num_segments:,} segments")
-    print(f"next: phf train RECIPE corpus={folder} tokenizer={tokenizer} segments={kind} -o RUN")
+    found = [own.manifest["reward_model_spec"] for own in Annotation.list(corpus) if own.segments == kind]
+    if not found:
+        print(f"next: phf annotate {folder} --reward-model NAME --segments {kind}")
+    for spec in dict.fromkeys(found):
+        print(f"next: {_training(folder, spec, kind, tokenizer)}")
+
+
+def _training(folder: Path, reward_model: str, segments: str, tokenizer: str = "") -> str:
+    """The command that trains on an annotation, with each setting that a recipe may have otherwise."""
+    settings = {
+        "corpus": str(folder),
+        "reward_model": reward_model,
+        "segments": segments,
+        "tokenizer": tokenizer,
+    }
+    words = [shlex.quote(f"{key}={value}") for key, value in settings.items() if value]
+    return f"phf train default {' '.join(words)} model.preset=1M -o runs/conditional"

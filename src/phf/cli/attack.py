@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from phf.cli.options import SETTINGS, derive_options, examples
+from phf.cli.options import SETTINGS, derive_options, examples, warn_of_rewards
 from phf.terminal import print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def attack(
         given["num_texts"] = sorted(set(given["num_texts"]))
     config = parse(AttackSuiteConfig, apply_overrides(given, settings or []), "phf attack")
 
+    warn_of_rewards(config.judges)
     from phf.attack.suite import attack_targets
     from phf.report.rediscovery import write_rediscovery
 

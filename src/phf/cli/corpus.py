@@ -28,7 +28,7 @@ def corpus_build(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="JSONL(.gz, .zst), Parquet, a folder, hf:ID, or python-source, fortunes, tweets (with :options).",
+            help="JSONL, CSV or TSV (.gz, .zst), Parquet, a folder, hf:ID, or python-source, fortunes, tweets (with :options).",
         ),
     ],
     out: Annotated[

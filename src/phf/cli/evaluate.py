@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, Runs, check_choice, derive_options, examples
+from phf.cli.options import SETTINGS, Runs, check_choice, derive_options, examples, warn_of_rewards
 from phf.terminal import print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def evaluate(
 
     config = parse(EvaluateConfig, apply_overrides(ctx.obj, settings or []), "phf evaluate")
 
+    warn_of_rewards(config.judges)
     from phf.evaluate.evaluation import evaluate_runs
     from phf.report.page import summary_lines, summary_table
 

@@ -17,8 +17,12 @@ def explore(
         str, typer.Argument(metavar="CORPUS|RUN", help="A folder made by 'phf corpus build' or 'phf train'.")
     ],
     labels: Annotated[
-        Path, typer.Option("--labels", help="Where the label tab stores judgements; goes on if it exists.")
-    ] = Path("labels.jsonl"),
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="Where the label tab stores judgements; goes on if it exists; default: a new labels.jsonl.",
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option("--task", "-t", help="Of the label tab: label, rate or pair (see 'phf label').")
     ] = "label",

@@ -27,8 +27,13 @@ def label(
         typer.Argument(metavar="DIR", help="A corpus folder made by 'phf corpus build'.", show_default=False),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The file of judgements (JSON Lines); goes on if it exists.")
-    ] = Path("labels.jsonl"),
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The file of judgements (JSON Lines); goes on if it exists; default: a new labels.jsonl.",
+        ),
+    ] = None,
     task: Annotated[
         str,
         typer.Option("--task", "-t", help="label (good or bad), rate (1 to 5) or pair (choose the better)."),
@@ -73,11 +78,15 @@ def label(
     Keys: g b (or 1 to 5, or 1 2 for a pair), s skip, u undo, q quit. Every judgement is on the disk at once; the same
     command goes on where it ended.
     """
+    from phf.feedback.judgements import choose_file
+
+    if import_file is None and folder is None:
+        raise PHFError("no corpus is given; run: phf label DIR -o labels.jsonl (or --import FILE)")
+    out = choose_file(out)
     if import_file is not None:
         _import(import_file, out, folder, bad or [], good or [], question, field or [], higher_is_worse)
         return
-    if folder is None:
-        raise PHFError("no corpus is given; run: phf label DIR -o labels.jsonl (or --import FILE)")
+    assert folder is not None
     from phf.corpus.store import Corpus
     from phf.feedback.judgements import Task
     from phf.feedback.queue import Order

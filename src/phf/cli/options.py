@@ -1,7 +1,7 @@
 """Options that several verbs share, and options that derive from the fields of a config."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 
 from phf.errors import PHFError
 from phf.files import to_path
+from phf.terminal import printable, say
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -53,6 +54,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise PHFError(f"{name} '{value}' is not known; choose {', '.join(choices)}")
     return value
+
+
+def warn_of_rewards(specs: Iterable[str]) -> None:
+    """Say of each spec that sounds like a reward that scores are higher = worse."""
+    from phf.reward_models.wording import find_good_word
+
+    for spec in specs:
+        if (word := find_good_word(spec)) is not None:
+            say(
+                f"warning: {printable(spec)} sounds as if higher were better ({printable(word)}), but a score is higher = worse; "
+                f"a minus turns it round: {printable(f'-{spec}')}"
+            )
 
 
 def segment_kind(text: str) -> "SegmentKind":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phf.cli.options import SETTINGS, Segments, check_choice, examples, segment_kind
+from phf.cli.options import SETTINGS, Segments, check_choice, examples, segment_kind, warn_of_rewards
 from phf.errors import PHFError
 from phf.files import to_path
 from phf.terminal import print_table, printable, say, show_progress
@@ -119,6 +119,7 @@ def reward_distill(
     from phf.reward_models import load_reward_model
     from phf.reward_training.distill import distill_reward_model
 
+    warn_of_rewards([teacher])
     num_parameters = _parse_size(model_size)
     kind = segment_kind(segments)
     model = load_reward_model(teacher)

@@ -38,8 +38,9 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN[@STEP]",
-            help="Start from this run's weights, on the next tokens; without a RECIPE, with its config.",
+            metavar="RUN[@STEP]|FOLDER",
+            help="Start from this run's weights, on the next tokens; without a RECIPE, with its config. Or from a Hugging Face "
+            "model's folder, with its tokenizer.",
         ),
     ] = None,
     reset_optimizer: Annotated[bool, typer.Option(help="With --init: fresh optimizer states.")] = False,

@@ -51,8 +51,8 @@ def _print_annotation(stats: "AnnotationStats", budget: int | None) -> None:
     for heading, rules in candidates.items():
         if rules:
             print_table(_tabulate_candidates(heading, rules))
-    print_table(_tabulate_examples("The worst segments", stats["worst"]))
-    print_table(_tabulate_examples("The best segments", stats["best"]))
+    print_table(tabulate_examples("The worst segments", stats["worst"]))
+    print_table(tabulate_examples("The best segments", stats["best"]))
 
 
 def _tabulate_quantiles(stats: "AnnotationStats") -> Table:
@@ -109,7 +109,8 @@ def _tabulate_candidates(heading: str, candidates: "list[Candidate]") -> Table:
     return table
 
 
-def _tabulate_examples(heading: str, examples: "list[Example]") -> Table:
+def tabulate_examples(heading: str, examples: "list[Example]") -> Table:
+    """Segments with their scores and documents, a line each."""
     table = make_table(heading)
     table.expand = True
     table.add_column("score", justify="right", no_wrap=True)

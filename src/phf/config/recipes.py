@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from phf.config.objectives import objective_kinds
 from phf.errors import PHFError, suggest
 
 
@@ -51,7 +52,8 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def apply_overrides(value: Mapping[str, object], overrides: list[str]) -> dict[str, object]:
-    """`key.path=value` pairs laid over a recipe; values are read as YAML. A new `objective.kind` drops the old options.
+    """`key.path=value` pairs laid over a recipe; values are read as YAML. A new `objective.kind` drops the old options; where
+    good ended stays, as `good`, so that reports on the new kind mean the same text.
 
     Raises:
         PHFError: an override is not `key=value`, or goes through something that is not a mapping.
@@ -77,9 +79,11 @@ def apply_overrides(value: Mapping[str, object], overrides: list[str]) -> dict[s
             node = child
         if key == "objective.kind" and node.get("kind") != item:
             node.clear()
-        if parents and parents[-1] == "objective":
+        if parents and parents[-1] in ("objective", "good"):
             _drop_alternative(node, last)
         node[last] = item
+    if "good" not in result and not find_line(result) and (line := find_line(value)):
+        result["good"] = line
     return result
 
 
@@ -96,9 +100,20 @@ for _first in "-+0123456789":
     )
 
 
-def _drop_alternative(objective: dict[str, object], key: str) -> None:
+def find_line(recipe: Mapping[str, object]) -> dict[str, object]:
+    """Where the objective of a recipe ends good segments: its `threshold` or `good_fraction`; empty if it does not."""
+    objective = recipe.get("objective")
+    kind = objective_kinds().get(str(objective.get("kind"))) if isinstance(objective, dict) else None
+    if kind is None or "good_fraction" not in kind.model_fields:  # filtering cuts between whole documents
+        return {}
+    assert isinstance(objective, dict)
+    given = {way: objective.get(way) for way in ("threshold", "good_fraction")}
+    return {way: value for way, value in given.items() if value is not None}
+
+
+def _drop_alternative(group: dict[str, object], key: str) -> None:
     """Overriding one way to give a threshold replaces the other."""
     ways = ("threshold", "good_fraction", "keep_fraction")
     if key in ways:
         for way in ways:
-            objective.pop(way, None)
+            group.pop(way, None)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from phf.config.fields import StrictConfig
 from phf.config.objectives import GoodConfig, ObjectiveConfig, objective_kinds
-from phf.config.recipes import apply_overrides, read_recipe
+from phf.config.recipes import apply_overrides, find_line, read_recipe
 from phf.errors import PHFError, suggest
 from phf.records import ControlStyle
 
@@ -98,7 +98,8 @@ class TrainConfig(StrictConfig):
     objective: ObjectiveConfig
     """The objective, by its kind and that kind's settings."""
     good: GoodConfig = GoodConfig(good_fraction=0.5)
-    """Where good ends in validation losses and evaluations, unless the objective draws that line itself."""
+    """Where good ends in validation losses and evaluations, unless the objective draws that line itself; not given, it
+    is the objective's line, also that of a kind which an override replaced."""
     model: ModelConfig = ModelConfig()
     """The model to train."""
     data: DataConfig = DataConfig()
@@ -122,8 +123,8 @@ class TrainConfig(StrictConfig):
     """Steps between two lines of training in metrics.jsonl."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 500
     """Steps between two checkpoints; 0 saves only at the end (and when stopped)."""
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """So many last checkpoints stay on the disk."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] | Literal["all"] = 2
+    """So many last checkpoints stay on the disk, or all: for `--init RUN@STEP`, `evaluate --step` and scores over training."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 5
     """So many steps in a row whose loss or gradient is not finite stop the run; fewer are skipped and counted."""
     start: StartConfig | None = None
@@ -133,6 +134,13 @@ class TrainConfig(StrictConfig):
     GPU."""
     trackers: tuple[Tracker, ...] = ()
     """Where metrics go beside metrics.jsonl; each needs the package of its name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_objective(cls, value: object) -> object:
+        if isinstance(value, dict) and "good" not in value and (line := find_line(value)):
+            return {**value, "good": line}
+        return value
 
 
 SamplingPrecision = Literal["fp32", "bf16"]

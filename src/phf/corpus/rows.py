@@ -36,9 +36,9 @@ def make_row(place: str, text: object, own_id: object = None) -> Row | BadRow:
         return BadRow(place, "text is not a string")
     if not text:
         return BadRow(place, "text is empty")
-    if not _is_encodable(text):
+    if not is_encodable(text):
         return BadRow(place, "lone surrogate")
-    has_id = isinstance(own_id, str) and own_id != "" and _is_encodable(own_id)
+    has_id = isinstance(own_id, str) and own_id != "" and is_encodable(own_id)
     return Row(place, text, str(own_id) if has_id else None)
 
 
@@ -63,7 +63,8 @@ def find_files(folder: Path) -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -3,6 +3,7 @@
 A bad row (no text, not UTF-8, ...) is data: it is passed on with its place and reason, never dropped in silence.
 """
 
+import csv
 import gzip
 import itertools
 import json
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from phf.corpus import builtin
-from phf.corpus.rows import BadRow, Row, find_files, make_row, read_text_row
+from phf.corpus.rows import BadRow, Row, find_files, is_encodable, make_row, read_text_row
 from phf.errors import PHFError, suggest
 from phf.files import explain_storage, to_path
 
@@ -26,6 +27,9 @@ TEXT_FIELDS = ("text", "content", "document")
 """Fields in which a text is looked for, in this order, when the user names none."""
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+RECORD_SUFFIXES = (*JSONL_SUFFIXES, *_DELIMITERS, ".parquet")
+"""Of files of records; a .csv or .tsv may be compressed as a .jsonl may."""
 _NAMED_SOURCES = ("python-source", "fortunes", "tweets", "mails", "nlp-corpus", "hf")
 _CHUNK = 1 << 20
 
@@ -45,7 +49,7 @@ def iterate_source(spec: str, text_field: str | None = None) -> Iterator[Row | B
     """The rows of a source, in an order that depends on nothing but the source.
 
     Args:
-        spec: a JSONL (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet file; a folder (files of these kinds are read as
+        spec: a JSONL (.jsonl), CSV or TSV file, plain, .gz or .zst; a Parquet file; a folder (files of these kinds are read as
             such, any other file is one document; hidden ones are passed over); either as a path or as a URL that fsspec
             reads (`s3://bucket/x.jsonl.gz`, `gs://`, `https://`, `hf://datasets/...`); `hf:ID`, `hf:ID:CONFIG` or
             `hf:FOLDER` (the train split); `python-source[:PACKAGE,...]`; `fortunes[:offensive]`; `tweets`;
@@ -60,10 +64,10 @@ def iterate_source(spec: str, text_field: str | None = None) -> Iterator[Row | B
 
 
 def iterate_records(spec: str) -> Iterator[Record | BadRow]:
-    """The records of a source with all their fields; other files than JSONL and Parquet are passed over.
+    """The records of a source with all their fields; other files than those of records are passed over.
 
     Args:
-        spec: a JSONL or Parquet file, a folder of such, or a folder that `datasets` has saved, each as a path or (but the
+        spec: a JSONL, CSV, TSV or Parquet file, a folder of such, or a folder that `datasets` has saved, each as a path or (but the
             last) as a URL; `hf:ID`, `hf:ID:CONFIG` (the train split).
 
     Raises:
@@ -79,10 +83,17 @@ def iterate_records(spec: str) -> Iterator[Record | BadRow]:
     opened = [_iterate_file(file, f"{spec.rstrip('/')}/{name}".rstrip("/")) for name, file in files]
     found = [records for records in opened if records is not None]
     if not found:
-        raise PHFError(
-            f"source '{spec}' holds no file of records; valid are {', '.join(JSONL_SUFFIXES)}, .parquet"
-        )
+        raise PHFError(f"source '{spec}' holds no file of records; valid are {', '.join(RECORD_SUFFIXES)}")
     return itertools.chain.from_iterable(found)
+
+
+def iterate_file(path: Path) -> Iterator[Record | BadRow]:
+    """The records of one file, their places `:LINE`; JSON Lines unless its name says otherwise.
+
+    Raises:
+        PHFError: it is damaged or cut short.
+    """
+    return _iterate_file(path, "") or _iterate_jsonl(path, "")
 
 
 def _open_source(spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
@@ -105,8 +116,7 @@ def _open_source(spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
         return _iterate_folder(path, spec, text_field)
     if (records := _iterate_file(path, spec, partial(_choose_columns, text_field))) is None:
         raise PHFError(
-            f"source '{spec}' is of no known kind; valid are {', '.join(JSONL_SUFFIXES)}, .parquet, "
-            "or the folder of a text file"
+            f"source '{spec}' is of no known kind; valid are {', '.join(RECORD_SUFFIXES)}, or the folder of a text file"
         )
     return _to_rows(records, text_field)
 
@@ -161,7 +171,8 @@ def _iterate_file(path: Path, place: str, choose: _Columns | None = None) -> Ite
         return _iterate_jsonl(path, place)
     if path.suffix == ".parquet":
         return _iterate_parquet(path, place, choose)
-    return None
+    delimiter = _DELIMITERS.get(Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix)
+    return _iterate_table(path, place, delimiter, choose) if delimiter is not None else None
 
 
 def _to_rows(records: Iterator[Record | BadRow], text_field: str | None) -> Iterator[Row | BadRow]:
@@ -193,11 +204,41 @@ def parse_line(line: bytes, place: str) -> Record | BadRow:
     return Record(place, fields)
 
 
+def _iterate_table(
+    path: Path, place: str, delimiter: str, choose: _Columns | None
+) -> Iterator[Record | BadRow]:
+    """Rows of a CSV or TSV file, whose first line names the columns; quoted as spreadsheets do. A place is a row's first line."""
+    csv.field_size_limit(1 << 30)  # a field is a text, which may be longer than the 128 kB of the default
+    lines = (line.decode("utf-8", "surrogateescape") for line in read_lines(path))
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = [name.removeprefix("\ufeff").strip() for name in next(rows, [])]
+    except csv.Error as error:
+        raise PHFError(f"{path} does not begin with the names of its columns ({error}); correct it") from None
+    if choose is not None and names:
+        choose(path, names)
+    while True:
+        at = f"{place}:{rows.line_num + 1}"
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error:  # the reader goes on with the next line
+            yield BadRow(at, "broken CSV")
+            continue
+        if not is_encodable("".join(row)):
+            yield BadRow(at, "not UTF-8")
+        elif len(row) > len(names):
+            yield BadRow(at, "more fields than columns")
+        elif row:
+            yield Record(at, dict(zip(names, row, strict=False)))
+
+
 def _find_text_field(names: Container[str]) -> str | None:
     return next((field for field in TEXT_FIELDS if field in names), None)
 
 
-def read_lines(path: Path, remedy: str = "fetch or compress it again") -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """Lines of a plain, gzip or zstandard file.
 
     Raises:
@@ -215,7 +256,7 @@ def read_lines(path: Path, remedy: str = "fetch or compress it again") -> Iterat
             with path.open("rb") as file:
                 yield from file
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise PHFError(f"{path} is damaged or cut short ({error}); {remedy}") from None
+        raise PHFError(f"{path} is damaged or cut short ({error}); fetch or compress it again") from None
 
 
 def _decompress_zstandard(path: Path) -> Iterator[bytes]:
@@ -240,7 +281,7 @@ def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         *lines, rest = chunk.split(b"\n")
         for line in lines:
-            yield b"".join([*parts, line])
+            yield b"".join([*parts, line, b"\n"])
             parts.clear()
         parts.append(rest)
     if last := b"".join(parts):
@@ -248,11 +289,11 @@ def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _choose_columns(text_field: str | None, path: Path, names: list[str]) -> list[str]:
-    """The columns of a Parquet file that make a row: its text, and its id if it has one."""
+    """The columns of a file that make a row: its text, and its id if it has one."""
     field = text_field or _find_text_field(names)
     if field not in names:
         wanted = f"field '{text_field}'" if text_field else f"field {', '.join(TEXT_FIELDS)}"
-        raise PHFError(f"{path} has no {wanted}; name one of {', '.join(names)} with --text-field")
+        raise PHFError(f"{path} has no {wanted}; name one of {', '.join(names)[:200]} with --text-field")
     return [field, "id"] if "id" in names and field != "id" else [field]
 
 

@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from phf.annotate.annotation import Annotation
+from phf.annotate.annotation import Annotation, propose_annotations
 from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, read_manifest
 from phf.errors import PHFError
 from phf.files import check_hash
@@ -24,6 +24,7 @@ CHARACTERS_PER_TOKEN = 4.0
 _NUM_BINS = 20
 _NUM_EXAMPLES = 5
 _EXAMPLE_CHARACTERS = 300
+_EXTREME_SHARDS = 8  # half a gigabyte of text: seconds
 
 _Floats = npt.NDArray[np.float32]
 _Counts = npt.NDArray[np.int64]
@@ -159,9 +160,8 @@ def _choose_annotations(corpus: Corpus, reward_model: str | None) -> list[Annota
         in (annotation.slug, annotation.manifest["reward_model_spec"], annotation.identity.name)
     ]
     if not chosen:
-        existing = ", ".join(annotation.slug for annotation in annotations) or "none at all"
         raise PHFError(
-            f"{corpus.path} has no finished annotation by {reward_model} (it has {existing}); make it with: "
+            f"{corpus.path} has no finished annotation by {reward_model} {propose_annotations(corpus)}make it with: "
             f"phf annotate {corpus.path} --reward-model {reward_model}"
         )
     return chosen
@@ -258,9 +258,7 @@ def _annotation_stats(
         lengths = find_lengths(num_segments, ends)
         _add_shard(parts, annotation.corpus, index, num_segments, counter.count(lengths), scores)
         found = _find_examples(index, num_segments, ends, lengths, scores)
-        # Among equals the longest: a short segment shows little.
-        best = sorted([*best, *found], key=lambda one: (one.score, one.start - one.end))[:_NUM_EXAMPLES]
-        worst = sorted([*worst, *found], key=lambda one: (-one.score, one.start - one.end))[:_NUM_EXAMPLES]
+        best, worst = _keep_extremes([*best, *found], [*worst, *found])
         reasons.update(entry["reasons"])
         num_done += len(num_segments)
         if progress is not None:
@@ -421,6 +419,32 @@ def _find_examples(
         _Example(float(scores[i]), index, row, int(ends[i] - lengths[i]), int(ends[i]))
         for i, row in zip(chosen, rows, strict=True)
     ]
+
+
+def _keep_extremes(
+    best: Sequence[_Example], worst: Sequence[_Example]
+) -> tuple[list[_Example], list[_Example]]:
+    """The best and the worst of each; among equals the longest: a short segment shows little."""
+    return (
+        sorted(best, key=lambda one: (one.score, one.start - one.end))[:_NUM_EXAMPLES],
+        sorted(worst, key=lambda one: (-one.score, one.start - one.end))[:_NUM_EXAMPLES],
+    )
+
+
+def find_extremes(annotation: Annotation, number: int) -> tuple[list[Example], list[Example]]:
+    """The worst and the best segments of an annotation, at most five each; of a large one, among its first shards alone.
+
+    Raises:
+        PHFError: a shard or a join fails.
+    """
+    best: list[_Example] = []
+    worst: list[_Example] = []
+    for index in range(min(_EXTREME_SHARDS, len(annotation.shards))):
+        num_segments, ends, scores = annotation.join_shard(index)
+        found = _find_examples(index, num_segments, ends, find_lengths(num_segments, ends), scores)
+        best, worst = _keep_extremes([*best, *found], [*worst, *found])
+    corpus = annotation.corpus
+    return _read_examples(corpus, worst[:number]), _read_examples(corpus, best[:number])
 
 
 def _find_first(keys: _Floats, lengths: _Counts) -> list[int]:

@@ -87,7 +87,7 @@ class Explorer:
             path = self.documents.corpus.path
             return html.render_sentence(
                 f"This corpus has no finished annotation, so there are no scores to show, only texts. Make one with: "
-                f"phf annotate {path} --reward-model toxicity-svm --segments sentences"
+                f"phf annotate {path} --reward-model NAME --segments sentences"
             )
         annotation = self.documents.annotations[slug]
         return html.render_legend(annotation.identity.name, annotation.segments, annotation.unit)
@@ -174,12 +174,12 @@ class Explorer:
             self.label.close()
 
 
-def open_explorer(place: Path | str, labels: Path, task: Task) -> Explorer:
+def open_explorer(place: Path | str, labels: Path | None, task: Task) -> Explorer:
     """Open a corpus or a run.
 
     Args:
         place: the folder of either; a corpus may be a URL.
-        labels, task: where and how the label tab stores judgements.
+        labels, task: where (None: a new file) and how the label tab stores judgements.
 
     Raises:
         PHFError: the folder is neither, or damaged.
@@ -210,7 +210,7 @@ def open_explorer(place: Path | str, labels: Path, task: Task) -> Explorer:
     )
 
 
-def _open_run(run: Run, labels: Path, task: Task) -> Explorer:
+def _open_run(run: Run, labels: Path | None, task: Task) -> Explorer:
     config = run.config
     documents = _attempt(lambda: DocumentBrowser(Corpus.open(config.corpus)))
     slug, note = None, ""

@@ -8,7 +8,7 @@ from phf.annotate.annotation import Annotation
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.explore.html import render_sentence
-from phf.feedback.judgements import Task
+from phf.feedback.judgements import Task, choose_file
 from phf.feedback.label_app import LabelPage, Shown
 from phf.feedback.session import open_session
 
@@ -16,7 +16,7 @@ from phf.feedback.session import open_session
 class LabelTab:
     """A `LabelScreen` that opens its file of judgements when it is first shown. Close it to let go of the file."""
 
-    def __init__(self, corpus: Corpus, annotation: Annotation | None, out: Path, task: Task) -> None:
+    def __init__(self, corpus: Corpus, annotation: Annotation | None, out: Path | None, task: Task) -> None:
         self.corpus = corpus
         self.annotation = annotation
         self.out = out
@@ -46,7 +46,9 @@ class LabelTab:
             if self._page is None:
                 kind = self.annotation.segments if self.annotation is not None else "sentences"
                 session = self._opened.enter_context(
-                    open_session(self.corpus, self.out, kind, task=self.task, annotation=self.annotation)
+                    open_session(
+                        self.corpus, choose_file(self.out), kind, task=self.task, annotation=self.annotation
+                    )
                 )
                 self._page = LabelPage(session)
             return self._page

@@ -22,6 +22,20 @@ FIELDS: dict[Task, tuple[str, str]] = {
 """The two fields that make a row a judgement of a task; `label` 1 = bad, `rating` higher = better."""
 
 
+_NEW_FILE = Path("labels.jsonl")
+
+
+def choose_file(named: Path | None) -> Path:
+    """The file of judgements that somebody named, else a new `labels.jsonl`: one that lies there already may be of other texts.
+
+    Raises:
+        PHFError: none was named, and there is a `labels.jsonl`.
+    """
+    if named is None and _NEW_FILE.exists():
+        raise PHFError(f"{_NEW_FILE} exists already; give -o {_NEW_FILE} to go on with it, or another name")
+    return named or _NEW_FILE
+
+
 class JudgementFile:
     """An open, locked file of judgements; made by `open_judgements`.
 

@@ -12,14 +12,7 @@ from phf.errors import PHFError
 from phf.feedback.exports import Answer, NoAnswer, read_argilla, read_label_studio
 from phf.feedback.judgements import Row
 from phf.files import write_bytes
-
-_BAD = "bad toxic negative unsafe harmful offensive hateful hate abusive obscene insult threat inappropriate unacceptable"
-_GOOD = "good ok okay safe positive harmless inoffensive benign clean acceptable appropriate nontoxic"
-BAD_CHOICES = frozenset(_BAD.split())
-GOOD_CHOICES = frozenset(
-    [*_GOOD.split(), "non toxic", "not toxic", "not bad", "not offensive", "not hateful"]
-)
-"""What choices mean without --bad and --good; case, `-` and `_` do not matter."""
+from phf.reward_models.wording import BAD_WORDS, GOOD_WORDS, fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +48,7 @@ def import_labels(
     """Turn an export into a file of judgements, whole or not at all.
 
     Args:
-        bad, good: what choices mean, beside `BAD_CHOICES` and `GOOD_CHOICES`.
+        bad, good: what choices mean, beside `BAD_WORDS` and `GOOD_WORDS`.
         question: the one to take, if there are several.
         fields: the field of the text; of a pair both, the left one first.
         higher_is_worse: ratings are stored with the sign turned.
@@ -120,9 +113,9 @@ class _Mapper:
         higher_is_worse: bool,
     ) -> None:
         self.path = path
-        self.labels = dict.fromkeys(GOOD_CHOICES, 0) | dict.fromkeys(BAD_CHOICES, 1)
-        self.labels |= dict.fromkeys(map(_fold, good), 0) | dict.fromkeys(map(_fold, bad), 1)
-        if both := set(map(_fold, good)) & set(map(_fold, bad)):
+        self.labels = dict.fromkeys(GOOD_WORDS, 0) | dict.fromkeys(BAD_WORDS, 1)
+        self.labels |= dict.fromkeys(map(fold, good), 0) | dict.fromkeys(map(fold, bad), 1)
+        if both := set(map(fold, good)) & set(map(fold, bad)):
             raise PHFError(f"choice '{min(both)}' is given as --good and as --bad; leave one out")
         self.fields = fields
         self.sign = -1 if higher_is_worse else 1
@@ -130,7 +123,7 @@ class _Mapper:
     def check_choices(self, answers: Iterable[Answer]) -> None:
         """Refuse choices of which nobody said whether they are bad."""
         found = {choice for answer in answers for choice in _find_choices(answer) or ()}
-        unknown = sorted(choice for choice in found if _fold(choice) not in self.labels)
+        unknown = sorted(choice for choice in found if fold(choice) not in self.labels)
         if unknown:
             raise PHFError(
                 f"{self.path} has choices that may mean good or bad: {', '.join(map(repr, unknown))}; say which with "
@@ -146,7 +139,7 @@ class _Mapper:
             return [{"text": self._text(answer), "rating": rating, "segment_id": answer.record, **beside}]
         choices = _find_choices(answer)
         if choices is not None:
-            found = {self.labels[_fold(choice)] for choice in choices}
+            found = {self.labels[fold(choice)] for choice in choices}
             if len(found) != 1:
                 raise _NoRowError("good and bad choices at once" if found else "no choice")
             return [{"text": self._text(answer), "label": found.pop(), "segment_id": answer.record, **beside}]
@@ -233,10 +226,6 @@ def _check_text(answer: Answer, field: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise _NoRowError("lone surrogate")
     return text
-
-
-def _fold(choice: str) -> str:
-    return " ".join(choice.casefold().replace("-", " ").replace("_", " ").split())
 
 
 def _choose_question(path: Path, answers: Sequence[Answer], question: str | None) -> str:

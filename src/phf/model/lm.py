@@ -65,13 +65,20 @@ PRESETS = {
 
 
 def create_model(
-    config: ModelConfig, *, vocab_size: int, control: ControlTokens, context: int, seed: int
+    config: ModelConfig,
+    *,
+    vocab_size: int,
+    control: ControlTokens,
+    context: int,
+    seed: int,
+    has_weights: bool = True,
 ) -> "PreTrainedModel":
     """A model from scratch (a preset) or from `config.init`, in float32, whose vocabulary holds the control tokens.
 
     Args:
         vocab_size: rows of the embedding, padding of the vocabulary included.
         seed: decides every initial weight.
+        has_weights: whether those of `init` are read; without, it has its shapes alone, as a `FakeTensorMode` needs it.
 
     Raises:
         PHFError: `init` cannot be loaded, or its vocabulary is not the tokenizer's.
@@ -79,7 +86,7 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.init is not None:
-            model = load_model(config.init)
+            model = load_model(config.init, has_weights=has_weights)
             longest = getattr(model.config.get_text_config(), "max_position_embeddings", context)
             if longest < context:
                 raise PHFError(
@@ -107,13 +114,21 @@ def create_model(
         return transformers.LlamaForCausalLM(llama)
 
 
-def load_model(source: str | Path) -> "PreTrainedModel":
+def load_model(source: str | Path, *, has_weights: bool = True) -> "PreTrainedModel":
     """Any causal language model of the Hugging Face library, from a folder or the Hub, in float32, safetensors only.
+
+    Args:
+        has_weights: whether its weights are read, and its head checked by them; without, it has its shapes alone.
 
     Raises:
         PHFError: it cannot be loaded, or its head is not hidden states times the output embedding.
     """
     try:
+        if not has_weights:
+            config = transformers.AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+            return transformers.AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(source), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
@@ -281,7 +296,7 @@ def nll_of_hidden(
     is_plain = type(head) is nn.Linear and head.bias is None
     if is_plain and not is_exact and hidden.is_cuda and hidden.requires_grad:
         take_slopes = getattr(model, "compiled_slopes", slopes_of_logits)
-        nll: Tensor = HeadNLL.apply(
+        nll: Tensor = HeadNLL.apply(  # type: ignore[no-untyped-call]
             hidden.flatten(0, 1), head.weight, targets.flatten(), take_slopes, SLOPE_CHUNK_TOKENS
         )
         return nll.view(targets.shape)

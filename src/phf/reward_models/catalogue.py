@@ -141,6 +141,11 @@ FORMS = (
         "what its labels, or its teacher, did not see; see report.html in the folder",
     ),
     SpecForm(
+        "-SPEC",
+        "minus what SPEC says (1 - p of a probability): turns a reward, higher = better, into a score",
+        "those of SPEC",
+    ),
+    SpecForm(
         "0.7*SPEC + 0.3*SPEC",
         "weighted sum of several models' scores as they are stored: mind their units",
         "those of its components",
@@ -173,6 +178,10 @@ def load_reward_model(spec: str) -> RewardModel:
 
     if is_combination(spec):
         return load_combination(spec, load_reward_model)
+    if spec.startswith("-"):
+        from phf.reward_models.negated import Negated
+
+        return Negated(load_reward_model(spec[1:]))
     if spec.startswith("hf:"):
         from phf.reward_models.hugging_face import load_hugging_face
 

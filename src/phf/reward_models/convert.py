@@ -6,6 +6,8 @@ What is particular to a package stands in `convert_tox_block` and `convert_profa
 import importlib.util
 import os
 import pickle
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -80,9 +82,29 @@ def find_package(module: str) -> Path:
     return Path(spec.origin).parent
 
 
+SPEEDS, REFERENCES = CACHED = ("speeds", "references")
+"""Folders of the cache beside those of converted models."""
+
+
 def cache_folder() -> Path:
-    """Where converted models live: `$PHF_CACHE`, or `~/.cache/phf`."""
+    """Where converted models, measured speeds and texts of reference models live: `$PHF_CACHE`, or `~/.cache/phf`."""
     return Path(os.environ.get("PHF_CACHE") or Path.home() / ".cache" / "phf")
+
+
+def clear_cache() -> tuple[int, list[str]]:
+    """Remove what phf has put into its cache folder, and nothing else, for `$PHF_CACHE` may name any folder.
+
+    Returns:
+        bytes removed; names of what was left.
+    """
+    num_bytes, kept = 0, []
+    for path in sorted(cache_folder().glob("*")):
+        if path.is_dir() and (path.name in CACHED or re.fullmatch(r".+@[0-9a-f]{8}", path.name)):
+            num_bytes += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            shutil.rmtree(path)
+        else:
+            kept.append(path.name)
+    return num_bytes, kept
 
 
 def convert_once(name: str, inputs: Sequence[Path], read: Callable[[], Converted]) -> Path:

@@ -18,7 +18,7 @@ from phf.errors import PHFError
 from phf.files import hash_file, hash_json, read_json, write_json
 from phf.records import Progress
 from phf.reward_models.catalogue import CARDS, RewardModelCard, load_card
-from phf.reward_models.convert import cache_folder
+from phf.reward_models.convert import SPEEDS, cache_folder
 from phf.reward_models.protocol import RewardModel
 from phf.reward_models.python_code import split_lines
 from phf.reward_models.scoring import score_documents
@@ -125,7 +125,7 @@ def _cache_path(card: RewardModelCard) -> Path:
         "code": {path.name: hash_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
         "machine": [platform.node(), platform.python_version(), os.cpu_count()],
     }
-    return cache_folder() / "speeds" / f"{card.name}@{hash_json(key)[:8]}.json"
+    return cache_folder() / SPEEDS / f"{card.name}@{hash_json(key)[:8]}.json"
 
 
 def _find_version(distribution: str) -> str | None:

@@ -1,8 +1,7 @@
-"""Human feedback as people have it: a JSON Lines file of labels, ratings or pairs (docs/trained_reward_models.md)."""
+"""Human feedback as people have it: a file of labels, ratings or pairs (docs/trained_reward_models.md)."""
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,9 +9,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from phf.corpus.sources import read_lines
+from phf.corpus.rows import BadRow
+from phf.corpus.sources import iterate_file
 from phf.errors import PHFError
 from phf.files import hash_file
+from phf.reward_models.wording import BAD_WORDS, GOOD_WORDS, fold
 
 LabelKind = Literal["labels", "ratings", "pairs"]
 FIELDS: dict[LabelKind, tuple[str, str]] = {
@@ -20,6 +21,10 @@ FIELDS: dict[LabelKind, tuple[str, str]] = {
     "ratings": ("text", "rating"),
     "pairs": ("chosen", "rejected"),
 }
+LABEL_WORDS = dict.fromkeys((*BAD_WORDS, "yes", "true"), 1.0) | dict.fromkeys(
+    (*GOOD_WORDS, "no", "false"), 0.0
+)
+"""What a label in words says, folded: `label` asks whether the text is bad."""
 _NUM_SHOWN = 3
 
 
@@ -55,9 +60,10 @@ class Labels:
 
 
 def read_labels(path: Path) -> Labels:
-    """Read a file of feedback, one JSON object per line (.jsonl, or with .gz or .zst); further fields are ignored.
+    """Read a file of feedback, one JSON object per line; a .csv, .tsv or .parquet file has a row for each. Either may be .gz or
+    .zst; further fields are ignored.
 
-    `{"text", "label"}`: 1 = bad, 0 = good, or a probability. `{"text", "rating"}`: any number, higher = better.
+    `{"text", "label"}`: 1 = bad, 0 = good, a probability, or a word of `LABEL_WORDS`. `{"text", "rating"}`: any number, higher = better.
     `{"chosen", "rejected"}`: texts, the chosen one is the better.
 
     Raises:
@@ -69,9 +75,9 @@ def read_labels(path: Path) -> Labels:
     bad_rows: list[BadLine] = []
     kind: LabelKind | None = None
     first_line = 0
-    for number, line in _read_lines(path):
+    for number, row in _read_rows(path):
         try:
-            found, text, value = _parse_row(line)
+            found, text, value = _parse_row(row)
         except ValueError as error:
             bad_rows.append(BadLine(number, str(error)))
             continue
@@ -99,16 +105,10 @@ def read_labels(path: Path) -> Labels:
     return Labels(path, kind, texts, rejected, targets, bad_rows, hash_file(path))
 
 
-def _parse_row(line: bytes) -> tuple[LabelKind, str, float | str]:
+def _parse_row(row: Mapping[str, object] | BadRow) -> tuple[LabelKind, str, float | str]:
     """The kind of a row, its text, and its label, rating or rejected text; ValueError says what is wrong."""
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("broken JSON") from None
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004  a fault of the input, as the others
+    if isinstance(row, BadRow):
+        raise ValueError(row.reason)  # noqa: TRY004  a fault of the input, as the others
     found = [kind for kind, fields in FIELDS.items() if all(field in row for field in fields)]
     if not found:
         raise ValueError("no text and label, text and rating, or chosen and rejected")
@@ -122,14 +122,18 @@ def _parse_row(line: bytes) -> tuple[LabelKind, str, float | str]:
     if kind == "pairs":
         if text == value:
             raise ValueError("chosen and rejected are the same text")
-        return kind, text, str(value)
-    return kind, text, _parse_number(kind, value)
+        return kind, str(text), str(value)
+    return kind, str(text), _parse_number(kind, value)
 
 
 def _parse_number(kind: LabelKind, value: object) -> float:
     name = FIELDS[kind][1]
+    if kind == "labels" and isinstance(value, str) and fold(value) in LABEL_WORDS:
+        return LABEL_WORDS[fold(value)]
     try:
-        number = float(value) if isinstance(value, int | float) else math.nan
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        raise ValueError(f"{name} is no number, nor good, bad, yes, no, true or false") from None
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
@@ -139,13 +143,14 @@ def _parse_number(kind: LabelKind, value: object) -> float:
     return number
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers from 1."""
+def _read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | BadRow]]:
+    """Rows that are not blank, with the numbers of their lines."""
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise PHFError(f"{path} {what}; give JSON Lines, such as 'phf label CORPUS -o {path.name}' writes")
-    lines = enumerate(read_lines(path, "make it again"), 1)
-    yield from ((number, line) for number, line in lines if line.strip())
+    for row in iterate_file(path):
+        number = int(row.place.rpartition(":")[2])
+        yield number, row if isinstance(row, BadRow) else row.fields
 
 
 def describe_bad_rows(path: Path, bad_rows: list[BadLine]) -> str:

@@ -219,11 +219,13 @@ def find_tokens(corpus: Corpus, spec: str, segments: SegmentKind) -> TokenCache:
         PHFError: there are none (names the command that makes them), they are damaged, or made from other documents.
     """
     command = f"phf tokenize {corpus.path} --tokenizer {spec} --segments {segments}"
-    folders = []
+    folders, finished = [], []
     for path in sorted((corpus.path / "tokens").glob("*/manifest.json")):
         manifest = read_manifest(path, _remedy(path.parent))
         if (manifest["tokenizer_spec"], manifest["segments"]) == (spec, segments):
             folders.append(path.parent)
+        elif manifest["complete"]:
+            finished.append((manifest["tokenizer_spec"], manifest["segments"]))
     if not folders and not spec.startswith("train:"):
         # The same tokenizer may have been given by another name.
         folders.append(token_folder(corpus, load_tokenizer(spec).identity, segments))
@@ -234,7 +236,11 @@ def find_tokens(corpus: Corpus, spec: str, segments: SegmentKind) -> TokenCache:
             if inputs != [shard.sha256 for shard in corpus.shards]:
                 raise PHFError(f"{folder} is stale: it was made from other documents; run: {command}")
             return tokens
-    raise PHFError(f"{corpus.path} has no tokens by {spec} on {segments}; make them with: {command}")
+    others = ", ".join(f"tokenizer={other}" for other, kind in finished if kind == segments)
+    proposal = f"it has {others}: give that, or " if others else ""
+    raise PHFError(
+        f"{corpus.path} has no tokens by {spec} on {segments}; {proposal}make them with: {command}"
+    )
 
 
 def _remedy(folder: Path) -> str:

@@ -94,7 +94,7 @@ class Checkpointer:
         tokenizer: Tokenizer,
         ranks: Ranks,
         *,
-        keep: int,
+        keep: int | None,
     ) -> None:
         self._run, self._keep, self._ranks = run, keep, ranks
         self._trained, self._optimizers, self._tokenizer = trained, optimizers, tokenizer
@@ -128,7 +128,7 @@ class Checkpointer:
             writing.result()
 
     def save(self, state: TrainState) -> None:
-        """Copy this step's state and begin to write it; then all checkpoints but the last `keep` are removed.
+        """Copy this step's state and begin to write it; then all checkpoints but the last `keep` are removed (None keeps all).
 
         Raises:
             PHFError: the checkpoint before could not be written.
@@ -200,7 +200,7 @@ class Checkpointer:
         temporary.replace(final)
         _sync(final.parent)
         # Old ones go last: at every moment as many whole checkpoints as before are on the disk.
-        for step in list_checkpoints(self._run)[: -self._keep]:
+        for step in list_checkpoints(self._run)[: -self._keep] if self._keep is not None else ():
             remove_checkpoint(self._run, step)
 
     def _file_name(self, kind: str, rank: int) -> str:

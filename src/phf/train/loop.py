@@ -142,8 +142,8 @@ def _go_on(
     return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
-def create_model(data: TrainingData) -> "PreTrainedModel":
-    """The model of a run before its first step, on the CPU."""
+def create_model(data: TrainingData, *, has_weights: bool = True) -> "PreTrainedModel":
+    """The model of a run before its first step, on the CPU; see `lm.create_model`."""
     config, tokenizer = data.config, data.tokens.tokenizer
     return lm.create_model(
         config.model,
@@ -151,6 +151,7 @@ def create_model(data: TrainingData) -> "PreTrainedModel":
         control=tokenizer.control,
         context=config.data.context,
         seed=config.seed,
+        has_weights=has_weights,
     )
 
 
@@ -267,7 +268,12 @@ def _run_steps(
         open_loggers(run, state.step, is_first=ranks.is_first) as logger,
         StopSignals() as stop,
         Checkpointer(
-            run.folder, trained, optimizers, data.tokens.tokenizer, ranks, keep=config.keep_checkpoints
+            run.folder,
+            trained,
+            optimizers,
+            data.tokens.tokenizer,
+            ranks,
+            keep=None if config.keep_checkpoints == "all" else config.keep_checkpoints,
         ) as checkpointer,
     ):
 

@@ -156,7 +156,7 @@ def plan_run(
         config.optim.micro_batch_blocks or config.optim.batch_blocks, config.optim.batch_blocks // num_ranks
     )
     with FakeTensorMode():  # shapes and dtypes only: no weight is made, no product computed
-        model = create_model(data)
+        model = create_model(data, has_weights=False)
         activations = _measure_activations(model, data, micro_blocks, precision, is_gpu=gpu is not None)
     num_parameters = lm.num_parameters(model)
     parallel = config.data_parallel

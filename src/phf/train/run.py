@@ -199,7 +199,8 @@ class Run:
             return steps[-1]
         if step not in steps:
             raise PHFError(
-                f"{self.folder} has no checkpoint at step {step}; it has {', '.join(map(str, steps))}"
+                f"{self.folder} has no checkpoint at step {step}; it has {', '.join(map(str, steps))}: choose one of these, or "
+                "train with keep_checkpoints=all"
             )
         return step
 

@@ -1,12 +1,16 @@
-"""`--init RUN@STEP`: a run that starts from another run's weights and goes on with the next tokens."""
+"""`--init`: a run that starts from a model's weights, or from another run's (`RUN@STEP`) and goes on with the next tokens."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch.optim import Optimizer
 
+from phf.annotate.annotation import propose_annotations
 from phf.config.recipes import apply_overrides, read_recipe
 from phf.config.train import StartConfig, TrainConfig, load_train_config, parse
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import read_json
 from phf.model import lm
@@ -35,23 +39,48 @@ def parse_place(text: str) -> tuple[str, int | None]:
 def load_start_config(
     recipe: str | None, overrides: list[str], place: str | None, *, reset_optimizer: bool = False
 ) -> TrainConfig:
-    """The config of `phf train [RECIPE] [KEY=VALUE]... [--init RUN[@STEP]]`; without a recipe, that of the other run.
+    """The config of `phf train [RECIPE] [KEY=VALUE]... [--init RUN[@STEP] | FOLDER]`.
+
+    Without a recipe it is that of the other run. A folder of a Hugging Face model goes into `model.init`, and into
+    `tokenizer` unless an override names another.
 
     Raises:
-        PHFError: see `load_train_config`, `Run.open`.
+        PHFError: see `load_train_config`, `Run.open`; `place` is neither a run nor a model.
     """
-    if place is None:
+    is_model = place is not None and (Path(place) / "config.json").is_file()
+    if place is None or is_model:
         if reset_optimizer:
             raise PHFError(
                 "--reset-optimizer belongs to --init RUN: a run from its start has fresh optimizer states"
             )
-        assert recipe is not None
+        if recipe is None:
+            raise PHFError(
+                f"{place} is a model, not a run, and says nothing of data; give a RECIPE, such as default"
+            )
+        if place is not None:
+            overrides = [f"model.init={place}", f"tokenizer={place}", *overrides]
+        _check_reward_model(apply_overrides(read_recipe(recipe), overrides), recipe)
         return load_train_config(recipe, overrides)
     run, step = parse_place(place)
+    if not (Path(run) / "run.json").is_file():
+        raise PHFError(
+            f"{run} is not a run (it has no run.json), nor the folder of a model (it has no config.json); a model of the Hub is "
+            "model.init=ID tokenizer=ID"
+        )
     value = read_recipe(recipe) if recipe is not None else Run.open(run).record["config"]
     value = apply_overrides(value, overrides)
     value["start"] = {"run": run, "step": step, "reset_optimizer": reset_optimizer}
     return parse(TrainConfig, value, f"recipe {recipe}" if recipe is not None else f"{run}/run.json")
+
+
+def _check_reward_model(value: Mapping[str, object], recipe: str) -> None:
+    """Say what the corpus was scored by, where a recipe leaves the reward model to the user and he does not name one."""
+    if "reward_model" not in value and "corpus" in value:
+        corpus = Corpus.open(str(value["corpus"]))
+        raise PHFError(
+            f"recipe {recipe} names no reward model; give the one whose annotation of {corpus.path} to train on "
+            f"{propose_annotations(corpus, str(value.get('segments')))}make one with: phf annotate {corpus.path} --reward-model NAME"
+        )
 
 
 def resolve_start(config: StartConfig, data: TrainingData) -> StartRecord:

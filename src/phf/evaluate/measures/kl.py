@@ -26,7 +26,7 @@ from phf.intervals import bootstrap_mean, bootstrap_ratio, wilson
 from phf.model import lm
 from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
-from phf.reward_models.convert import cache_folder
+from phf.reward_models.convert import REFERENCES, cache_folder
 from phf.tokens.tokenizer import EncodedDocuments, Tokenizer
 from phf.tokens.tokens import Splitter
 
@@ -395,7 +395,7 @@ def _open_reference(
     spec: str, num_sequences: int, num_tokens: int, seed: int, progress: Progress | None
 ) -> ReferenceSamples:
     return open_reference(
-        spec, num_sequences, num_tokens, seed, cache=cache_folder() / "references", progress=progress
+        spec, num_sequences, num_tokens, seed, cache=cache_folder() / REFERENCES, progress=progress
     )
 
 
