@@ -25,6 +25,7 @@ COMMANDS = [
     ["corpus", "export"],
     ["reward"],
     ["reward", "list"],
+    ["reward", "check"],
     ["annotate"],
     ["label"],
     ["tokenize"],

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 import typer
 
 from phf.cli.options import SETTINGS, CorpusFolder, Segments, Workers, check_choice, examples, segment_kind
-from phf.terminal import show_progress
+from phf.terminal import printable, show_progress
 
 app = typer.Typer(**SETTINGS)
 
@@ -58,7 +58,18 @@ def annotate(
             progress=progress,
         )
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
+    _say_what_is_known(annotation.identity.slug, reward_model)
     print(f"next: phf tokenize {folder} --segments {kind}")
+
+
+def _say_what_is_known(slug: str, spec: str) -> None:
+    """What the judge makes of sentences about groups of people, or how to find out."""
+    from phf.reward_training.check import describe_check, find_check
+
+    if (check := find_check(slug)) is None:
+        print(printable(f"what it makes of sentences about groups of people: phf reward check '{spec}'"))
+    elif check.suits:
+        print(printable(f"{check.reward_model.name} {describe_check(check)}: phf reward check '{spec}'"))
 
 
 @app.command(epilog=examples("phf tokenize corpus --tokenizer train:4096 --segments sentences"))

@@ -16,6 +16,7 @@ from phf.results import (
     to_json,
 )
 from phf.reward_models.linear import HeavyNGram
+from phf.reward_training.check import RewardCheck
 from phf.reward_training.labels import BadLine, LabelKind
 
 REWARD_EVALUATION_VERSION = 2
@@ -214,6 +215,7 @@ class RewardEvaluation:
         num_unscored: held-out texts that the model gave no score.
         linear: None for an encoder.
         labels, teaching: one of the two: from feedback, or from a teacher.
+        check: what it makes of sentences about groups of people.
     """
 
     reward_model: Identity
@@ -226,6 +228,7 @@ class RewardEvaluation:
     linear: LinearFit | None = None
     labels: LabelFacts | None = None
     teaching: Teaching | None = None
+    check: RewardCheck | None = None
 
     @property
     def results(self) -> Measurements:
