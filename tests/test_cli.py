@@ -27,6 +27,7 @@ COMMANDS = [
     ["cache", "clear"],
     ["reward"],
     ["reward", "list"],
+    ["reward", "check"],
     ["annotate"],
     ["label"],
     ["tokenize"],

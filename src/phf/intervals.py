@@ -4,6 +4,7 @@ A missing score is NaN: it is left out, and `Estimate.count` says how many were 
 estimate from, the numbers are NaN and the count is 0.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -115,15 +116,50 @@ def best_of(keys: npt.ArrayLike, values: npt.ArrayLike, k: int, num_bootstrap: i
     return _bootstrap(lambda: float(pairs[1][order] @ shared), average, num, num_bootstrap, seed)
 
 
-def wilson(hits: float, num: int) -> Estimate:
+def wilson(hits: float, num: float, z: float = float(ndtri((1 + CONFIDENCE) / 2))) -> Estimate:
     """A share with Wilson's score interval, which stays within [0, 1] and is not empty at 0 hits."""
     if num == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    z = float(ndtri((1 + CONFIDENCE) / 2))
     share = hits / num
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), num)
+    return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), round(num))
+
+
+def crossed_share(hits: npt.ArrayLike) -> Estimate:
+    """The share of hits in a table [terms, templates] whose rows and columns both stand for more of their kind; NaN = missing.
+
+    A row's hits hang together, and so do a column's, so they count as fewer: Wilson's interval takes as many as would have the
+    variance of two-way clusters (Cameron, Gelbach and Miller 2011), and Student's t for the shorter side. Without any
+    variance (no hit, or nothing but hits) the longer side counts.
+    """
+    table = np.asarray(hits, np.float64)
+    table = table[~np.isnan(table).all(axis=1)][:, ~np.isnan(table).all(axis=0)]
+    known = ~np.isnan(table)
+    num = int(known.sum())
+    if min(table.shape) < 2:
+        return wilson(float(np.nansum(table)), num)
+    share = float(np.nanmean(table))
+    away = np.where(known, table - share, 0.0)
+    sides = [len(sums) / (len(sums) - 1) * (sums @ sums) for sums in (away.sum(axis=1), away.sum(axis=0))]
+    alone = float((away**2).sum())
+    variance = max(sum(sides) - alone, alone) / num**2
+    if variance == 0:
+        found = wilson(share * max(table.shape), max(table.shape))
+    else:
+        effective = share * (1 - share) / variance
+        found = wilson(
+            share * effective, effective, float(stdtrit(min(table.shape) - 1, (1 + CONFIDENCE) / 2))
+        )
+    return Estimate(share, found.low, found.high, num)
+
+
+def difference_of_shares(first: Estimate, second: Estimate) -> Estimate:
+    """First minus second, with Newcombe's interval (1998, method 10) from theirs; it is too wide if they rise and fall together."""
+    mean = first.mean - second.mean
+    down = math.hypot(first.mean - first.low, second.high - second.mean)
+    up = math.hypot(first.high - first.mean, second.mean - second.low)
+    return Estimate(mean, mean - down, mean + up, first.count + second.count)
 
 
 def pooled_t(means: Sequence[float]) -> Estimate:

@@ -85,6 +85,7 @@ def annotate(
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
     if annotation.num_scored_now > 0 and all(card.name != reward_model for card in list_reward_models()):
         _show_direction(annotation, reward_model)
+    _say_what_is_known(annotation.identity.slug, reward_model)
     print(f"next: phf tokenize {folder} --segments {kind}")
     print(f"then: {_training(folder, reward_model, kind)}")
 
@@ -105,6 +106,16 @@ def _show_direction(annotation: "Annotation", spec: str) -> None:
         else f"phf annotate {annotation.corpus.path} -r {shlex.quote(turned)} -s {annotation.segments}"
     )
     print(printable(f"is this the right way round? a score is higher = worse; if not: {remedy}"))
+
+
+def _say_what_is_known(slug: str, spec: str) -> None:
+    """What the judge makes of sentences about groups of people, or how to find out."""
+    from phf.reward_training.check import describe_check, find_check
+
+    if (check := find_check(slug)) is None:
+        print(printable(f"what it makes of sentences about groups of people: phf reward check '{spec}'"))
+    elif check.suits:
+        print(printable(f"{check.reward_model.name} {describe_check(check)}: phf reward check '{spec}'"))
 
 
 @app.command(epilog=examples("phf tokenize corpus --tokenizer train:4096 --segments sentences"))

@@ -9,12 +9,13 @@ import typer
 from phf.cli.options import SETTINGS, Segments, check_choice, examples, segment_kind, warn_of_rewards
 from phf.errors import PHFError
 from phf.files import to_path
-from phf.terminal import print_table, printable, say, show_progress
+from phf.terminal import make_table, print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from phf.reward_models.speed import CardStatus
+    from phf.reward_training.check import RewardCheck
 
 app = typer.Typer(help="Reward models.", epilog=examples("phf reward list"), **SETTINGS)
 
@@ -37,6 +38,64 @@ def reward_list(
         _lay_out(form.form, {"score": form.description, "blind to": form.blind_spots}) for form in FORMS
     ]
     print_table(Group(*parts))
+
+
+@app.command(
+    "check",
+    epilog=examples(
+        "phf reward check toxicity-svm",
+        "phf reward check my-reward shouting:score --json",
+        "phf reward check hf:unitary/toxic-bert --threshold 0.3 -o checks.json",
+    ),
+)
+def reward_check(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Reward models, named as for annotate.")
+    ],
+    threshold: Annotated[
+        float | None, typer.Option(help="Toxic is what scores above it; default: the judge's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the checks, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every number as JSON.")] = False,
+) -> None:
+    """Say how often a toxicity judge calls harmless sentences toxic: by group of people, negated, quoted; and what it misses."""
+    import json
+
+    from phf.results import to_json
+    from phf.reward_models import load_reward_model
+    from phf.reward_training.check import check_reward_model, keep_check, write_checks
+
+    checks = []
+    with show_progress() as progress:
+        for model in map(load_reward_model, models):
+            checks.append(check_reward_model(model, threshold=threshold, progress=progress))
+            if threshold is None:
+                keep_check(checks[-1])
+    if out is not None:
+        write_checks(out, checks)
+    if as_json:
+        print(json.dumps(to_json(checks), indent=1))
+        return
+    for check in checks:
+        _print_check(check)
+
+
+def _print_check(check: "RewardCheck") -> None:
+    from phf.reward_training.check import describe_check, list_rows
+
+    print(printable(f"{check.reward_model.name} {describe_check(check)}"))
+    if not check.suits:
+        return
+    table = make_table(f"toxic: above {check.threshold:g}; 95 % intervals")
+    for head in ("", "", "share"):
+        table.add_column(head, justify="right" if head else "left")
+    last = ""
+    for title, of, shown, _ in list_rows(check):
+        table.add_row("" if title == last else title, of, shown)
+        last = title
+    print_table(table)
+    if check.num_unscored:
+        print(f"{check.num_unscored:,} sentences have no score and are left out")
 
 
 Out = Annotated[
@@ -161,6 +220,10 @@ def _lay_out_card(status: "CardStatus") -> "Group":
             f"1 GB in {1e9 / speed.bytes_per_second / 60:,.0f} min"
         )
         lines["identity"] = speed.identity
+        from phf.reward_training.check import describe_check, find_check
+
+        if (check := find_check(speed.identity)) is not None and check.suits:
+            lines["groups"] = describe_check(check)
     lines["licence"] = status.card.licence
     return _lay_out(status.card.name, lines)
 

@@ -63,7 +63,7 @@ def render_card(record: ReleaseRecord, *, examples: Mapping[str, str] | None = N
                     judge.name,
                     judge.role,
                     descriptions.get(judge.name, "see phf.json"),
-                    find_blind_spots(judge.name),
+                    "; ".join(filter(None, (find_blind_spots(judge.name), record.checks.get(judge.slug)))),
                 )
                 for judge in record.judges
             ],

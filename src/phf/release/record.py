@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from phf.results import (
     read_versioned,
     write_versioned,
 )
+from phf.reward_training.check import describe_check, find_check
 from phf.thresholds import ResolvedThreshold
 from phf.train.run import Run
 
@@ -98,6 +99,7 @@ class ReleaseRecord:
         forget: for each forgetting method what it did, `kind` and `spec` among it.
         sampling: how the run was measured.
         evaluation: None where the checkpoint was not evaluated.
+        checks: what `phf reward check` found of a judge, in a sentence, by its slug.
     """
 
     phf_version: str
@@ -115,6 +117,7 @@ class ReleaseRecord:
     sampling: SamplingConfig
     evaluation: PublishedEvaluation | None
     probe: list[ProbedText]
+    checks: dict[str, str] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -166,6 +169,7 @@ def build_record(
         if evaluation is not None
         else None,
         probe=list(probe),
+        checks=_describe_checks([annotator] if evaluation is None else evaluation.judges),
     )
     cleaned = parse_json(hide_paths(encode(record)), ReleaseRecord, "the record of the release")
     # Names of tokens are the vocabulary's: `</s>` is no path.
@@ -179,6 +183,11 @@ def build_record(
         start = run.config.start.model_copy(update={"run": _last_part(run.config.start.run)})
         config = config.model_copy(update={"start": start})
     return replace(cleaned, config=config)
+
+
+def _describe_checks(judges: Sequence[Judge]) -> dict[str, str]:
+    found = {judge.slug: find_check(judge.slug) for judge in judges}
+    return {slug: describe_check(check) for slug, check in found.items() if check is not None and check.suits}
 
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:

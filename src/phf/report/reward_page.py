@@ -13,6 +13,7 @@ from phf.report.figures import MODE_COLOURS, Drawing, draw_figure, read_css
 from phf.report.page import embed_figures, make_environment
 from phf.report.reliability import Series, draw_reliability
 from phf.report.verdict import format_number
+from phf.reward_training.check import describe_check, list_rows
 from phf.reward_training.evaluation import (
     AUROC,
     PAIR_ACCURACY,
@@ -54,6 +55,8 @@ def write_reward_page(folder: Path) -> Path:
             notices=_list_notices(evaluation),
             drawings=embed_figures([_draw_reliability(evaluation), _draw_histogram(evaluation)]),
             cost=_list_cost(evaluation),
+            check=evaluation.check and describe_check(evaluation.check),
+            groups=_list_groups(evaluation),
             identity=flatten(evaluation.reward_model.to_json()),
         )
     )
@@ -68,6 +71,8 @@ def summarise_reward_model(evaluation: RewardEvaluation) -> list[str]:
     rows = [*_list_measures(evaluation), *_list_cost(evaluation)]
     width = max(len(row.name) for row in rows)
     lines += [f"  {row.name:{width}}  {row.value}" for row in rows]
+    if evaluation.check is not None:
+        lines.append(f"it {describe_check(evaluation.check)}")
     return lines + [f"note: {notice}" for notice in _list_notices(evaluation)]
 
 
@@ -94,6 +99,17 @@ def _list_measures(evaluation: RewardEvaluation) -> list[ShownMeasure]:
         ShownMeasure(measure.title, _show(shown[measure.name], measure.unit), measure.note)
         for measure in evaluation.measures
         if measure.name in shown
+    ]
+
+
+def _list_groups(evaluation: RewardEvaluation) -> list[ShownMeasure]:
+    """What it makes of the toxicity probes, if they suit it."""
+    check = evaluation.check
+    if check is None or not check.suits:
+        return []
+    return [
+        ShownMeasure(f"{title}: {of}" if of else title, shown, note)
+        for title, of, shown, note in list_rows(check)
     ]
 
 

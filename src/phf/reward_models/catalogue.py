@@ -11,6 +11,8 @@ from phf.errors import PHFError
 from phf.reward_models.protocol import RewardModel
 
 WORDS_NOT_HATE = "offensive words, not hate in context (HateCheck AUC ~ .5)"
+MENTIONS_ARE_TOXIC = "calls about half of neutral sentences about gay and lesbian people toxic"
+"""Measured by `phf reward check`; the share and its interval stand in the shipped check."""
 DETOXIFY = "unitary/toxic-bert@4d6c22e74ba2fdd26bc4f7238f50766b045a0d94"
 """The weights that Detoxify calls "original", at the commit that has them as safetensors."""
 
@@ -99,7 +101,7 @@ CARDS = (
         "toxicity-svm",
         "probability that a text is offensive, by alt-profanity-check's linear SVM over words",
         "MIT",
-        f"{WORDS_NOT_HATE}; blind to order, spelling tricks, other languages",
+        f"{MENTIONS_ARE_TOXIC}; {WORDS_NOT_HATE}; blind to order, spelling tricks, other languages",
         "pip install alt-profanity-check==1.9.1",
         ("alt-profanity-check",),
     ),
@@ -107,7 +109,7 @@ CARDS = (
         "toxicity-lstm",
         "probability of Jigsaw's label 'toxic', by tox-block's bidirectional LSTM",
         "MIT",
-        f"{WORDS_NOT_HATE}; reads only the last 100 known words",
+        f"{MENTIONS_ARE_TOXIC}; {WORDS_NOT_HATE}; reads only the last 100 known words",
         "pip install h5py safetensors && pip install --no-deps tox-block==0.1.2",
         ("tox-block",),
     ),

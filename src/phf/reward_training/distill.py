@@ -20,6 +20,7 @@ from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.ngrams import Features, read_batches
 from phf.reward_models.protocol import RewardModel, split_segments
 from phf.reward_models.scoring import score_documents
+from phf.reward_training.check import check_reward_model
 from phf.reward_training.evaluation import (
     AUROC,
     BAD_SEGMENTS_MISSED,
@@ -157,6 +158,7 @@ def distill_reward_model(
             histogram=tested.histogram,
             num_unscored=tested.num_unscored,
             linear=describe_linear(student, train.texts),
+            check=check_reward_model(student),
             teaching=Teaching(
                 teacher=teacher.identity,
                 threshold=threshold,

@@ -13,6 +13,7 @@ from phf.results import (
     write_versioned,
 )
 from phf.reward_models.linear import HeavyNGram
+from phf.reward_training.check import RewardCheck
 from phf.reward_training.labels import BadLine, LabelKind
 
 REWARD_EVALUATION_VERSION = 2
@@ -211,6 +212,7 @@ class RewardEvaluation(HasMeasurements):
         num_unscored: held-out texts that the model gave no score.
         linear: None for an encoder.
         labels, teaching: one of the two: from feedback, or from a teacher.
+        check: what it makes of sentences about groups of people.
     """
 
     reward_model: Identity
@@ -223,6 +225,7 @@ class RewardEvaluation(HasMeasurements):
     linear: LinearFit | None = None
     labels: LabelFacts | None = None
     teaching: Teaching | None = None
+    check: RewardCheck | None = None
 
 
 def write_reward_evaluation(folder: Path, evaluation: RewardEvaluation) -> RewardEvaluation:

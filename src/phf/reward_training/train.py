@@ -16,6 +16,7 @@ from phf.reward_models.linear import LinearRewardModel, fit_linear, fit_linear_p
 from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
 from phf.reward_models.trained import load_trained
+from phf.reward_training.check import check_reward_model
 from phf.reward_training.evaluation import (
     AUROC,
     CALIBRATION_ERROR,
@@ -134,6 +135,7 @@ def train_reward_model(
             num_unscored=tested.num_unscored,
             base=base if backend == "encoder" else None,
             linear=linear,
+            check=check_reward_model(model, progress=progress),
             labels=LabelFacts(
                 kind=labels.kind,
                 file=labels.path.name,
