@@ -257,7 +257,9 @@ def resolve_objective(
         case RWR() | AWR():
             scale = make_reward_scale(config.normalize, train_scores, train_tokens)
             objective = Objective(config, DataRule(keep, no_labels), reward_scale=scale)
-            share = _effective_share(objective, train_scores, train_tokens)
+            # Kish's effective sample size of the weights of all training tokens, as a share of their number.
+            weights = segment_weights(objective, train_scores)
+            share = float((train_tokens @ weights) ** 2 / (train_tokens.sum() * (train_tokens @ weights**2)))
             return Objective(config, objective.rule, reward_scale=scale, effective_share=share)
         case _:
             assert_never(config)
@@ -275,14 +277,6 @@ def _usable(
 def _given(threshold: float | None) -> float:
     assert threshold is not None, "config validation lets exactly one way through"
     return threshold
-
-
-def _effective_share(
-    objective: Objective, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
-) -> float:
-    """Kish's effective sample size of the weights of all training tokens, as a share of their number."""
-    weights = segment_weights(objective, scores)
-    return float((tokens @ weights) ** 2 / (tokens.sum() * (tokens @ weights**2)))
 
 
 def segment_weights(objective: Objective, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

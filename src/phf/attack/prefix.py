@@ -73,11 +73,12 @@ def attack_prefix(
             promise -= promise.gather(1, torch.tensor(tokens, device=promise.device)[:, None])
             swaps = _draw_swaps(promise.cpu().double().numpy(), tokens, is_real, settings.candidates, rng)
             found = [swap for swap in swaps if is_allowed(swap)]
+            # The minibatch proposes, the fixed sample decides: what suits one batch alone is not kept.
             values = [measure(swap, batch) for swap in (tokens, *found)]
             best = int(np.argmin(values))
             if best > 0 and (better := measure(found[best - 1], checked)) < loss:
                 tokens, loss = found[best - 1], better
-        if step in steps:
+        if step in steps:  # an attacker who has found nothing better writes no prefix
             yield Attacked(step, victim.model, (*start, *(tokens if loss < bare else ())))
 
 

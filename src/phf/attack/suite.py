@@ -120,6 +120,7 @@ def attack_targets(
         found, own = suite.attack(target)
         curves += found
         trajectories += own
+    # Only when all are attacked: what one target costs is read off the level of another, and compared with others'.
     described = [judge.describe() for judge in judges]
     slugs = [judge.slug for judge in described]
     best = pool_curves(curves, slugs, starts)
@@ -309,7 +310,7 @@ class _Suite:
                 list(self.config.steps),
                 seed,
                 self.drawing,
-                hash_json([own, held_out]),
+                hash_json([own, held_out]),  # in the target's ids: another tokenizer is another attack
             ],
             lambda: self._run(target.victim, settings, own, held_out, seed),
             _Written,

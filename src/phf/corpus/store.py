@@ -327,7 +327,10 @@ def write_corpus(
                 max_documents=max_documents,
                 progress=progress,
             )
-            _copy_corpus(built.path, out)
+            # The manifest goes last: it makes what is there a corpus.
+            files = [path for path in sorted(built.path.rglob("*")) if path.is_file()]
+            for path in sorted(files, key=lambda path: path.name == "manifest.json"):
+                upload(path, out / path.relative_to(built.path).as_posix())
         return Corpus.open(out)
     with create_folder(local, "building") as folder:
         (folder / "documents").mkdir()
@@ -339,13 +342,6 @@ def write_corpus(
             builder.add_source(spec, rows)
         builder.finish(text_field)
     return Corpus.open(out)
-
-
-def _copy_corpus(built: Path, out: Path) -> None:
-    """Copy a corpus to object storage; its manifest goes last, and makes it a corpus there."""
-    files = [path for path in sorted(built.rglob("*")) if path.is_file()]
-    for path in sorted(files, key=lambda path: path.name == "manifest.json"):
-        upload(path, out / path.relative_to(built).as_posix())
 
 
 @dataclass

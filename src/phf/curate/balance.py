@@ -65,6 +65,7 @@ def balance_corpus(
         )
     candidates = np.flatnonzero(is_clean)
     num_clean = min(len(candidates), round(ratio * int(is_bad.sum())))
+    # The lowest hashes and no draw: whether a document stays follows from its text, not from where it stands.
     chosen = candidates[np.argsort(ranks[candidates], kind="stable")[:num_clean]]
     is_kept = is_bad.copy()
     is_kept[chosen] = True

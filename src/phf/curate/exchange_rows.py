@@ -63,7 +63,11 @@ def find_attributes(source: str, kind: ExchangeFormat, wanted: Sequence[str] = (
     else:
         for record in islice(iterate_records(source), _NUM_SAMPLED):
             fields = record.fields if isinstance(record, Record) else {}
-            found.update(dict.fromkeys(name for name, value in fields.items() if _is_scores(value)))
+            found |= {
+                name: None
+                for name, value in fields.items()
+                if isinstance(value, dict) and {"ends", "scores"} <= value.keys()
+            }
             if isinstance(fields.get("ends"), list) and isinstance(fields.get("scores"), list):
                 found["scores"] = None
         attributes = list(found)
@@ -252,10 +256,6 @@ def _read_score(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_SCORE:
         raise ValueError
     return float(value)
-
-
-def _is_scores(value: object) -> bool:
-    return isinstance(value, dict) and {"ends", "scores"} <= value.keys()
 
 
 def _find_folder(source: str, name: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from phf.errors import PHFError
 from phf.feedback.exports import Answer, NoAnswer, read_argilla, read_label_studio
@@ -134,7 +134,7 @@ class _Mapper:
         beside: Row = {"labeler": answer.labeler, "imported_from": self.path.name}
         if answer.time is not None:
             beside["time"] = answer.time
-        if _is_number(answer.value):
+        if isinstance(answer.value, int | float) and not isinstance(answer.value, bool):
             rating = self.sign * answer.value
             return [{"text": self._text(answer), "rating": rating, "segment_id": answer.record, **beside}]
         choices = _find_choices(answer)
@@ -190,10 +190,6 @@ class _Mapper:
         if not pairs:
             raise _NoRowError("a tie")
         return pairs
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _find_choices(answer: Answer) -> list[str] | None:

@@ -108,7 +108,10 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: flo
     """
     probs = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p < 1:
-        ascending = _sort_rows(probs)
+        if probs.device.type == "cpu":  # by numpy: 2.5 ms for 256 x 4,096 where `torch.sort` takes 51
+            ascending = torch.from_numpy(np.sort(probs.numpy(), axis=-1))
+        else:
+            ascending = probs.sort(-1).values
         # A token stays while the mass of those above it is below top_p: the running mass from below exceeds the rest.
         last = _find_mass(ascending, lambda total: total - top_p)
         probs *= probs >= ascending.gather(-1, last[:, None])
@@ -145,13 +148,6 @@ def _find_mass(values: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
     below = torch.nextafter(inner[:, -1:], inner.new_zeros(()))
     offset = torch.searchsorted(inner, (targets - starts).minimum(below), right=True)
     return (block * _MASS_BLOCK + offset)[:, 0]
-
-
-def _sort_rows(values: Tensor) -> Tensor:
-    """Each row in ascending order. On CPU by numpy: 2.5 ms for 256 x 4,096 where `torch.sort` takes 51."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
-    return values.sort(-1).values
 
 
 def find_limit(model: "PreTrainedModel", longest_page: int, sampling: SamplingConfig) -> int:

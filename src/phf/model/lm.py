@@ -96,7 +96,7 @@ def create_model(
         preset = PRESETS[config.preset]
         width = config.width or preset.width
         heads = config.heads or preset.heads
-        if width % (2 * heads) != 0:
+        if width % (2 * heads) != 0:  # rotary positions turn the numbers of a head in pairs
             raise PHFError(f"model.width={width} must be a multiple of 2 x model.heads={heads}")
         llama = transformers.LlamaConfig(
             vocab_size=vocab_size,

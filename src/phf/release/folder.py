@@ -312,7 +312,10 @@ def _make_folder(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        _sync(partial)
+        for path in partial.rglob("*"):  # on disk before the old release is moved away
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         if out.exists():
             out.rename(old)
         partial.rename(out)
@@ -323,10 +326,3 @@ def _make_folder(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

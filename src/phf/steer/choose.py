@@ -80,6 +80,7 @@ def generate_with_rejection(
     num_draws = 0
     with count_passes(target.model) as passes:
         for draw in range(config.tries):
+            # Every try has random numbers of its own; those of the first are plain sampling's.
             draws = [index + draw * REDRAW for index in waiting.tolist()]
             drawn = target.write(prompts, sampling, progress, draws)
             scores = score([sample.text for sample in drawn])

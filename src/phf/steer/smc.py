@@ -125,6 +125,7 @@ def generate_smc(
             populations = Populations(drafts, batch, config, sampling)
             while not drafts.done.all():
                 drafts.step()
+                # Without a twist nothing is known of a draft before it has ended: its score weighs it then, once.
                 if twist is not None:
                     populations.resample(twist.log_psi(drafts.belief.all_good))
                 num_done = int(drafts.done.reshape(len(batch), -1).all(1).sum())

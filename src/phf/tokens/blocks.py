@@ -195,7 +195,8 @@ class Blocks:
         """Any blocks, counted over all epochs in the order of training (a rank's share, a micro-batch)."""
         epochs, places = np.divmod(np.asarray(indices, np.int64), self.num_blocks)
         batches = []
-        for first, stop in _runs(epochs):
+        bounds = [0, *(np.flatnonzero(np.diff(epochs)) + 1).tolist(), len(epochs)]
+        for first, stop in pairwise(bounds):  # a run of blocks of one epoch
             plan = self.plan(int(epochs[first]))
             batches.append(self._assemble(plan, plan.blocks[places[first:stop]].astype(np.int64)))
         return join_batches(batches)
@@ -376,12 +377,6 @@ def _expand(starts: Ints, lengths: Ints) -> Ints:
     total = int(ends[-1]) if len(ends) > 0 else 0
     numbers: Ints = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
     return numbers
-
-
-def _runs(values: Ints) -> Iterator[tuple[int, int]]:
-    """First and stop of each run of equal values."""
-    bounds = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
-    return pairwise(bounds)
 
 
 def _hash(values: Ints, key: np.uint64) -> npt.NDArray[np.uint64]:

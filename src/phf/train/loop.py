@@ -249,7 +249,10 @@ def _run_steps(
         if run.record != Run.open(run.folder).record:
             run.write()
         remove_leftovers(run.folder)
-        _remove_later_checkpoints(run, state.step, tell)
+        for later in run.steps:
+            if later > state.step:
+                remove_checkpoint(run.folder, later)
+                tell(f"removed the later checkpoint at step {later}")
     for line in data.describe():
         tell(line)
     train_blocks, validation_blocks = data.training_blocks(start), data.validation_blocks
@@ -366,13 +369,6 @@ def _run_steps(
     if state.num_skipped:
         tell(f"{state.num_skipped} steps were skipped because loss or gradient was not finite")
     return run
-
-
-def _remove_later_checkpoints(run: Run, step: int, tell: Say) -> None:
-    for later in run.steps:
-        if later > step:
-            remove_checkpoint(run.folder, later)
-            tell(f"removed the later checkpoint at step {later}")
 
 
 def _divergence(run: Run, state: TrainState) -> str:

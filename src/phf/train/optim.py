@@ -47,7 +47,7 @@ def make_optimizers(
         optimizers = [muon, adamw([decayed, undecayed])]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"] = group["lr"]  # the schedule overwrites `lr` in every step
     return optimizers
 
 

@@ -91,6 +91,7 @@ class Run:
             "compiled": is_compiled,
             "start": start,
         }
+        # A folder may be renamed, and two runs may have one name: their content tells them apart.
         record["id"] = hash_json(record)[:16]
         run = cls(folder, record)
         run.write()

@@ -134,6 +134,7 @@ def measure_blimp(
             conditions=conditions,
         )
         costs = np.array([own[0] for own in nll]).reshape(-1, 2)
+        # A tie is half a win, so that a model that cannot tell any two apart is at chance, whichever comes first.
         own = wins[mode] = np.where(costs[:, 0] == costs[:, 1], 0.5, costs[:, 0] < costs[:, 1])
         rows.append(Measurement("blimp", estimate(own, everything), mode))
         rows += [

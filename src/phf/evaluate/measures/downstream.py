@@ -293,7 +293,7 @@ def finetune_classifier(
     seed: int,
 ) -> npt.NDArray[np.float64]:
     """The answers on dev of a classifier trained with one seed; float64 [dev]."""
-    transformers.set_seed(seed)
+    transformers.set_seed(seed)  # before the classifier: its head is drawn from the global generator
     pad = tokenizer.control.end
     classifier = create_classifier(model, max(len(task.labels), 1), pad)
     steps = settings.epochs * -(-len(train) // settings.batch_size)

@@ -92,6 +92,7 @@ def make_probes(tokenizer: "Tokenizer", segments: HeldOutSegments, longest: int)
         (tokenizer.encode(tag(bad)), tokenizer.encode(tag(neutral))) for bad, neutral in _TRANSLATIONS
     )
     probes.append(Probe("translated tag", f"{tag('schlecht')}, {tag('mauvais')} and so on", translated))
+    # Twins are as long as what they stand for: only what a context says may differ, not where the text behind it begins.
     bad_segments = [segment[:longest] for segment in segments.bad]
     twins = [cut_twin(segments.good, len(segment), place) for place, segment in enumerate(bad_segments)]
     pairs = tuple((bad[: len(good)], good) for bad, good in zip(bad_segments, twins, strict=True))

@@ -137,6 +137,7 @@ def measure_modes(subject: "Subject") -> Measured:
         subject.data.corpus, config.sampling.num_samples, mean_length(drawn), seed, split="validation"
     )
 
+    # Once for all modes, and never where the numbers of all modes are kept.
     embed_human = functools.cache(lambda: embedder.embed(human, subject.progress))
 
     def compute(texts: Sequence[str]) -> Estimate:
