@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from phf.annotate.annotate import Annotation, annotate, load_scores
+from phf.annotate.parts import ShardParts
+from phf.annotate.scorer import Scorer, list_turns
 from phf.corpus.store import Corpus, build_corpus, lock_folder
 from phf.errors import PHFError
 
@@ -325,3 +327,62 @@ def test_very_many_short_documents(folder):
     assert annotation.num_scored_now == num_documents
     scores, _ = load_scores(corpus, annotation)
     assert np.isclose(scores[::50_000], [1 / len(f"x{n}") for n in range(0, num_documents, 50_000)]).all()
+
+
+def test_what_a_shard_has_scored_is_kept_when_its_judge_fails(folder, monkeypatch):
+    rows = [f"<{number}> x\n{'y' * (number % 90)}" for number in range(60)]
+    (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    corpus = build_corpus(["b.jsonl"], "one-shard", bytes_per_shard=10**6, bytes_per_group=500)
+    assert len(corpus.shards) == 1
+    expected = read_bytes((whole := annotate(corpus, "faulty:Model", "lines", workers=1)).path)
+    whole.path.rename(folder / "undisturbed")
+    monkeypatch.setenv("FAIL_IN", "40")
+    monkeypatch.setenv("FAIL_BY", "unknown way")
+    sys.modules["faulty"].fail = lambda how: 1 / 0
+    with pytest.raises(PHFError, match="fails on document"):
+        annotate(corpus, "faulty:Model", "lines", workers=1)
+    assert [path.name for path in (whole.path / "parts").iterdir()] == ["00000-000000.parquet"]
+    assert Annotation.list(corpus) == []
+    monkeypatch.delenv("FAIL_IN")
+    again = annotate(corpus, "faulty:Model", "lines", workers=1)
+    assert 0 < again.num_scored_now < whole.num_scored_now, "what was scored is not scored again"
+    assert read_bytes(again.path) == expected
+    assert not (again.path / "parts").exists()
+
+
+def test_parts_are_written_by_time_and_refused_for_other_inputs(folder):
+    corpus = Corpus.open("corpus")
+    scorer = Scorer(corpus, "faulty:Model", "lines")
+    scored = [scorer.score(turn) for turn in list_turns(corpus, 0)]
+    assert len(scored) > 1
+    out = folder / "annotation"
+    keeping = ShardParts(out, 0, "key", seconds=0).keep(iter(scored))
+    next(keeping), next(keeping)
+    names = ["00000-000000.parquet", "00000-000001.parquet"]
+    assert sorted(path.name for path in (out / "parts").iterdir()) == names, "a killed process leaves these"
+    found = ShardParts(out, 0, "key").scored
+    assert [one.reasons for one in found] == [one.reasons for one in scored[:2]]
+    assert all(one.table.equals(other.table) for one, other in zip(found, scored, strict=False))
+    (out / "parts" / names[0]).write_bytes(b"damaged")
+    assert ShardParts(out, 0, "key").scored == [], "a part whose beginning is gone is of no use"
+    next(ShardParts(out, 0, "key", seconds=0).keep(iter(scored)))
+    assert ShardParts(out, 0, "another judge").scored == []
+    assert list((out / "parts").iterdir()) == []
+
+
+def test_sigterm_says_how_to_go_on_and_loses_nothing(folder):
+    rows = [f"<{number}> x\n{'y' * (number % 90)}" for number in range(60)]
+    (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    build_corpus(["b.jsonl"], "one-shard", bytes_per_shard=10**6, bytes_per_group=300)
+    command = [sys.executable, "-m", "phf", "annotate", "one-shard", "-r", "faulty:Model", "-s", "lines"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SECONDS_PER_DOCUMENT": "0.05"}
+    with subprocess.Popen(
+        [*command, "--workers", "1"], cwd=folder, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        assert any("annotating documents" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on from here" in rest
+    assert list(folder.glob("one-shard/annotations/*/parts/*.parquet"))

@@ -17,10 +17,13 @@ from phf.annotate.annotation_writer import (
     write_annotation,
 )
 from phf.annotate.engines import count_cores, score_in_order
+from phf.annotate.parts import ShardParts
 from phf.annotate.scorer import Scorer, list_turns
 from phf.config.train import SegmentKind
+from phf.corpus.segment import segmentation_identity
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
+from phf.files import hash_json
 from phf.records import Progress
 from phf.reward_models.combination import Combination
 
@@ -46,7 +49,8 @@ def annotate(
 ) -> Annotation:
     """Score every segment of a corpus, or what an earlier call has left unscored.
 
-    A shard is done when the manifest lists it, which is written last. The bytes do not depend on the engine, on the
+    A shard is done when the manifest lists it, which is written last; of a shard that takes longer, what was scored is
+    kept each minute (`phf.annotate.parts`). The bytes do not depend on the engine, on the
     number of workers or on how often the work was stopped. Of a combination, each component is annotated first, unless
     it was before; other weights score nothing again. A script that calls this with several workers needs
     `if __name__ == "__main__":`, since each worker imports it.
@@ -100,6 +104,7 @@ class _Job:
 
     def annotate(self, scorer: Scorer) -> Annotation:
         """Annotate with a reward model that is no combination."""
+        num_kept = 0
         with self._open(scorer) as writer:
             if writer.pending and self.engine == "ray":
                 from phf.annotate.ray_engine import write_with_ray
@@ -114,8 +119,8 @@ class _Job:
                     progress=self.progress,
                 )
             elif writer.pending:
-                self._write_locally(writer, scorer)
-        return Annotation(scorer.corpus, writer.path, writer.num_segments)
+                num_kept = self._write_locally(writer, scorer)
+        return Annotation(scorer.corpus, writer.path, writer.num_segments - num_kept)
 
     def combine(self, scorer: Scorer, model: Combination) -> Annotation:
         """Annotate with each component, then write the weighted sum of what lies on disk."""
@@ -149,12 +154,23 @@ class _Job:
             wait=self.wait,
         )
 
-    def _write_locally(self, writer: AnnotationWriter, scorer: Scorer) -> None:
-        """Score the pending shards by the local engine; this process writes them, in order."""
-        turns = {index: list_turns(writer.corpus, index) for index in writer.pending}
+    def _write_locally(self, writer: AnnotationWriter, scorer: Scorer) -> int:
+        """Score the pending shards by the local engine; this process writes them, in order.
+
+        Returns:
+            how many of their segments were scored before, in parts of shards.
+        """
+        key = hash_json([scorer.model.identity.to_json(), segmentation_identity(scorer.arguments.segments)])
+        parts, turns = {}, {}
+        for index in writer.pending:
+            shard = ShardParts(writer.path, index, hash_json([key, writer.corpus.shards[index].sha256]))
+            if self.verify:  # a part has no hash
+                shard.remove()
+            parts[index], turns[index] = shard, list_turns(writer.corpus, index)[len(shard.scored) :]
         all_turns = list(chain.from_iterable(turns.values()))
-        workers = min(self.workers or count_cores(), len(all_turns))
+        workers = max(1, min(self.workers or count_cores(), len(all_turns)))
         num_documents = sum(writer.corpus.shards[index].num_documents for index in writer.pending)
+        kept = list(chain.from_iterable(shard.scored for shard in parts.values()))
         num_done = 0
 
         def report(scored: ScoredDocuments) -> ScoredDocuments:
@@ -166,7 +182,10 @@ class _Job:
 
         with closing(score_in_order(all_turns, scorer, workers, self.timeout)) as scored:
             for index in writer.pending:
-                writer.write_shard(index, map(report, islice(scored, len(turns[index]))))
+                with closing(parts[index].keep(islice(scored, len(turns[index])))) as whole:
+                    writer.write_shard(index, map(report, whole))
+                parts[index].remove()
+        return sum(documents.num_segments for documents in kept)
 
 
 def _combine_shard(model: Combination, parts: Sequence[Annotation], index: int) -> Iterator[ScoredDocuments]:

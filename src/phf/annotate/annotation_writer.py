@@ -38,6 +38,11 @@ class ScoredDocuments:
     table: pa.Table
     reasons: dict[str, int]
 
+    @property
+    def num_segments(self) -> int:
+        """Of all documents."""
+        return len(self.table["ends"].combine_chunks().flatten())
+
 
 def make_annotation_table(
     ids: pa.Array | pa.ChunkedArray,

@@ -1,6 +1,9 @@
 """The verbs. Each is one call into the package; what computes is imported inside, so that `phf --help` is quick."""
 
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import Any
 
 import typer
@@ -70,6 +73,15 @@ for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, s
 
 def main() -> None:
     """The `phf` command: user errors are one line on stderr and exit code 2; anything else is a bug and shows itself."""
+    # As Ctrl-C is: what is at work writes down what it has, and the user is told how to go on.
+    terminated = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
     try:
         code = app(standalone_mode=False)  # of an exit that a verb asked for; typer makes 130 of Ctrl-C
     except PHFError as error:
@@ -89,6 +101,7 @@ def main() -> None:
         code = _STOPPED
     if code == _STOPPED:
         print("stopped; the same command goes on from here", file=sys.stderr)
+        code = 128 + terminated[0] if terminated else code
     if code:
         sys.exit(code)
 
