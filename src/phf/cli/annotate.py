@@ -58,6 +58,10 @@ def annotate(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for another phf that writes the same annotation.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Score a sample and say what the whole would take; write nothing."),
+    ] = False,
 ) -> None:
     """Score every segment once. Resumable; a finished annotation is never scored again."""
     from phf.annotate.annotate import Engine
@@ -68,6 +72,12 @@ def annotate(
     warn_of_rewards([reward_model])
     kind = segment_kind(segments)
     chosen: Engine = check_choice("engine", engine, get_args(Engine))
+    if dry_run:
+        from phf.annotate.plan import plan_annotation
+
+        plan = plan_annotation(Corpus.open(folder), reward_model, kind, workers=workers)
+        print(printable("\n".join(plan.describe())))
+        return
     with show_progress() as progress:
         annotation = annotate_corpus(
             Corpus.open(folder),
