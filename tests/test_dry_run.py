@@ -23,7 +23,7 @@ from phf.tokens.tokens import tokenize
 from phf.train import loop
 from phf.train.data import open_data
 from phf.train.optim import make_optimizers
-from phf.train.plan import GIB, GPUS, plan_run
+from phf.train.plan import GIB, GPUS, HOST_SECONDS, plan_run
 from phf.train.start import load_start_config
 
 
@@ -94,13 +94,23 @@ def test_memory_is_what_weights_gradients_and_optimizer_hold(small_config):
 def test_time_follows_from_flops_and_the_named_share(small_config):
     config = small_config("optim.batch_blocks=8")
     one, eight = plan_run(config, gpu="H100"), plan_run(config, gpu="H100", num_ranks=8, mfu=0.2)
-    assert one.seconds == pytest.approx(one.num_tokens * one.flops_per_token / (0.4 * 989e12))
-    assert eight.seconds == pytest.approx(one.seconds / 4)
+    assert one.computing == pytest.approx(one.num_tokens * one.flops_per_token / (0.4 * 989e12))
+    assert eight.computing == pytest.approx(one.computing / 4)
     assert eight.micro_blocks == 1
     assert eight.memory.activations < one.memory.activations
     sharded = plan_run(small_config("optim.batch_blocks=8", "data_parallel=fsdp"), gpu="H100", num_ranks=8)
     assert sharded.memory.optimizer == one.memory.optimizer / 8
     assert math.isclose(GPUS["H100"].memory / GIB, 80)
+
+
+def test_a_small_model_on_a_gpu_takes_what_its_host_takes(small_config):
+    plan = plan_run(small_config("optim.batch_blocks=8", "optim.micro_batch_blocks=2"), gpu="H100")
+    layers = small_config().model.layers
+    assert plan.seconds == pytest.approx(plan.num_steps * 4 * layers * HOST_SECONDS)
+    assert plan.seconds > 100 * plan.computing
+    assert "waits for its host" in plan.describe()[-1]
+    here = plan_run(small_config())
+    assert here.seconds == here.computing, "on a CPU computing is what takes the time"
 
 
 @pytest.mark.parametrize(

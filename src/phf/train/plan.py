@@ -27,6 +27,9 @@ ASSUMED_MFU = 0.4
 ASSUMED_CPU_MFU = 0.1
 """The same for a CPU, against its best large product: 11k tokens/s of the 2.5M preset on two cores with AMX
 (docs/log.md) are 0.2 TFLOP/s, where one large bf16 product reaches 2.4."""
+HOST_SECONDS = 0.04 / 12
+"""What the host takes to launch the kernels of one layer, forward and backward, for one micro-batch: 40 ms for the 12 layers of
+124M on an H100's host (docs/training.md). A GPU computes meanwhile; small models and micro-batches wait for it."""
 GIB = 1024**3
 
 
@@ -78,6 +81,7 @@ class Plan:
         flops_per_token: forward and backward: 6 per parameter that multiplies, and 12 x layers x width x context for
             attention (the PaLM paper's appendix B, causality not deducted).
         first_step: where it starts, if another run's weights are its start.
+        host_seconds: what a micro-batch takes at least, however fast the device is.
     """
 
     config: TrainConfig
@@ -92,6 +96,7 @@ class Plan:
     parallel: str
     micro_blocks: int
     memory: Memory
+    host_seconds: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -100,8 +105,20 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """FLOPs over what the ranks are assumed to do; validation, checkpoints and start are not in it."""
+        """FLOPs over what the ranks are assumed to do, or the host's time if that is more; validation, checkpoints and start
+        are not in it."""
+        return max(self.computing, self.launching)
+
+    @property
+    def computing(self) -> float:
+        """Seconds of a rank's device at its assumed share of the peak."""
         return self.num_tokens * self.flops_per_token / (self.device.peak_flops * self.mfu * self.num_ranks)
+
+    @property
+    def launching(self) -> float:
+        """Seconds in which a rank's host launches the work of its device."""
+        micro_batches = math.ceil(self.config.optim.batch_blocks / self.num_ranks / self.micro_blocks)
+        return (self.num_steps - self.first_step) * micro_batches * self.host_seconds
 
     def describe(self) -> list[str]:
         """Lines to read."""
@@ -120,6 +137,11 @@ class Plan:
             f"time        {format_duration(self.seconds)} on {ranks}: {self.num_tokens / self.seconds:,.0f} tokens/s, "
             f"assuming {self.mfu:.0%} of {device.peak_flops / 1e12:.3g} TFLOP/s",
         ]
+        if self.launching > self.computing:
+            lines.append(
+                f"note        the device would take {format_duration(self.computing)} and waits for its host, which is assumed to "
+                f"need {1000 * self.host_seconds:.3g} ms for a micro-batch; larger ones are quicker"
+            )
         if device.memory is not None and memory.total > 0.9 * device.memory:
             lines.append(
                 f"warning     that leaves no room in {_size(device.memory)}; give a smaller optim.micro_batch_blocks, or more "
@@ -184,6 +206,7 @@ def plan_run(
             optimizer=(BYTES_PER_PARAMETER - 8) * num_parameters / share,
             activations=activations,
         ),
+        host_seconds=HOST_SECONDS * text.num_hidden_layers if gpu is not None else 0.0,
     )
 
 
