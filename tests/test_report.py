@@ -264,6 +264,7 @@ def test_missing_parts_are_dashes_and_said(tmp_path: Path) -> None:
     (path / "samples.parquet").unlink()
     text = read_page(write_report([path], tmp_path / "r.html")).text
     assert "has no samples.parquet" in text
+    assert "None" not in text, "no command is made up of settings that are not known"
     assert "1 lines of bare's metrics.jsonl cannot be read" in text
     assert "There is no held-out judge" in text
     assert "nan" not in text.lower().split()

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from phf.cli import app
 from phf.errors import PHFError
-from phf.records import upgrade_run
+from phf.files import write_json
+from phf.records import RUN_VERSION, upgrade_run
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
 from phf.train.run import Run
@@ -226,3 +227,16 @@ def test_a_run_of_format_version_1_has_todays_names():
         "format_version": 2, "threshold": {"value": 0.25}, "objective_threshold": None, "seed": 0
     }  # fmt: skip
     assert upgrade_run(new) is new
+
+
+def test_a_run_of_a_newer_format_is_refused(tmp_path):
+    write_json(tmp_path / "run.json", {"format_version": RUN_VERSION + 1, "config": {}})
+    with pytest.raises(PHFError, match=rf"run\.json has format version {RUN_VERSION + 1}; this phf reads"):
+        Run.open(tmp_path)
+
+
+def test_a_run_without_an_id_is_known_by_its_record(mle):
+    assert mle.id == mle.record["id"]
+    old = Run(mle.folder, {key: value for key, value in mle.record.items() if key != "id"})
+    assert old.id == mle.id, "the id is the hash of the rest"
+    assert Run(mle.folder, {**old.record, "name": "other"}).id != mle.id

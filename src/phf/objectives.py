@@ -108,7 +108,7 @@ class Objective:
 
     @property
     def segment_threshold(self) -> ResolvedThreshold | None:
-        """Where good ends for *segments*, if this objective draws that line."""
+        """Where good ends for *segments*, if this objective has a threshold of them."""
         return None if isinstance(self.config, Filtering) else self.threshold
 
     def label_segments(self, scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.uint8]:

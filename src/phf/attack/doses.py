@@ -118,10 +118,9 @@ class _Edited(Subject):
     @cached_property
     def parts(self) -> Parts:
         """The finished parts of this dose."""
-        run = self.run.record.get("id") or hash_json(self.run.record)
         basis = hash_json(self.basis.numpy().round(6).tolist())
         folder = self.run.folder / PARTS_FOLDER / f"step-{self.step:06d}" / self.dose.name
-        return Parts(folder, [run, self.step, FORMAT_VERSION, version("phf"), basis])
+        return Parts(folder, [self.run.id, self.step, FORMAT_VERSION, version("phf"), basis])
 
     @cached_property
     def model(self) -> "PreTrainedModel":

@@ -2,9 +2,9 @@
 
 An attacker picks his trajectory's best step by the likelihood of bad texts that he did not train on, never by the judge.
 The score there, over the number of texts, is a curve with a 95 % band: Student's t over seeds where there are three, else
-the bootstrap over the samples of all seeds. The cost is where the curve crosses a line between the target's own score
-before the attack and the bad mode of the unmodified model; its interval is where the band's edges cross. Between numbers
-that were tried the score is taken as linear in the logarithm of the number.
+the bootstrap over the samples of all seeds. The cost is where the curve crosses a line between the scores of the unmodified
+model (as one finds it, and in bad mode), the same for all targets; its interval is where the band's edges cross. Between
+numbers that were tried the score is taken as linear in the logarithm of the number.
 """
 
 import math

@@ -238,4 +238,4 @@ def built_in_kinds() -> dict[str, type[BaseModel]]:
 
 
 class GoodConfig(_Threshold):
-    """Where good ends in validation losses and reports, for objectives that have no threshold of segments."""
+    """Where good ends in validation losses and reports, for objectives that draw no such line between segments."""

@@ -1,4 +1,4 @@
-"""A reference language model and what it writes: the texts that `phf.evaluate.kl` scores, each with its log-probability.
+"""A reference language model and what it writes: the texts that `phf.evaluate.measures.kl` scores, each with its log-probability.
 
 The reference is any Hugging Face causal language model, sampled at temperature 1 once and kept, so that all runs are
 measured on the same texts; or a JSONL of texts that an API model wrote, with the log-probabilities it gave.

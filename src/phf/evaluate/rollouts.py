@@ -31,7 +31,7 @@ def sample_run(
         prompts: texts to continue; sample i continues text i modulo their number.
 
     Raises:
-        PHFError: the folder holds no run or no checkpoint; see also `generate`.
+        PHFError: the folder holds no run or no checkpoint; see also `Target.write`.
     """
     target = open_target(Run.open(folder), mode)
     encoded = [target.encode(prompt, sampling.control) for prompt in prompts]

@@ -48,8 +48,7 @@ class Subject:
     def parts(self) -> Parts:
         """The finished parts of this checkpoint's evaluation."""
         folder = self.run.folder / PARTS_FOLDER / f"step-{self.step:06d}"
-        run = self.run.record.get("id") or hash_json(self.run.record)
-        return Parts(folder, [run, self.step, FORMAT_VERSION, version("phf")])
+        return Parts(folder, [self.run.id, self.step, FORMAT_VERSION, version("phf")])
 
     @cached_property
     def model(self) -> "PreTrainedModel":

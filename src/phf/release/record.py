@@ -11,7 +11,6 @@ from pydantic import JsonValue
 
 from phf.config.train import SamplingConfig, TrainConfig
 from phf.errors import PHFError
-from phf.files import hash_json
 from phf.records import Identity, Number, TrainingCorpus
 from phf.release.edited import Edited
 from phf.results import (
@@ -152,7 +151,7 @@ def build_record(
     record = ReleaseRecord(
         phf_version=version("phf"),
         license=license,
-        run=SourceRun(run.name, identify_run(run), step, step * run.tokens_per_step),
+        run=SourceRun(run.name, run.id, step, step * run.tokens_per_step),
         config=run.config,
         provenance=parse_json(run.record, Provenance, f"{run.folder}/run.json"),
         judges=[annotator] if evaluation is None else evaluation.judges,
@@ -211,11 +210,6 @@ def read_record(folder: Path) -> ReleaseRecord:
     if missing := {*record.prefix, *record.suppressed} - record.tokens.keys():
         raise PHFError(f"{path} is damaged: tokens has no id of {min(missing)}; release the run again")
     return record
-
-
-def identify_run(run: Run) -> str:
-    """What tells a run from all others."""
-    return str(run.record.get("id") or hash_json(run.record)[:16])
 
 
 def read_run_evaluation(run: Run, step: int) -> Evaluation | None:

@@ -25,7 +25,7 @@ from phf.records import Progress
 from phf.release import checks, plain
 from phf.release.checks import Finding, Known
 from phf.release.folder import PROBES, SUMS_FILE, check_files, edit_run, list_files
-from phf.release.record import ReleaseRecord, identify_run, read_record
+from phf.release.record import ReleaseRecord, read_record
 from phf.train.run import Run
 
 NUM_TEXTS = 64
@@ -111,7 +111,7 @@ def know(folder: Path, record: ReleaseRecord, run: Run | None) -> Known:
     known = Known(folder, record)
     if run is None:
         return known
-    if identify_run(run) != record.run.id:
+    if run.id != record.run.id:
         raise PHFError(
             f"{run.folder} is not the run of {folder}, which was made from {record.run.name} "
             f"({record.run.id}); give that one with --run"

@@ -125,6 +125,8 @@ def _list_likeness(run: RunFolder) -> dict[str, JsonValue]:
 def list_commands(run: RunFolder) -> str:
     """The commands that make this run and its evaluation again, from the configuration printed above them."""
     settings, recipe, folder = run.settings, f"{run.path.name}.yaml", str(run.path)
+    if settings.corpus is None:
+        return "–"  # a record that was cut does not say
     annotate = ["--reward-model", settings.reward_model, "--segments", settings.segments]
     tokenize = ["--tokenizer", settings.tokenizer, "--segments", settings.segments]
     steps: list[list[JsonValue]] = [

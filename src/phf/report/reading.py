@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from phf.errors import PHFError
+from phf.evaluate.drawn import UNPROMPTED
 from phf.files import check_hash, hash_json
 from phf.records import TrainingCorpus
 from phf.results import (
@@ -30,9 +31,6 @@ from phf.results import (
 )
 from phf.thresholds import ResolvedThreshold
 from phf.train.folder import count_steps, list_checkpoints, read_run_record
-
-UNPROMPTED = "unprompted"
-"""The scenario of samples that start a page, in samples.parquet."""
 
 T = TypeVar("T")
 

@@ -161,6 +161,11 @@ class Run:
         return cls(path, record)
 
     @property
+    def id(self) -> str:
+        """What tells this run from all others."""
+        return str(self.record.get("id") or hash_json(self.record)[:16])
+
+    @property
     def name(self) -> str:
         """The folder's name, used in tables."""
         return self.folder.name

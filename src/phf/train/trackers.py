@@ -77,8 +77,9 @@ class Hosted:
 
     def __init__(self, module: str, run: Run) -> None:
         self._module = _import(module, module)
-        id = run.record["id"]
-        identity = {"name": run.name, "id": id} if module == "wandb" else {"name": f"{run.name}-{id[:8]}"}
+        identity = (
+            {"name": run.name, "id": run.id} if module == "wandb" else {"name": f"{run.name}-{run.id[:8]}"}
+        )
         self._module.init(project="phf", config=run.record, resume="allow", **identity)
 
     def log(self, line: Line) -> None:
