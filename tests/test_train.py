@@ -25,7 +25,7 @@ from phf.train import loop, losses
 from phf.train.checkpoint import checkpoint_folder, list_checkpoints
 from phf.train.data import open_data
 from phf.train.losses import validate
-from phf.train.optim import make_optimizers
+from phf.train.optim import Muon, make_optimizers, orthogonalise
 from phf.train.run import Run
 
 KINDS = {
@@ -309,6 +309,30 @@ def test_muon_gets_hidden_matrices_alone(small_config):
     rest = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
     assert with_muon | rest == set(names.values())
     assert not with_muon & rest
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24), (32, 32)])
+def test_muon_in_float32_takes_torchs_steps_up_to_the_rounding_of_bf16(shape):
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(start.clone()) for start in [torch.randn(shape)] * 2]
+    exact, rounded = (
+        Muon([weight], is_bf16=is_bf16, lr=0.03, weight_decay=0.1, momentum=0.95)
+        for weight, is_bf16 in zip(weights, (False, True), strict=True)
+    )
+    for _ in range(3):
+        before, gradient = weights[0].detach().clone(), torch.randn(shape)
+        for weight, optimizer in zip(weights, (exact, rounded), strict=True):
+            weight.data, weight.grad = before.clone(), gradient
+            optimizer.step()
+        steps = [weight.detach() - before * (1 - 0.03 * 0.1) for weight in weights]
+        assert (steps[0] - steps[1]).norm() < 0.03 * steps[1].norm()
+        moments = [
+            optimizer.state[weight]["momentum_buffer"]
+            for weight, optimizer in zip(weights, (exact, rounded), strict=True)
+        ]
+        assert torch.equal(*moments)
+    singular = torch.linalg.svdvals(orthogonalise(gradient.double(), exact.param_groups[0]))
+    assert 0.5 < singular.min() <= singular.max() < 1.5
 
 
 def test_a_corpus_without_validation_documents_is_refused_before_anything_is_written(small_config, tmp_path):

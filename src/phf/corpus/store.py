@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,7 +73,7 @@ def read_manifest(path: Path, remedy: str) -> Any:
     return content
 
 
-def open_parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def open_parquet_writer(path: Path | BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     """A Parquet writer whose bytes depend on nothing but the rows, their groups and the version of pyarrow."""
     return pq.ParquetWriter(
         path, schema, version="2.6", data_page_version="1.0", compression="zstd", compression_level=3,

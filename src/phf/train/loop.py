@@ -238,7 +238,8 @@ def _run_steps(
             )
         shard(trained, ranks)
     # After sharding, which puts other parameters in the model's place: those are what is trained.
-    optimizers = make_optimizers(model, value_head, config.optim)
+    is_bf16 = run.record["precision"] == "bf16"
+    optimizers = make_optimizers(model, value_head, config.optim, is_bf16=is_bf16)
     if from_step is not None:
         load_weights(checkpoint_folder(run.folder, from_step), trained)
         load_optimizers(checkpoint_folder(run.folder, from_step), trained, optimizers)
