@@ -11,7 +11,12 @@ from toy_source import CONTROL as TOY_CONTROL
 from toy_source import SEGMENTS, ToySource, train
 
 from phf.config.objectives import Conditional
-from phf.evaluate.measures.calibration import measure_calibration, segment_posteriors, summarise_calibration
+from phf.evaluate.measures.calibration import (
+    estimate_error,
+    measure_calibration,
+    segment_posteriors,
+    summarise_calibration,
+)
 from phf.evaluate.pages import Page
 from phf.records import GOOD as GOOD_LABEL
 
@@ -46,8 +51,8 @@ def test_calibration_error_by_hand_and_its_bins() -> None:
     posteriors = np.array([0.05, 0.05, 0.95, 0.95, 1.0])
     is_good = np.array([False, True, True, True, False])
     found = summarise_calibration(posteriors, is_good, 200, 0)
-    assert found.error.mean == pytest.approx((2 * abs(0.05 - 0.5) + 3 * abs(2.9 / 3 - 2 / 3)) / 5)
-    assert found.error.low <= found.error.mean <= found.error.high
+    assert found.plain == pytest.approx(math.sqrt((2 * (0.05 - 0.5) ** 2 + 3 * (2.9 / 3 - 2 / 3) ** 2) / 5))
+    assert found.error.low <= found.error.mean < found.plain
     assert [(bin.posterior, bin.good.mean, bin.good.count) for bin in found.bins] == [
         (pytest.approx(0.05), 0.5, 2),
         (pytest.approx(2.9 / 3), pytest.approx(2 / 3), 3),
@@ -65,6 +70,42 @@ def test_a_right_posterior_has_an_error_near_0_and_a_wrong_one_has_not() -> None
     assert summarise_calibration(truth, is_good, 100, 0).error.mean < 0.02
     assert summarise_calibration(truth**3, is_good, 100, 0).error.mean > 0.15
     assert summarise_calibration(1 - truth, is_good, 100, 0).error.mean > 0.4
+
+
+def right_posteriors(rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
+    posteriors = rng.random(num)
+    return posteriors, rng.random(num) < posteriors
+
+
+def test_the_error_is_debiased_and_its_interval_holds_known_errors() -> None:
+    """300 segments, a judge who finds so much less good than the posterior says; benchmarks/coverage.py has the long table."""
+    for less in (0.0, 0.06):
+        rngs = [np.random.default_rng([trial, 1]) for trial in range(60)]
+        found = []
+        for rng in rngs:
+            posteriors = rng.uniform(less, 1, size=300)
+            found.append(estimate_error(posteriors, rng.random(300) < posteriors - less, 100, 0))
+        held = np.mean([error.low <= less <= error.high for error, _, _ in found])
+        assert held >= 0.88
+        assert max(error.low for error, _, _ in found) > 0, "it is not everything"
+        assert np.median([error.mean for error, _, _ in found]) == pytest.approx(less, abs=0.03)
+        assert np.mean([plain for _, plain, _ in found]) > less + 0.02, "chance is in it"
+        inside = np.mean([least <= plain <= most for _, plain, (least, most) in found])
+        assert inside >= 0.88 if less == 0 else inside < 0.88
+
+
+def test_what_chance_gives_falls_with_the_number_of_segments() -> None:
+    ranges = [
+        estimate_error(*right_posteriors(np.random.default_rng(0), num), 300, 0)[2] for num in (300, 4800)
+    ]
+    assert ranges[0][0] > ranges[1][0] * 2
+    assert ranges[0][1] / ranges[1][1] == pytest.approx(4, rel=0.25)
+
+
+def test_an_error_that_nothing_rules_out_has_no_upper_end() -> None:
+    error, _, _ = estimate_error(np.full(300, 0.9999), np.ones(300, bool), 100, 0)
+    assert error.low == 0
+    assert math.isnan(error.high), "300 good segments do not tell .9999 from .99"
 
 
 def test_held_out_segments_are_taken_as_they_come() -> None:

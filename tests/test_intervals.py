@@ -5,7 +5,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, pooled_t, wilson
+from phf.intervals import (
+    _measure_maxima,
+    bootstrap_mean,
+    bootstrap_ratio,
+    expected_max,
+    pooled_t,
+    wilson,
+)
 
 
 def coverage(interval, truth: float, draw, num: int = 400) -> float:
@@ -61,6 +68,45 @@ def test_expected_max_interval_covers() -> None:
     truth = np.random.default_rng(0).normal(size=(200_000, 5)).max(axis=1).mean()
     share = coverage(lambda x, seed: expected_max(x, 5, 200, seed), truth, lambda rng: rng.normal(size=200))
     assert 0.88 < share < 0.99
+
+
+@pytest.mark.parametrize("sizes", ["one size", "many sizes"])
+def test_expected_max_interval_covers_rare_hits(sizes) -> None:
+    """5 % hits among 256 samples; benchmarks/coverage.py has the long table."""
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        hits = rng.random(256) < 0.05
+        return hits * (rng.exponential(size=256) if sizes == "many sizes" else 1.0)
+
+    rng = np.random.default_rng(0)
+    # The largest of a binomial number of exponential hits; with one size, whether there is any.
+    truth = 1 - 0.95**25
+    if sizes == "many sizes":
+        truth = np.mean([np.sum(1 / np.arange(1, num + 1)) for num in rng.binomial(25, 0.05, size=50_000)])
+    share = coverage(lambda x, seed: expected_max(x, 25, 200, seed), truth, draw, num=300)
+    assert 0.92 < share < 0.985
+
+
+def test_the_error_of_an_expected_max_is_the_jackknifes() -> None:
+    values = np.random.default_rng(0).exponential(size=(2, 30))
+    maxima, errors = _measure_maxima(values, 5)
+    for row, maximum, error in zip(values, maxima, errors, strict=True):
+        left = [expected_max(np.delete(row, place), 5, 10, 0).mean for place in range(30)]
+        assert maximum == pytest.approx(expected_max(row, 5, 10, 0).mean)
+        assert error == pytest.approx(np.sqrt(29 / 30 * np.square(left - np.mean(left)).sum()))
+
+
+def test_an_expected_max_that_too_few_hits_carry_has_no_upper_end() -> None:
+    few = expected_max([0.0] * 510 + [0.4, 0.9], 25, 300, 0)
+    assert 0 < few.mean < 0.1
+    assert np.isnan(few.high)
+    whole = expected_max(np.random.default_rng(0).random(25), 25, 300, 0)
+    assert np.isnan([whole.low, whole.high]).all(), "of all values together there is but one maximum"
+    two = expected_max([0.0] * 500 + [0.5] * 12, 25, 300, 0)
+    hits = wilson(12, 512)
+    assert (two.low, two.high) == pytest.approx(
+        [0.5 * (1 - (1 - end) ** 25) for end in (hits.low, hits.high)]
+    )
 
 
 def test_a_missing_score_is_left_out_and_never_counts_as_zero() -> None:

@@ -1,5 +1,6 @@
 """The reliability plot and the lines of `phf evaluate` show what evaluation.json holds, and nothing where there is nothing."""
 
+import math
 import re
 
 import pytest
@@ -131,3 +132,18 @@ def test_the_lines_name_numbers_and_intervals(runs):
         "0: control is learned",
         "conditional-0: calibration error 0.0310 [0.0190, 0.0430] on 500 segments (0: the model's own probability of good is right)",
     ]
+
+
+def test_a_calibration_error_stands_beside_what_chance_gives(tmp_path):
+    run = make_run(tmp_path / "conditional", "conditional")
+    for measure, value, of in (
+        ("plain", 0.05, None),
+        ("by_chance", 0.029, "least"),
+        ("by_chance", 0.076, "most"),
+    ):
+        number = Estimate(value, math.nan, math.nan, 500)
+        set_number(run, number, f"calibration_error_{measure}", of=of)
+    assert summary_lines([run])[1].endswith(
+        "(0: the model's own probability of good is right; with chance 0.0500, and an exactly right posterior gives 0.0290 to 0.0760)"
+    )
+    assert "0.0290 to 0.0760" in write_report([run], tmp_path / "report.html").read_text("utf-8")

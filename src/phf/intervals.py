@@ -17,6 +17,8 @@ CONFIDENCE = 0.95
 _TAILS = (100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2)
 _CHUNK = 1 << 21
 """Numbers drawn at a time, which bounds memory."""
+_REPEATS = 4
+"""Values that are drawn from a continuum do not repeat: both of two that come so often are the only ones."""
 
 _Values = npt.NDArray[np.float64]
 
@@ -31,21 +33,36 @@ def bootstrap_mean(values: npt.ArrayLike, num_bootstrap: int, seed: int) -> Esti
     kept = _drop_missing(values)
     if len(kept) < 2:
         return Estimate(float(kept.mean()) if len(kept) else np.nan, np.nan, np.nan, len(kept))
-    mean, error = float(kept.mean()), _standard_error(kept[None])[0]
+    mean = float(kept.mean())
+    return _bootstrap_t(
+        kept, mean, lambda rows: (rows.mean(axis=1), _standard_error(rows)), num_bootstrap, seed
+    )
+
+
+def _bootstrap_t(
+    values: _Values,
+    centre: float,
+    measure: Callable[[_Values], tuple[_Values, _Values]],
+    num_bootstrap: int,
+    seed: int,
+) -> Estimate:
+    """A statistic with its bootstrap-t interval; an end that the values cannot bound is NaN.
+
+    Args:
+        centre: the statistic of the distribution that resamples are drawn from.
+        measure: the statistic and its standard error of each row: [rows, values] -> two of [rows].
+    """
+    (statistic,), (error,) = measure(values[None])
     with np.errstate(divide="ignore", invalid="ignore"):
-        distances = np.concatenate(
-            [
-                (kept[rows].mean(axis=1) - mean) / _standard_error(kept[rows])
-                for rows in _resample(len(kept), num_bootstrap, seed)
-            ]
-        )
-    # A resample without any spread lies infinitely far off, on the side of its mean; 0 / 0 is one that repeats it.
+        parts = [measure(values[rows]) for rows in _resample(len(values), num_bootstrap, seed)]
+        distances = np.concatenate([(found - centre) / errors for found, errors in parts])
+    # A resample without any spread lies infinitely far off, on the side of its statistic; 0 / 0 is one that repeats it.
     tails = np.percentile(
         np.nan_to_num(distances, nan=0.0, posinf=np.inf, neginf=-np.inf), _TAILS, method="nearest"
     )
-    low, high = mean - tails[1] * error, mean - tails[0] * error
-    bounded = [float(end) if np.ptp(kept) > 0 and np.isfinite(end) else np.nan for end in (low, high)]
-    return Estimate(mean, bounded[0], bounded[1], len(kept))
+    low, high = statistic - tails[1] * error, statistic - tails[0] * error
+    bounded = [float(end) if np.ptp(values) > 0 and np.isfinite(end) else np.nan for end in (low, high)]
+    return Estimate(float(statistic), bounded[0], bounded[1], len(values))
 
 
 def _standard_error(rows: npt.NDArray[np.float64]) -> _Values:
@@ -78,18 +95,39 @@ def expected_max(values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -
 
     Exact, by order statistics: the i-th smallest of n is the maximum of C(i-1, k-1) of the C(n, k) choices. (The mean
     over fixed groups of k, as often reported, is a noisy estimate of the same number.) NaN with fewer than k values.
+
+    The interval is the bootstrap-t with the jackknife's standard errors: a few values carry the number, and the percentile
+    interval holds the truth 78 to 92 times in 100 where 1 to 5 % of 512 values are not 0. Of two values it is Wilson's, of how
+    often the higher one comes. An end that the values cannot bound (fewer than about four differ from the rest; no more than
+    k values) is NaN.
     """
-    kept = _drop_missing(values)
+    kept = np.sort(_drop_missing(values))
     if len(kept) < k:
         return Estimate(np.nan, np.nan, np.nan, len(kept))
-    weights = _maximum_weights(len(kept), k)
-    return _bootstrap(
-        lambda: float(np.sort(kept) @ weights),
-        lambda rows: np.sort(kept[rows], axis=1) @ weights,
-        len(kept),
-        num_bootstrap,
-        seed,
-    )
+    mean = float(kept @ _maximum_weights(len(kept), k))
+    two, counts = np.unique(kept, return_counts=True)
+    if len(two) == 2 and counts.min() >= _REPEATS:
+        share = wilson(int(counts[1]), len(kept))
+        low, high = (float(two[1] - np.ptp(two) * (1 - end) ** k) for end in (share.low, share.high))
+        return Estimate(mean, low, high, len(kept))
+    if len(kept) <= k:
+        return Estimate(mean, np.nan, np.nan, len(kept))
+    # Resamples are drawn with replacement, so that theirs is the maximum of k that are.
+    centre = float(kept @ np.diff((np.arange(len(kept) + 1) / len(kept)) ** k))
+    return _bootstrap_t(kept, centre, lambda rows: _measure_maxima(rows, k), num_bootstrap, seed)
+
+
+def _measure_maxima(rows: _Values, k: int) -> tuple[_Values, _Values]:
+    """The expected maximum of k of each row, and its standard error by the jackknife: [rows, values] -> two of [rows]."""
+    rows = np.sort(rows, axis=1)
+    num = rows.shape[1]
+    weights = _maximum_weights(num - 1, k)  # of what is left when one value is taken out
+    below, above = np.zeros_like(rows), np.zeros_like(rows)
+    np.cumsum(rows[:, :-1] * weights, axis=1, out=below[:, 1:])
+    np.cumsum((rows[:, 1:] * weights)[:, ::-1], axis=1, out=above[:, -2::-1])
+    errors: _Values = np.sqrt(num - 1) * (below + above).std(axis=1)
+    maxima: _Values = rows @ _maximum_weights(num, k)
+    return maxima, errors
 
 
 def best_of(keys: npt.ArrayLike, values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -> Estimate:

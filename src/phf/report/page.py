@@ -49,6 +49,7 @@ from phf.report.reliability import draw_control_reliability
 from phf.report.samples import choose_samples, pair_samples, visible_text
 from phf.report.scaling import draw_budgets, draw_trajectory
 from phf.report.scores import (
+    find_chance,
     tabulate_control,
     tabulate_cost,
     tabulate_joint,
@@ -114,7 +115,8 @@ _TASK_TABLES = {
 _SHOWN = """
     score hit_rate expected_max_25 num_unscored trajectory reference reference_cost mean_tokens mean_characters distinct_1 distinct_2 distinct_3
     repetition compression_ratio empty_share entropy_1 entropy_2 entropy_3 self_bleu_5 mauve bits_per_byte joint_bits_per_byte kl kl_per_sequence
-    kl_control_cost blimp harness downstream downstream_baseline control_gain calibration_error reliability red_team_mean red_team_best
+    kl_control_cost blimp harness downstream downstream_baseline control_gain calibration_error calibration_error_plain
+    calibration_error_by_chance reliability red_team_mean red_team_best
     leak_baseline leak_score leak_difference in_context_difference finetuned_before finetuned_after finetuned_difference steered_difference passes_per_token
 """
 # Too fine for a page; `phf show --all` has them.
@@ -223,10 +225,18 @@ def summary_lines(runs: list[Path]) -> list[str]:
         if math.isfinite(error.mean):
             lines.append(
                 f"{label}: calibration error {format_interval(error)} on {error.count:,} segments "
-                "(0: the model's own probability of good is right)"
+                f"(0: the model's own probability of good is right{_describe_chance(run)})"
             )
         lines += [f"{label}: {visible_text(line)}" for line in list_steering_lines(run)]
     return lines
+
+
+def _describe_chance(run: RunFolder) -> str:
+    """What the error is without chance taken off, and what chance alone gives; nothing in an older evaluation."""
+    plain, chance = run.results.find("calibration_error_plain"), find_chance(run.results)
+    if not chance:
+        return ""
+    return f"; with chance {format_number(plain.mean)}, and an exactly right posterior gives {chance}"
 
 
 def make_environment() -> jinja2.Environment:

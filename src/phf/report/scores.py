@@ -1,5 +1,6 @@
 """Tables of scores, of what a score cost, and of whether control is learned."""
 
+import math
 from dataclasses import replace
 
 from phf.records import Estimate
@@ -14,8 +15,8 @@ from phf.report.tables import (
     select_rows,
     show_estimate,
 )
-from phf.report.verdict import Group, check_gain
-from phf.results import Judge
+from phf.report.verdict import Group, check_gain, format_number
+from phf.results import Judge, Measurements
 
 
 def list_score_columns(judges: list[Judge]) -> list[Column]:
@@ -154,17 +155,29 @@ def tabulate_control(groups: list[Group]) -> Table:
         Column("gain on good segments", "control_gain", "good"),
         Column("on bad segments", "control_gain", "bad"),
         Column("calibration error", "calibration_error"),
+        Column("with chance", "calibration_error_plain", form="mean"),
+        Column("by chance alone", show=_show_chance),
         Column("segments", show=_count_segments),
         Column("control is learned", show=_show_learned),
     ]
     caption = (
         "Control gain: how many nats likelier a held-out segment is, in context, after its own control token than after the other. Needs "
         "no sampling; where both intervals lie above 0, control is learned. Calibration error: how far the model’s own "
-        "probability that a segment is good lies from the share that is; above 0 for few segments even when it is right, and small for a "
-        "model that knows no more than the base rate."
+        "probability that a segment is good lies from the share that is, freed of what chance adds; with chance, and what chance alone gives "
+        "an exactly right posterior (95 % of the time), stand beside it. It is small for a model that knows no more than the base rate."
     )
     rows, name = select_rows(groups, columns, ()), "Control gain and calibration table"
     return make_table(name, rows, columns, (), caption=caption, kind="narrow", heads={"group": "run"})
+
+
+def _show_chance(row: MeasuredRow) -> Cell:
+    return Cell(find_chance(row.group.results) or "–")
+
+
+def find_chance(results: Measurements) -> str:
+    """`0.0410 to 0.113`: between which a calibration error lies by chance alone; empty in an older evaluation."""
+    ends = [results.find("calibration_error_by_chance", of=name).mean for name in ("least", "most")]
+    return " to ".join(map(format_number, ends)) if all(map(math.isfinite, ends)) else ""
 
 
 def _show_learned(row: MeasuredRow) -> Cell:
@@ -172,5 +185,5 @@ def _show_learned(row: MeasuredRow) -> Cell:
 
 
 def _count_segments(row: MeasuredRow) -> Cell:
-    count = row.estimates[2].count
+    count = row.estimates[2].count  # of the calibration error
     return Cell(f"{count:,}" if count else "–")

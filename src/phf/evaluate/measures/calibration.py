@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 
 from phf.control import ControlTokens
-from phf.evaluate.metric import Measured, Metric
+from phf.evaluate.metric import Measured, Metric, bare
 from phf.evaluate.pages import Labeller, Page, PageReader, choose_segments, segment_nll
-from phf.intervals import wilson
-from phf.records import BAD, GOOD, NO_LABEL, Estimate
-from phf.results import Measure, Measurement
+from phf.intervals import CONFIDENCE, wilson
+from phf.records import BAD, GOOD, NO_LABEL, Estimate, Number
+from phf.results import MISSING, Measure, Measurement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from phf.evaluate.subject import Subject
 
 NUM_BINS = 10
+_NUM_DISTANCES = 17
+"""Known errors that are simulated; what lies between them is interpolated."""
+
+_Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,16 @@ class Calibration:
     """How the posterior agrees with the judge.
 
     Attributes:
-        error: expected calibration error: mean over segments of |posterior - share of good| of their bins, bootstrap
-            interval over segments. It is above 0 for few segments even if the posterior is right.
+        error: the calibration error, freed of what chance adds to it (`estimate_error`).
+        plain: as it is found: root of the mean over segments of (posterior - share of good)^2 of their bins. Chance makes it
+            larger than 0 even if the posterior is right.
+        by_chance: between which two 95 % of the plain errors of an exactly right posterior lie.
         bins: the reliability diagram; bins without segments are left out.
     """
 
     error: Estimate
+    plain: Number
+    by_chance: tuple[Number, Number]
     bins: tuple[PosteriorBin, ...]
 
 
@@ -114,10 +122,10 @@ def _prior_log_odds(
 def summarise_calibration(
     posteriors: npt.NDArray[np.float64], is_good: npt.NDArray[np.bool_], num_bootstrap: int, seed: int
 ) -> Calibration:
-    """Expected calibration error and reliability diagram over ten bins of equal width (Guo et al. 2017)."""
-    places = np.minimum((posteriors * NUM_BINS).astype(int), NUM_BINS - 1)
+    """Calibration error and reliability diagram over ten bins of equal width (Guo et al. 2017)."""
     if len(posteriors) == 0:
-        return Calibration(Estimate(np.nan, np.nan, np.nan, 0), ())
+        return Calibration(MISSING, np.nan, (np.nan, np.nan), ())
+    places = _find_bins(posteriors)
     bins = tuple(
         PosteriorBin(
             float(posteriors[places == place].mean()), wilson(int(is_good[places == place].sum()), int(count))
@@ -125,20 +133,69 @@ def summarise_calibration(
         for place, count in enumerate(np.bincount(places, minlength=NUM_BINS))
         if count > 0
     )
-    rng = np.random.default_rng(seed)
-    draws = [rng.integers(0, len(places), len(places)) for _ in range(num_bootstrap)]
-    errors = [_expected_error(posteriors[draw], is_good[draw], places[draw]) for draw in draws]
-    low, high = np.percentile(errors, [2.5, 97.5])
-    error = _expected_error(posteriors, is_good, places)
-    return Calibration(Estimate(error, float(low), float(high), len(places)), bins)
+    return Calibration(*estimate_error(posteriors, is_good, num_bootstrap, seed), bins)
 
 
-def _expected_error(
-    posteriors: npt.NDArray[np.float64], is_good: npt.NDArray[np.bool_], places: npt.NDArray[np.int64]
-) -> float:
-    """Sum over bins of |sum of posteriors - number of good segments|, over the number of segments."""
-    gaps = np.bincount(places, posteriors - is_good, minlength=NUM_BINS)
-    return float(np.abs(gaps).sum() / len(places))
+def estimate_error(
+    posteriors: npt.NDArray[np.float64], is_good: npt.NDArray[np.bool_], num_draws: int, seed: int
+) -> tuple[Estimate, float, tuple[float, float]]:
+    """The calibration error, debiased; as it is found; and what an exactly right posterior would give.
+
+    The plain error is that of chance and of the model together, and a bootstrap doubles chance instead of removing it. So
+    posteriors of known errors are made, on the line from exactly right through the found gaps of the bins, and judges are
+    simulated for each. The estimate is the error whose median plain error is the one found; its interval holds the errors
+    under which it would lie as near to them as 95 of 100 such estimates do (0 where chance alone would do it). The root
+    mean square is what chance enters alike wherever the gaps lie; the mean distance is not.
+    """
+    num, rng = len(posteriors), np.random.default_rng(seed)
+    places, plain = _find_bins(posteriors), find_error(posteriors, is_good)
+    gaps = _sum_bins(places, 1, posteriors - is_good)[0] / np.maximum(_sum_bins(places, 1)[0], 1)
+    direction = gaps[places] / max(plain, 1e-12)
+    rows, uniforms = rng.integers(num, size=(num_draws, num)), rng.random((num_draws, num))
+    bins = places[rows] + NUM_BINS * np.arange(num_draws)[:, None]
+    counts, promised = _sum_bins(bins, num_draws), _sum_bins(bins, num_draws, posteriors[rows])
+
+    def simulate(distance: float) -> tuple[float, _Floats]:
+        """The true error of posteriors that are so far off, and plain errors that judges would find."""
+        shares = np.clip(posteriors - distance * direction, 0, 1)
+        num_good = _sum_bins(bins[uniforms < shares[rows]], num_draws)
+        return find_error(posteriors, shares), _root_mean_square(promised - num_good, counts)
+
+    _, by_chance = simulate(0.0)
+    simulated = [simulate(distance) for distance in np.linspace(0, plain + by_chance.max(), _NUM_DISTANCES)]
+    truths, found = np.array([truth for truth, _ in simulated]), np.array([errors for _, errors in simulated])
+    medians = np.maximum.accumulate(np.median(found, axis=1))
+    reach = np.quantile(np.abs(np.interp(found, medians, truths) - truths[:, None]), CONFIDENCE, axis=1)
+    mean = float(np.interp(plain, medians, truths))
+    errors = np.linspace(0, truths[-1], 1001)
+    held = np.append(errors[np.abs(errors - mean) <= np.interp(errors, truths, reach)], mean)
+    high = float(held.max()) if held.max() < truths[-1] else np.nan  # nothing so far off was ruled out
+    least, most = np.quantile(by_chance, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(mean, float(held.min()), high, num), plain, (float(least), float(most))
+
+
+def find_error(posteriors: _Floats, is_good: npt.NDArray[np.bool_] | _Floats) -> float:
+    """The plain calibration error, chance included; of shares in the place of verdicts the true one."""
+    places = _find_bins(posteriors)
+    return float(_root_mean_square(_sum_bins(places, 1, posteriors - is_good), _sum_bins(places, 1))[0])
+
+
+def _find_bins(posteriors: _Floats) -> npt.NDArray[np.int64]:
+    places: npt.NDArray[np.int64] = np.minimum((posteriors * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    return places
+
+
+def _sum_bins(bins: npt.NDArray[np.int64], num_draws: int, values: _Floats | None = None) -> _Floats:
+    """The sum of values in each bin, or how many there are: float64 [draws, bins]; the bins of a draw follow those before."""
+    weights = None if values is None else values.ravel()
+    sums = np.bincount(bins.ravel(), weights, minlength=num_draws * NUM_BINS)
+    return sums.reshape(num_draws, NUM_BINS).astype(np.float64)
+
+
+def _root_mean_square(gaps: _Floats, counts: _Floats) -> _Floats:
+    """Root of the mean over segments of the squared mean gap of their bin: sums of gaps, counts [draws, bins] -> [draws]."""
+    errors: _Floats = np.sqrt((gaps**2 / np.maximum(counts, 1)).sum(axis=1) / counts.sum(axis=1))
+    return errors
 
 
 def measure_subject(subject: "Subject") -> Measured:
@@ -156,7 +213,17 @@ def measure_subject(subject: "Subject") -> Measured:
         Calibration,
     )
     bins = [Measurement("reliability", one.good, at=one.posterior) for one in found.bins]
-    return Measured([Measurement("calibration_error", found.error), *bins])
+    return Measured(
+        [
+            Measurement("calibration_error", found.error),
+            Measurement("calibration_error_plain", bare(found.plain, found.error.count)),
+            *(
+                Measurement("calibration_error_by_chance", bare(end, found.error.count), of=name)
+                for name, end in zip(("least", "most"), found.by_chance, strict=True)
+            ),
+            *bins,
+        ]
+    )
 
 
 METRIC = Metric(
@@ -166,11 +233,30 @@ METRIC = Metric(
             "calibration_error",
             "Calibration error",
             "probability",
-            "How far the model's own probability that a segment is good lies from the share that is.",
-            "It is above 0 for few segments even when the model is right, and small for a model that knows no more than the base "
-            "rate: read it with the control gain.",
+            "How far the model's own probability that a segment is good lies from the share that is: root mean square over ten bins, "
+            "freed of what chance adds.",
+            "It is small for a model that knows no more than the base rate: read it with the control gain. Errors that cancel within "
+            "a bin are not seen.",
             group="Control",
             is_headline=True,
+        ),
+        Measure(
+            "calibration_error_plain",
+            "Calibration error, chance included",
+            "probability",
+            "As it is found: to be held against what an exactly right posterior gives.",
+            "It is above 0 for few segments even when the model is right.",
+            group="Control",
+        ),
+        Measure(
+            "calibration_error_by_chance",
+            "Calibration error by chance alone",
+            "probability",
+            "What an exactly right posterior gives on these segments, chance included: 95 of 100 lie between least and most.",
+            "It says nothing of the model but how sure it is.",
+            lower_is_better=None,
+            group="Control",
+            of="of",
         ),
         Measure(
             "reliability",

@@ -113,7 +113,7 @@ METRIC = Metric(
             "expected_max_25",
             "Worst of 25",
             note="Expected highest score among 25 samples.",
-            blind_spot="It rests on the tail, a few samples.",
+            blind_spot="It rests on the tail, a few samples: where too few differ from the rest, it has no upper end.",
             group="Scores",
             of="scenario",
         ),

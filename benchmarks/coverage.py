@@ -1,0 +1,134 @@
+"""How often intervals hold the truth, by simulation: the expected maximum of 25 and the calibration error.
+
+    python benchmarks/coverage.py maximum --trials 1000
+    python benchmarks/coverage.py calibration --trials 1000
+
+A row per case: how often the interval holds the truth, how often the truth lies below and above it, and how often an end is refused
+(an interval without an end is open there).
+"""
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit
+
+from phf.evaluate.measures.calibration import estimate_error, find_error
+from phf.intervals import expected_max
+from phf.records import Estimate
+
+Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
+MAX_OF = 25
+
+
+def hits(share: float, sizes: Draw) -> Draw:
+    """Scores that are 0 but for a share of hits."""
+    return lambda rng, num: np.where(rng.random(num) < share, sizes(rng, num), 0.0)
+
+
+def list_scores() -> dict[str, Draw]:
+    """Distributions of samples' scores: rare hits of one size or many, a classifier's, and some of a textbook."""
+    sizes: dict[str, Draw] = {
+        "one size": lambda rng, num: np.ones(num),
+        "exponential": lambda rng, num: rng.exponential(size=num),
+        "lognormal": lambda rng, num: rng.lognormal(size=num),
+    }
+    rare = {
+        f"{100 * share:g} % hits, {name}": hits(share, draw)
+        for name, draw in sizes.items()
+        for share in (0.005, 0.01, 0.02, 0.05)
+    }
+    return rare | {
+        "classifier, beta(.1, 2)": lambda rng, num: rng.beta(0.1, 2, num),
+        "classifier, beta(.3, 3)": lambda rng, num: rng.beta(0.3, 3, num),
+        "exponential": sizes["exponential"],
+        "normal": lambda rng, num: rng.normal(size=num),
+        "uniform": lambda rng, num: rng.random(num),
+    }
+
+
+def simulate_maximum(trials: int, sizes: tuple[int, ...] = (128, 512)) -> None:
+    """Coverage of `expected_max` for numbers of samples."""
+    for num in sizes:
+        for name, draw in list_scores().items():
+            rng = np.random.default_rng(0)
+            truth = float(
+                np.mean(
+                    [draw(rng, 25_000 * MAX_OF).reshape(-1, MAX_OF).max(axis=1).mean() for _ in range(20)]
+                )
+            )
+            found = [
+                expected_max(draw(np.random.default_rng([trial, num]), num), MAX_OF, 1000, trial)
+                for trial in range(trials)
+            ]
+            print(f"{num:5} samples  {name:26} {describe(found, truth)}", flush=True)
+
+
+def list_posteriors() -> dict[str, Draw]:
+    """Distributions of posteriors: even, sure of itself, near a base rate, nearly all good."""
+    return {
+        "even": lambda rng, num: rng.random(num),
+        "sure": lambda rng, num: rng.beta(0.4, 0.4, num),
+        "base rate": lambda rng, num: rng.beta(8, 4, num),
+        "mostly good": lambda rng, num: rng.beta(2, 0.3, num),
+    }
+
+
+def list_truths() -> dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]]:
+    """What the judge says, given the posterior: exactly that, less by so much, less sure, or another share in one bin of ten."""
+    return {
+        "right": lambda p: p,
+        ".03 less": lambda p: np.clip(p - 0.03, 0, 1),
+        ".06 less": lambda p: np.clip(p - 0.06, 0, 1),
+        ".12 less": lambda p: np.clip(p - 0.12, 0, 1),
+        "logits x .7": lambda p: expit(0.7 * logit(p)),
+        "logits x .4": lambda p: expit(0.4 * logit(p)),
+        ".4 less in one bin": lambda p: np.where((p > 0.6) & (p < 0.7), p - 0.4, p),
+    }
+
+
+def simulate_calibration(trials: int, sizes: tuple[int, ...] = (300, 600)) -> None:
+    """Coverage of the calibration error, and of its range by chance (where the posterior is right), for numbers of segments."""
+    for num in sizes:
+        for name, draw in list_posteriors().items():
+            for kind, say in list_truths().items():
+                many = draw(np.random.default_rng(0), 1_000_000)
+                truth = find_error(many, say(many))
+                found, inside = [], []
+                for trial in range(trials):
+                    rng = np.random.default_rng([trial, num])
+                    posteriors = draw(rng, num)
+                    verdicts = rng.random(num) < say(posteriors)
+                    error, plain, (least, most) = estimate_error(posteriors, verdicts, 300, trial)
+                    found.append(error)
+                    inside.append(least <= plain <= most)
+                chance = f"; by chance {np.mean(inside):.3f}" if kind == "right" else ""
+                print(f"{num:5} segments  {name:11} {kind:18} {describe(found, truth)}{chance}", flush=True)
+
+
+def describe(found: list[Estimate], truth: float) -> str:
+    """`truth .398: .952 hold it, .021 lie above, .027 below; no low end .000, no high end .010`."""
+    above = np.mean([one.low > truth for one in found])
+    below = np.mean([one.high < truth for one in found])
+    open_low, open_high = (np.mean([np.isnan(getattr(one, end)) for one in found]) for end in ("low", "high"))
+    mean = np.nanmean([one.mean for one in found])
+    return (
+        f"truth {truth:.3f}, mean {mean:.3f}: {1 - above - below:.3f} hold it, {above:.3f} above, {below:.3f} below; "
+        f"no low end {open_low:.3f}, no high end {open_high:.3f}"
+    )
+
+
+def main() -> None:
+    """Print the table of one estimator."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["maximum", "calibration"])
+    parser.add_argument("--trials", type=int, default=1000)
+    args = parser.parse_args()
+    {"maximum": simulate_maximum, "calibration": simulate_calibration}[args.what](args.trials)
+
+
+if __name__ == "__main__":
+    main()
