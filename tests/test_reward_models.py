@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import subprocess
 import sys
 import sysconfig
@@ -308,6 +309,64 @@ def test_pep8_fast_agrees_line_by_line(models):
     assert (slow & fast).sum() > 100
 
 
+PEP8_CASES = {
+    # found by both
+    "E225": "x=1\n",
+    "E301": "class X:\n    def a(self):\n        pass\n    def b(self):\n        pass\n",
+    "E501": f"x = '{'a' * 80}'\n",
+    "E714": "if not x is None:\n    y = 1\n",
+    "E722": "try:\n    x = 1\nexcept:\n    pass\n",
+    "W191": "if x:\n\ty = 1\n",
+    "W291": "x = 1 \n",
+}
+PEP8_GAPS = {
+    # found by pycodestyle alone
+    "E128": "x = f(1,\n    2)\n",
+    "E131": "x = [\n    'a'\n      'b',\n]\n",
+    "E203": "x[a+1 :]\n",
+    "E225": "x = y /2\n",
+    "E301": "if x:\n    def a():\n        pass\n    def b():\n        pass\n",
+    "E501": f"# see https://example.org/{'a' * 80}\n",
+    "E701": "class C: ...\n",
+    "E714": "if not x is not None:\n    y = 1\n",
+    "E722": "try:\n    x = 1\nexcept:\n    raise\n",
+    "W191": 'if x:\n\t"""a\n\tb"""\n',
+}
+
+
+def test_pep8_fast_finds_what_the_documentation_says(models):
+    def count(texts: Sequence[str]) -> list[int]:
+        """Of pep8-fast, by one process for all."""
+        scores = models["pep8-fast"].score_batch([(text, [len(text)]) for text in texts])
+        return [round(score * len(text)) for (score,), text in zip(scores, texts, strict=True)]
+
+    for cases, gap in ((PEP8_CASES, 0), (PEP8_GAPS, 1)):
+        found = dict(zip(cases, count([*cases.values()]), strict=True))
+        for code, text in cases.items():
+            (score,) = models["pep8"].score(text, [len(text)])
+            assert 0 < round(score * len(text)) == found[code] + gap, code
+    examples = list(pycodestyle_examples())
+    assert len(examples) > 60
+    found = count([text for _, text in examples])
+    missed = {code for (code, _), num in zip(examples, found, strict=True) if num == 0}
+    assert missed == {"E122", "E124", "E125", "E127", "E128", "E129", "E225"}
+    page = (Path(__file__).parents[1] / "docs/reward_models.md").read_text(encoding="utf-8")
+    assert all(code in page or code.startswith("E12") for code in [*PEP8_GAPS, "E12x"])
+
+
+def pycodestyle_examples():
+    """Code and program of each example of a violation in pycodestyle's docstrings that parses and that `pep8` counts."""
+    for check in {check for checks in pycodestyle._checks.values() for check in checks}:
+        for code, text in re.findall(r"^\s*([EW]\d{3}): (.*)", check.__doc__ or "", re.MULTILINE):
+            text = text.replace("\\n", "\n").replace("\\t", "\t").replace("\\s", " ") + "\n"
+            try:
+                compile(text, code, "exec")
+            except SyntaxError:
+                continue
+            if not code.startswith((*IGNORED, "W505")):
+                yield code, text
+
+
 # --- pii ----------------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +381,11 @@ def test_pep8_fast_agrees_line_by_line(models):
         ("at 192.168.0.1, 2001:db8::8a2e:370:7334", ["ip", "ip"]),
         ("192.168.555.1 and 1.2.3.4.5 and 10:20:30 and 000-12-3456", []),
         ("4111-1111-1111-1111", ["card"]),
+        ("502023098911", ["card"]),  # Maestro's 12 digits
+        ("180071965934238 and 3782 822463 10005", ["card", "card"]),  # 15: JCB, American Express
+        ("411111111110", []),  # 12 digits that pass, of an issuer without such cards
+        ("4111 1111 1111 1111 110", ["card"]),  # 19
+        ("001-212-555-1234x12", ["phone"]),
         ("4111 111-11-1111 111", ["card"]),  # an SSN's layout inside a card
         ("a@b a@b.c @x.org 3.14159 12345678901234", []),
         ("x@y.org x@y.org", ["e-mail", "e-mail"]),

@@ -97,7 +97,7 @@ class Objective:
     @property
     def needs_exact_nll(self) -> bool:
         """Whether a token that the model is all but sure of must still have a slope: else it would never be unlearned."""
-        return isinstance(self.config, Unlikelihood)
+        return isinstance(self.config, Unlikelihood | Custom)
 
     @property
     def kept_share(self) -> float:

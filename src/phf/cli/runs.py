@@ -58,7 +58,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a model with an objective that uses the scores."""
-    from phf.config.recipes import list_recipes
+    from phf.config.recipes import describe_recipe, list_recipes
 
     overrides = overrides or []
     if recipe is not None and "=" in recipe and not Path(recipe).exists():  # no recipe, overrides alone
@@ -88,6 +88,8 @@ def train(
             raise PHFError("--dry-run sizes up a new run; give its RECIPE instead of --resume")
         config = load_start_config(recipe, overrides, init, reset_optimizer=reset_optimizer)
         plan = plan_run(config, gpu=gpu, num_ranks=processes, mfu=mfu)
+        if recipe in list_recipes():
+            print(f"{describe_recipe(recipe)}\n")
         print("\n".join(plan.describe()))
         return
 

@@ -1,6 +1,7 @@
 """Recipes in YAML, and overrides laid over them."""
 
 import copy
+import itertools
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -49,6 +50,13 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PHFError(f"recipe {recipe} must be a mapping of keys to values, not {type(value).__name__}")
     return value
+
+
+def describe_recipe(recipe: str) -> str:
+    """The comment at the head of a shipped recipe: what it is for, and in what it differs from what it is named after."""
+    text = (resources.files("phf") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 
 def apply_overrides(value: Mapping[str, object], overrides: list[str]) -> dict[str, object]:

@@ -59,9 +59,10 @@ CARDS = (
     ),
     RewardModelCard(
         "pep8-fast",
-        "the same violations found by ruff, many times faster; the held-out judge of pep8",
+        "nine tenths of these violations, found by ruff, many times faster; the held-out judge of pep8",
         "MIT",
-        "lacks pycodestyle's continuation-line checks (E12x); otherwise as pep8",
+        "as pep8, and sees no continuation line (E12x, E131), no '+' with a blank on one side (E225), no bare except that "
+        "raises again (E722); docs/reward_models.md has its share of each code",
         "pip install ruff",
         ("ruff",),
         text="python",
@@ -70,14 +71,25 @@ CARDS = (
         "pii",
         "e-mail addresses, phone numbers, US social security numbers, card numbers, IP addresses, per character",
         "Apache-2.0 (ours)",
-        "no names, no street addresses; North American phone layouts or a leading +; 4-part versions look like IPs",
+        "no names, no street addresses; phone numbers: finds .92 of made-up US ones, .45 of 14 other countries' (needs a "
+        "North American layout or a leading +), e-mail, SSN, card, IP 1.00; 4-part versions look like IPs",
         "pip install phf",
+    ),
+    RewardModelCard(
+        "pii-phonenumbers",
+        "as pii, and phone numbers of every country (with a leading +) or in six countries' own formats, by phonenumbers",
+        "Apache-2.0",
+        "no names, no street addresses; finds .96 of made-up US phone numbers, .88 of 14 other countries', e-mail, SSN, card, "
+        "IP 1.00; ten plain digits may be a phone number",
+        "pip install phonenumbers",
+        ("phonenumbers",),
     ),
     RewardModelCard(
         "pii-presidio",
         "the same kinds of item per character, by Presidio's pattern recognizers; the held-out judge of pii",
         "MIT",
-        "patterns alone: no names, no street addresses; made-up items count like real ones",
+        "patterns alone: no names, no street addresses; finds .55 of made-up US phone numbers, .50 of 14 other countries', "
+        ".75 of cards (none of 12 digits), e-mail, SSN, IP 1.00; made-up items count like real ones",
         "pip install presidio-analyzer",
         ("presidio-analyzer",),
     ),
@@ -91,9 +103,10 @@ CARDS = (
     ),
     RewardModelCard(
         "pii-scrubadub",
-        "items of personal data per character, by scrubadub, the paper's tool",
+        "items of personal data per character, by scrubadub, the paper's tool, without its detectors of URLs and of @names",
         "Apache-2.0",
-        "no names; misreads 'mail me at x.y@z'; phone numbers of few countries",
+        "no names, no URLs, no Twitter names, no IP addresses; finds .47 of made-up US phone numbers, .39 of 14 other "
+        "countries', .86 of cards, e-mail, SSN 1.00; misreads 'mail me at x.y@z'",
         "pip install 'phf[pii]' && pip install --no-deps scrubadub==2.0.1",
         ("scrubadub",),
     ),
@@ -234,6 +247,10 @@ def _find_constructor(name: str, download: bool) -> Callable[[], RewardModel]:
             from phf.reward_models.pii import PII
 
             return PII
+        case "pii-phonenumbers":
+            from phf.reward_models.pii_phonenumbers import PIIPhoneNumbers
+
+            return PIIPhoneNumbers
         case "pii-presidio":
             from phf.reward_models.pii_presidio import PIIPresidio
 

@@ -60,9 +60,10 @@ class Pep8Fast(RewardModel):
         scores: list[Sequence[float]] = []
         for start in range(0, len(documents), FILES_PER_CALL):
             batch = documents[start : start + FILES_PER_CALL]
-            found = self._find_violations([text for text, _ in batch])
-            for (document, ends), (rows, parses) in zip(batch, found, strict=True):
+            found = self.find_violations([text for text, _ in batch])
+            for (document, ends), (violations, parses) in zip(batch, found, strict=True):
                 broken = {} if parses else find_broken_lines(document)
+                rows = (row for row, _ in violations)
                 scores.append(violations_per_character(split_lines(document), ends, rows, broken))
         return scores
 
@@ -74,9 +75,13 @@ class Pep8Fast(RewardModel):
         """Syntax errors, reported apart from the score."""
         return count_syntax_errors(document)
 
-    def _find_violations(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
-        """For every text the line (from 1) of each violation, and whether ruff could parse it."""
-        rows: list[list[int]] = [[] for _ in texts]
+    def find_violations(self, texts: Sequence[str]) -> list[tuple[list[tuple[int, str]], bool]]:
+        """For every text the line (from 1) and code of each violation, and whether ruff could parse it.
+
+        Raises:
+            PHFError: ruff failed.
+        """
+        violations: list[list[tuple[int, str]]] = [[] for _ in texts]
         parses = [True] * len(texts)
         with tempfile.TemporaryDirectory(prefix="phf-ruff-") as folder:
             for index, text in enumerate(texts):
@@ -89,5 +94,5 @@ class Pep8Fast(RewardModel):
             if violation["code"] in (None, "invalid-syntax"):
                 parses[index] = False
             else:
-                rows[index].append(violation["location"]["row"])
-        return list(zip(rows, parses, strict=True))
+                violations[index].append((violation["location"]["row"], violation["code"]))
+        return list(zip(violations, parses, strict=True))

@@ -13,14 +13,17 @@ from phf.reward_models.protocol import RewardModel, Unit, Unscored
 # No pattern crosses a line end, and none takes more than linear time: each may only begin where a run of its characters does.
 PATTERNS = {
     "e-mail": r"(?<![\w.%+-])[\w.%+-]+@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+[A-Za-z]{2,24}(?![\w-])",
-    "card": r"(?<![\w.-])(?:[3-6]\d{3}|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)(?:[ -]?\d){9,15}(?![\w-])",
+    # 13 to 19 digits, for Maestro from 12 on: what ISO/IEC 7812 leaves to issuers of cards begins so.
+    "card": r"(?<![\w.-])(?:(?:[3-6]\d{3}|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720|1800|2131)(?:[ -]?\d){9,15}"
+    r"|(?:0604|5[06-9]\d\d|6\d{3})(?:[ -]?\d){8})(?![\w-])",
     "ip": r"(?<![\w.-])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w-]|\.\d)"
     r"|(?<![\w:.])[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){3,7}(?![\w:])",
     "ssn": r"(?<![\w-])(?!000|666|9\d\d)\d{3}([ -])(?!00)\d\d\1(?!0000)\d{4}(?![\w-])",
-    "phone": r"(?<![\w.+])(?<!\d-)(?:\+?1(?: ?[.-] ?| )?)?(?:\(\d{3}\) ?[.-]? ?|\d{3}(?: ?[.-] ?| ))\d{3}(?: ?[.-] ?| )\d{4}"
+    "phone": r"(?<![\w.+])(?<!\d-)(?:(?:\+|00)?1(?: ?[.-] ?| )?)?(?:\(\d{3}\) ?[.-]? ?|\d{3}(?: ?[.-] ?| ))\d{3}(?: ?[.-] ?| )\d{4}"
     r"(?: ?(?:x|ext\.?) ?\d{1,6})?(?![\w-]|\.\d)"
     r"|(?<![\w.+])(?<!\d-)\+ ?\d(?:[ .()-]{0,2}\d){7,14}(?![\w-])",
 }
+PATTERNS_HASH = hash_json(PATTERNS)[:16]
 COMPILED = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
 
 
@@ -63,7 +66,7 @@ class PII(ItemRewardModel):
 
     def __init__(self) -> None:
         """Nothing to load."""
-        self.identity = Identity("pii", "2", parameters={"patterns": hash_json(PATTERNS)[:16]})
+        self.identity = Identity("pii", "3", parameters={"patterns": PATTERNS_HASH})
 
     def find_items(self, text: str) -> list[Item]:
         """Items of PII; see the function."""
