@@ -17,11 +17,12 @@ setup: $(VENV)/.installed  ## make .venv with everything (about two minutes); TO
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-no-deps.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "phf needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	case "$(TORCH)" in \
+	@case "$(TORCH)" in \
 		cuda) index= ;; \
 		cpu) index="--index-url $(CPU_INDEX)"; $(CAN_REACH) $(CPU_INDEX)/torch/ 2>/dev/null || index= ;; \
 		*) echo "TORCH=$(TORCH) is not known; give cuda or cpu" >&2; exit 2 ;; \
 	esac; \
+	echo "pip install $$index torch"; \
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $$index torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
