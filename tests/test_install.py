@@ -44,24 +44,30 @@ def set_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "end"),
-    [
-        ({}, CPU),
-        ({"has_driver": True}, "constraints.txt torch"),
-        ({"unreachable": True}, "constraints.txt torch"),
-    ],
+    ("given", "takes_cpu"),
+    [({}, True), ({"has_driver": True}, False), ({"unreachable": True}, False)],
 )
-def test_torch_without_cuda_is_taken_where_there_is_no_driver_and_its_index_is_reached(set_up, given, end):
+def test_torch_without_cuda_is_taken_where_there_is_no_driver_and_its_index_is_reached(
+    set_up, given, takes_cpu
+):
     made, told = set_up(**given)
     assert made.returncode == 0, made.stderr
-    assert told[0].endswith(end)
-    assert len(told) == 3
-    assert not any("index-url" in line for line in told[1:])
+    assert [line.endswith(CPU) for line in told] == [True] * takes_cpu + [False] * 3
+    assert told[-3].endswith("constraints.txt torch"), "does nothing where torch is there already"
 
 
-@pytest.mark.parametrize(("torch", "end"), [("cpu", CPU), ("cuda", "constraints.txt torch")])
-def test_which_torch_can_be_said(set_up, torch, end):
-    assert set_up(f"TORCH={torch}", has_driver=torch == "cpu")[1][0].endswith(end)
+def test_an_index_that_does_not_give_torch_is_passed_over(set_up, tmp_path):
+    pip = tmp_path / "pip"
+    pip.write_text(pip.read_text() + 'case "$*" in *index-url*) exit 1 ;; esac\n')
+    made, told = set_up()
+    assert made.returncode == 0, made.stderr
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize(("torch", "takes_cpu"), [("cpu", True), ("cuda", False)])
+def test_which_torch_can_be_said(set_up, torch, takes_cpu):
+    _, told = set_up(f"TORCH={torch}", has_driver=takes_cpu)
+    assert told[0].endswith(CPU) == takes_cpu
 
 
 def test_a_torch_that_is_not_known_is_refused(set_up):
