@@ -2,19 +2,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo
+# Which torch: PyPI's for Linux brings CUDA's libraries (6 GB), PyTorch's own index has one without (0.2 GB).
+TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+CAN_REACH = $(PYTHON) -c 'import signal, sys, urllib.request as r; signal.alarm(10); r.urlopen(sys.argv[1], timeout=5)'
 
 .PHONY: help demo data test check docs bench reference setup clean
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-setup: $(VENV)/.installed  ## make .venv with everything (about two minutes)
+setup: $(VENV)/.installed  ## make .venv with everything (about two minutes); TORCH=cuda or cpu, else by whether there is a driver
 
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-no-deps.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "phf needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(if $(filter cuda cpu,$(TORCH)),,$(error TORCH=$(TORCH) is not known; give cuda or cpu))
+	@if [ "$(TORCH)" = cpu ] && $(CAN_REACH) $(CPU_INDEX)/torch/ 2>/dev/null; then \
+		echo "torch without CUDA, from $(CPU_INDEX)"; $(PIP) --index-url $(CPU_INDEX) torch || true; fi
+	$(PIP) torch  # there already, unless a GPU wants CUDA's or that index did not give it
+	$(PIP) -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
 	touch $@
 

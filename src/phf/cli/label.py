@@ -76,7 +76,7 @@ def label(
     """Judge segments of a corpus: the labels a reward model is trained on.
 
     Keys: g b (or 1 to 5, or 1 2 for a pair), s skip, u undo, q quit. Every judgement is on the disk at once; the same
-    command goes on where it ended.
+    command with -o goes on where it ended.
     """
     from phf.feedback.judgements import choose_file
 

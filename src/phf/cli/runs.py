@@ -16,9 +16,10 @@ app = typer.Typer(**SETTINGS)
 
 @app.command(
     epilog=examples(
-        "phf train toxicity objective.kind=mle -o runs/mle",
         "phf train --resume runs/mle",
         "phf train --resume runs/mle optim.micro_batch_blocks=8",
+        "phf train default reward_model=calm:score model.preset=1M -o runs/conditional",
+        "phf train toxicity objective.kind=mle keep_checkpoints=all -o runs/mle",
         "phf train --init runs/mle@500 objective.kind=conditional objective.good_fraction=0.5 -o runs/finetuned",
         "torchrun --nproc-per-node 8 -m phf train toxicity -o runs/eight",
     )

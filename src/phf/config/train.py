@@ -90,7 +90,8 @@ class TrainConfig(StrictConfig):
     corpus: str
     """The corpus folder made by `phf corpus build`, or its URL."""
     reward_model: str
-    """Whose annotation of the corpus to train on: a name of `phf reward list`, a folder, or a weighted sum."""
+    """Whose annotation of the corpus to train on, as it was named to `phf annotate`: `toxicity-svm`, `calm:score`,
+    `-kind:reward`, a folder, a weighted sum."""
     segments: SegmentKind
     """What got one score when the corpus was annotated and tokenized."""
     tokenizer: str = "train:4096"
