@@ -22,7 +22,8 @@ from phf.tokens.tokens import tokenize
 RECIPE = "demo"
 SOURCES = ("tweets", "fortunes")
 MAX_CHARACTERS = 500
-HELD_OUT_JUDGE = "toxicity-lstm"
+HELD_OUT_JUDGES = ("toxicity-lstm", "toxicity-ngrams")
+"""The second does not call mentions of gay people toxic, as the annotator and the first do (docs/reward_models.md)."""
 OBJECTIVE_SETS = {
     "default": ("mle", "conditional"),
     "paper": ("mle", "filtering", "conditional", "unlikelihood", "rwr", "awr"),
@@ -60,7 +61,8 @@ def run_demo(
         PHFError: an unknown objective, or a folder that holds a demo made with other settings.
     """
     kinds = choose_objectives(objectives)
-    load_reward_model(HELD_OUT_JUDGE)  # a missing package is said now, not after the training
+    for judge in HELD_OUT_JUDGES:
+        load_reward_model(judge)  # a missing package is said now, not after the training
     corpus = prepare_corpus(out, say=say, progress=progress)
     runs = []
     for kind in kinds:
@@ -71,7 +73,7 @@ def run_demo(
     from phf.report.page import summary_rows, summary_table, write_report
 
     sampling = SamplingConfig(num_samples=num_samples, seed=seed)
-    evaluate_runs(runs, EvaluateConfig(judges=(HELD_OUT_JUDGE,), sampling=sampling), progress=progress)
+    evaluate_runs(runs, EvaluateConfig(judges=HELD_OUT_JUDGES, sampling=sampling), progress=progress)
     summary, page = out / "summary.json", out / "report.html"
     write_json(summary, summary_rows(runs))
     write_report(runs, page)
