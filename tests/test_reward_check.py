@@ -211,12 +211,12 @@ def test_the_probes_are_well_formed():
 # --- what is recorded, and where it is shown ---------------------------------------------------------------------------
 
 
-def test_the_shipped_check_of_a_judge_is_what_it_does():
+@pytest.mark.parametrize("name", ["toxicity-svm", "toxicity-ngrams"])
+def test_the_shipped_check_of_a_judge_is_what_it_does(name):
     shipped = {check.reward_model.name: check for check in read_checks(SHIPPED)}
-    found = check_reward_model(load_reward_model("toxicity-svm"))
-    assert to_json(found) == to_json(shipped["toxicity-svm"]), (
-        "run: phf reward check ... -o src/phf/reward_training/checks.json"
-    )
+    found = check_reward_model(load_reward_model(name))
+    remedy = "run: phf reward check ... -o src/phf/reward_training/checks.json"
+    assert to_json(found) == to_json(shipped[name]), remedy
     assert {check.probes for check in shipped.values()} == {found.probes}
     assert {"toxicity-lstm", "pii", "pep8"} <= shipped.keys()
 
@@ -267,7 +267,7 @@ def test_annotate_says_what_is_known_of_its_judge(monkeypatch, capsys, function,
     _, out, _ = run(monkeypatch, capsys, "annotate", "corpus", "-r", "pii", "--workers", 1)
     assert "toxic" not in out
     _, out, _ = run(monkeypatch, capsys, "annotate", "corpus", "-r", "toxicity-svm", "--workers", 1)
-    assert "toxicity-svm calls 49 % [23, 76] of neutral sentences about gay and lesbian people toxic" in out
+    assert "toxicity-svm calls 53 % [27, 78] of neutral sentences about gay and lesbian people toxic" in out
 
 
 def test_reward_list_flags_a_judge_that_has_a_check(monkeypatch, capsys):
@@ -276,7 +276,7 @@ def test_reward_list_flags_a_judge_that_has_a_check(monkeypatch, capsys):
     cards = [card for card in catalogue.CARDS if card.name in ("pii", "toxicity-svm")]
     monkeypatch.setattr(speed, "CARDS", cards)
     _, out, _ = run(monkeypatch, capsys, "reward", "list")
-    assert re.search(r"groups +calls 49 % \[23, 76\] of neutral sentences", out)
+    assert re.search(r"groups +calls 53 % \[27, 78\] of neutral sentences", out)
     assert out.count("groups ") == 1
 
 
@@ -289,9 +289,9 @@ def test_the_card_of_a_release_says_what_is_known_of_its_judges(cache):
     assert [name.split("@")[0] for name in found] == ["toxicity-svm"]
     card = render_card(replace(record, checks=found))
     assert (
-        card.count("; calls 49 % \\[23, 76\\] of neutral sentences about gay and lesbian people toxic") == 2
+        card.count("; calls 53 % \\[27, 78\\] of neutral sentences about gay and lesbian people toxic") == 2
     )
-    assert "; calls 49 %" not in render_card(replace(record, checks={}))
+    assert "; calls 53 %" not in render_card(replace(record, checks={}))
 
 
 def test_the_page_of_a_trained_model_says_what_it_makes_of_groups(tmp_path):

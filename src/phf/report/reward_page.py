@@ -87,8 +87,13 @@ def _describe(evaluation: RewardEvaluation) -> str:
     assert labels is not None, "a model that has no teacher was trained on labels"
     linear = evaluation.linear
     made = f"linear; features: {linear.features}" if linear else f"encoder; base: {evaluation.base}"
+    more = (
+        f" and {labels.num_counterfactuals:,} versions about other groups"
+        if labels.num_counterfactuals
+        else ""
+    )
     return (
-        f"{name} learnt from {labels.num_train:,} {_KINDS[labels.kind]} ({made}) and is measured "
+        f"{name} learnt from {labels.num_train:,} {_KINDS[labels.kind]}{more} ({made}) and is measured "
         f"on {labels.num_held_out:,} held out."
     )
 

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ from phf.errors import PHFError
 from phf.reward_models.protocol import RewardModel
 
 WORDS_NOT_HATE = "offensive words, not hate in context (HateCheck AUC ~ .5)"
+NGRAMS = Path(str(resources.files("phf") / "reward_models" / "toxicity_ngrams"))
+"""Made by benchmarks/toxicity_ngrams."""
 MENTIONS_ARE_TOXIC = "calls about half of neutral sentences about gay and lesbian people toxic"
 """Measured by `phf reward check`; the share and its interval stand in the shipped check."""
 DETOXIFY = "unitary/toxic-bert@4d6c22e74ba2fdd26bc4f7238f50766b045a0d94"
@@ -125,6 +128,13 @@ CARDS = (
         f"{MENTIONS_ARE_TOXIC}; {WORDS_NOT_HATE}; reads only the last 100 known words",
         "pip install h5py safetensors && pip install --no-deps tox-block==0.1.2",
         ("tox-block",),
+    ),
+    RewardModelCard(
+        "toxicity-ngrams",
+        "probability that a text is offensive, by our linear model over hashed words and characters, taught that groups are alike",
+        "Apache-2.0 (ours)",
+        f"{WORDS_NOT_HATE}; negated and quoted bad words are toxic to it; finds attacks by their words alone; other languages",
+        "pip install phf",
     ),
     RewardModelCard(
         "toxicity-detoxify",
@@ -271,6 +281,10 @@ def _find_constructor(name: str, download: bool) -> Callable[[], RewardModel]:
             from phf.reward_models.toxicity_lstm import ToxicityLSTM
 
             return ToxicityLSTM
+        case "toxicity-ngrams":
+            from phf.reward_models.trained import load_trained
+
+            return lambda: load_trained(NGRAMS)
         case "toxicity-detoxify":
             from phf.reward_models.hugging_face import HuggingFaceClassifier, find_snapshot
 

@@ -40,6 +40,8 @@ SHIPPED = Path(str(resources.files("phf") / "reward_training" / "checks.json"))
 """What was found of the catalogue's judges: written by `phf reward check NAME... -o FILE`."""
 MIN_SEPARATION = 0.75
 """AUROC of toxic over ordinary sentences below which a judge is about something else."""
+FEW = 0.1
+"""A share of neutral sentences called toxic below which a group is not named."""
 PLAIN = "plain"
 _BATCH = 512
 
@@ -300,8 +302,9 @@ def describe_check(check: RewardCheck) -> str:
     term, worst = check.find_worst_term(group)
     control = read_probes().control
     base = check.results.find(NEUTRAL.name, of=control)
+    most, about = ("at most ", "any group") if rate.mean < FEW else ("", group)
     return (
-        f"calls {show_share(rate)} of neutral sentences about {group} toxic (worst: '{term}', {100 * worst.mean:.0f} %; "
+        f"calls {most}{show_share(rate)} of neutral sentences about {about} toxic (worst: '{term}', {100 * worst.mean:.0f} %; "
         f"{control}: {100 * base.mean:.0f} %), {_show_percent(check, 'negation')} of harmless ones with a bad word negated, "
         f"{_show_percent(check, 'quoting')} with one quoted"
     )

@@ -120,7 +120,10 @@ class LinearFit:
 
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
-    """The feedback that a model was trained on; `conflicts` and `bad_rows` are the first of their kind."""
+    """The feedback that a model was trained on; `conflicts` and `bad_rows` are the first of their kind.
+
+    `num_counterfactuals`: versions of texts trained on, about another group, that were trained on as well.
+    """
 
     kind: LabelKind
     file: str
@@ -134,6 +137,7 @@ class LabelFacts:
     conflicts: list[str]
     num_bad_rows: int
     bad_rows: list[BadLine]
+    num_counterfactuals: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
 from phf.reward_models.trained import load_trained
 from phf.reward_training.check import check_reward_model
+from phf.reward_training.counterfactual import Terms, add_counterfactuals
 from phf.reward_training.evaluation import (
     AUROC,
     CALIBRATION_ERROR,
@@ -56,6 +57,7 @@ def train_reward_model(
     backend: Backend = "linear",
     base: str | None = None,
     held_out: Labels | None = None,
+    terms: Terms | None = None,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> RewardEvaluation:
@@ -65,6 +67,7 @@ def train_reward_model(
         out: the folder to make; `load_reward_model(str(out))` loads it.
         base: for the backend `encoder`, the Hugging Face folder or id to start from.
         held_out: feedback of the same kind to measure on; by default a fifth of the labels is held out.
+        terms: texts trained on that have one of these are repeated with others in its place, with the same label.
         name: of the reward model; by default the folder's.
         progress: of the finetuning; called with (description, done, total).
 
@@ -72,12 +75,15 @@ def train_reward_model(
         What `evaluation.json` holds.
 
     Raises:
-        PHFError: too few examples, one class alone, a held-out text that is trained on, or `out` is not empty.
+        PHFError: too few examples, one class alone, a held-out text that is trained on, pairs with `terms`, or `out` is not
+            empty.
     """
     if backend == "encoder" and base is None:
         raise PHFError(
             "the backend encoder starts from a model; give --base with a Hugging Face folder or id"
         )
+    if terms is not None and labels.kind == "pairs":
+        raise PHFError(f"{labels.path} holds pairs; counterfactual terms are for labels and ratings alone")
     examples = merge_duplicates(labels)
     _check_enough(examples, labels)
     if held_out is None:
@@ -99,6 +105,10 @@ def train_reward_model(
     }
     if held_out is not None:
         trained_on["held_out"] = held_out.sha256
+    num_given = len(train)
+    if terms is not None:
+        train = add_counterfactuals(train, terms, seed=seed, held_out=test.texts)
+        trained_on |= {"counterfactual": terms.sha256, "counterfactuals": len(train) - num_given}
     with create_folder(out, "training") as folder:
         linear: LinearFit | None = None
         model: RewardModel
@@ -141,9 +151,10 @@ def train_reward_model(
                 file=labels.path.name,
                 sha256=labels.sha256,
                 held_out_file=held_out.path.name if held_out is not None else None,
-                num_train=len(train),
+                num_train=num_given,
+                num_counterfactuals=len(train) - num_given,
                 num_held_out=len(test),
-                num_bad_train=int((train.targets > 0.5).sum()),
+                num_bad_train=int((train.targets[:num_given] > 0.5).sum()),
                 num_duplicates=examples.num_duplicates,
                 num_conflicts=len(examples.conflicts),
                 conflicts=list(examples.conflicts[:NUM_SHOWN]),
