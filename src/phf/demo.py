@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -16,6 +17,7 @@ from phf.corpus.store import Corpus, build_corpus
 from phf.curate.balance import balance_corpus
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.processes import count_cores, run_side_by_side
 from phf.records import Progress
 from phf.tokens.tokens import tokenize
 
@@ -68,23 +70,51 @@ def run_demo(
     Raises:
         PHFError: an unknown objective, a package that is not installed, or a folder that holds a demo made with other settings.
     """
+    import torch
+
     kinds = choose_objectives(objectives)
     check_packages()  # said now, not after the training
     corpus = prepare_corpus(out, say=say, progress=progress)
-    runs = []
+    sampling = SamplingConfig(num_samples=num_samples, seed=seed)
+    evaluation = EvaluateConfig(judges=HELD_OUT_JUDGES, sampling=sampling)
+    tasks = {}
     for kind in kinds:
         config = demo_config(kind, corpus, seed=seed, tokens=tokens)
-        runs.append(train_once(config, out / "runs" / f"{kind}-seed{seed}", say=say, progress=progress))
+        tasks[f"{kind}-seed{seed}"] = partial(
+            make_run, config, evaluation, out / "runs" / f"{kind}-seed{seed}"
+        )
+    run_side_by_side(
+        tasks, at_once=1 if torch.cuda.is_available() else count_cores(), say=say, progress=progress
+    )
+    runs = [out / "runs" / name for name in tasks]
 
-    from phf.evaluate.evaluation import evaluate_runs
     from phf.report.page import summary_rows, summary_table, write_report
 
-    sampling = SamplingConfig(num_samples=num_samples, seed=seed)
-    evaluate_runs(runs, EvaluateConfig(judges=HELD_OUT_JUDGES, sampling=sampling), progress=progress)
     summary, page = out / "summary.json", out / "report.html"
     write_json(summary, summary_rows(runs))
     write_report(runs, page)
     return DemoResult(summary_table(runs), summary, page, runs)
+
+
+def make_run(
+    config: TrainConfig,
+    evaluation: EvaluateConfig,
+    folder: Path,
+    *,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> None:
+    """Train and evaluate one run, as far as it is not done."""
+    from phf.evaluate.evaluation import evaluate_runs
+
+    train_once(config, folder, say=say, progress=progress)
+    named = partial(_report_with_name, progress, folder.name)
+    evaluate_runs([folder], evaluation, say=say, progress=named)
+
+
+def _report_with_name(progress: Progress, name: str, description: str, done: int, total: int) -> None:
+    """Bars of two evaluations at once are told apart."""
+    progress(description if name in description else f"{name}: {description}", done, total)
 
 
 def check_packages() -> None:

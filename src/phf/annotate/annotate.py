@@ -16,7 +16,7 @@ from phf.annotate.annotation_writer import (
     make_annotation_table,
     write_annotation,
 )
-from phf.annotate.engines import count_cores, score_in_order
+from phf.annotate.engines import score_in_order
 from phf.annotate.parts import ShardParts
 from phf.annotate.scorer import Scorer, list_turns
 from phf.config.train import SegmentKind
@@ -24,6 +24,7 @@ from phf.corpus.segment import segmentation_identity
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import hash_json
+from phf.processes import count_cores
 from phf.records import Progress
 from phf.reward_models.combination import Combination
 

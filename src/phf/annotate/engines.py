@@ -10,7 +10,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing.connection import wait
 from multiprocessing.queues import SimpleQueue
 from types import FrameType
 
@@ -19,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from phf.annotate.annotation_writer import ScoredDocuments
 from phf.annotate.scorer import Scorer, ScorerArguments, Turn, load_scorer
 from phf.errors import PHFError
+from phf.processes import end_with_parent
 
 _Scored = Generator[ScoredDocuments, None, None]
 
@@ -128,16 +128,4 @@ def _begin_worker(processes: "SimpleQueue[int]") -> None:
     # a recurrent model ran several times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     processes.put(os.getpid())
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    end_with_parent()

@@ -8,11 +8,11 @@ from time import perf_counter
 from threadpoolctl import threadpool_limits
 
 from phf.annotate.annotation import ANNOTATION_SCHEMA
-from phf.annotate.engines import count_cores
 from phf.annotate.scorer import Scorer, Turn, list_turns
 from phf.config.train import SegmentKind
 from phf.corpus.store import Corpus, open_parquet_writer
 from phf.errors import PHFError
+from phf.processes import count_cores
 from phf.reward_models.scoring import score_segments
 from phf.terminal import format_duration
 

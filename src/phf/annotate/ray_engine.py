@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.annotate.annotation_writer import AnnotationWriter, write_annotation_shard
-from phf.annotate.engines import count_cores, score_within
+from phf.annotate.engines import score_within
 from phf.annotate.scorer import Scorer, ScorerArguments, list_turns, load_scorer
 from phf.errors import PHFError
 from phf.files import to_path
+from phf.processes import count_cores
 from phf.records import Progress
 
 # Of a shard whose worker dies: more than bad luck, so that one that takes all memory ends the work.
