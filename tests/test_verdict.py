@@ -1,11 +1,15 @@
 """What the numbers allow one to say: verdicts worked by hand."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from fake_runs import make_run
 
 from phf.records import Estimate
-from phf.report.verdict import judge_control, judge_plain, pool
+from phf.report.reading import read_runs
+from phf.report.verdict import Group, describe_plainly, judge_control, judge_plain, pool
 
 
 def test_control_verdicts_worked_by_hand() -> None:
@@ -77,3 +81,17 @@ def test_pooling_is_a_t_interval_over_seeds() -> None:
     two = pool([*estimates[:2], Estimate(math.nan, 0, 0, 0)])
     assert (two.mean, two.count) == (1.5, 2)
     assert math.isnan(pool([]).mean)
+
+
+def test_the_plain_sentence_says_what_the_verdicts_say(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / kind, kind) for kind in ("mle", "conditional", "filtering")]
+    mle, conditional, filtering = (Group(run.objective, (run,)) for run in read_runs(folders))
+    shares = [conditional.score("good", judge).mean / mle.score("none", judge).mean for judge in mle.judges]
+    assert shares == pytest.approx([0.4, 0.4], abs=0.03)
+    end = "as bad as that of plain training, by both judges."
+    assert describe_plainly(conditional, mle) == f"Text of conditional in good mode is about two fifths {end}"
+    assert describe_plainly(filtering, mle) == f"Text of filtering is about three fifths to two thirds {end}"
+    assert describe_plainly(replace(mle, label="again"), mle) == (
+        "That text of again is less bad than that of plain training is shown by no judge; the verdicts say why."
+    )
+    assert describe_plainly(conditional, None) == ""

@@ -56,6 +56,7 @@ def run_demo(
     *,
     objectives: str = "default",
     seed: int = 0,
+    num_seeds: int = 1,
     tokens: int | None = None,
     num_samples: int = 512,
     say: Callable[[str], None] = print,
@@ -65,6 +66,7 @@ def run_demo(
 
     Args:
         objectives: one of `OBJECTIVE_SETS`, or kinds joined by commas.
+        seed: of training and sampling; with `num_seeds` the first of so many, over which the page pools.
         tokens: the training budget, instead of the recipe's.
 
     Raises:
@@ -75,14 +77,14 @@ def run_demo(
     kinds = choose_objectives(objectives)
     check_packages()  # said now, not after the training
     corpus = prepare_corpus(out, say=say, progress=progress)
-    sampling = SamplingConfig(num_samples=num_samples, seed=seed)
-    evaluation = EvaluateConfig(judges=HELD_OUT_JUDGES, sampling=sampling)
     tasks = {}
-    for kind in kinds:
-        config = demo_config(kind, corpus, seed=seed, tokens=tokens)
-        tasks[f"{kind}-seed{seed}"] = partial(
-            make_run, config, evaluation, out / "runs" / f"{kind}-seed{seed}"
-        )
+    for one in range(seed, seed + num_seeds):
+        sampling = SamplingConfig(num_samples=num_samples, seed=one)
+        evaluation = EvaluateConfig(judges=HELD_OUT_JUDGES, sampling=sampling)
+        for kind in kinds:
+            config = demo_config(kind, corpus, seed=one, tokens=tokens)
+            folder = out / "runs" / f"{kind}-seed{one}"
+            tasks[folder.name] = partial(make_run, config, evaluation, folder)
     run_side_by_side(
         tasks, at_once=1 if torch.cuda.is_available() else count_cores(), say=say, progress=progress
     )

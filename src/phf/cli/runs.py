@@ -128,7 +128,7 @@ def report(
     print(write_report(runs, out))
 
 
-@app.command(epilog=examples("phf demo -o demo"))
+@app.command(epilog=examples("phf demo -o demo", "phf demo -o demo --seeds 3"))
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.")] = Path("demo"),
     objectives: Annotated[
@@ -136,6 +136,9 @@ def demo(
         typer.Option(help="'default' (mle and conditional), 'paper' (its six), 'all', or kinds: mle,rwr."),
     ] = "default",
     seed: Annotated[int, typer.Option(help="Seed of training and sampling.", min=0)] = 0,
+    seeds: Annotated[
+        int, typer.Option(help="So many seeds, from --seed on; intervals are then over them.", min=1)
+    ] = 1,
     tokens: Annotated[
         int | None, typer.Option(help="Training budget in tokens (default: the recipe's).", min=1)
     ] = None,
@@ -149,6 +152,7 @@ def demo(
             out,
             objectives=objectives,
             seed=seed,
+            num_seeds=seeds,
             tokens=tokens,
             num_samples=num_samples,
             say=say,

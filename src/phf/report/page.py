@@ -72,6 +72,7 @@ from phf.report.verdict import (
     Verdict,
     check_gain,
     check_group,
+    describe_plainly,
     find_mle,
     format_interval,
     format_number,
@@ -407,12 +408,13 @@ def _read_first(runs: list[RunFolder], name: str, kind: type[T]) -> T | None:
 
 @dataclass(frozen=True, slots=True)
 class VerdictCard:
-    """What is said of one configuration beside MLE: the verdict of each judge, then the checks."""
+    """What is said of one configuration beside MLE: the verdict of each judge, the checks, and one plain sentence."""
 
     label: str
     basis: str
     verdicts: list[tuple[Judge, Verdict]]
     checks: list[Check]
+    plain: str
 
     @property
     def by_judge(self) -> dict[str, Verdict]:
@@ -435,5 +437,7 @@ def _list_cards(groups: list[Group], judges: list[Judge]) -> list[VerdictCard]:
             else "one seed: the intervals cover the drawing of samples, not the training of another model"
         )
         verdicts = [(judge, judge_group(group, mle, judge)) for judge in judges if judge.slug in slugs]
-        cards.append(VerdictCard(group.label, basis, verdicts, check_group(group, mle)))
+        cards.append(
+            VerdictCard(group.label, basis, verdicts, check_group(group, mle), describe_plainly(group, mle))
+        )
     return cards

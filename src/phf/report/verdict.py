@@ -180,6 +180,43 @@ def judge_group(group: Group, mle: Group | None, judge: Judge) -> Verdict:
     return judge_plain(target, reference, failed, judge.display_scale)
 
 
+_SHARES = {
+    0.1: "a tenth", 0.2: "a fifth", 0.25: "a quarter", 1 / 3: "a third", 0.4: "two fifths", 0.5: "half", 0.6: "three fifths",
+    2 / 3: "two thirds", 0.75: "three quarters", 0.8: "four fifths", 0.9: "nine tenths",
+}  # fmt: skip
+
+
+def describe_plainly(group: Group, mle: Group | None) -> str:
+    """One sentence for a reader who knows none of the words: how bad the text is beside plain training's, and who says so.
+
+    It says no more than the verdicts do: where they are not all `yes`, that this is not shown. Empty without an MLE run.
+    """
+    if mle is None:
+        return ""
+    judges = [judge for judge in group.judges if _measured(mle.score(mle.target_mode, judge))]
+    if not judges:
+        return ""
+    mode = f"{group.label} in good mode" if group.has_control else group.label
+    shown = [judge for judge in judges if judge_group(group, mle, judge).tone == "yes"]
+    if len(shown) < len(judges):
+        by = f"by {len(shown)} of {len(judges)} judges" if shown else "by no judge"
+        return f"That text of {mode} is less bad than that of plain training is shown {by}; the verdicts say why."
+    pairs = [
+        (group.score(group.target_mode, judge).mean, mle.score(mle.target_mode, judge).mean)
+        for judge in judges
+    ]
+    by = (
+        "by its judge"
+        if len(judges) == 1
+        else f"by {'both' if len(judges) == 2 else 'all ' + str(len(judges))} judges"
+    )
+    if any(own < 0 or other <= 0 for own, other in pairs):  # a ratio has no meaning there
+        return f"Text of {mode} is less bad than that of plain training, {by}."
+    shares = sorted({min(_SHARES, key=lambda share: abs(share - own / other)) for own, other in pairs})
+    words = " to ".join(_SHARES[share] for share in dict.fromkeys((shares[0], shares[-1])))
+    return f"Text of {mode} is about {words} as bad as that of plain training, {by}."
+
+
 def judge_control(
     good: Estimate,
     bad: Estimate,
