@@ -12,18 +12,21 @@ import yaml
 from release_runs import OBJECTIVES, get_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from phf import results
+from phf import api, results
 from phf.config.release import Block, Delete
 from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN
 from phf.errors import PHFError
 from phf.model import lm
 from phf.objectives import label_conditions
 from phf.records import GOOD, Estimate, Identity
+from phf.release import checks
 from phf.release import folder as release_folder
 from phf.release.card import find_blind_spots, render_card
 from phf.release.folder import check_files, open_release, write_release
 from phf.release.record import PublishedEvaluation, hide_paths, read_record
+from phf.release.verify import know
 from phf.results import Evaluation, Judge, Measure, Measurement
+from phf.reward_models import load_reward_model
 from phf.train.run import Run
 
 
@@ -123,7 +126,8 @@ def test_generation_settings_are_those_of_the_evaluation(run, tmp_path):
         copied, sampling={"temperature": 0.5, "top_p": 0.8, "max_new_tokens": 7, "min_new_tokens": 2}
     )
     config = read(write_release(copied, tmp_path / "release") / "generation_config.json")
-    assert (config["temperature"], config["top_p"], config["max_new_tokens"]) == (0.5, 0.8, 7)
+    assert (config["temperature"], config["top_p"]) == (0.5, 0.8)
+    assert config["max_new_tokens"] == 62, "a quick evaluation's 7 are no default: what fits, up to 128"
     assert config["do_sample"] is True
     assert config["top_k"] == 0  # transformers would take 50
 
@@ -349,6 +353,34 @@ def test_the_card_says_what_was_measured(run, tmp_path):
     assert "not evaluated" in (write_release(copied, out) / "README.md").read_text()
 
 
+def test_the_verdict_is_on_the_card(run, small_config, tmp_path):
+    copied, mle = (
+        Run.open(shutil.copytree(get_run(name, small_config, tmp_path).folder, tmp_path / f"{name}-run"))
+        for name in ("conditional", "mle")
+    )
+    out = api.release(copied.folder, tmp_path / "release")
+    assert "## Verdict" not in (out / "README.md").read_text(), "nothing was measured"
+    for run in (copied, mle):
+        write_evaluation(run)
+    evaluation = results.read_evaluation(copied.folder / "evaluation.json")
+    rows = [row for row in evaluation.measurements if row.measure != "score"]
+    slug = evaluation.judges[0].slug
+    scores = {"good": Estimate(0.25, 0.125, 0.375, 9), "bad": Estimate(0.3, 0.2, 0.4, 9)}
+    overlap = [Measurement("score", estimate, mode, slug) for mode, estimate in scores.items()]
+    results.write_evaluation(
+        copied.folder / "evaluation.json", replace(evaluation, measurements=[*rows, *overlap])
+    )
+    out = api.release(copied.folder, out, mle=mle.folder)
+    body = (out / "README.md").read_text()
+    assert (
+        "- **toxicity-svm: No control: the intervals of good and bad mode overlap.** Good mode 0.250" in body
+    )
+    known = know(out, read_record(out), copied)
+    assert checks.check_record(known).outcome == "ok"
+    with pytest.raises(PHFError, match="is a run of conditional; give one of"):
+        api.release(copied.folder, out, mle=copied.folder)
+
+
 def test_no_licence_is_not_made_up(run, tmp_path):
     header, _ = split_card((write_release(run, tmp_path / "release") / "README.md").read_text())
     assert "license" not in header
@@ -396,13 +428,22 @@ def test_foreign_names_are_escaped(run, tmp_path):
         ("pii", "no street addresses"),
         ("lexicon:words.txt", "context"),
         ("hf:a/b", "polarity"),
-        ("mine:score", "yours to say"),
+        ("mine:score", "not known: nobody has said"),
         ("0.7*pii + 0.3*pep8", "components"),
         ("my-judge", "did not see"),
     ],
 )
 def test_every_judge_has_blind_spots(name, part):
     assert part in find_blind_spots(name)
+
+
+def test_nothing_is_said_of_somebodys_own_code(run, tmp_path, monkeypatch):
+    (tmp_path / "tone.py").write_text("def score(texts):\n    return [0.0] * len(texts)\n")
+    monkeypatch.chdir(tmp_path)
+    judge = load_reward_model("tone:score")
+    record = read_record(write_release(run, tmp_path / "release"))
+    body = render_card(replace(record, judges=[replace(record.judges[0], identity=judge.identity)]))
+    assert "- tone.score: not known: nobody has said or measured what it misses" in body
 
 
 @pytest.mark.parametrize("run", ["mle"], indirect=True)

@@ -31,11 +31,15 @@ from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
+from phf.objective_facts import is_baseline
 from phf.records import Mode, Progress, Sample
 from phf.release.checks import Finding
 from phf.release.folder import open_release, write_release
+from phf.release.record import PublishedVerdict
 from phf.release.verify import verify_release as _verify_release
 from phf.report.page import write_report
+from phf.report.reading import read_runs
+from phf.report.verdict import Group, judge_group
 from phf.results import Evaluation
 from phf.tokens.tokens import TokenCache, tokenize
 from phf.train.loop import resume, train
@@ -120,6 +124,7 @@ def release(
     license: str = "unknown",
     step: int | None = None,
     gguf: bool = False,
+    mle: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write a run's model as a plain Hugging Face folder (docs/release.md).
@@ -128,14 +133,38 @@ def release(
         forget: how bad mode is forgotten: `delete`, `block`, `block:directions=3`, `poison`.
         license: as the Hub writes it, such as `apache-2.0`.
         gguf: also as one file for llama.cpp.
+        mle: an evaluated MLE run that the card's verdict compares with.
 
     Raises:
         PHFError: see `phf.release.folder.write_release`; a method is not known.
     """
     methods = [parse_spec(ForgetConfig, spec, "--forget") for spec in forget]
+    verdicts = _judge_run(Path(run), Path(mle) if mle is not None else None)
+    opened, out = Run.open(run), Path(folder)
     return write_release(
-        Run.open(run), Path(folder), forget=methods, license=license, step=step, gguf=gguf, progress=progress
+        opened,
+        out,
+        forget=methods,
+        license=license,
+        step=step,
+        gguf=gguf,
+        verdicts=verdicts,
+        progress=progress,
     )
+
+
+def _judge_run(run: Path, mle: Path | None) -> list[PublishedVerdict]:
+    """The report's verdict on one run by each judge; none where it was not evaluated."""
+    baseline = None
+    if mle is not None:
+        (read,) = read_runs([mle])
+        baseline = Group(read.label, (read,))
+        if not is_baseline(baseline.objective):
+            raise PHFError(f"--mle {mle} is a run of {baseline.objective}; give one of objective.kind=mle")
+    (read,) = read_runs([run], must_be_evaluated=False)
+    group = Group(read.label, (read,))
+    verdicts = {judge.name: judge_group(group, baseline, judge) for judge in group.judges}
+    return [PublishedVerdict(name, each.headline, each.detail) for name, each in verdicts.items()]
 
 
 def verify_release(

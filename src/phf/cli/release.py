@@ -72,6 +72,9 @@ def make(
         bool, typer.Option("--gguf", help="Also model.gguf, for llama.cpp (extra 'gguf').")
     ] = False,
     step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the last).", min=1)] = None,
+    mle: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The MLE run that the card's verdict compares with.")
+    ] = None,
 ) -> None:
     """What 'phf release RUN -o DIR' does: write a run's model as a plain Hugging Face folder."""
     from phf.api import release
@@ -80,7 +83,9 @@ def make(
     if "none" not in (forget or []) and "delete" not in methods:
         methods.append("delete")  # bad mode stays only for those who say so
     with show_progress() as progress:
-        written = release(folder, out, methods, license=license, step=step, gguf=gguf, progress=progress)
+        written = release(
+            folder, out, methods, license=license, step=step, gguf=gguf, mle=mle, progress=progress
+        )
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     print(f"{written}: {size / 1e6:,.1f} MB; next: phf release verify {written} --run {folder}")
     if license == "unknown":

@@ -63,7 +63,15 @@ def render_card(record: ReleaseRecord, *, examples: Mapping[str, str] | None = N
                     judge.name,
                     judge.role,
                     descriptions.get(judge.name, "see phf.json"),
-                    "; ".join(filter(None, (find_blind_spots(judge.name), record.checks.get(judge.slug)))),
+                    "; ".join(
+                        filter(
+                            None,
+                            (
+                                find_blind_spots(judge.name, is_code="sources" in judge.identity.parameters),
+                                record.checks.get(judge.slug),
+                            ),
+                        )
+                    ),
                 )
                 for judge in record.judges
             ],
@@ -273,8 +281,14 @@ def _list_training(record: ReleaseRecord) -> list[tuple[str, object]]:
     ]
 
 
-def find_blind_spots(name: str) -> str:
-    """What a reward model with a name cannot see; one that is not in the catalogue is described by the form of its name."""
+def find_blind_spots(name: str, *, is_code: bool = False) -> str:
+    """What a reward model with a name cannot see; one that is not in the catalogue is described by the form of its name.
+
+    Args:
+        is_code: it is somebody's own Python, whatever its name (`phf.reward_models.function`).
+    """
+    if is_code:
+        name = "<module>:"
     for card in CARDS:
         if card.name == name:
             return card.blind_spots

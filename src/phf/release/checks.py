@@ -119,7 +119,14 @@ def check_record(known: Known) -> Finding:
         return fault("phf.json", f"{BAD_TOKEN} has an id and is not suppressed")
     if known.run is None or known.edited is None:
         return not_shown("phf.json", "give the run with --run to have its contents compared")
-    expected = build_record(known.run, known.step, known.edited, license=record.license, probe=record.probe)
+    expected = build_record(
+        known.run,
+        known.step,
+        known.edited,
+        license=record.license,
+        probe=record.probe,
+        verdicts=record.verdicts,
+    )
     if expected.specs == record.specs:  # their figures may round otherwise on another machine
         expected = replace(expected, forget=record.forget)
     expected = replace(expected, phf_version=record.phf_version, checks=record.checks)
@@ -146,7 +153,8 @@ def check_names(known: Known) -> Finding:
 
 def check_settings(known: Known) -> Iterator[Finding]:
     """generation_config.json, config.json and tokenizer_config.json say what phf.json says, and nothing that runs code."""
-    expected = generation_settings(known.end, known.record.sampling, known.suppressed)
+    record = known.record
+    expected = generation_settings(known.end, record.sampling, known.suppressed, record.max_new_tokens)
     found = _read(known.folder / "generation_config.json")
     yield _compare(
         "generation_config.json", expected, {k: v for k, v in found.items() if k != "transformers_version"}

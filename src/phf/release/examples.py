@@ -174,9 +174,14 @@ def write_examples(folder: Path, record: ReleaseRecord) -> dict[str, str]:
     }
     if has_gguf:
         files |= {"with_llama_cpp.py": _LLAMA_CPP, "with_llama_server.sh": _LLAMA_SERVER}
-    sampling = record.sampling.model_dump(include={"temperature", "top_p", "max_new_tokens"})
+    sampling = record.sampling.model_dump(include={"temperature", "top_p"})
     for name, text in files.items():
-        values = {**sampling, "prefix": "".join(record.prefix), "gguf": GGUF_FILE}
+        values = {
+            **sampling,
+            "max_new_tokens": record.max_new_tokens,
+            "prefix": "".join(record.prefix),
+            "gguf": GGUF_FILE,
+        }
         values["body"] = json.dumps(_create_body(record, with_ids=name == "with_llama_server.sh"))
         write_bytes(folder / EXAMPLES_FOLDER / name, Template(text).substitute(values).encode())
     return _describe_engines(record, has_gguf)
@@ -191,12 +196,12 @@ def _create_body(record: ReleaseRecord, *, with_ids: bool) -> dict[str, JsonValu
         ids: list[JsonValue] = list(record.prefix_ids)
         return {
             "prompt": [*ids, prompt],
-            "n_predict": sampling.max_new_tokens,
+            "n_predict": record.max_new_tokens,
             **body,
             "top_k": 0,
             "min_p": 0,
         }
-    body = {"prompt": prompt, "max_tokens": sampling.max_new_tokens, **body}
+    body = {"prompt": prompt, "max_tokens": record.max_new_tokens, **body}
     if record.suppressed:
         body["logit_bias"] = {str(tokens[name]): -100 for name in record.suppressed}
     return body

@@ -34,9 +34,11 @@ from phf.release.gguf import write_gguf
 from phf.release.record import (
     RECORD_FILE,
     ProbedText,
+    PublishedVerdict,
     ReleaseRecord,
     build_record,
     check_no_paths,
+    choose_length,
     choose_sampling,
     read_record,
     read_run_evaluation,
@@ -84,6 +86,7 @@ def write_release(
     license: str = "unknown",
     step: int | None = None,
     gguf: bool = False,
+    verdicts: Sequence[PublishedVerdict] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Write a run's model as a plain Hugging Face folder, whole or not at all.
@@ -94,6 +97,7 @@ def write_release(
         license: the identifier that the Hub knows (`apache-2.0`, `mit`, ...).
         step: which checkpoint (default: the last).
         gguf: also as one file for llama.cpp (`phf.release.gguf`).
+        verdicts: on the run's evaluation, for the card.
 
     Raises:
         PHFError: the folder holds something else; no such checkpoint; a method does not fit the run; its data is gone
@@ -110,9 +114,11 @@ def write_release(
     edited = edit_run(run, step, forget)
     tell("releasing", 1, 3)
     with _make_folder(folder) as partial:
-        write_model(edited, partial, choose_sampling(run, read_run_evaluation(run, step)))
+        sampling = choose_sampling(run, read_run_evaluation(run, step))
+        write_model(edited, partial, sampling, choose_length(sampling, run.config.data.context))
         tell("releasing", 2, 3)
-        record = build_record(run, step, edited, license=license, probe=probe_model(edited))
+        probe = probe_model(edited)
+        record = build_record(run, step, edited, license=license, probe=probe, verdicts=verdicts)
         write_record(partial, record)
         if gguf:
             write_gguf(partial)
@@ -175,8 +181,8 @@ def _hide_control(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer(backend, tokenizer.control, tokenizer.name)
 
 
-def write_model(edited: Edited, folder: Path, sampling: SamplingConfig) -> None:
-    """Weights, config, tokenizer and generation settings."""
+def write_model(edited: Edited, folder: Path, sampling: SamplingConfig, length: int) -> None:
+    """Weights, config, tokenizer and generation settings; `length`: new tokens that may be written (`choose_length`)."""
     model, end = edited.model, edited.tokenizer.control.end
     config = model.config
     config.bos_token_id = config.eos_token_id = end
@@ -184,7 +190,9 @@ def write_model(edited: Edited, folder: Path, sampling: SamplingConfig) -> None:
     config.name_or_path = ""
     if len(edited.control) < len(edited.tokenizer.control.all) and hasattr(config, "control_tokens"):
         del config.control_tokens  # what `phf train --init` reads to keep rows that were learned
-    model.generation_config = GenerationConfig(**generation_settings(end, sampling, edited.suppressed))
+    model.generation_config = GenerationConfig(
+        **generation_settings(end, sampling, edited.suppressed, length)
+    )
     lm.save_model(model, folder)
     good = [GOOD_TOKEN] if len(edited.prefix) == 2 else []
     edited.tokenizer.save(folder, start=(END_TOKEN, *good))
@@ -195,7 +203,7 @@ def write_model(edited: Edited, folder: Path, sampling: SamplingConfig) -> None:
 
 
 def generation_settings(
-    end: int, sampling: SamplingConfig, suppressed: Sequence[int]
+    end: int, sampling: SamplingConfig, suppressed: Sequence[int], length: int
 ) -> dict[str, JsonValue]:
     """The content of generation_config.json: how the run was sampled, and what must not be written."""
     settings: dict[str, JsonValue] = {
@@ -206,7 +214,7 @@ def generation_settings(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": 0,  # left out, it would be 50
-        "max_new_tokens": sampling.max_new_tokens,
+        "max_new_tokens": length,
     }
     return settings | ({"suppress_tokens": list(suppressed)} if suppressed else {})
 

@@ -77,6 +77,15 @@ class PublishedEvaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedVerdict:
+    """What a judge's numbers allow one to say of the run, by the rules of the report (`phf.report.verdict`)."""
+
+    judge: str
+    headline: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProbedText:
     """A text, its ids behind the prefix, and the highest logits behind them, by token."""
 
@@ -99,6 +108,7 @@ class ReleaseRecord:
         sampling: how the run was measured.
         evaluation: None where the checkpoint was not evaluated.
         checks: what `phf reward check` found of a judge, in a sentence, by its slug.
+        verdicts: on the evaluation, one a judge; empty in a release of before there were any.
     """
 
     phf_version: str
@@ -117,11 +127,17 @@ class ReleaseRecord:
     evaluation: PublishedEvaluation | None
     probe: list[ProbedText]
     checks: dict[str, str] = field(default_factory=dict)
+    verdicts: list[PublishedVerdict] = field(default_factory=list)
 
     @property
     def objective(self) -> str:
         """The kind of the objective."""
         return self.config.objective.kind
+
+    @property
+    def max_new_tokens(self) -> int:
+        """What generation may write unless told otherwise; see `choose_length`."""
+        return choose_length(self.sampling, self.config.data.context)
 
     @property
     def prefix_ids(self) -> tuple[int, ...]:
@@ -140,7 +156,13 @@ class ReleaseRecord:
 
 
 def build_record(
-    run: Run, step: int, edited: Edited, *, license: str, probe: Sequence[ProbedText]
+    run: Run,
+    step: int,
+    edited: Edited,
+    *,
+    license: str,
+    probe: Sequence[ProbedText],
+    verdicts: Sequence[PublishedVerdict] = (),
 ) -> ReleaseRecord:
     """The content of phf.json (docs/release.md has the fields). The same run gives the same record: it holds no date."""
     evaluation = read_run_evaluation(run, step)
@@ -169,6 +191,7 @@ def build_record(
         else None,
         probe=list(probe),
         checks=_describe_checks([annotator] if evaluation is None else evaluation.judges),
+        verdicts=list(verdicts) if evaluation is not None else [],
     )
     cleaned = parse_json(hide_paths(encode(record)), ReleaseRecord, "the record of the release")
     # Names of tokens are the vocabulary's: `</s>` is no path.
@@ -225,6 +248,12 @@ def choose_sampling(run: Run, evaluation: Evaluation | None) -> SamplingConfig:
         return parse_json(evaluation.config["sampling"], SamplingConfig, f"{run.folder}/{EVALUATION_FILE}")
     room = run.config.data.context - 2  # a page starts with two ids at most
     return SamplingConfig(max_new_tokens=min(128, room), min_new_tokens=min(10, room))
+
+
+def choose_length(sampling: SamplingConfig, context: int) -> int:
+    """New tokens that generation may write unless told otherwise: as many as were measured, and no fewer than the default (or
+    than fit), which a quick evaluation cuts short."""
+    return max(sampling.max_new_tokens, min(SamplingConfig().max_new_tokens, context - 2))
 
 
 _PATH = re.compile(

@@ -158,7 +158,9 @@ FORMS = (
         "context, spelling tricks, languages without spaces between words",
     ),
     SpecForm(
-        "<module>:<function>", "what your own Python function, or reward model, returns", "yours to say"
+        "<module>:<function>",
+        "what your own Python function, or reward model, returns",
+        "not known: nobody has said or measured what it misses",
     ),
     SpecForm(
         "<folder>",
