@@ -65,8 +65,9 @@ def read_hint(printed, start):
 
 def test_annotate_and_tokenize_say_how_to_train_on_what_they_made(corpus):
     printed = invoke("annotate", "corpus", "-r", "tone:score", "--workers", "1")
-    assert "next: phf tokenize corpus --segments sentences" in printed
-    assert load_start_config("default", read_hint(printed, "then"), None).reward_model == "tone:score"
+    assert "next: phf tokenize corpus --tokenizer train:2048 --segments sentences" in printed
+    config = load_start_config("default", read_hint(printed, "then"), None)
+    assert (config.reward_model, config.tokenizer) == ("tone:score", "train:2048")
     printed = invoke("tokenize", "corpus", "-t", "train:300", "--workers", "1")
     config = load_start_config("default", read_hint(printed, "next"), None)
     assert (config.corpus, config.model.preset) == ("corpus", "1M")

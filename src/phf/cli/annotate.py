@@ -66,6 +66,7 @@ def annotate(
     """Score every segment once. Resumable; a finished annotation is never scored again."""
     from phf.annotate.annotate import Engine
     from phf.annotate.annotate import annotate as annotate_corpus
+    from phf.config.recipes import read_recipe
     from phf.corpus.store import Corpus
     from phf.reward_models.catalogue import list_reward_models
 
@@ -96,7 +97,7 @@ def annotate(
     if annotation.num_scored_now > 0 and all(card.name != reward_model for card in list_reward_models()):
         _show_direction(annotation, reward_model)
     _say_what_is_known(annotation.identity.slug, reward_model)
-    print(f"next: phf tokenize {folder} --segments {kind}")
+    print(f"next: phf tokenize {folder} --tokenizer {read_recipe('default')['tokenizer']} --segments {kind}")
     print(f"then: {_training(folder, reward_model, kind)}")
 
 
