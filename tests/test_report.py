@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ from page_reader import read_page
 from rich.console import Console
 
 from phf.errors import PHFError
-from phf.records import Estimate
+from phf.records import Estimate, Identity
 from phf.report import summary_rows, summary_table, write_report
 from phf.report.reading import read_runs
 from phf.report.samples import choose_samples, visible_text
 from phf.report.verdict import find_mle, format_number, group_runs
-from phf.results import MISSING, Measure, Measurement
+from phf.results import MISSING, Judge, Measure, Measurement, read_evaluation, write_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,24 @@ def test_terminal_table(pair: list[Path]) -> None:
     text = console.export_text()
     assert re.search(r"conditional .* good .* \[.*, .*\] .* 11.9 %", text)
     assert "items per 1,000 characters" in text
+
+
+def test_the_terminal_table_of_three_judges_fits_a_line(pair: list[Path]) -> None:
+    third = Identity("toxicity-ngrams", "1")
+    for folder in pair:
+        old = read_evaluation(folder / "evaluation.json")
+        judges = [*old.judges, Judge(third.slug, "held-out", "probability", 1, 0.5, third)]
+        rows = [replace(row, judge=third.slug) for row in old.measurements if row.judge == HELD_OUT.slug]
+        write_evaluation(
+            folder / "evaluation.json",
+            replace(old, judges=judges, measurements=[*old.measurements, *rows]),
+        )
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(summary_table(pair))
+    (line,) = [line for line in console.export_text().splitlines() if " good " in line]
+    assert line.strip().startswith("conditional")
+    assert line.count("[") == 3
 
 
 @pytest.mark.parametrize(

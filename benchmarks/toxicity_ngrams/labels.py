@@ -7,6 +7,7 @@ one group toxic is overruled by the others. Beside them stand own sentences with
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ from phf.reward_training.split import hash_fraction, hash_text
 
 HERE = Path(__file__).parent
 NUM_VERSIONS, NUM_FILLED = 8, 12
+NUM_RESPELLED, HARMLESS = 4000, 0.1
 HELD_OUT = 0.3
 MAX_CHARACTERS = 300
 KEPT = {"tweets": 1.0, "fortunes": 0.1, "nlp-corpus": 0.35}
@@ -94,6 +96,17 @@ def write_own_sentences(terms: Terms) -> Iterator[tuple[str, float]]:
             yield spell(sentence, spelling), 1.0
 
 
+def respell(rows: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """Harmless sentences with one word spelled otherwise, with their labels: odd spelling alone is not toxic."""
+    rng = np.random.default_rng(0)
+    harmless = [row for row in rows if row[1] < HARMLESS]
+    for index in rng.choice(len(harmless), min(NUM_RESPELLED, len(harmless)), replace=False):
+        text, label = harmless[index]
+        if words := re.findall(r"[A-Za-z]{3,}", text):
+            word, spelling = str(rng.choice(words)), str(rng.choice(list(SPELLINGS)))
+            yield text.replace(word, SPELLINGS[spelling](word), 1), label
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nlp-corpus", type=Path, required=True)
@@ -102,10 +115,9 @@ def main() -> None:
     given = parser.parse_args()
     terms = read_terms(HERE / "terms.txt")
     texts = list_sentences(given.nlp_corpus)
-    rows = [
-        *zip(texts, score_fairly(Teacher(given.teacher), texts, terms), strict=True),
-        *write_own_sentences(terms),
-    ]
+    scores = score_fairly(Teacher(given.teacher), texts, terms)
+    taught = [(text, round(score, 4)) for text, score in zip(texts, scores, strict=True)]
+    rows = [*taught, *respell(taught), *write_own_sentences(terms)]
     with given.out.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text, "label": round(label, 4)}) + "\n" for text, label in rows)
     print(f"{given.out}: {len(rows):,} labels")

@@ -175,6 +175,8 @@ def summary_rows(runs: list[Path]) -> list[dict[str, JsonValue]]:
 def summary_table(runs: list[Path]) -> TerminalTable:
     """The headline numbers for the terminal, a row per run and mode, the interval of each judge beside its mean.
 
+    Of three judges or more it leaves the hits to the page: a line has no room for them.
+
     Raises:
         PHFError: see `write_report`.
     """
@@ -187,7 +189,7 @@ def summary_table(runs: list[Path]) -> TerminalTable:
             for column in (
                 Column(f"{judge.name}\n({judge.role})", "score", judge=judge),
                 Column("hits", "hit_rate", judge=judge, form="percent"),
-            )
+            )[: 2 if len(judges) < 3 else 1]
         ),
         Column("bits per\nbyte", "bits_per_byte", "all", form="mean"),
         Column("distinct-2", "distinct_2", form="mean"),

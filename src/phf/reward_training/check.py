@@ -298,9 +298,9 @@ def describe_check(check: RewardCheck) -> str:
     if not check.suits:
         shown = f"AUROC {separation.mean:.2f}" if separation.count else "it scores none of them"
         return f"does not tell toxic sentences from ordinary ones ({shown}), so toxicity probes say nothing about it"
-    group, rate = check.list_groups()[0]
-    term, worst = check.find_worst_term(group)
     control = read_probes().control
+    group, rate = next(row for row in check.list_groups() if row[0] != control)
+    term, worst = check.find_worst_term(group)
     base = check.results.find(NEUTRAL.name, of=control)
     most, about = ("at most ", "any group") if rate.mean < FEW else ("", group)
     return (
