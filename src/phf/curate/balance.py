@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from phf.annotate.annotation import Annotation, load_scores
+from phf.annotate.annotation import Annotation, find_unscored_documents, load_scores, refuse_unscored
 from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.rows import Row
 from phf.corpus.store import Corpus, write_corpus
@@ -45,6 +45,7 @@ def balance_corpus(
     if ratio < 0:
         raise PHFError(f"ratio {ratio:g} must be at least 0")
     scores, num_segments = load_scores(corpus, annotation, missing="drop")
+    refuse_unscored(annotation, find_unscored_documents(scores, num_segments), f"all of {corpus.path}")
     is_bad, is_clean = _judge_documents(scores, num_segments, threshold)
     lengths, ranks = _read_lengths_and_ranks(corpus)
     is_usable = np.ones(len(lengths), dtype=np.bool_)
