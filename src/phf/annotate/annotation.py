@@ -17,9 +17,11 @@ from phf.corpus.manifests import AnnotationManifest
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, read_manifest
 from phf.errors import PHFError
-from phf.files import check_hash, hash_json, read_checked
+from phf.files import Place, check_hash, hash_json, read_checked
 from phf.records import Identity
 from phf.reward_models import load_reward_model
+from phf.reward_models.catalogue import name_reward_model
+from phf.reward_models.protocol import RewardSpec
 
 ANNOTATION_SCHEMA = pa.schema(
     [
@@ -82,15 +84,16 @@ class Annotation:
         self.shards = [entry for entry in entries if entry is not None]
 
     @classmethod
-    def open(cls, corpus: Corpus, reward_model: str, segments: SegmentKind) -> "Annotation":
+    def open(cls, corpus: Corpus | Place, reward_model: RewardSpec, segments: SegmentKind) -> "Annotation":
         """Open a finished annotation.
 
         Args:
-            reward_model: the spec it was made with, the reward model's name, or the slug of the folder.
+            reward_model: the spec it was made with (or the function), the reward model's name, or the slug of the folder.
 
         Raises:
             PHFError: there is none; names those there are.
         """
+        corpus, reward_model = Corpus.open(corpus), name_reward_model(reward_model)
         found = [
             path
             for path, manifest in _list_manifests(corpus)

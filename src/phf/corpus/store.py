@@ -23,6 +23,8 @@ from phf.corpus.segment import segment_ends
 from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 from phf.files import (
+    Place,
+    as_list,
     check_hash,
     explain_storage,
     find_local,
@@ -168,13 +170,15 @@ class Corpus:
         self._fetched: tuple[int, bytes] | None = None  # the shard that was last read from object storage
 
     @classmethod
-    def open(cls, path: Path | str) -> "Corpus":
-        """Open a corpus by its folder or its URL (`s3://bucket/corpus`); no shard is read yet.
+    def open(cls, place: "Corpus | Place") -> "Corpus":
+        """Open a corpus by its folder or its URL (`s3://bucket/corpus`); no shard is read yet. One that is open stays as it is.
 
         Raises:
             PHFError: the folder holds no corpus, or its manifest is damaged; the storage cannot be reached.
         """
-        path = to_path(path)
+        if isinstance(place, Corpus):
+            return place
+        path = to_path(place)
         with explain_storage(path):
             exists = (path / "manifest.json").is_file()
         if not exists:
@@ -251,8 +255,8 @@ class Corpus:
 
 
 def build_corpus(
-    sources: Sequence[str],
-    out: Path | str,
+    sources: Place | Sequence[Place],
+    out: Place,
     *,
     text_field: str | None = None,
     validation_fraction: float = 0.05,
@@ -273,9 +277,10 @@ def build_corpus(
     Raises:
         PHFError: a source that is unknown, damaged, yields nothing or is half bad; a value out of range; `out` is not empty.
     """
-    if not sources:
+    specs = [os.fspath(source) for source in as_list(sources)]
+    if not specs:
         raise PHFError("no source is given; see 'phf corpus build --help'")
-    opened = [(spec, iterate_source(spec, text_field)) for spec in sources]  # all mistakes before any work
+    opened = [(spec, iterate_source(spec, text_field)) for spec in specs]  # all mistakes before any work
     return write_corpus(
         opened,
         out,
@@ -291,7 +296,7 @@ def build_corpus(
 
 def write_corpus(
     opened: Sequence[tuple[str, Iterator[Row | BadRow]]],
-    out: Path | str,
+    out: Place,
     *,
     text_field: str | None = None,
     validation_fraction: float = 0.05,

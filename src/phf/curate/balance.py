@@ -1,7 +1,6 @@
 """A corpus in which bad text is common enough to learn from: all documents with some, and as many without."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +10,15 @@ from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.rows import Row
 from phf.corpus.store import Corpus, write_corpus
 from phf.errors import PHFError
+from phf.files import Place
 from phf.records import Progress
 from phf.thresholds import Threshold
 
 
 def balance_corpus(
-    corpus: Corpus,
+    corpus: Corpus | Place,
     annotation: Annotation,
-    out: Path | str,
+    out: Place,
     *,
     threshold: float,
     ratio: float = 1.0,
@@ -42,6 +42,7 @@ def balance_corpus(
     Raises:
         PHFError: nothing lies above the threshold; a value is out of range; see `load_scores` and `build_corpus`.
     """
+    corpus = Corpus.open(corpus)
     if ratio < 0:
         raise PHFError(f"ratio {ratio:g} must be at least 0")
     scores, num_segments = load_scores(corpus, annotation, missing="drop")
