@@ -171,9 +171,8 @@ def test_attributes_cut_in_different_places(corpus, tmp_path):
     annotate_by(corpus, Identity("whole", "1"), "document", lambda segment: 1.0)
     annotations = [*annotations_of(corpus, "length"), Annotation.open(corpus, "whole", "document")]
     out = export_corpus(corpus, tmp_path / "out", "parquet", annotations)
-    imported, _ = import_corpus(str(out), tmp_path / "both", "parquet")
-    (reason,) = imported.manifest["sources"][0]["bad_row_reasons"]
-    assert "import one, with --attribute" in reason
+    with pytest.raises(PHFError, match=r"36 of 45 rows are bad .36 x .* import one, with --attribute"):
+        import_corpus(str(out), tmp_path / "both", "parquet")
     imported, (one,) = import_corpus(
         str(out), tmp_path / "one", "parquet", attributes=["whole__document"], validation_fraction=0.3
     )

@@ -11,10 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phf.corpus.sources import read_lines
+from phf.corpus.store import build_corpus
+from phf.curate.balance import balance_corpus
 from phf.curate.exchange_export import make_spans
 from phf.curate.exchange_import import import_corpus
 from phf.curate.exchange_rows import fill_gaps, read_spans
 from phf.errors import PHFError
+from phf.tokens.tokens import tokenize
+from phf.train.data import open_data
 
 
 def write_dolma(folder, spans_of, key="x__y__z"):
@@ -55,7 +59,7 @@ def test_bad_rows_of_dolma_are_counted(tmp_path):
     source = write_dolma(
         tmp_path / "dolma",
         [
-            ("good", [[0, 4, 0.5]]),
+            *[("good", [[0, 4, 0.5]])] * 9,
             ("overlap", [[0, 4, 0.5], [3, 7, 0.5]]),
             ("outside", [[0, 8, 0.5]]),
             ("empty", [[2, 2, 0.5]]),
@@ -115,7 +119,7 @@ def test_published_phf_rows(tmp_path):
         {"texts": [], "scores": [], "meta": {}},
         {"texts": "x", "scores": [1.0]},
         {"texts": ["x"], "scores": [True]},
-        {"texts": ["nan"], "scores": [math.nan]},
+        *[{"texts": ["nan"], "scores": [math.nan]}] * 3,
     ]  # fmt: skip
     write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(PHFError, match="--reward-model-name NAME"):
@@ -151,7 +155,7 @@ def test_duplicates_and_bad_rows_do_not_shift_scores(tmp_path):
 
 def test_rows_whose_ends_are_not_those_of_the_text(tmp_path):
     good = {"text": "ab😀", "ends": [2, 3], "scores": [1, None]}
-    rows = [{**good, "ends": ends} for ends in ([2, 3], [2, 4], [3, 3], [], [3], ["2", 3], None)]
+    rows = [{**good, "ends": ends} for ends in (*[[2, 3]] * 7, [2, 4], [3, 3], [], [3], ["2", 3], None)]
     write_rows(tmp_path / "rows.jsonl", rows)
     corpus, (annotation,) = import_corpus(str(tmp_path / "rows.jsonl"), tmp_path / "corpus", "jsonl")
     assert read_all(corpus, annotation)[0][2:] == ([2, 3], [1, None])
@@ -201,3 +205,84 @@ def test_any_spans_make_up_the_text(text, data):
     assert ends[-1] == len(text)
     assert all(a < b for a, b in zip([0, *ends], ends, strict=False))
     assert sum(score == 1 for score in scores) == len(spans)
+
+
+def test_attributes_are_not_documents(tmp_path):
+    """A folder of Dolma's, read as texts: as many rows as the documents have are attributes, and no text."""
+    source = write_dolma(tmp_path / "dolma", [(f"text {n}", [[0, 4, 0.5]]) for n in range(30)])
+    for path in (tmp_path / "dolma").rglob("*.json.gz"):  # as Dolma's newer taggers call them
+        path.rename(path.with_name("0.jsonl.gz"))
+    for wrong in (source, f"{source}/attributes", f"{source}/attributes/tagger/cc/0.jsonl.gz"):
+        with pytest.raises(
+            PHFError, match=r"30 x attributes without a text.*--format dolma.*first at .*0.jsonl.gz:1;"
+        ):
+            build_corpus([wrong], tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+    assert build_corpus([f"{source}/documents"], tmp_path / "corpus").num_documents == 30
+
+
+@pytest.mark.parametrize(
+    ("num_bad", "num_empty", "is_refused"), [(10, 0, True), (9, 0, False), (9, 40, False)]
+)
+def test_a_source_that_is_half_bad_is_refused(tmp_path, num_bad, num_empty, is_refused):
+    rows = [{"body": "x"}] * num_bad + [{"text": f"{n}"} for n in range(10)] + [{"text": ""}] * num_empty
+    write_rows(tmp_path / "rows.jsonl", rows)
+    if is_refused:
+        with pytest.raises(
+            PHFError, match=r"10 of 20 rows are bad \(10 x no text\).*rows.jsonl:1; .*--text-field"
+        ):
+            build_corpus([str(tmp_path / "rows.jsonl")], tmp_path / "corpus")
+    else:
+        assert build_corpus([str(tmp_path / "rows.jsonl")], tmp_path / "corpus").num_documents == 10
+
+
+def test_text_that_no_span_covers(tmp_path):
+    """A span tagger marks what it finds: what the rest means is the user's to say, and is never 0 unasked."""
+    source = write_dolma(tmp_path / "dolma", [("clean", []), ("head bad tail", [[5, 8, 0.5]])])
+    scores = {}
+    for negate in (False, True):
+        corpus, (annotation,) = import_corpus(
+            source, tmp_path / f"zero-{negate}", "dolma", uncovered="0", negate=negate
+        )
+        scores[negate] = [row[3] for row in read_all(corpus, annotation)]
+    assert scores == {False: [[0], [0, 0.5, 0]], True: [[0], [0, -0.5, 0]]}
+    _, (unsaid,) = import_corpus(source, tmp_path / "unsaid", "dolma")
+    assert unsaid.describe_unscored() == "3 x no score in import"
+    assert unsaid.identity != annotation.identity
+    with pytest.raises(PHFError, match=r"0.json.gz:1 has text that no span covers.*--uncovered 0"):
+        import_corpus(source, tmp_path / "error", "dolma", uncovered="error")
+    with pytest.raises(PHFError, match="--uncovered 0 is about spans"):
+        import_corpus(source, tmp_path / "error", "jsonl", uncovered="0")
+
+
+def test_what_was_said_to_be_unscored_is_not_uncovered(tmp_path):
+    source = write_dolma(tmp_path / "dolma", [("one two", [[0, 4, 0.5]])])
+    line = {"id": "0", "attributes": {"x__y__z": [[0, 4, 0.5]], "x__y__z_unscored": [[4, 7, 1.0]]}}
+    write_rows(tmp_path / "dolma/attributes/tagger/cc/0.json.gz", [line])
+    corpus, (annotation,) = import_corpus(source, tmp_path / "corpus", "dolma", uncovered="0")
+    assert read_all(corpus, annotation)[0][3] == [0.5, None]
+
+
+def test_a_split_that_is_dropped_for_missing_scores_is_named_so(tmp_path, small_config):
+    texts = [(f"text {n} and a long tail", [[0, 4, n / 40]]) for n in range(40)]
+    source = write_dolma(tmp_path / "dolma", texts)
+    corpus, (annotation,) = import_corpus(source, tmp_path / "corpus", "dolma", validation_fraction=0.5)
+    tokenize(corpus, "train:265", "imported", workers=1)
+    settings = [
+        f"corpus={corpus.path}", "reward_model=x__y__z", "segments=imported", "tokenizer=train:265", "tokens=100",
+    ]  # fmt: skip
+    with pytest.raises(PHFError, match=r"data.missing=drop to leave their documents out \(40 of 40\)"):
+        open_data(small_config(*settings))
+    for objective in (
+        "{kind: mle}",
+        "{kind: filtering, keep_fraction: 0.5}",
+        "{kind: masking, threshold: 0.5}",
+    ):
+        config = small_config(*settings, "data.missing=drop", f"objective={objective}")
+        with pytest.raises(
+            PHFError,
+            match=r"train split of .* is dropped: .* \(in all 40 x no score in import\).*uncovered 0",
+        ):
+            open_data(config)
+    with pytest.raises(PHFError, match="is dropped: each of its 40 documents"):
+        balance_corpus(corpus, annotation, tmp_path / "balanced", threshold=0.5)

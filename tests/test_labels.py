@@ -46,9 +46,13 @@ def test_labels_in_words(tmp_path, bad, good):
         write(tmp_path / "a.jsonl", {"text": "rude", "label": bad}, {"text": "kind", "label": good})
     )
     assert labels.targets.tolist() == [1, 0]
-    strange = write(tmp_path / "b.jsonl", {"text": "rude", "label": bad}, {"text": "x", "label": "perhaps"})
-    assert read_labels(strange).bad_rows == [
-        BadLine(2, "label is no number, nor good, bad, yes, no, true or false")
+    rows = [
+        {"text": "rude", "label": bad},
+        {"text": "kind", "label": good},
+        {"text": "x", "label": "perhaps"},
+    ]
+    assert read_labels(write(tmp_path / "b.jsonl", *rows)).bad_rows == [
+        BadLine(3, "label is no number, nor good, bad, yes, no, true or false")
     ]
 
 
@@ -99,8 +103,10 @@ def test_bad_rows_are_listed_with_line_and_reason(tmp_path):
         + b"9" * 400
         + b"}"
     )
-    labels = read_labels(write(tmp_path / "a.jsonl", *rows, end=end))
-    assert labels.texts == ["fine"]
+    with pytest.raises(PHFError, match=r"11 lines hold no feedback.*each line must be"):
+        read_labels(write(tmp_path / "half.jsonl", *rows, end=end))
+    labels = read_labels(write(tmp_path / "a.jsonl", *rows, end=end + b'\n{"text": "fine", "label": 0}' * 11))
+    assert labels.texts == ["fine"] * 12
     assert labels.bad_rows == [
         BadLine(2, "no text and label, text and rating, or chosen and rejected"),
         BadLine(3, "text is no text, or an empty one"),

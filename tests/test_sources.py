@@ -13,6 +13,7 @@ import zstandard
 from phf.corpus import builtin
 from phf.corpus.rows import BadRow, Row
 from phf.corpus.sources import iterate_source
+from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 
 LINES = [
@@ -84,7 +85,7 @@ def test_a_table_without_a_known_column_names_those_it_has(tmp_path):
     ):
         (tmp_path / "b.csv").write_text(head)
         with pytest.raises(PHFError, match=message):
-            list(iterate_source(str(tmp_path / "b.csv")))
+            build_corpus([str(tmp_path / "b.csv")], tmp_path / "corpus")
     long = "x" * 200_000  # beyond the csv module's own limit
     path.write_text(f"text\n{long}\n" + '"never closed\nrest\n')
     assert list(iterate_source(str(path))) == [Row(f"{path}:2", long), BadRow(f"{path}:3", "broken CSV")]
@@ -132,7 +133,7 @@ def test_text_field(tmp_path):
     path.write_text('{"text": "x", "body": "y"}\n')
     assert [row.text for row in iterate_source(str(path), "body")] == ["y"]
     with pytest.raises(PHFError, match=r"yields no text: all 1 rows are bad.*--text-field"):
-        list(iterate_source(str(path), "missing"))
+        build_corpus([str(path)], tmp_path / "corpus", text_field="missing")
 
 
 def test_parquet(tmp_path):
@@ -168,7 +169,7 @@ def test_sources_that_yield_nothing_or_are_not_there(tmp_path):
     (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
     (tmp_path / "table.xlsx").write_bytes(b"text\nx\n")
     with pytest.raises(PHFError, match="is empty"):
-        list(iterate_source(str(tmp_path / "empty.jsonl")))
+        build_corpus([str(tmp_path / "empty.jsonl")], tmp_path / "corpus")
     # The rest is refused at the call, before anything is read.
     with pytest.raises(PHFError, match=r"is of no known kind; valid are \.jsonl"):
         iterate_source(str(tmp_path / "table.xlsx"))

@@ -6,13 +6,18 @@
     annotate(corpus, "toxicity-svm", "sentences")
     tokenize(corpus, "train:4096", "sentences")
     run = train(load_train_config("toxicity", ["corpus=corpus"]), "runs/conditional")
-    print(sample(run.folder, "good")[0].text)
-    evaluate([run.folder], judges=["toxicity-lstm"])
-    write_report([run.folder], Path("report.html"))
+    print(sample(run, "good")[0].text)
+    evaluate(run, judges="toxicity-lstm")
+    write_report(run, "report.html")
+
+A place (a file, a folder) is a string, a `Path`, or what it was opened as: a `Run`, a `Corpus`. Where several are taken one will do.
+A reward model or judge is what the command line takes, the path of a folder, or a Python function itself: one that stands in a
+module, since workers and later commands import it.
 
 Annotating uses a process pool: in a script, call it under `if __name__ == "__main__":`.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,22 +36,37 @@ from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
+from phf.files import Place, as_list
 from phf.objective_facts import is_baseline
 from phf.records import Mode, Progress, Sample
 from phf.release.checks import Finding
 from phf.release.folder import open_release, write_release
 from phf.release.record import PublishedVerdict
 from phf.release.verify import verify_release as _verify_release
+from phf.report.comparison import Comparison
+from phf.report.comparison import compare_runs as compare
 from phf.report.page import write_report
 from phf.report.reading import read_runs
+from phf.report.reward_page import write_reward_page
 from phf.report.verdict import Group, judge_group
 from phf.results import Evaluation
+from phf.reward_models import load_reward_model
+from phf.reward_models.catalogue import name_reward_models
+from phf.reward_models.protocol import RewardSpec
+from phf.reward_training.check import RewardCheck, keep_check
+from phf.reward_training.check import check_reward_model as _check_reward_model
+from phf.reward_training.evaluation import RewardEvaluation
+from phf.reward_training.labels import read_labels
+from phf.reward_training.train import Backend
+from phf.reward_training.train import train_reward_model as _train_reward_model
 from phf.tokens.tokens import TokenCache, tokenize
 from phf.train.loop import resume, train
 from phf.train.run import Run
+from phf.train.sweep import run_sweep as sweep
 
 __all__ = [
     "Annotation",
+    "Comparison",
     "Corpus",
     "PHFError",
     "Path",
@@ -57,6 +77,8 @@ __all__ = [
     "attack",
     "balance_corpus",
     "build_corpus",
+    "check_reward_model",
+    "compare",
     "evaluate",
     "load_scores",
     "load_train_config",
@@ -64,19 +86,21 @@ __all__ = [
     "release",
     "resume",
     "sample",
+    "sweep",
     "tokenize",
     "train",
+    "train_reward_model",
     "verify_release",
     "write_report",
 ]
 
 
 def sample(
-    run: str | Path,
+    run: Place,
     mode: Mode = "good",
     *,
     steer: str | SteerConfig | None = None,
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     **sampling: object,
 ) -> list[Sample]:
     """Texts that a run's model writes in one mode.
@@ -98,8 +122,8 @@ def sample(
 
 
 def evaluate(
-    runs: Sequence[str | Path],
-    judges: Sequence[str] = (),
+    runs: Place | Sequence[Place],
+    judges: RewardSpec | Sequence[RewardSpec] = (),
     settings: Mapping[str, object] | None = None,
     **sampling: object,
 ) -> list[Evaluation]:
@@ -112,14 +136,14 @@ def evaluate(
     Raises:
         PHFError: see `evaluate_runs`; a setting is not known or out of range.
     """
-    given = {**(settings or {}), "judges": list(judges), "sampling": sampling}
-    return evaluate_runs(list(runs), parse(EvaluateConfig, given, "evaluate"))
+    given = {**(settings or {}), "judges": name_reward_models(judges), "sampling": sampling}
+    return evaluate_runs(runs, parse(EvaluateConfig, given, "evaluate"))
 
 
 def release(
-    run: str | Path,
-    folder: str | Path,
-    forget: Sequence[str] = ("delete",),
+    run: Place,
+    folder: Place,
+    forget: str | Sequence[str] = ("delete",),
     *,
     license: str = "unknown",
     step: int | None = None,
@@ -138,7 +162,7 @@ def release(
     Raises:
         PHFError: see `phf.release.folder.write_release`; a method is not known.
     """
-    methods = [parse_spec(ForgetConfig, spec, "--forget") for spec in forget]
+    methods = [parse_spec(ForgetConfig, spec, "--forget") for spec in as_list(forget)]
     verdicts = _judge_run(Path(run), Path(mle) if mle is not None else None)
     opened, out = Run.open(run), Path(folder)
     return write_release(
@@ -168,8 +192,8 @@ def _judge_run(run: Path, mle: Path | None) -> list[PublishedVerdict]:
 
 
 def verify_release(
-    folder: str | Path,
-    run: str | Path | None = None,
+    folder: Place,
+    run: Place | None = None,
     *,
     num_samples: int = 256,
     seed: int = 0,
@@ -185,22 +209,81 @@ def verify_release(
 
 
 def attack(
-    targets: Sequence[str | Path],
-    out: str | Path,
-    attacks: Sequence[str] = (),
+    targets: Place | Sequence[Place],
+    out: Place,
+    attacks: str | Sequence[str] = (),
     settings: Mapping[str, object] | None = None,
+    *,
+    judges: RewardSpec | Sequence[RewardSpec] = (),
 ) -> AttackResults:
     """Try to get bad mode back from releases and runs without `<|bad|>`; what OUT/attack.json holds.
 
     Args:
         targets: folders of one corpus, the unmodified run too.
         attacks: specs such as `"soft:tokens=8"`; default, those of `AttackSuiteConfig`.
-        settings: of `AttackSuiteConfig`, such as `{"num_texts": [10, 1000], "judges": ["toxicity-lstm"]}`.
+        settings: of `AttackSuiteConfig`, such as `{"num_texts": [10, 1000]}`.
+        judges: held-out judges.
 
     Raises:
         PHFError: see `attack_targets`; a setting is not known or out of range.
     """
     given = dict(settings or {})
     if attacks:
-        given["attacks"] = [parse_spec(AttackConfig, spec, "attack").model_dump() for spec in attacks]
-    return attack_targets(list(targets), out, parse(AttackSuiteConfig, given, "attack"))
+        given["attacks"] = [
+            parse_spec(AttackConfig, spec, "attack").model_dump() for spec in as_list(attacks)
+        ]
+    if named := name_reward_models(judges):
+        given["judges"] = named
+    return attack_targets(targets, out, parse(AttackSuiteConfig, given, "attack"))
+
+
+def check_reward_model(
+    reward_model: RewardSpec, *, threshold: float | None = None, progress: Progress | None = None
+) -> RewardCheck:
+    """How often a toxicity judge calls harmless sentences toxic, by group of people, negated, quoted; and what it misses.
+
+    Args:
+        threshold: toxic is what scores above it; by default the judge's own, and then the check is kept for `phf reward list`.
+
+    Raises:
+        PHFError: see `load_reward_model`.
+    """
+    check = _check_reward_model(load_reward_model(reward_model), threshold=threshold, progress=progress)
+    if threshold is None:
+        keep_check(check)
+    return check
+
+
+def train_reward_model(
+    labels: Place,
+    out: Place,
+    *,
+    backend: Backend = "linear",
+    base: Place | None = None,
+    held_out: Place | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> RewardEvaluation:
+    """Train a reward model from a file of human feedback, measured on feedback held out; `out` is then a reward model.
+
+    Args:
+        labels: as `phf reward train` takes them (docs/trained_reward_models.md).
+        base: for the backend `encoder`, the Hugging Face folder or id to start from.
+        held_out: labels to measure on; by default a fifth of `labels`.
+
+    Raises:
+        PHFError: see `read_labels` and `phf.reward_training.train.train_reward_model`.
+    """
+    evaluation = _train_reward_model(
+        read_labels(Path(labels)),
+        Path(out),
+        backend=backend,
+        base=None if base is None else os.fspath(base),
+        held_out=None if held_out is None else read_labels(Path(held_out)),
+        seed=seed,
+        name=name,
+        progress=progress,
+    )
+    write_reward_page(Path(out))
+    return evaluation

@@ -39,6 +39,26 @@ def load_code(spec: str) -> tuple[Any, str]:
     return found, _hash_sources(module, found)
 
 
+def name_code(value: object) -> str:
+    """The `module:name` by which every process loads a function or class; the inverse of `load_code`.
+
+    Raises:
+        PHFError: no other process could import it: a lambda, or what stands in a script, a notebook or another function.
+    """
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if (
+        name is None
+        or module == "__main__"
+        or getattr(sys.modules.get(module or ""), name, None) is not value
+    ):
+        what = f"{name} of {module}" if name is not None else f"an object of {type(value).__name__}"
+        raise PHFError(
+            f"{what} cannot be imported by name, as worker processes and later commands must; define it with 'def' in a module of "
+            "its own, such as tone.py, and give tone.score or 'tone:score'"
+        )
+    return f"{module}:{name}"
+
+
 def _import_module(name: str) -> ModuleType:
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # behind the rest: a ./random.py must not hide Python's own

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from phf.errors import PHFError
 
@@ -15,14 +15,28 @@ if TYPE_CHECKING:
     from upath import UPath
 
 
-def to_path(place: str | Path) -> Path:
+Place = str | os.PathLike[str]
+"""A file or a folder: as text, a `Path`, or an opened `Run` or `Corpus`."""
+
+
+@overload
+def as_list(given: str | Sequence[str]) -> list[str]: ...
+@overload
+def as_list(given: Place | Sequence[Place]) -> list[Place]: ...
+def as_list(given: Place | Sequence[Place]) -> list[Any]:
+    """One value, or several, as a list: a string is one value, never its characters."""
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
+
+
+def to_path(place: Place) -> Path:
     """The path of a file or folder. A URL (`s3://bucket/corpus`) gives a `universal_pathlib.UPath`, which acts as one.
 
     Raises:
         PHFError: what reads such URLs is not installed, or nothing does.
     """
     if not isinstance(place, str) or "://" not in place:
-        return Path(place) if isinstance(place, str) else place
+        # A UPath is a Path or not by its version.
+        return cast(Path, place) if hasattr(place, "joinpath") else Path(place)
     try:
         from upath import UPath
 

@@ -23,10 +23,12 @@ from phf.config.train import SegmentKind
 from phf.corpus.segment import segmentation_identity
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
-from phf.files import hash_json
+from phf.files import Place, hash_json
 from phf.processes import count_cores
 from phf.records import Progress
+from phf.reward_models.catalogue import name_reward_model
 from phf.reward_models.combination import Combination
+from phf.reward_models.protocol import RewardSpec
 
 __all__ = ["Annotation", "Engine", "annotate", "load_scores"]
 
@@ -35,8 +37,8 @@ TIMEOUT = 1800.0
 
 
 def annotate(
-    corpus: Corpus,
-    reward_model: str,
+    corpus: Corpus | Place,
+    reward_model: RewardSpec,
     segments: SegmentKind,
     *,
     workers: int | None = None,
@@ -57,6 +59,9 @@ def annotate(
     `if __name__ == "__main__":`, since each worker imports it.
 
     Args:
+        corpus: it, its folder or its URL.
+        reward_model: a spec, the path of a folder, or a function of a list of texts (docs/reward_models.md): one that can be
+            imported, since each worker does.
         workers: processes; by default one per usable core, or with Ray as many as the cluster has room for.
         engine: `local`, a pool of processes; or `ray`, Ray Data, for more than one machine (docs/annotate.md).
         ray_address: of a running Ray cluster; by default Ray is started on this machine.
@@ -79,7 +84,8 @@ def annotate(
         raise PHFError(f"timeout {timeout:g} must be above 0 seconds")
     if engine not in get_args(Engine):
         raise PHFError(f"engine '{engine}' is not known; choose {', '.join(get_args(Engine))}")
-    scorer = Scorer(corpus, reward_model, segments)
+    corpus = Corpus.open(corpus)
+    scorer = Scorer(corpus, name_reward_model(reward_model), segments)
     if verify:
         unchecked = Corpus.open(corpus.path)
         for index in range(len(unchecked.shards)):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,11 @@ from phf.corpus.manifests import AnnotationManifest
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, read_manifest
 from phf.errors import PHFError
-from phf.files import check_hash, hash_json, read_checked
+from phf.files import Place, check_hash, hash_json, read_checked
 from phf.records import Identity
 from phf.reward_models import load_reward_model
+from phf.reward_models.catalogue import name_reward_model
+from phf.reward_models.protocol import RewardSpec
 
 ANNOTATION_SCHEMA = pa.schema(
     [
@@ -81,15 +84,16 @@ class Annotation:
         self.shards = [entry for entry in entries if entry is not None]
 
     @classmethod
-    def open(cls, corpus: Corpus, reward_model: str, segments: SegmentKind) -> "Annotation":
+    def open(cls, corpus: Corpus | Place, reward_model: RewardSpec, segments: SegmentKind) -> "Annotation":
         """Open a finished annotation.
 
         Args:
-            reward_model: the spec it was made with, the reward model's name, or the slug of the folder.
+            reward_model: the spec it was made with (or the function), the reward model's name, or the slug of the folder.
 
         Raises:
             PHFError: there is none; names those there are.
         """
+        corpus, reward_model = Corpus.open(corpus), name_reward_model(reward_model)
         found = [
             path
             for path, manifest in _list_manifests(corpus)
@@ -214,6 +218,11 @@ class Annotation:
             ]
         return np.concatenate(lengths).astype(np.int64)
 
+    def describe_unscored(self) -> str:
+        """How many segments have no score, by why."""
+        reasons = sum((Counter(entry["reasons"]) for entry in self.shards), Counter[str]())
+        return ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common())
+
     @property
     def _command(self) -> str:
         spec = self.manifest["reward_model_spec"]
@@ -264,13 +273,37 @@ def load_scores(
         num_unscored = int(np.isnan(scores).sum())
         if num_unscored > 0 and missing == "error":
             reasons = ", ".join(f"{count} x {reason}" for reason, count in entry["reasons"].items())
+            num_lost = np.count_nonzero(find_unscored_documents(scores, num_segments))
             raise PHFError(
                 f"{annotation.path / entry['file']} has no score for {num_unscored} of {len(scores)} segments "
-                f"({reasons}); give data.missing=drop to leave their documents out"
+                f"({reasons}); give data.missing=drop to leave their documents out ({num_lost} of {len(num_segments)})"
             )
         all_scores.append(scores)
         all_counts.append(num_segments)
     return np.concatenate(all_scores), np.concatenate(all_counts)
+
+
+def find_unscored_documents(
+    scores: npt.NDArray[np.float32], num_segments: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """The documents that have a segment without a score [num_documents]."""
+    found = np.zeros(len(num_segments), np.bool_)
+    found[np.repeat(np.arange(len(num_segments)), num_segments)[np.isnan(scores)]] = True
+    return found
+
+
+def refuse_unscored(annotation: Annotation, is_unscored: npt.NDArray[np.bool_], what: str) -> None:
+    """Refuse documents none of which has all its scores: no rule or threshold can keep any of them.
+
+    Raises:
+        PHFError: names why their segments have no score.
+    """
+    if len(is_unscored) > 0 and is_unscored.all():
+        raise PHFError(
+            f"{what} is dropped: each of its {len(is_unscored):,} documents has a segment without a score (in all "
+            f"{annotation.describe_unscored()}); score them by another reward model, or if no tag means a score of 0, import "
+            "them with --uncovered 0"
+        )
 
 
 def _list_manifests(corpus: Corpus) -> list[tuple[Path, AnnotationManifest]]:

@@ -49,7 +49,7 @@ from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.evaluate.metric import bare
 from phf.evaluate.parts import Parts
-from phf.files import hash_json
+from phf.files import Place, as_list, hash_json
 from phf.generate.engine import find_limit
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
@@ -63,8 +63,8 @@ RECITED_CHARACTERS = 30
 
 
 def attack_targets(
-    folders: Sequence[Path | str],
-    out: Path | str,
+    folders: Place | Sequence[Place],
+    out: Place,
     config: AttackSuiteConfig,
     *,
     load: Callable[[str], RewardModel] = load_reward_model,
@@ -86,7 +86,7 @@ def attack_targets(
     """
     if not folders:
         raise PHFError("phf attack needs at least one target; give release folders or runs")
-    targets = [open_target(folder) for folder in folders]
+    targets = [open_target(folder) for folder in as_list(folders)]
     check_targets(targets)
     _check_attacks(targets, config)
     texts = _find_texts(targets, config)

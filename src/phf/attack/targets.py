@@ -14,7 +14,7 @@ import torch
 from phf.attack.victim import Ids, Victim
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
-from phf.files import hash_bytes
+from phf.files import Place, hash_bytes
 from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import Identity, Mode
@@ -75,7 +75,7 @@ class AttackTarget:
         return hash_bytes("".join([*hashes, self.tokenizer.identity.id]).encode())
 
 
-def open_target(folder: Path | str) -> AttackTarget:
+def open_target(folder: Place) -> AttackTarget:
     """A release folder (it has a phf.json) or a run.
 
     Raises:

@@ -1,7 +1,7 @@
 """`phf corpus`: build a corpus and look at it."""
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -9,6 +9,9 @@ from phf.cli.options import SETTINGS, CorpusFolder, Segments, check_choice, exam
 from phf.errors import PHFError
 from phf.files import to_path
 from phf.terminal import printable, show_progress
+
+if TYPE_CHECKING:
+    from phf.corpus.manifests import SourceRecord
 
 app = typer.Typer(
     help="Build a corpus and look at it.",
@@ -58,6 +61,7 @@ def corpus_build(
     for source in corpus.manifest["sources"]:
         counts = ", ".join(f"{key} {value:,}" for key, value in source.items() if isinstance(value, int))
         print(f"{printable(source['spec'])}: {counts}")
+        _name_bad_rows(source)
     print(
         f"{corpus.path}: {corpus.num_documents:,} documents; next: phf annotate {corpus.path} --reward-model NAME"
     )
@@ -175,10 +179,16 @@ def corpus_import(
     negate: Annotated[
         bool, typer.Option("--negate", help="The source's scores are higher = better.")
     ] = False,
+    uncovered: Annotated[
+        str | None,
+        typer.Option(
+            help="Dolma: text that no span covers has a score of 0, or is an error; default: unscored."
+        ),
+    ] = None,
     validation_fraction: ValidationFraction = 0.05,
 ) -> None:
     """Make a corpus with ready annotations from text that comes with scores."""
-    from phf.curate.exchange import ExchangeFormat
+    from phf.curate.exchange import NO_SPAN, ExchangeFormat, Uncovered
     from phf.curate.exchange_import import import_corpus
 
     format_name: ExchangeFormat = check_choice("format", kind, get_args(ExchangeFormat))
@@ -191,6 +201,9 @@ def corpus_import(
             names=reward_model_name or [],
             unit=unit,
             negate=negate,
+            uncovered=None
+            if uncovered is None
+            else check_choice("uncovered", uncovered, get_args(Uncovered)),
             validation_fraction=validation_fraction,
             progress=progress,
         )
@@ -199,13 +212,23 @@ def corpus_import(
         f"{corpus.path}: "
         + ", ".join(f"{key} {value:,}" for key, value in counts.items() if type(value) is int)
     )
-    for reason, count in counts["bad_row_reasons"].items():
-        print(f"  bad rows: {count:,} x {printable(reason)}")
+    _name_bad_rows(counts)
     for annotation in annotations:
         num_segments = sum(entry["num_segments"] for entry in annotation.shards)
-        num_unscored = sum(entry["num_unscored"] for entry in annotation.shards)
-        print(f"{annotation.path}: {num_segments:,} segments, {num_unscored:,} unscored")
+        why = annotation.describe_unscored()
+        print(f"{annotation.path}: {num_segments:,} segments, unscored: {printable(why) or 'none'}")
+        if NO_SPAN in why:
+            print(
+                "training drops documents with unscored segments; if text without a span has a score of 0: --uncovered 0"
+            )
     print(f"next: phf corpus stats {out}; phf tokenize {out} --segments imported")
+
+
+def _name_bad_rows(source: "SourceRecord") -> None:
+    for reason, count in source["bad_row_reasons"].items():
+        print(f"  bad rows: {count:,} x {printable(reason)}")
+    for first in source["first_bad_rows"][:1]:
+        print(f"  the first at {printable(first['place'])} ({printable(first['reason'])})")
 
 
 @app.command("stats", epilog=examples("phf corpus stats corpus -r toxicity-svm --budget 30e6"))

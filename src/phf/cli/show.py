@@ -65,6 +65,7 @@ def show(
 @app.command(epilog=examples("phf compare runs/mle runs/conditional"))
 def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
     """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run."""
+    from phf.report.comparison import list_verdicts
     from phf.report.provenance import list_unlike
     from phf.report.reading import read_runs
     from phf.report.tables import list_measured
@@ -82,7 +83,7 @@ def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> Non
         groups = group_runs(evaluated)
         _print_comparison(_name_groups(groups, evaluated[0]), everything)
         for group in groups:
-            for line in _list_verdicts(group, groups):
+            for line in list_verdicts(group, groups):
                 print(printable(line))
         for notice in list_unlike(evaluated):
             print(printable(f"note: {notice}"))
@@ -287,21 +288,6 @@ def _explain_differences(base: "Group") -> str:
         "* in pairs of the same index, sampled with one seed."
     )
     return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
-
-
-def _list_verdicts(group: "Group", groups: "list[Group]") -> list[str]:
-    """The verdict of each judge on a group that is not MLE, and what it rests on."""
-    from phf.objective_facts import is_baseline
-    from phf.report.verdict import find_mle, judge_group
-
-    if is_baseline(group.objective):
-        return []
-    mle = find_mle(group, groups)
-    basis = f"{len(group.runs)} seeds" if group.is_pooled else "one seed"
-    return [
-        f"{group.label} ({basis}) by {judge.name}: {judge_group(group, mle, judge).headline}"
-        for judge in group.judges
-    ]
 
 
 def _text(text: str, style: str = "") -> Text:

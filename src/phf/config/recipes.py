@@ -2,8 +2,9 @@
 
 import copy
 import itertools
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from phf.config.objectives import objective_kinds
 from phf.errors import PHFError, suggest
+from phf.files import Place, as_list
 
 
 def list_recipes() -> list[str]:
@@ -22,13 +24,13 @@ def list_recipes() -> list[str]:
     )
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
+def read_recipe(recipe: Place) -> dict[str, Any]:
     """The raw content of a shipped recipe (by name) or of a YAML file (by path).
 
     Raises:
         PHFError: no such recipe, or not a YAML mapping.
     """
-    path = Path(recipe)
+    path, recipe = Path(recipe), os.fspath(recipe)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise PHFError(
@@ -59,7 +61,7 @@ def describe_recipe(recipe: str) -> str:
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 
-def apply_overrides(value: Mapping[str, object], overrides: list[str]) -> dict[str, object]:
+def apply_overrides(value: Mapping[str, object], overrides: str | Sequence[str]) -> dict[str, object]:
     """`key.path=value` pairs laid over a recipe; values are read as YAML. A new `objective.kind` drops the old options; where
     good ended stays, as `good`, so that reports on the new kind mean the same text.
 
@@ -68,7 +70,7 @@ def apply_overrides(value: Mapping[str, object], overrides: list[str]) -> dict[s
     """
     result: dict[str, object] = copy.deepcopy(dict(value))
     # The kind first: it clears the options of the objective it replaces, not those given beside it.
-    for override in sorted(overrides, key=lambda text: not text.startswith("objective.kind=")):
+    for override in sorted(as_list(overrides), key=lambda text: not text.startswith("objective.kind=")):
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise PHFError(f"override '{override}' is not of the form key=value, such as objective.kind=mle")

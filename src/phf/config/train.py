@@ -1,7 +1,7 @@
 """What a user may choose, and the errors that explain a wrong choice. No torch here."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -10,6 +10,7 @@ from phf.config.fields import StrictConfig
 from phf.config.objectives import GoodConfig, ObjectiveConfig, objective_kinds
 from phf.config.recipes import apply_overrides, find_line, read_recipe
 from phf.errors import PHFError, suggest
+from phf.files import Place
 from phf.records import ControlStyle
 
 SegmentKind = Literal["lines", "sentences", "paragraphs", "document", "imported"]
@@ -267,8 +268,8 @@ def write_spec(config: BaseModel, *, defaults: bool = False) -> str:
     return f"{kind}:{settings}" if settings else kind
 
 
-def load_train_config(recipe: str, overrides: list[str]) -> TrainConfig:
-    """A recipe with overrides, checked.
+def load_train_config(recipe: Place, overrides: str | Sequence[str] = ()) -> TrainConfig:
+    """A shipped recipe, or a YAML file, with overrides (`key.path=value`, one or several), checked.
 
     Raises:
         PHFError: see `read_recipe`, `apply_overrides`, `parse`.

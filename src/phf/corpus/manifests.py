@@ -1,4 +1,4 @@
-"""Shapes of the manifests of annotations and tokens, as `write_manifest` takes and `read_manifest` gives them.
+"""Shapes of the manifests of corpora, annotations and tokens, as `write_manifest` takes and `read_manifest` gives them.
 
 A shard has no entry until its files are whole; a manifest is complete when all of its shards have one.
 """
@@ -7,6 +7,15 @@ from typing import NotRequired, TypedDict
 
 from phf.config.train import SegmentKind
 from phf.records import IdentityRecord
+
+
+class SourceRecord(TypedDict):
+    """What became of the rows of a source, in the manifest of a corpus."""
+
+    spec: str
+    num_bad_rows: int
+    bad_row_reasons: dict[str, int]
+    first_bad_rows: list[dict[str, str]]
 
 
 class _Shard(TypedDict):

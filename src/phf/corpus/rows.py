@@ -1,6 +1,7 @@
 """Rows of a source: a text with its place, or the reason why there is none."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,31 @@ class BadRow:
     reason: str
 
 
+EMPTY = "text is empty"
+
+
+def find_fault(num_good: int, reasons: Mapping[str, int]) -> str | None:
+    """Why a source is refused: as many of its rows are bad as hold what is wanted, so it is not what it was taken for.
+
+    Rows with an empty text are like blank lines: they are counted, and speak for nothing.
+
+    Args:
+        num_good: rows that hold what is wanted.
+        reasons: how many others are bad, by why.
+
+    Returns:
+        what is wrong, counted, for the middle of an error; None if the source may be used.
+    """
+    num_bad = sum(reasons.values())
+    if num_good > 0 and num_bad - reasons.get(EMPTY, 0) < num_good:
+        return None
+    if num_bad == 0:
+        return "is empty"
+    counts = ", ".join(f"{count:,} x {reason}" for reason, count in Counter(reasons).most_common())
+    rows = f"all {num_bad:,}" if num_good == 0 else f"{num_bad:,} of {num_good + num_bad:,}"
+    return f"{'yields no text' if num_good == 0 else 'is half bad or worse'}: {rows} rows are bad ({counts})"
+
+
 def make_row(place: str, text: object, own_id: object = None) -> Row | BadRow:
     """A row, or the bad row that says why this is no text."""
     if text is None:
@@ -35,7 +61,7 @@ def make_row(place: str, text: object, own_id: object = None) -> Row | BadRow:
     if not isinstance(text, str):
         return BadRow(place, "text is not a string")
     if not text:
-        return BadRow(place, "text is empty")
+        return BadRow(place, EMPTY)
     if not is_encodable(text):
         return BadRow(place, "lone surrogate")
     has_id = isinstance(own_id, str) and own_id != "" and is_encodable(own_id)

@@ -32,6 +32,7 @@ RECORD_SUFFIXES = (*JSONL_SUFFIXES, *_DELIMITERS, ".parquet")
 """Of files of records; a .csv or .tsv may be compressed as a .jsonl may."""
 _NAMED_SOURCES = ("python-source", "fortunes", "tweets", "mails", "nlp-corpus", "hf")
 _CHUNK = 1 << 20
+_ATTRIBUTES = "attributes without a text, for phf corpus import --format dolma"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,30 @@ def iterate_source(spec: str, text_field: str | None = None) -> Iterator[Row | B
         text_field: the field that holds the text; by default the first of `TEXT_FIELDS` that a row has.
 
     Raises:
-        PHFError: at the call for a spec that is unknown or cannot be opened; while iterating for a file that is
-            cut short, or at the end for a source without one usable row.
+        PHFError: at the call for a spec that is unknown or cannot be opened; while iterating for a file that is cut short.
     """
-    return _refuse_empty(spec, _open_source(spec, text_field))
+    name, _, options = spec.partition(":")
+    match name:
+        case "python-source":
+            return builtin.iterate_python_source(options)
+        case "fortunes":
+            return builtin.iterate_fortunes(options)
+        case "tweets":
+            return builtin.iterate_tweets(options)
+        case "mails":
+            return builtin.iterate_mails(options)
+        case "nlp-corpus":
+            return builtin.iterate_nlp_corpus(options)
+        case "hf" if "://" not in spec:
+            return _to_rows(_iterate_hugging_face(spec, options), text_field)
+    path = _find_path(spec)
+    if path.is_dir():
+        return _iterate_folder(path, spec, text_field)
+    if (records := _iterate_file(path, spec, partial(_choose_columns, text_field))) is None:
+        raise PHFError(
+            f"source '{spec}' is of no known kind; valid are {', '.join(RECORD_SUFFIXES)}, or the folder of a text file"
+        )
+    return _to_rows(records, text_field)
 
 
 def iterate_records(spec: str) -> Iterator[Record | BadRow]:
@@ -96,31 +117,6 @@ def iterate_file(path: Path) -> Iterator[Record | BadRow]:
     return _iterate_file(path, "") or _iterate_jsonl(path, "")
 
 
-def _open_source(spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
-    name, _, options = spec.partition(":")
-    match name:
-        case "python-source":
-            return builtin.iterate_python_source(options)
-        case "fortunes":
-            return builtin.iterate_fortunes(options)
-        case "tweets":
-            return builtin.iterate_tweets(options)
-        case "mails":
-            return builtin.iterate_mails(options)
-        case "nlp-corpus":
-            return builtin.iterate_nlp_corpus(options)
-        case "hf" if "://" not in spec:
-            return _to_rows(_iterate_hugging_face(spec, options), text_field)
-    path = _find_path(spec)
-    if path.is_dir():
-        return _iterate_folder(path, spec, text_field)
-    if (records := _iterate_file(path, spec, partial(_choose_columns, text_field))) is None:
-        raise PHFError(
-            f"source '{spec}' is of no known kind; valid are {', '.join(RECORD_SUFFIXES)}, or the folder of a text file"
-        )
-    return _to_rows(records, text_field)
-
-
 def _find_path(spec: str) -> Path:
     """The file or folder that a source names."""
     path = to_path(spec)
@@ -133,26 +129,6 @@ def _find_path(spec: str) -> Path:
             f"{', '.join(_NAMED_SOURCES[:-2])} or {_NAMED_SOURCES[-2]}"
         )
     return path
-
-
-def _refuse_empty(spec: str, rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
-    num_good = num_bad = 0
-    first_bad: BadRow | None = None
-    for row in rows:
-        if isinstance(row, BadRow):
-            num_bad += 1
-            first_bad = first_bad or row
-        else:
-            num_good += 1
-        yield row
-    if num_good:
-        return
-    if first_bad is None:
-        raise PHFError(f"source '{spec}' is empty; give one that holds text")
-    raise PHFError(
-        f"source '{spec}' yields no text: all {num_bad} rows are bad, the first at {first_bad.place} "
-        f"({first_bad.reason}); if the text is in another field, name it with --text-field"
-    )
 
 
 def _iterate_folder(folder: Path, spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
@@ -182,7 +158,10 @@ def _to_rows(records: Iterator[Record | BadRow], text_field: str | None) -> Iter
         else:
             field = text_field or _find_text_field(record.fields)
             text = record.fields.get(field) if field else None
-            yield make_row(record.place, text, record.fields.get("id"))
+            if text is None and isinstance(record.fields.get("attributes"), dict):
+                yield BadRow(record.place, _ATTRIBUTES)
+            else:
+                yield make_row(record.place, text, record.fields.get("id"))
 
 
 def _iterate_jsonl(path: Path, place: str) -> Iterator[Record | BadRow]:

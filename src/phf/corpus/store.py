@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 
 from phf.config.train import SegmentKind
 from phf.corpus.digests import DigestSet
-from phf.corpus.rows import BadRow, Row
+from phf.corpus.rows import BadRow, Row, find_fault
 from phf.corpus.segment import segment_ends
 from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 from phf.files import (
+    Place,
+    as_list,
     check_hash,
     explain_storage,
     find_local,
@@ -168,13 +170,15 @@ class Corpus:
         self._fetched: tuple[int, bytes] | None = None  # the shard that was last read from object storage
 
     @classmethod
-    def open(cls, path: Path | str) -> "Corpus":
-        """Open a corpus by its folder or its URL (`s3://bucket/corpus`); no shard is read yet.
+    def open(cls, place: "Corpus | Place") -> "Corpus":
+        """Open a corpus by its folder or its URL (`s3://bucket/corpus`); no shard is read yet. One that is open stays as it is.
 
         Raises:
             PHFError: the folder holds no corpus, or its manifest is damaged; the storage cannot be reached.
         """
-        path = to_path(path)
+        if isinstance(place, Corpus):
+            return place
+        path = to_path(place)
         with explain_storage(path):
             exists = (path / "manifest.json").is_file()
         if not exists:
@@ -251,8 +255,8 @@ class Corpus:
 
 
 def build_corpus(
-    sources: Sequence[str],
-    out: Path | str,
+    sources: Place | Sequence[Place],
+    out: Place,
     *,
     text_field: str | None = None,
     validation_fraction: float = 0.05,
@@ -271,11 +275,12 @@ def build_corpus(
         max_documents: stop after so many documents.
 
     Raises:
-        PHFError: a source that is unknown, damaged or yields nothing; a value out of range; `out` is not empty.
+        PHFError: a source that is unknown, damaged, yields nothing or is half bad; a value out of range; `out` is not empty.
     """
-    if not sources:
+    specs = [os.fspath(source) for source in as_list(sources)]
+    if not specs:
         raise PHFError("no source is given; see 'phf corpus build --help'")
-    opened = [(spec, iterate_source(spec, text_field)) for spec in sources]  # all mistakes before any work
+    opened = [(spec, iterate_source(spec, text_field)) for spec in specs]  # all mistakes before any work
     return write_corpus(
         opened,
         out,
@@ -284,13 +289,14 @@ def build_corpus(
         bytes_per_shard=bytes_per_shard,
         bytes_per_group=bytes_per_group,
         max_documents=max_documents,
+        remedy="leave out what is no document, or name the field that holds the text with --text-field",
         progress=progress,
     )
 
 
 def write_corpus(
     opened: Sequence[tuple[str, Iterator[Row | BadRow]]],
-    out: Path | str,
+    out: Place,
     *,
     text_field: str | None = None,
     validation_fraction: float = 0.05,
@@ -298,6 +304,7 @@ def write_corpus(
     bytes_per_group: int = BYTES_PER_GROUP,
     imported_ends: bool = False,
     max_documents: int | None = None,
+    remedy: str | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
     """As `build_corpus`, from rows: pairs of a source's name, for the manifest, and its rows.
@@ -306,6 +313,7 @@ def write_corpus(
 
     Args:
         imported_ends: keep each row's `ends`: the segments `imported` of the new corpus.
+        remedy: what to do about a source that is empty or half bad, which is then an error.
     """
     out = to_path(out)
     local = find_local(out)
@@ -325,6 +333,7 @@ def write_corpus(
                 bytes_per_group=bytes_per_group,
                 imported_ends=imported_ends,
                 max_documents=max_documents,
+                remedy=remedy,
                 progress=progress,
             )
             # The manifest goes last: it makes what is there a corpus.
@@ -339,7 +348,7 @@ def write_corpus(
             folder, validation_fraction, bytes_per_shard, bytes_per_group, schema, max_documents, progress
         )
         for spec, rows in opened:
-            builder.add_source(spec, rows)
+            builder.add_source(spec, rows, remedy)
         builder.finish(text_field)
     return Corpus.open(out)
 
@@ -386,7 +395,7 @@ class _Builder:
     group_bytes: int = 0
     shard_counts: Counter[str] = field(default_factory=_no_sizes)
 
-    def add_source(self, spec: str, rows: Iterator[Row | BadRow]) -> None:
+    def add_source(self, spec: str, rows: Iterator[Row | BadRow], remedy: str | None) -> None:
         source = _SourceCounts(spec)
         self.sources.append(source)
         for row in rows:
@@ -397,6 +406,12 @@ class _Builder:
                 self._add_bad_row(source, row)
             else:
                 self._add_row(source, row)
+        num_good = source.num_rows - source.num_bad_rows
+        if remedy is not None and (fault := find_fault(num_good, source.bad_row_reasons)) is not None:
+            first = next((f", the first at {row['place']}" for row in source.first_bad_rows), "")
+            raise PHFError(
+                f"source '{spec}' {fault}{first}; {remedy if first else 'give one that holds text'}"
+            )
 
     def _add_bad_row(self, source: _SourceCounts, row: BadRow) -> None:
         source.num_bad_rows += 1

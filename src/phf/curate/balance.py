@@ -1,24 +1,24 @@
 """A corpus in which bad text is common enough to learn from: all documents with some, and as many without."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from phf.annotate.annotation import Annotation, load_scores
+from phf.annotate.annotation import Annotation, find_unscored_documents, load_scores, refuse_unscored
 from phf.corpus.duplicates import find_near_duplicates
 from phf.corpus.rows import Row
 from phf.corpus.store import Corpus, write_corpus
 from phf.errors import PHFError
+from phf.files import Place
 from phf.records import Progress
 from phf.thresholds import Threshold
 
 
 def balance_corpus(
-    corpus: Corpus,
+    corpus: Corpus | Place,
     annotation: Annotation,
-    out: Path | str,
+    out: Place,
     *,
     threshold: float,
     ratio: float = 1.0,
@@ -42,9 +42,11 @@ def balance_corpus(
     Raises:
         PHFError: nothing lies above the threshold; a value is out of range; see `load_scores` and `build_corpus`.
     """
+    corpus = Corpus.open(corpus)
     if ratio < 0:
         raise PHFError(f"ratio {ratio:g} must be at least 0")
     scores, num_segments = load_scores(corpus, annotation, missing="drop")
+    refuse_unscored(annotation, find_unscored_documents(scores, num_segments), f"all of {corpus.path}")
     is_bad, is_clean = _judge_documents(scores, num_segments, threshold)
     lengths, ranks = _read_lengths_and_ranks(corpus)
     is_usable = np.ones(len(lengths), dtype=np.bool_)

@@ -9,6 +9,12 @@ from phf.errors import PHFError
 
 ExchangeFormat = Literal["dolma", "phf", "parquet", "datasets", "jsonl"]
 
+Uncovered = Literal["0", "error"]
+"""What it means that no span covers a part of a text."""
+
+NO_SPAN = "no score in import"
+"""Why text between a source's spans has no score."""
+
 DOLMA_EXPERIMENT = "phf"
 """First part of the attributes that an export writes: `phf__<reward model>__<segments>`."""
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from phf.annotate.annotation_writer import (
     make_annotation_table,
     write_annotation,
 )
-from phf.corpus.rows import BadRow, Row
+from phf.corpus.rows import BadRow
 from phf.corpus.store import BYTES_PER_GROUP, Corpus, lock_folder, refuse_filled, write_corpus
-from phf.curate.exchange import ExchangeFormat
+from phf.curate.exchange import ExchangeFormat, Uncovered
 from phf.curate.exchange_rows import ScoredRow, find_attributes, iterate_scored_rows
 from phf.errors import PHFError
 from phf.files import hash_bytes
@@ -35,6 +34,7 @@ def import_corpus(
     names: Sequence[str] = (),
     unit: str = "score",
     negate: bool = False,
+    uncovered: Uncovered | None = None,
     validation_fraction: float = 0.05,
     bytes_per_group: int = BYTES_PER_GROUP,
     progress: Progress | None = None,
@@ -51,6 +51,8 @@ def import_corpus(
         names: of the reward models, one per attribute; by default the attributes' own names.
         unit: what a score counts.
         negate: the source's scores are higher where the text is *better*.
+        uncovered: what it means that no span of Dolma's covers a text, or a part of it: a score of `0`, or an `error`. By
+            default such a segment is unscored, and counted.
 
     Returns:
         the corpus, and its annotations in the order of the attributes.
@@ -58,12 +60,16 @@ def import_corpus(
     Raises:
         PHFError: no such source or attribute; files that do not belong together; no usable row; `out` is not empty.
     """
+    if uncovered is not None and kind != "dolma":
+        raise PHFError(
+            f"--uncovered {uncovered} is about spans that leave out text; in the format {kind} every segment has a score or null"
+        )
     refuse_filled(out)
     attributes = find_attributes(source, kind, attributes)
     names = _choose_names(kind, attributes, names)
 
     def iterate() -> Iterator[ScoredRow | BadRow]:
-        return iterate_scored_rows(source, kind, attributes, negate)
+        return iterate_scored_rows(source, kind, attributes, negate, uncovered)
 
     work = out.parent / f".{out.name}.import"
     work.mkdir(parents=True, exist_ok=True)
@@ -73,15 +79,18 @@ def import_corpus(
                 shutil.rmtree(left_over)
             digest = hashlib.sha256()
             corpus = write_corpus(
-                [(source, _refuse_all_bad(source, _digest(iterate(), digest)))],
+                [(source, _digest(iterate(), digest))],
                 work / "corpus",
                 validation_fraction=validation_fraction,
                 bytes_per_group=bytes_per_group,
                 imported_ends=True,
+                remedy="check --format and --attribute",
                 progress=progress,
             )
             for index, (attribute, name) in enumerate(zip(attributes, names, strict=True)):
                 parameters = {"attribute": attribute, "negated": negate, "data_sha256": digest.hexdigest()}
+                if uncovered == "0":
+                    parameters["uncovered"] = 0
                 identity = Identity(name, "imported", None, parameters)
                 _write_annotation(corpus, identity, unit, iterate, index, digest.hexdigest(), progress)
             (work / "corpus").rename(out)
@@ -101,20 +110,6 @@ def _choose_names(kind: ExchangeFormat, attributes: Sequence[str], names: Sequen
             "--reward-model-name once for each, in this order"
         )
     return names
-
-
-def _refuse_all_bad(source: str, rows: Iterator[ScoredRow | BadRow]) -> Iterator[Row | BadRow]:
-    reasons: Counter[str] = Counter()
-    num_good = 0
-    for row in rows:
-        if isinstance(row, BadRow):
-            reasons[row.reason] += 1
-        else:
-            num_good += 1
-        yield row
-    if num_good == 0:
-        counts = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common())
-        raise PHFError(f"source '{source}' yields no scored text ({counts or 'it is empty'}); check --format")
 
 
 def _digest(rows: Iterator[ScoredRow | BadRow], digest: "hashlib._Hash") -> Iterator[ScoredRow | BadRow]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
@@ -10,13 +10,10 @@ import numpy as np
 
 from phf.corpus.rows import BadRow, Row, find_files, make_row
 from phf.corpus.sources import JSONL_SUFFIXES, TEXT_FIELDS, Record, iterate_records, parse_line, read_lines
-from phf.curate.exchange import UNSCORED_SUFFIX, ExchangeFormat
+from phf.curate.exchange import NO_SPAN, UNSCORED_SUFFIX, ExchangeFormat, Uncovered
 from phf.errors import PHFError
 from phf.files import to_path
 from phf.reward_models.protocol import Unscored
-
-NO_SPAN = "no score in import"
-"""Why text between a source's spans has no score."""
 
 _NULL = "null in import"
 _MAX_SCORE = float(np.finfo(np.float32).max)
@@ -80,16 +77,22 @@ def find_attributes(source: str, kind: ExchangeFormat, wanted: Sequence[str] = (
 
 
 def iterate_scored_rows(
-    source: str, kind: ExchangeFormat, attributes: Sequence[str], negate: bool
+    source: str,
+    kind: ExchangeFormat,
+    attributes: Sequence[str],
+    negate: bool,
+    uncovered: Uncovered | None = None,
 ) -> Iterator[ScoredRow | BadRow]:
     """The rows of a source, in its order; the same rows at each call.
 
     Args:
         attributes: whose scores; see `find_attributes`.
         negate: higher is better in the source.
+        uncovered: of text that no span covers (see `import_corpus`).
 
     Raises:
-        PHFError: a file is missing, damaged, or its rows are not those of the file beside it.
+        PHFError: a file is missing, damaged, or its rows are not those of the file beside it; text that no span covers, if
+            that is an error.
     """
     if kind == "dolma":
         rows = _iterate_dolma(source, attributes)
@@ -100,11 +103,22 @@ def iterate_scored_rows(
             for record in iterate_records(source)
         )
     for row in rows:
-        if isinstance(row, ScoredRow) and negate:
-            flipped = [[score if math.isnan(score) else -score for score in scores] for scores in row.scores]
-            yield ScoredRow(row.place, row.text, row.own_id, row.ends, flipped)
+        if isinstance(row, ScoredRow):
+            scores = [[_settle(score, row.place, negate, uncovered) for score in own] for own in row.scores]
+            yield replace(row, scores=scores)
         else:
             yield row
+
+
+def _settle(score: float, place: str, negate: bool, uncovered: Uncovered | None) -> float:
+    """A score the right way round, or what the user says of text that no span covers."""
+    if getattr(score, "reason", None) == NO_SPAN and uncovered is not None:
+        if uncovered == "error":
+            raise PHFError(
+                f"{place} has text that no span covers, so no score; if that means a score of 0, give --uncovered 0"
+            )
+        return 0.0
+    return -score if negate and not math.isnan(score) else score
 
 
 def _read_phf_row(record: Record, attributes: Sequence[str]) -> ScoredRow | BadRow:

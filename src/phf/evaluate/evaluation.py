@@ -14,7 +14,7 @@ from phf.evaluate.judges import choose_judges
 from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.evaluate.subject import PARTS_FOLDER, Subject
 from phf.evaluate.suite import METRICS, check_config, list_measures, measure_all
-from phf.files import hash_bytes, hash_file, write_bytes
+from phf.files import Place, as_list, hash_bytes, hash_file, write_bytes
 from phf.generate.vllm import close_engine
 from phf.records import Progress, Sample
 from phf.results import EVALUATION_FILE, Evaluation, encode, read_evaluation, write_evaluation
@@ -23,7 +23,7 @@ from phf.train.run import Run
 
 
 def evaluate_runs(
-    runs: Sequence[Path | str],
+    runs: Place | Sequence[Place],
     config: EvaluateConfig,
     *,
     step: int | None = None,
@@ -37,7 +37,7 @@ def evaluate_runs(
     """
     load = functools.cache(load_reward_model)
     try:
-        opened = [Run.open(folder) for folder in runs]
+        opened = [Run.open(folder) for folder in as_list(runs)]
         check_config(config)
         for run in opened:
             run.resolve_step(step)

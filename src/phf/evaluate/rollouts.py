@@ -2,13 +2,13 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
+from phf.files import Place, as_list
 from phf.generate.target import Target
 from phf.objectives import modes_of
 from phf.records import Mode, Progress, Sample
@@ -18,11 +18,11 @@ SAMPLES_FILE = "samples.parquet"
 
 
 def sample_run(
-    folder: Path | str,
+    folder: Place,
     mode: Mode,
     sampling: SamplingConfig,
     *,
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[Sample]:
     """Draw samples from a run's last checkpoint, in one mode.
@@ -34,7 +34,7 @@ def sample_run(
         PHFError: the folder holds no run or no checkpoint; see also `Target.write`.
     """
     target = open_target(Run.open(folder), mode)
-    encoded = [target.encode(prompt, sampling.control) for prompt in prompts]
+    encoded = [target.encode(prompt, sampling.control) for prompt in as_list(prompts)]
     return target.write(encoded or [[]], sampling, progress)
 
 

@@ -12,6 +12,7 @@ from phf.errors import PHFError
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.pages import PageReader
 from phf.evaluate.rollouts import open_target
+from phf.files import Place, as_list
 from phf.generate.target import Target
 from phf.objectives import has_control_tokens, is_additive
 from phf.records import Mode, Progress
@@ -42,12 +43,12 @@ def check_method(objective: ObjectiveConfig, config: SteerConfig) -> None:
 
 
 def steer_run(
-    folder: Path | str,
+    folder: Place,
     mode: Mode,
     sampling: SamplingConfig,
     config: SteerConfig,
     *,
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Steered:
     """Draw samples from a run's last checkpoint in one mode, steered.
@@ -69,7 +70,7 @@ def steer_run(
         return PageReader(data.tokens, data.scores, run.config.data.context)
 
     aids = find_aids(run, config, threshold, open_reader, load_reward_model, sampling.seed)
-    return steer_prompts(target, sampling, config, aids, prompts, progress)
+    return steer_prompts(target, sampling, config, aids, as_list(prompts), progress)
 
 
 def steer_prompts(

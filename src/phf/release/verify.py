@@ -20,7 +20,7 @@ from phf.config.release import ForgetConfig
 from phf.config.train import parse_spec
 from phf.errors import PHFError
 from phf.evaluate.pages import PageReader
-from phf.files import read_json, write_json
+from phf.files import Place, read_json, write_json
 from phf.records import Progress
 from phf.release import checks, plain
 from phf.release.checks import Finding, Known
@@ -38,7 +38,7 @@ BATCH_SIZE = 32
 
 
 def verify_release(
-    folder: str | Path,
+    folder: Place,
     *,
     run: Run | None = None,
     num_samples: int = 256,

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table as TerminalTable
 
 from phf.config.fields import flatten
 from phf.evaluate.facts import FinetunedFacts, RedTeamFacts
-from phf.files import write_bytes
+from phf.files import Place, write_bytes
 from phf.objective_facts import OBJECTIVES, is_baseline
 from phf.report.agreement import draw_all_agreement, measure_agreement, tabulate_agreement
 from phf.report.attacks import (
@@ -130,20 +130,20 @@ _OPEN_RUNS = 4
 """With more runs than this, the samples of each run stand behind a click."""
 
 
-def write_report(runs: list[Path], out: Path) -> Path:
+def write_report(runs: Place | Sequence[Place], out: Place) -> Path:
     """Write the page that compares evaluated runs to `out`: no script, nothing fetched; the same runs give the same bytes.
 
     Raises:
         PHFError: a folder is no run, or has no evaluation (the message names the command that makes it).
     """
-    folders = read_runs(runs)
+    folders, out = read_runs(runs), Path(out)
     text = make_environment().get_template("page.html").render(_describe(folders, out))
     # A lone surrogate cannot be encoded; visible_text has already shown those that stand in samples.
     write_bytes(out, text.encode("utf-8", "replace"))
     return out
 
 
-def summary_rows(runs: list[Path]) -> list[dict[str, JsonValue]]:
+def summary_rows(runs: Place | Sequence[Place]) -> list[dict[str, JsonValue]]:
     """One row per run, mode and judge: the headline numbers, in the judge's own unit; None if missing.
 
     Raises:
@@ -172,7 +172,7 @@ def summary_rows(runs: list[Path]) -> list[dict[str, JsonValue]]:
     return rows
 
 
-def summary_table(runs: list[Path]) -> TerminalTable:
+def summary_table(runs: Place | Sequence[Place]) -> TerminalTable:
     """The headline numbers for the terminal, a row per run and mode, the interval of each judge beside its mean.
 
     Of three judges or more it leaves the hits to the page: a line has no room for them.
@@ -206,7 +206,7 @@ def summary_table(runs: list[Path]) -> TerminalTable:
     return printed
 
 
-def summary_lines(runs: list[Path]) -> list[str]:
+def summary_lines(runs: Place | Sequence[Place]) -> list[str]:
     """Control gain and calibration of each run with good and bad mode, and every method of steering, a line each, for
     the terminal.
 

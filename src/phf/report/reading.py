@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
-from phf.files import check_hash, hash_json
+from phf.files import Place, as_list, check_hash, hash_json
 from phf.records import TrainingCorpus
 from phf.results import (
     EVALUATION_FILE,
@@ -217,7 +217,7 @@ class RunFolder:
         return read_scores(table, judge) if f"score:{judge.slug}" in table.column_names else np.zeros(0)
 
 
-def read_runs(paths: list[Path], *, must_be_evaluated: bool = True) -> list[RunFolder]:
+def read_runs(runs: Place | Sequence[Place], *, must_be_evaluated: bool = True) -> list[RunFolder]:
     """Read the runs of a page.
 
     Args:
@@ -227,6 +227,7 @@ def read_runs(paths: list[Path], *, must_be_evaluated: bool = True) -> list[RunF
         PHFError: no runs, a folder that is no run, a run without evaluation, one given twice, a damaged file, or one of
             another format version.
     """
+    paths = [Path(run) for run in as_list(runs)]
     if not paths:
         raise PHFError("no runs given; name at least one run folder, such as runs/mle")
     resolved = [path.resolve() for path in paths]

@@ -1,15 +1,16 @@
 """Every way to name a reward model, and what a person should know before trusting one."""
 
 import difflib
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 from phf.errors import PHFError
-from phf.reward_models.protocol import RewardModel
+from phf.reward_models.protocol import RewardModel, RewardSpec
 
 WORDS_NOT_HATE = "offensive words, not hate in context (HateCheck AUC ~ .5)"
 NGRAMS = Path(str(resources.files("phf") / "reward_models" / "toxicity_ngrams"))
@@ -185,16 +186,36 @@ def list_reward_models() -> list[RewardModelCard]:
     return list(CARDS)
 
 
-def load_reward_model(spec: str) -> RewardModel:
+def name_reward_model(given: RewardSpec) -> str:
+    """The spec of a reward model: itself, a folder's path, or of a Python function or class `module:name`.
+
+    Raises:
+        PHFError: see `name_code`.
+    """
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    from phf.code import name_code
+
+    return name_code(given)
+
+
+def name_reward_models(given: RewardSpec | Sequence[RewardSpec]) -> list[str]:
+    """The specs of one reward model or several; see `name_reward_model`."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [name_reward_model(own) for own in given]
+    return [name_reward_model(given)]
+
+
+def load_reward_model(spec: RewardSpec) -> RewardModel:
     """Load the reward model that a spec names.
 
     Args:
-        spec: a card's name, or one of `FORMS`.
+        spec: a card's name, or one of `FORMS`; a folder's path; or the function or class itself.
 
     Raises:
         PHFError: nothing is named so; a package, file, folder, module or function is missing; a weight is wrong.
     """
-    spec = spec.strip()
+    spec = name_reward_model(spec).strip()
     if any(card.name == spec for card in CARDS):
         return load_card(spec)
     if (Path(spec).expanduser() / "reward_model.json").exists():

@@ -1,6 +1,7 @@
 """What a reward model is: the protocol that scores corpora and samples alike, and the score that is missing."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -10,6 +11,10 @@ from phf.records import Identity
 Unit = Literal[
     "probability", "violations per character", "items per character", "weighted sum", "arbitrary units"
 ]
+
+
+RewardSpec = str | os.PathLike[str] | Callable[..., object]
+"""What names a reward model: a spec, the path of a folder, or a Python function or class that any process can import."""
 
 
 class Unscored(float):

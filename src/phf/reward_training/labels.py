@@ -92,7 +92,7 @@ def read_labels(path: Path) -> Labels:
             rejected.append(value)
             value = 0.0
         values.append(value)
-    if kind is None:
+    if kind is None or len(bad_rows) >= len(texts):
         why = describe_bad_rows(path, bad_rows) if bad_rows else f"{path} is empty"
         raise PHFError(
             f'{why}; each line must be {{"text", "label"}} (1 = bad), {{"text", "rating"}} (higher = better) or '

@@ -147,15 +147,14 @@ class Blocks:
         lengths = np.where(is_used, tokens.segment_lengths, 0)
         self._pieces = Pieces(self._token_starts[:-1], lengths, cumulate(tokens.document_segments))
         document_tokens = np.diff(cumulate(lengths)[self._pieces.document_starts])
-        self._split_documents = np.flatnonzero(
-            tokens.split_mask(split) & (tokens.document_segments > 0)
-        ).astype(np.uint32)
-        kept = rule.keep & tokens.split_mask(split) & (document_tokens > 0)
+        is_split = tokens.split_mask(split)
+        self._split_documents = np.flatnonzero(is_split & (tokens.document_segments > 0)).astype(np.uint32)
+        kept = rule.keep & is_split & (document_tokens > 0)
         self._kept = kept
         if not kept.any():
             raise PHFError(
-                f"no token of the {split} split is kept ({int(rule.keep.sum())} of {len(rule.keep)} documents pass the "
-                "data rule); choose a higher threshold or fraction, or build a larger corpus"
+                f"no token of the {split} split is kept ({int(rule.keep[is_split].sum())} of its {int(is_split.sum())} "
+                "documents pass the data rule); choose a higher threshold or fraction, or build a larger corpus"
             )
         in_use = np.repeat(kept, tokens.document_segments) & is_used
         num_missing = int(np.isnan(scores[in_use]).sum())

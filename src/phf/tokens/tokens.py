@@ -21,7 +21,7 @@ from phf.corpus.manifests import TokenManifest, TokenShard
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, lock_folder, read_manifest, write_manifest
 from phf.errors import PHFError
-from phf.files import check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
+from phf.files import Place, check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
 from phf.records import Identity, Progress, Split
 from phf.tokens.tokenizer import WORD_PATTERN, EncodedDocuments, Tokenizer, load_tokenizer, train_tokenizer
 
@@ -34,8 +34,8 @@ _TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json
 
 
 def tokenize(
-    corpus: Corpus,
-    spec: str,
+    corpus: Corpus | Place,
+    spec: Place,
     segments: SegmentKind,
     *,
     workers: int | None = None,
@@ -48,7 +48,7 @@ def tokenize(
     often the work was stopped.
 
     Args:
-        corpus: what to tokenize.
+        corpus: what to tokenize: it, or its folder.
         spec: `train:N` (byte-level BPE with N ids, trained on the training split), a folder, or a Hub id.
         segments: where segments end; a token that straddles an end is split, no other.
         workers: row groups of a shard in work at a time, beside the threads of `tokenizers`; by default one per core.
@@ -60,6 +60,7 @@ def tokenize(
     """
     if workers is not None and workers < 1:
         raise PHFError(f"workers {workers} must be at least 1")
+    corpus, spec = Corpus.open(corpus), os.fspath(spec)
     if find_local(corpus.path) is None:
         raise PHFError(
             f"{corpus.path} is not on a local disk, and training maps tokens into memory; copy the corpus to one first, "

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from phf.annotate.annotation import Annotation, load_scores
+from phf.annotate.annotation import Annotation, find_unscored_documents, load_scores, refuse_unscored
 from phf.config.train import TrainConfig
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
@@ -125,9 +125,7 @@ class TrainingData:
     @cached_property
     def num_dropped_documents(self) -> int:
         """Documents that no objective uses because a segment of theirs is unscored."""
-        ends = np.concatenate([[0], np.cumsum(self.tokens.document_segments)])
-        unscored = np.concatenate([[0], np.cumsum(np.isnan(self.scores))])
-        return int(np.count_nonzero(unscored[ends[1:]] > unscored[ends[:-1]]))
+        return int(np.count_nonzero(find_unscored_documents(self.scores, self.tokens.document_segments)))
 
     def describe(self) -> list[str]:
         """What a person should know before the first step: the resolved threshold, what it keeps, the epochs."""
@@ -191,6 +189,11 @@ def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
             "make it again"
         )
     assert np.array_equal(num_segments, tokens.document_segments)
+    is_unscored = find_unscored_documents(scores, num_segments)
+    for split in get_args(Split):
+        refuse_unscored(
+            annotation, is_unscored[tokens.split_mask(split)], f"the {split} split of {corpus.path}"
+        )
     objective = resolve_objective(
         config.objective, scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train
     )

@@ -1,6 +1,6 @@
 """The training loop, read from top to bottom: data -> model -> schedule -> steps (with now and then a look)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +11,7 @@ from torch import nn
 
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
+from phf.files import Place, as_list
 from phf.model import lm
 from phf.model.attention import use_page_attention
 from phf.objectives import value_head_of
@@ -49,7 +50,7 @@ Say = Callable[[str], None]
 
 def train(
     config: TrainConfig,
-    folder: str | Path,
+    folder: Place,
     *,
     say: Say = print,
     progress: Progress | None = None,
@@ -98,8 +99,8 @@ def train(
 
 
 def resume(
-    folder: str | Path,
-    overrides: list[str] | None = None,
+    folder: Place,
+    overrides: str | Sequence[str] = (),
     *,
     step: int | None = None,
     say: Say = print,
@@ -116,7 +117,7 @@ def resume(
             wrong.
         Stopped: see `train`.
     """
-    run = Run.open(folder).change(overrides or [])
+    run = Run.open(folder).change(as_list(overrides))
     with join_ranks(run.config.optim.batch_blocks) as ranks:
         (is_again,) = ranks.highest(is_restart())
         if is_again:  # torchrun or Slurm started this command before: later checkpoints are its own

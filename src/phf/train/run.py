@@ -1,6 +1,7 @@
 """A run: one training, a folder (docs/format.md)."""
 
 import json
+import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import torch
 from phf.config.recipes import apply_overrides
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
-from phf.files import hash_json, write_json
+from phf.files import Place, hash_json, write_json
 from phf.model import lm
 from phf.records import RUN_VERSION
 from phf.tokens.tokenizer import Tokenizer
@@ -145,8 +146,12 @@ class Run:
         if folder.exists() and any(folder.iterdir()):
             raise PHFError(f"{folder} is not empty and is not a run; choose another -o")
 
+    def __fspath__(self) -> str:
+        """The folder: a run stands wherever its path does."""
+        return os.fspath(self.folder)
+
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
+    def open(cls, folder: Place) -> "Run":
         """An existing run.
 
         Raises:

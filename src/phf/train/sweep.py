@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import yaml
 from phf.config.recipes import apply_overrides, read_recipe
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
-from phf.files import hash_json, write_bytes
+from phf.files import Place, as_list, hash_json, write_bytes
 from phf.intervals import pooled_t
 from phf.records import Estimate, Progress
 from phf.train.data import open_data
@@ -112,9 +112,9 @@ def _folder_name(overrides: tuple[str, ...]) -> str:
 
 
 def run_sweep(
-    recipe: str,
-    overrides: list[str],
-    out: Path,
+    recipe: Place,
+    overrides: str | Sequence[str],
+    out: Place,
     *,
     workers: int = 1,
     launcher: Launcher = "local",
@@ -130,7 +130,7 @@ def run_sweep(
     Raises:
         PHFError: see `plan_sweep`, `read_recipe`; the launcher's package is not installed.
     """
-    fixed, cells = plan_sweep(overrides, out)
+    fixed, cells = plan_sweep(as_list(overrides), Path(out))
     base = apply_overrides(read_recipe(recipe), fixed)
     outcomes: dict[GridCell, CellOutcome] = {}
     commands: dict[GridCell, list[str]] = {}
