@@ -1,12 +1,13 @@
 """The verbs. Each is one call into the package; what computes is imported inside, so that `phf --help` is quick."""
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from phf import __version__
 from phf.cli import (
     annotate,
     attack,
@@ -21,9 +22,9 @@ from phf.cli import (
     show,
     sweep,
 )
-from phf.cli.options import SETTINGS, examples
+from phf.cli.options import SETTINGS, Quiet, examples
 from phf.errors import PHFError
-from phf.terminal import printable
+from phf.terminal import be_quiet, printable
 
 _STOPPED = 130
 
@@ -59,8 +60,27 @@ app = typer.Typer(
     cls=_Commands,
     help="Pretrain language models with human feedback: score a corpus once, train on the scores, measure, report.",
     epilog=examples("phf demo -o demo", "phf train --help"),
-    **SETTINGS,
+    **{**SETTINGS, "add_completion": True},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"phf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    quiet: Quiet = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="The version of phf.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
@@ -70,6 +90,7 @@ for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, s
 
 def main() -> None:
     """The `phf` command: user errors are one line on stderr and exit code 2; anything else is a bug and shows itself."""
+    be_quiet(False)
     try:
         code = app(standalone_mode=False)  # of an exit that a verb asked for; typer makes 130 of Ctrl-C
     except PHFError as error:

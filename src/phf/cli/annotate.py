@@ -8,21 +8,24 @@ import typer
 
 from phf.cli.options import (
     SETTINGS,
+    AsJSON,
     CorpusFolder,
     Segments,
+    Verbs,
     Workers,
     check_choice,
     examples,
+    print_json,
     segment_kind,
     warn_of_rewards,
 )
 from phf.cli.stats import tabulate_examples
-from phf.terminal import print_table, printable, show_progress
+from phf.terminal import hint, print_table, printable, show_progress
 
 if TYPE_CHECKING:
     from phf.annotate.annotation import Annotation
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 _NUM_SHOWN = 3
 """Segments at each end of the scores, by which a person sees whether they are the right way round."""
@@ -58,6 +61,7 @@ def annotate(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for another phf that writes the same annotation.")
     ] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Score every segment once. Resumable; a finished annotation is never scored again."""
     from phf.annotate.annotate import Engine
@@ -82,12 +86,15 @@ def annotate(
             wait=wait,
             progress=progress,
         )
+    if as_json:
+        print_json(annotation.summarize())
+        return
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
     if annotation.num_scored_now > 0 and all(card.name != reward_model for card in list_reward_models()):
         _show_direction(annotation, reward_model)
     _say_what_is_known(annotation.identity.slug, reward_model)
-    print(f"next: phf tokenize {folder} --segments {kind}")
-    print(f"then: {_training(folder, reward_model, kind)}")
+    hint(f"next: phf tokenize {folder} --segments {kind}")
+    hint(f"then: {_training(folder, reward_model, kind)}")
 
 
 def _show_direction(annotation: "Annotation", spec: str) -> None:
@@ -126,6 +133,7 @@ def tokenize(
     ] = "train:4096",
     segments: Segments = "sentences",
     workers: Workers = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Turn documents into token ids once, with segment ends. Resumable."""
     from phf.annotate.annotation import Annotation
@@ -136,12 +144,18 @@ def tokenize(
     with show_progress() as progress:
         corpus = Corpus.open(folder)
         tokens = tokenize_corpus(corpus, tokenizer, kind, workers=workers, progress=progress)
+    if as_json:
+        counts = {"num_tokens": tokens.num_tokens, "num_segments": tokens.num_segments}
+        print_json(
+            {"path": str(tokens.path), "tokenizer": tokens.manifest["tokenizer"], "segments": kind, **counts}
+        )
+        return
     print(f"{tokens.path}: {tokens.num_tokens:,} tokens in {tokens.num_segments:,} segments")
     found = [own.manifest["reward_model_spec"] for own in Annotation.list(corpus) if own.segments == kind]
     if not found:
-        print(f"next: phf annotate {folder} --reward-model NAME --segments {kind}")
+        hint(f"next: phf annotate {folder} --reward-model NAME --segments {kind}")
     for spec in dict.fromkeys(found):
-        print(f"next: {_training(folder, spec, kind, tokenizer)}")
+        hint(f"next: {_training(folder, spec, kind, tokenizer)}")
 
 
 def _training(folder: Path, reward_model: str, segments: str, tokenizer: str = "") -> str:
