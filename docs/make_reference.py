@@ -207,7 +207,11 @@ def write_cli() -> str:
     context = typer.Context(group, info_name="phf")
     lines = [NOTE, "# Commands", "", group.help, ""]
     lines += [
-        "Every command says the same with `--help`. A wrong call is one line on stderr and exit code 2."
+        "Every command says the same with `-h`. A wrong call is one line on stderr and exit code 2.",
+        "",
+        "`--json` (every command that prints numbers): JSON on stdout and nothing else there; progress and remarks are on stderr. "
+        "`--quiet` (every command): results and errors alone. `phf --version`. `phf --install-completion` completes commands and "
+        "options in your shell.",
     ]
     for title, names in GROUPS.items():
         lines += ["", f"## {title}"]
@@ -221,7 +225,7 @@ def _describe_command(command: Any, parent: Any, path: str) -> Iterator[str]:
     context = typer.Context(command, parent=parent, info_name=path.split()[-1])
     yield from ("", f"### {path}", "", *_read_paragraphs(command.help))
     yield from ("", "```", " ".join([path, *command.collect_usage_pieces(context)]), "```")
-    parameters = [own for own in command.get_params(context) if own.name != "help"]
+    parameters = [own for own in command.get_params(context) if own.name not in ("help", "quiet")]
     if parameters:
         yield from ("", "| argument or option | default | meaning |", "|---|---|---|")
         yield from (f"| {' | '.join(_describe_parameter(own))} |" for own in parameters)

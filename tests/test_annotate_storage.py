@@ -144,6 +144,6 @@ def test_the_command_line_takes_urls(source, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["phf", *line])
         main()
     output = capsys.readouterr().out
-    assert f"{url}: 200 documents; next: phf annotate {url}" in output
+    assert f"{url}: 200 documents\nnext: phf annotate {url}" in output
     assert f"{url}/annotations/pii@" in output
     assert "scored 400 segments now" in output

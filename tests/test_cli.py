@@ -218,13 +218,13 @@ def test_a_documents_id_cannot_write_to_the_terminal(monkeypatch, capsys, tmp_pa
 
 def test_the_cache_is_cleared_of_what_phf_made_alone(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PHF_CACHE", str(tmp_path))
-    for name in ("tox-block@3da0a562", "speeds", "references", "mine", "mine@home"):
+    for name in ("tox-block@3da0a562", "speeds", "references", "checks", "mine", "mine@home"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(bytes(100_000))
     code, out, _ = run(monkeypatch, capsys, "cache", "clear")
     assert code == 0
     assert out.splitlines() == [
-        f"{tmp_path}: 0.3 MB removed",
+        f"{tmp_path}: 0.4 MB removed",
         "left alone, for phf did not make it: mine, mine@home",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine@home"]

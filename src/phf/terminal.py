@@ -1,6 +1,7 @@
 """What people see while they wait: a live bar on a terminal, a line now and then in a log."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -12,6 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 LOG_SECONDS = 10.0
+
+
+_QUIET = threading.Event()
+
+
+def be_quiet(is_quiet: bool = True) -> None:
+    """Say nothing but results and errors from here: no progress, no remarks, no hints."""
+    if is_quiet:
+        _QUIET.set()
+    else:
+        _QUIET.clear()
 
 
 class Bars:
@@ -28,6 +40,8 @@ class Bars:
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """Report progress of one activity."""
+        if _QUIET.is_set():
+            return
         name = description.split("  ")[0]
         if self._live is not None:
             if name not in self._tasks:
@@ -59,7 +73,7 @@ def format_duration(seconds: float) -> str:
 def show_progress() -> Iterator[Bars]:
     """Bars for the activities of one command, on stderr."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or _QUIET.is_set():
         yield Bars(None)
         return
     columns = (
@@ -74,7 +88,19 @@ def show_progress() -> Iterator[Bars]:
 
 def say(line: str) -> None:
     """A line that a person should read, on stderr, so that stdout stays for results."""
+    if not _QUIET.is_set():
+        complain(line)
+
+
+def complain(line: str) -> None:
+    """A line about what went wrong, on stderr, also to those who want quiet."""
     print(line, file=sys.stderr, flush=True)
+
+
+def hint(line: str) -> None:
+    """What to do next, after the results."""
+    if not _QUIET.is_set():
+        print(line)
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import JsonValue
 
 from phf.config.train import SegmentKind
 from phf.corpus.manifests import AnnotationManifest
@@ -218,10 +219,27 @@ class Annotation:
             ]
         return np.concatenate(lengths).astype(np.int64)
 
-    def describe_unscored(self) -> str:
+    def count_unscored(self) -> Counter[str]:
         """How many segments have no score, by why."""
-        reasons = sum((Counter(entry["reasons"]) for entry in self.shards), Counter[str]())
-        return ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common())
+        return sum((Counter(entry["reasons"]) for entry in self.shards), Counter[str]())
+
+    def describe_unscored(self) -> str:
+        """The same in words."""
+        return ", ".join(f"{count:,} x {reason}" for reason, count in self.count_unscored().most_common())
+
+    def summarize(self) -> dict[str, JsonValue]:
+        """What was scored, for scripts."""
+        entries = self.shards
+        return {
+            "path": str(self.path),
+            "reward_model": dict(self.manifest["reward_model"]),
+            "segments": self.segments,
+            "unit": self.unit,
+            "num_documents": sum(entry["num_documents"] for entry in entries),
+            "num_segments": sum(entry["num_segments"] for entry in entries),
+            "num_scored_now": self.num_scored_now,
+            "unscored": dict(self.count_unscored()),
+        }
 
     @property
     def _command(self) -> str:

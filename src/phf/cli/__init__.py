@@ -4,12 +4,13 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from phf import __version__
 from phf.cli import (
     annotate,
     attack,
@@ -24,9 +25,9 @@ from phf.cli import (
     show,
     sweep,
 )
-from phf.cli.options import SETTINGS, examples
+from phf.cli.options import SETTINGS, Quiet, examples
 from phf.errors import PHFError
-from phf.terminal import printable
+from phf.terminal import be_quiet, printable
 
 _STOPPED = 130
 
@@ -62,8 +63,27 @@ app = typer.Typer(
     cls=_Commands,
     help="Pretrain language models with human feedback: score a corpus once, train on the scores, measure, report.",
     epilog=examples("phf demo -o demo", "phf train --help"),
-    **SETTINGS,
+    **{**SETTINGS, "add_completion": True},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"phf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    quiet: Quiet = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="The version of phf.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
@@ -73,6 +93,7 @@ for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, s
 
 def main() -> None:
     """The `phf` command: user errors are one line on stderr and exit code 2; anything else is a bug and shows itself."""
+    be_quiet(False)
     # As Ctrl-C is: what is at work writes down what it has, and the user is told how to go on.
     terminated = []
 

@@ -8,21 +8,24 @@ import typer
 
 from phf.cli.options import (
     SETTINGS,
+    AsJSON,
     CorpusFolder,
     Segments,
+    Verbs,
     Workers,
     check_choice,
     examples,
+    print_json,
     segment_kind,
     warn_of_rewards,
 )
 from phf.cli.stats import tabulate_examples
-from phf.terminal import print_table, printable, show_progress
+from phf.terminal import hint, print_table, printable, show_progress
 
 if TYPE_CHECKING:
     from phf.annotate.annotation import Annotation
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 _NUM_SHOWN = 3
 """Segments at each end of the scores, by which a person sees whether they are the right way round."""
@@ -62,6 +65,7 @@ def annotate(
         bool,
         typer.Option("--dry-run", help="Score a sample and say what the whole would take; write nothing."),
     ] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Score every segment once. Resumable; a finished annotation is never scored again."""
     from phf.annotate.annotate import Engine
@@ -75,9 +79,13 @@ def annotate(
     chosen: Engine = check_choice("engine", engine, get_args(Engine))
     if dry_run:
         from phf.annotate.plan import plan_annotation
+        from phf.results import encode
 
         plan = plan_annotation(Corpus.open(folder), reward_model, kind, workers=workers)
-        print(printable("\n".join(plan.describe())))
+        if as_json:
+            print_json(encode(plan))
+        else:
+            print(printable("\n".join(plan.describe())))
         return
     with show_progress() as progress:
         annotation = annotate_corpus(
@@ -93,12 +101,15 @@ def annotate(
             wait=wait,
             progress=progress,
         )
+    if as_json:
+        print_json(annotation.summarize())
+        return
     print(f"{annotation.path}: scored {annotation.num_scored_now:,} segments now")
     if annotation.num_scored_now > 0 and all(card.name != reward_model for card in list_reward_models()):
         _show_direction(annotation, reward_model)
     _say_what_is_known(annotation.identity.slug, reward_model)
-    print(f"next: phf tokenize {folder} --tokenizer {read_recipe('default')['tokenizer']} --segments {kind}")
-    print(f"then: {_training(folder, reward_model, kind)}")
+    hint(f"next: phf tokenize {folder} --tokenizer {read_recipe('default')['tokenizer']} --segments {kind}")
+    hint(f"then: {_training(folder, reward_model, kind)}")
 
 
 def _show_direction(annotation: "Annotation", spec: str) -> None:
@@ -137,6 +148,7 @@ def tokenize(
     ] = "train:4096",
     segments: Segments = "sentences",
     workers: Workers = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Turn documents into token ids once, with segment ends. Resumable."""
     from phf.annotate.annotation import Annotation
@@ -147,12 +159,18 @@ def tokenize(
     with show_progress() as progress:
         corpus = Corpus.open(folder)
         tokens = tokenize_corpus(corpus, tokenizer, kind, workers=workers, progress=progress)
+    if as_json:
+        counts = {"num_tokens": tokens.num_tokens, "num_segments": tokens.num_segments}
+        print_json(
+            {"path": str(tokens.path), "tokenizer": tokens.manifest["tokenizer"], "segments": kind, **counts}
+        )
+        return
     print(f"{tokens.path}: {tokens.num_tokens:,} tokens in {tokens.num_segments:,} segments")
     found = [own.manifest["reward_model_spec"] for own in Annotation.list(corpus) if own.segments == kind]
     if not found:
-        print(f"next: phf annotate {folder} --reward-model NAME --segments {kind}")
+        hint(f"next: phf annotate {folder} --reward-model NAME --segments {kind}")
     for spec in dict.fromkeys(found):
-        print(f"next: {_training(folder, spec, kind, tokenizer)}")
+        hint(f"next: {_training(folder, spec, kind, tokenizer)}")
 
 
 def _training(folder: Path, reward_model: str, segments: str, tokenizer: str = "") -> str:

@@ -7,15 +7,15 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from phf.cli.options import SETTINGS, derive_options, examples, warn_of_rewards
-from phf.terminal import print_table, printable, say, show_progress
+from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, print_json, warn_of_rewards
+from phf.terminal import hint, print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from phf.attack.results import AttackResults
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 
 def _declare_attacks() -> "tuple[BaseModel, dict[str, str]]":
@@ -42,6 +42,7 @@ def attack(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as steps=[10,100,1000]."),
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Try to get bad mode back without <|bad|>, and say what it costs in bad texts and in steps.
 
@@ -67,11 +68,14 @@ def attack(
     with show_progress() as progress:
         results = attack_targets(targets, out, config, say=say, progress=progress)
     write_rediscovery(results, out / "attack.html")
+    if as_json:
+        print_json(results)
+        return
     print_table(_cost_table(results))
     for verdict in results.verdicts:
         if verdict.attack == "cheapest":
             print(printable(verdict.text))
-    print(f"next: open {out / 'attack.html'}; every number is in {out / 'attack.json'}")
+    hint(f"next: open {out / 'attack.html'}; every number is in {out / 'attack.json'}")
 
 
 def _cost_table(results: "AttackResults") -> Table:

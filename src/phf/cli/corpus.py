@@ -5,15 +5,26 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, CorpusFolder, Segments, check_choice, examples, segment_kind
+from phf.cli.options import (
+    SETTINGS,
+    AsJSON,
+    CorpusFolder,
+    Segments,
+    Verbs,
+    check_choice,
+    examples,
+    print_json,
+    segment_kind,
+)
 from phf.errors import PHFError
 from phf.files import to_path
-from phf.terminal import printable, show_progress
+from phf.terminal import hint, printable, show_progress
 
 if TYPE_CHECKING:
     from phf.corpus.manifests import SourceRecord
+    from phf.corpus.store import Corpus
 
-app = typer.Typer(
+app = Verbs(
     help="Build a corpus and look at it.",
     epilog=examples("phf corpus build fortunes tweets -o corpus"),
     **SETTINGS,
@@ -45,6 +56,7 @@ def corpus_build(
     ] = None,
     validation_fraction: ValidationFraction = 0.05,
     max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.", min=1)] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Read texts into a corpus folder: exact duplicates removed, split decided by the text's hash."""
     from phf.corpus.store import build_corpus
@@ -58,13 +70,15 @@ def corpus_build(
             max_documents=max_documents,
             progress=progress,
         )
+    if as_json:
+        print_json(_describe_corpus(corpus))
+        return
     for source in corpus.manifest["sources"]:
         counts = ", ".join(f"{key} {value:,}" for key, value in source.items() if isinstance(value, int))
         print(f"{printable(source['spec'])}: {counts}")
         _name_bad_rows(source)
-    print(
-        f"{corpus.path}: {corpus.num_documents:,} documents; next: phf annotate {corpus.path} --reward-model NAME"
-    )
+    print(f"{corpus.path}: {corpus.num_documents:,} documents")
+    hint(f"next: phf annotate {corpus.path} --reward-model NAME")
 
 
 @app.command(
@@ -84,6 +98,7 @@ def corpus_balance(
     drop_near_duplicates: Annotated[
         bool, typer.Option(help="Leave out documents that repeat earlier ones.")
     ] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Keep every document with a bad segment and as many without, so that a small model sees enough of both."""
     from phf.annotate.annotation import Annotation
@@ -103,6 +118,9 @@ def corpus_balance(
             drop_near_duplicates=drop_near_duplicates,
             progress=progress,
         )
+    if as_json:
+        print_json(_describe_corpus(balanced))
+        return
     print(f"{balanced.path}: {balanced.num_documents:,} of {corpus.num_documents:,} documents")
 
 
@@ -186,6 +204,7 @@ def corpus_import(
         ),
     ] = None,
     validation_fraction: ValidationFraction = 0.05,
+    as_json: AsJSON = False,
 ) -> None:
     """Make a corpus with ready annotations from text that comes with scores."""
     from phf.curate.exchange import NO_SPAN, ExchangeFormat, Uncovered
@@ -207,6 +226,9 @@ def corpus_import(
             validation_fraction=validation_fraction,
             progress=progress,
         )
+    if as_json:
+        print_json({**_describe_corpus(corpus), "annotations": [own.summarize() for own in annotations]})
+        return
     (counts,) = corpus.manifest["sources"]
     print(
         f"{corpus.path}: "
@@ -221,7 +243,12 @@ def corpus_import(
             print(
                 "training drops documents with unscored segments; if text without a span has a score of 0: --uncovered 0"
             )
-    print(f"next: phf corpus stats {out}; phf tokenize {out} --segments imported")
+    hint(f"next: phf corpus stats {out}; phf tokenize {out} --segments imported")
+
+
+def _describe_corpus(corpus: "Corpus") -> dict[str, object]:
+    counted = {name: corpus.manifest[name] for name in ("counts", "sources")}
+    return {"path": str(corpus.path), "id": corpus.id, "num_documents": corpus.num_documents, **counted}
 
 
 def _name_bad_rows(source: "SourceRecord") -> None:
@@ -245,11 +272,9 @@ def corpus_stats(
     budget: Annotated[
         float | None, typer.Option(help="Tokens of a run: how many epochs they make of what a rule keeps.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Counts, scores, what candidate thresholds and fractions would keep, the worst and best segments."""
-    import json
-
     from phf.cli.stats import print_stats
     from phf.corpus.store import Corpus
     from phf.curate.stats import corpus_stats as measure
@@ -262,7 +287,7 @@ def corpus_stats(
             budget=None if budget is None else round(budget),
             progress=progress,
         )
-    if json_output:
-        print(json.dumps(stats, indent=1, allow_nan=False))
+    if as_json:
+        print_json(stats)
     else:
         print_stats(stats)

@@ -5,13 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, Runs, check_choice, derive_options, examples, warn_of_rewards
-from phf.terminal import print_table, printable, say, show_progress
+from phf.cli.options import (
+    SETTINGS,
+    AsJSON,
+    Runs,
+    Verbs,
+    check_choice,
+    derive_options,
+    examples,
+    print_json,
+    warn_of_rewards,
+)
+from phf.terminal import hint, print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 
 def _declare_sampling() -> "tuple[BaseModel, dict[str, str]]":
@@ -56,6 +66,7 @@ def sample(
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="A text to continue; repeatable.")
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Print texts that a run's model writes."""
     from phf.config.steer import SteerConfig
@@ -81,6 +92,9 @@ def sample(
         facts = [f"{name} {_show_fact(value)}" for name, value in steered.facts.items()]
         cost = f"{steered.passes_per_token:.1f} forward passes per token"
         say(printable(f"{steer}: {'; '.join([cost, *facts])}"))
+    if as_json:
+        print_json(samples)
+        return
     for drawn in samples:
         print(f"--- {mode} {drawn.index}\n{printable(drawn.prompt + drawn.text)}")
 
@@ -111,6 +125,7 @@ def evaluate(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as kl.num_sequences=4096."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Measure again what is there.")] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Measure alignment and capability in each mode; writes evaluation.json and samples.parquet into each run.
 
@@ -125,9 +140,14 @@ def evaluate(
     warn_of_rewards(config.judges)
     from phf.evaluate.evaluation import evaluate_runs
     from phf.report.page import summary_lines, summary_table
+    from phf.report.reading import read_runs
+    from phf.report.tables import list_measured
 
     with show_progress() as progress:
-        results = evaluate_runs(runs, config, step=step, force=force, progress=progress)
+        results = evaluate_runs(runs, config, step=step, force=force, say=say, progress=progress)
+    if as_json:
+        print_json(list_measured(read_runs(runs)))
+        return
     print_table(summary_table(runs))
     for line in summary_lines(runs):
         print(printable(line))
@@ -139,4 +159,4 @@ def evaluate(
     for reason in dict.fromkeys(reason for reason, _ in reasons):
         of = [run for other, run in reasons if other == reason]
         print(printable(f"not measured{'' if len(of) == len(runs) else ' of ' + ', '.join(of)}: {reason}"))
-    print(f"next: phf report {' '.join(map(str, runs))} -o report.html")
+    hint(f"next: phf report {' '.join(map(str, runs))} -o report.html")

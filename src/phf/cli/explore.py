@@ -5,10 +5,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, check_choice, examples
+from phf.cli.options import SETTINGS, Verbs, check_choice, examples
 from phf.terminal import say
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 
 @app.command(epilog=examples("phf explore corpus", "phf explore runs/conditional --labels labels.jsonl"))

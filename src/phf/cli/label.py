@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, Segments, check_choice, examples, segment_kind
+from phf.cli.options import SETTINGS, Segments, Verbs, check_choice, examples, segment_kind
 from phf.errors import PHFError
-from phf.terminal import printable, say
+from phf.terminal import hint, printable, say
 
 if TYPE_CHECKING:
     from phf.annotate.annotation import Annotation
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from phf.corpus.store import Corpus
     from phf.feedback.queue import Order
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 
 @app.command(
@@ -119,7 +119,7 @@ def label(
 
             label_in_terminal(session)
     print(f"{out}: {session.describe()}")
-    print(f"next: phf reward train {out} -o REWARD_MODEL")
+    hint(f"next: phf reward train {out} -o REWARD_MODEL")
 
 
 def _find_annotation(
@@ -168,4 +168,4 @@ def _import(
     print(
         f"{out}: {len(imported.rows):,} judgements from {imported.format}, question {printable(imported.question)}"
     )
-    print(f"next: phf reward train {out} -o REWARD_MODEL")
+    hint(f"next: phf reward train {out} -o REWARD_MODEL")

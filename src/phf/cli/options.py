@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.core import TyperCommand
 
 from phf.errors import PHFError
 from phf.files import to_path
-from phf.terminal import printable, say
+from phf.terminal import be_quiet, printable, say
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -37,7 +37,72 @@ CorpusFolder = Annotated[
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders made by 'phf train'.")]
 
 
-SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "add_completion": False}
+AsJSON = Annotated[
+    bool, typer.Option("--json", help="Every number as JSON on stdout, and nothing else there; for scripts.")
+]
+
+SETTINGS: dict[str, Any] = {
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Verb(TyperCommand):
+    """A command, which takes --quiet beside its own options."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The function's parameters, then --quiet and --help."""
+        *own, help_option = super().get_params(ctx)
+        return [*own, *_make_quiet(), help_option]
+
+
+class Verbs(typer.Typer):
+    """Commands of one file."""
+
+    def command(
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = Verb, **settings: Any
+    ) -> Callable[[Function], Function]:
+        """As typer's, of `Verb`s."""
+        return super().command(name, cls=cls, **settings)
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        help="Results and errors alone: no progress, remarks or hints.",
+        is_eager=True,
+        expose_value=False,
+        callback=lambda given: be_quiet() if given else None,
+    ),
+]
+
+
+def _make_quiet() -> list[Any]:
+    def function(quiet: Quiet = False) -> None: ...
+
+    return _read_parameters(function)
+
+
+def _read_parameters(function: Callable[..., None]) -> list[Any]:
+    """The parameters that typer makes of a function's."""
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return typer.main.get_command(app).params
+
+
+def print_json(value: object) -> None:
+    """A result on stdout, for scripts: dataclasses as objects, null for what is not known."""
+    import json
+
+    from phf.results import to_json
+
+    print(json.dumps(to_json(value), indent=1))
 
 
 def examples(*commands: str) -> str:
@@ -76,7 +141,7 @@ def segment_kind(text: str) -> "SegmentKind":
     return kind
 
 
-def derive_options(declare: Callable[[], "tuple[BaseModel, Mapping[str, str]]"]) -> type[TyperCommand]:
+def derive_options(declare: Callable[[], "tuple[BaseModel, Mapping[str, str]]"]) -> type[Verb]:
     """A command that has, beside its own options, one for each chosen setting of a config.
 
     Type, help and default come from the setting's field. The function finds in `Context.obj` what was given, nested as
@@ -87,7 +152,7 @@ def derive_options(declare: Callable[[], "tuple[BaseModel, Mapping[str, str]]"])
             called when the command is, so that `phf --help` imports no pydantic.
     """
 
-    class DerivedCommand(TyperCommand):
+    class DerivedCommand(Verb):
         def get_params(self, ctx: Any) -> list[Any]:
             """The function's arguments, the derived options, then its own."""
             own = super().get_params(ctx)
@@ -139,9 +204,7 @@ def _make_options(defaults: "BaseModel", options: Mapping[str, str]) -> list[Any
             )
         )
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    app = typer.Typer(add_completion=False)
-    app.command()(function)
-    return typer.main.get_command(app).params
+    return _read_parameters(function)
 
 
 def _name_parameter(key: str) -> str:

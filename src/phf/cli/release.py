@@ -1,14 +1,15 @@
 """Verbs for what leaves the machine: release (with verify and doses), push."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from phf.cli.options import SETTINGS, derive_options, examples
+from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, print_json
 from phf.errors import PHFError
-from phf.terminal import printable, say, show_progress
+from phf.terminal import complain, hint, printable, say, show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,7 +20,7 @@ class _ReleaseGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command in front where it was left out."""
-        if args and args[0] not in self.commands and args[0] != "--help":
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             args = ["make", *args]
         return super().parse_args(ctx, args)
 
@@ -29,8 +30,8 @@ class _ReleaseGroup(TyperGroup):
         self.format_commands(ctx, formatter)
 
 
-app = typer.Typer(**SETTINGS)
-release_app = typer.Typer(
+app = Verbs(**SETTINGS)
+release_app = Verbs(
     cls=_ReleaseGroup,
     help="Publish a run as a plain Hugging Face folder: phf release RUN -o DIR.",
     subcommand_metavar="RUN -o DIR | COMMAND ...",
@@ -75,6 +76,7 @@ def make(
     mle: Annotated[
         Path | None, typer.Option(metavar="RUN", help="The MLE run that the card's verdict compares with.")
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """What 'phf release RUN -o DIR' does: write a run's model as a plain Hugging Face folder."""
     from phf.api import release
@@ -87,7 +89,11 @@ def make(
             folder, out, methods, license=license, step=step, gguf=gguf, mle=mle, progress=progress
         )
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
-    print(f"{written}: {size / 1e6:,.1f} MB; next: phf release verify {written} --run {folder}")
+    if as_json:
+        print_json({"path": str(written), "num_bytes": size})
+    else:
+        print(f"{written}: {size / 1e6:,.1f} MB")
+        hint(f"next: phf release verify {written} --run {folder}")
     if license == "unknown":
         say("without --license the folder cannot be pushed")
 
@@ -102,19 +108,25 @@ def verify(
     ] = None,
     num_samples: Annotated[int, typer.Option(help="Texts drawn from release and run.", min=2)] = 256,
     seed: Annotated[int, typer.Option(help="Of these texts.", min=0)] = 0,
+    as_json: AsJSON = False,
 ) -> None:
     """Check a release: files, tokenizer, logits and text, by plain transformers in a process without phf."""
     from phf.api import verify_release
 
-    failed = 0
+    findings = []
     with show_progress() as progress:
         for check in verify_release(folder, run=run, num_samples=num_samples, seed=seed, progress=progress):
-            print(printable(f"{check.outcome:<9}  {check.name}: {check.detail}"), flush=True)
-            failed += check.outcome == "FAILED"
+            findings.append(check)
+            if not as_json:
+                print(printable(f"{check.outcome:<9}  {check.name}: {check.detail}"), flush=True)
+    failed = sum(check.outcome == "FAILED" for check in findings)
+    if as_json:
+        print_json(findings)
     if failed:
-        say(f"{folder}: {failed} {'check' if failed == 1 else 'checks'} failed")
+        complain(f"{folder}: {failed} {'check' if failed == 1 else 'checks'} failed")
         raise typer.Exit(1)
-    print(f"next: phf attack {folder}, then phf push {folder} USER/NAME")
+    if not as_json:
+        hint(f"next: phf attack {folder}, then phf push {folder} USER/NAME")
 
 
 def _declare_measures() -> "tuple[BaseModel, dict[str, str]]":
@@ -138,6 +150,7 @@ def doses(
         list[int] | None, typer.Option(help="Numbers of directions, repeatable; default: all doses.", min=0)
     ] = None,
     step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the last).", min=1)] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Measure every mode and capability before and after each dose of blocking and deleting."""
     from phf.attack.doses import measure_doses
@@ -160,9 +173,11 @@ def doses(
         result = measure_doses(run, judges, config, directions=directions, step=step, progress=progress)
     write_doses(out, result)
     figures = write_dose_figure(result, out)
-    print(
-        f"{out}, {', '.join(map(str, figures))}; next: phf release {folder} -o DIR --forget block:directions=N"
-    )
+    if as_json:
+        print_json(result)
+        return
+    print(f"{out}, {', '.join(map(str, figures))}")
+    hint(f"next: phf release {folder} -o DIR --forget block:directions=N")
 
 
 @app.command(epilog=examples("phf push release me/my-model", "phf push release me/my-model --yes --public"))
@@ -173,11 +188,17 @@ def push(
     yes: Annotated[
         bool, typer.Option("--yes", help="Upload; without it nothing leaves the machine.")
     ] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Upload a release to the Hugging Face Hub: a dry run unless --yes is given, private unless --public is."""
     from phf.release.push import plan_upload, push_release
 
     upload = plan_upload(folder, repo, is_public=public)
+    if as_json:
+        print_json(
+            {**asdict(upload), "folder": str(folder), "sent_to": push_release(upload) if yes else None}
+        )
+        return
     print("\n".join(upload.describe()))
     if not yes:
         print(f"nothing was sent; next: phf push {folder} {repo}{' --public' if public else ''} --yes")

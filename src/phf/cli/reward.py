@@ -6,23 +6,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phf.cli.options import SETTINGS, Segments, check_choice, examples, segment_kind, warn_of_rewards
+from phf.cli.options import (
+    SETTINGS,
+    AsJSON,
+    Segments,
+    Verbs,
+    check_choice,
+    examples,
+    print_json,
+    segment_kind,
+    warn_of_rewards,
+)
 from phf.errors import PHFError
 from phf.files import to_path
-from phf.terminal import make_table, print_table, printable, say, show_progress
+from phf.terminal import hint, make_table, print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from phf.reward_models.speed import CardStatus
     from phf.reward_training.check import RewardCheck
+    from phf.reward_training.evaluation import RewardEvaluation
 
-app = typer.Typer(help="Reward models.", epilog=examples("phf reward list"), **SETTINGS)
+app = Verbs(help="Reward models.", epilog=examples("phf reward list"), **SETTINGS)
 
 
 @app.command("list", epilog=examples("phf reward list"))
 def reward_list(
     measure: Annotated[bool, typer.Option("--measure", help="Measure the speeds again.")] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Every way to name a reward model: what a score means, how fast it is here, what it cannot see."""
     from rich.console import Group
@@ -31,9 +43,11 @@ def reward_list(
     from phf.reward_models.speed import describe_reward_models
 
     with show_progress() as progress:
-        parts = [
-            _lay_out_card(status) for status in describe_reward_models(measure=measure, progress=progress)
-        ]
+        statuses = list(describe_reward_models(measure=measure, progress=progress))
+    if as_json:
+        print_json(statuses)
+        return
+    parts = [_lay_out_card(status) for status in statuses]
     parts += [
         _lay_out(form.form, {"score": form.description, "blind to": form.blind_spots}) for form in FORMS
     ]
@@ -56,12 +70,9 @@ def reward_check(
         float | None, typer.Option(help="Toxic is what scores above it; default: the judge's own.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the checks, as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every number as JSON.")] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Say how often a toxicity judge calls harmless sentences toxic: by group of people, negated, quoted; and what it misses."""
-    import json
-
-    from phf.results import to_json
     from phf.reward_models import load_reward_model
     from phf.reward_training.check import check_reward_model, keep_check, write_checks
 
@@ -74,7 +85,7 @@ def reward_check(
     if out is not None:
         write_checks(out, checks)
     if as_json:
-        print(json.dumps(to_json(checks), indent=1))
+        print_json(checks)
         return
     for check in checks:
         _print_check(check)
@@ -140,9 +151,9 @@ def reward_train(
     ] = None,
     seed: Seed = 0,
     name: Name = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Train a reward model from human feedback, and measure it on feedback held out."""
-    from phf.report.reward_page import summarise_reward_model, write_reward_page
     from phf.reward_training.counterfactual import read_terms
     from phf.reward_training.labels import describe_bad_rows, read_labels
     from phf.reward_training.train import train_reward_model
@@ -168,8 +179,7 @@ def reward_train(
             name=name,
             progress=progress,
         )
-    print("\n".join(map(printable, summarise_reward_model(evaluation))))
-    print(f"{write_reward_page(out)}; next: phf annotate CORPUS --reward-model {out}")
+    _print_evaluation(evaluation, out, "CORPUS", as_json=as_json)
 
 
 @app.command(
@@ -194,11 +204,11 @@ def reward_distill(
     ] = "124M",
     seed: Seed = 0,
     name: Name = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Train a fast student of a slow reward model, and say how far the two agree and what annotating costs."""
     from phf.corpus.store import Corpus
     from phf.curate.sample import sample_documents
-    from phf.report.reward_page import summarise_reward_model, write_reward_page
     from phf.reward_models import load_reward_model
     from phf.reward_training.distill import distill_reward_model
 
@@ -222,8 +232,19 @@ def reward_distill(
             name=name,
             progress=progress,
         )
+    _print_evaluation(evaluation, out, f"{corpus} --segments {kind}", as_json=as_json)
+
+
+def _print_evaluation(evaluation: "RewardEvaluation", out: Path, corpus: str, *, as_json: bool) -> None:
+    from phf.report.reward_page import summarise_reward_model, write_reward_page
+
+    page = write_reward_page(out)
+    if as_json:
+        print_json(evaluation)
+        return
     print("\n".join(map(printable, summarise_reward_model(evaluation))))
-    print(f"{write_reward_page(out)}; next: phf annotate {corpus} --reward-model {out} --segments {kind}")
+    print(page)
+    hint(f"next: phf annotate {corpus} --reward-model {out}")
 
 
 def _parse_size(text: str) -> float:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from phf.cli.options import SETTINGS, Runs, examples
+from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
 from phf.errors import PHFError
-from phf.terminal import print_table, say, show_progress
+from phf.terminal import complain, hint, print_table, say, show_progress
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 
 @app.command(
@@ -57,6 +57,7 @@ def train(
         float | None,
         typer.Option(help="With --dry-run: share of the peak assumed (0.4; CPU 0.1).", min=0.01, max=1),
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Train a model with an objective that uses the scores."""
     from phf.config.recipes import describe_recipe, list_recipes
@@ -83,15 +84,24 @@ def train(
     from phf.train.start import load_start_config, parse_place
 
     if dry_run:
+        from phf.results import encode
         from phf.train.plan import plan_run
 
         if resume is not None:
             raise PHFError("--dry-run sizes up a new run; give its RECIPE instead of --resume")
         config = load_start_config(recipe, overrides, init, reset_optimizer=reset_optimizer)
         plan = plan_run(config, gpu=gpu, num_ranks=processes, mfu=mfu)
-        if recipe in list_recipes():
-            print(f"{describe_recipe(recipe)}\n")
-        print("\n".join(plan.describe()))
+        if as_json:
+            totals = {
+                "num_tokens": plan.num_tokens,
+                "seconds": plan.seconds,
+                "memory_bytes": plan.memory.total,
+            }
+            print_json({**encode(plan), **totals})
+        else:
+            if recipe in list_recipes():
+                print(f"{describe_recipe(recipe)}\n")
+            print("\n".join(plan.describe()))
         return
 
     from phf.train import loop
@@ -108,13 +118,20 @@ def train(
                 config = load_start_config(recipe, overrides, init, reset_optimizer=reset_optimizer)
                 run = loop.train(config, out, say=say, progress=progress)
         except Stopped as stopped:
-            say(str(stopped))
+            complain(str(stopped))
             sys.exit(stopped.exit_code)
         except RankLostError as error:
-            say(f"error: {error}")
+            complain(f"error: {error}")
             os._exit(2)  # an ordinary exit may wait for threads that wait for the lost process
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks for all
-        print(f"{run.folder}: step {run.num_steps}; next: phf evaluate {run.folder}")
+        if as_json:
+            last = next(
+                (line for line in reversed(list(run.read_metrics())) if line["kind"] == "validation"), None
+            )
+            print_json({"run": str(run.folder), "step": run.num_steps, "validation": last})
+            return
+        print(f"{run.folder}: step {run.num_steps}")
+        hint(f"next: phf evaluate {run.folder}")
 
 
 @app.command(epilog=examples("phf report runs/mle runs/conditional -o report.html"))
@@ -143,6 +160,7 @@ def demo(
         int | None, typer.Option(help="Training budget in tokens (default: the recipe's).", min=1)
     ] = None,
     num_samples: Annotated[int, typer.Option(help="Samples per mode.", min=1)] = 512,
+    as_json: AsJSON = False,
 ) -> None:
     """From raw text to a measured comparison: corpus, annotation, tokens, training, evaluation, report. Resumable."""
     from phf.demo import run_demo
@@ -158,5 +176,8 @@ def demo(
             say=say,
             progress=progress,
         )
+    if as_json:
+        print(result.summary.read_text(encoding="utf-8"), end="")
+        return
     print_table(result.table)
     print(f"summary: {result.summary}\npage:    {result.page}")

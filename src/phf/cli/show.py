@@ -1,6 +1,5 @@
 """Verbs that look at runs in the terminal, finished and evaluated or not: show, compare. Everything fits 80 columns."""
 
-import json
 import math
 import textwrap
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from phf.cli.options import SETTINGS, Runs, examples
+from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
 from phf.errors import PHFError
-from phf.terminal import make_table, print_table, printable, table_width
+from phf.terminal import hint, make_table, print_table, printable, table_width
 
 if TYPE_CHECKING:
     from phf.report.reading import RunFolder
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from phf.report.verdict import Group
     from phf.results import Judge, Measure
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKLINE = 32
@@ -31,7 +30,6 @@ _MAX_COLUMNS = 3
 
 
 All = Annotated[bool, typer.Option("--all", help="Every number, not the headlines alone.")]
-AsJSON = Annotated[bool, typer.Option("--json", help="Every number as JSON, a row each, for scripts.")]
 
 
 @app.command(epilog=examples("phf show runs/conditional"))
@@ -48,7 +46,7 @@ def show(
 
     (run,) = read_runs([folder], must_be_evaluated=False)
     if as_json:
-        print(json.dumps(list_measured([run]), indent=1))
+        print_json(list_measured([run]))
         return
     state = "finished" if run.is_finished else "not finished"
     print(f"{printable(run.label)}: {printable(run.objective)}, seed {_show_value(run.seed)}, {state}")
@@ -59,7 +57,7 @@ def show(
         _print_measures(Group(run.label, (run,)), everything)
         for line in list_steering_lines(run):
             print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
-    print(f"next: {printable(_name_next(run))}")
+    hint(f"next: {printable(_name_next(run))}")
 
 
 @app.command(epilog=examples("phf compare runs/mle runs/conditional"))
@@ -76,7 +74,7 @@ def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> Non
     folders = read_runs(runs, must_be_evaluated=False)
     evaluated = [run for run in folders if run.evaluation]
     if as_json:
-        print(json.dumps(list_measured(evaluated), indent=1))
+        print_json(list_measured(evaluated))
         return
     _print_settings(folders)
     if evaluated:
@@ -91,7 +89,7 @@ def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> Non
         if not run.evaluation:
             print(f"{printable(run.label)} is not evaluated; next: {printable(_name_next(run))}")
     if len(evaluated) == len(folders):
-        print(f"next: phf report {' '.join(printable(str(run)) for run in runs)} -o report.html")
+        hint(f"next: phf report {' '.join(printable(str(run)) for run in runs)} -o report.html")
 
 
 def _describe(run: "RunFolder") -> list[tuple[str, str]]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.markup import escape
 
-from phf.cli.options import SETTINGS, check_choice, examples
-from phf.terminal import print_table, printable, say, show_progress
+from phf.cli.options import SETTINGS, AsJSON, Verbs, check_choice, examples, print_json
+from phf.terminal import complain, hint, print_table, printable, say, show_progress
 
 if TYPE_CHECKING:
     from phf.records import Estimate
+    from phf.train.sweep import PooledRuns
 
-app = typer.Typer(**SETTINGS)
+app = Verbs(**SETTINGS)
 
 
 @app.command(
@@ -37,14 +38,13 @@ def sweep(
             "time limit is 5 minutes) or ray (one task a run, on all of the cluster)."
         ),
     ] = "local",
+    as_json: AsJSON = False,
 ) -> None:
     """Train every run of a grid over shared annotations and tokens. Resumable; failed runs are listed, not fatal.
 
     An option that only some objectives have goes with the kind, as in the second example.
     """
-    from rich.table import Table
-
-    from phf.train.sweep import LOSSES, Launcher, run_sweep, summarize
+    from phf.train.sweep import Launcher, run_sweep, summarize
 
     kind = check_choice("launcher", launcher, get_args(Launcher))
     with show_progress() as progress:
@@ -57,20 +57,33 @@ def sweep(
             say=lambda line: say(printable(line)),
             progress=progress,
         )
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    rows = summarize(outcomes)
+    if as_json:
+        print_json({"runs": [str(outcome.cell.folder) for outcome in outcomes], "settings": rows})
+    else:
+        _print_losses(rows)
+    for outcome in failed:
+        complain(f"failed: {outcome.cell.folder.name}: {printable(str(outcome.failure))}")
+    if failed:
+        sys.exit(1)
+    if not as_json:
+        hint(f"next: phf evaluate {' '.join(str(outcome.cell.folder) for outcome in outcomes)}")
+
+
+def _print_losses(rows: "list[PooledRuns]") -> None:
+    from rich.table import Table
+
+    from phf.train.sweep import LOSSES
+
     table = Table(title="Validation NLL a token at the end, in nats (95 % interval over seeds)")
     for column in ("run", "finished", *LOSSES):
         table.add_column(column)
-    for row in summarize(outcomes):
+    for row in rows:
         name = " ".join(row.overrides) or "all seeds"
         losses = [_format(row.losses[loss]) for loss in LOSSES]
         table.add_row(escape(name), f"{row.num_finished} of {row.num_finished + row.num_failed}", *losses)
     print_table(table)
-    failed = [outcome for outcome in outcomes if outcome.failure is not None]
-    for outcome in failed:
-        say(f"failed: {outcome.cell.folder.name}: {printable(str(outcome.failure))}")
-    if failed:
-        sys.exit(1)
-    print(f"next: phf evaluate {' '.join(str(outcome.cell.folder) for outcome in outcomes)}")
 
 
 def _format(estimate: "Estimate") -> str:

@@ -82,7 +82,7 @@ def find_package(module: str) -> Path:
     return Path(spec.origin).parent
 
 
-SPEEDS, REFERENCES = CACHED = ("speeds", "references")
+SPEEDS, REFERENCES, CHECKS = CACHED = ("speeds", "references", "checks")
 """Folders of the cache beside those of converted models."""
 
 

@@ -30,7 +30,7 @@ from phf.results import (
     to_json,
     write_versioned,
 )
-from phf.reward_models.convert import cache_folder
+from phf.reward_models.convert import CHECKS, cache_folder
 from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
 from phf.reward_training.measures import measure_auroc
@@ -376,4 +376,4 @@ def _read_shipped() -> dict[str, RewardCheck]:
 
 
 def _cache_path(slug: str) -> Path:
-    return cache_folder() / "checks" / f"{hash_json([slug, hash_probes()])[:8]}.json"
+    return cache_folder() / CHECKS / f"{hash_json([slug, hash_probes()])[:8]}.json"
