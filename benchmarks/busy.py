@@ -21,7 +21,7 @@ from phf.processes import count_cores, run_side_by_side
 BURN = "while True: pass"
 
 
-def train_for(corpus: str, folder: str, steps: int, kind: str, *, say, progress) -> None:  # noqa: ANN001
+def train_for(corpus: str, folder: str, steps: int, kind: str, *, say, progress) -> None:
     """Train some steps; says the seconds of all but the first ten."""
     from phf.train import loop
 
