@@ -58,6 +58,7 @@ class FakeSubject:
 
     def __init__(self, config) -> None:
         self.config = config
+        self.progress = None
 
 
 def make_metric(name: str, **options) -> Metric:

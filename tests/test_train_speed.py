@@ -75,11 +75,11 @@ def test_a_compiler_that_fails_says_how_to_go_on_and_the_run_does(small_config, 
     config, compute, steps = small_config("compile=on"), lm.nll_of_hidden, []
     monkeypatch.setenv("CXX", sys.executable)
 
-    def fail(model, hidden, targets, *exact):
+    def fail(model, hidden, targets, **exact):
         steps.extend([0] if hidden.requires_grad else [])
         if len(steps) > loop.COMPILE_FROM_STEP:
             raise InternalTorchDynamoError("no compiler\nat all")
-        return compute(model, hidden, targets, *exact)
+        return compute(model, hidden, targets, **exact)
 
     monkeypatch.setattr(lm, "nll_of_hidden", fail)
     with pytest.raises(
@@ -99,12 +99,12 @@ def test_a_compiler_that_nobody_asked_for_may_fail(small_config, tmp_path, monke
     eager = train(small_config("compile=off"), tmp_path / "eager")
     compute, steps = lm.nll_of_hidden, []
 
-    def fail(model, hidden, targets, *exact):
+    def fail(model, hidden, targets, **exact):
         if lm.is_compiled(model) and hidden.requires_grad:
             steps.append(0)
             if len(steps) > loop.COMPILE_FROM_STEP:
                 raise InternalTorchDynamoError("no compiler")
-        return compute(model, hidden, targets, *exact)
+        return compute(model, hidden, targets, **exact)
 
     monkeypatch.setattr(loop, "COMPILE_FLOPS", 1)
     monkeypatch.setenv("CXX", sys.executable)

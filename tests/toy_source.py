@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fake_tokens import FakeTokens
+from transformers import PreTrainedModel
 
 from phf.config.objectives import (
     AWR,
@@ -203,7 +204,7 @@ def kl(target: np.ndarray, log_model: np.ndarray) -> float:
     return float(np.sum(target[is_in] * (np.log(target[is_in]) - log_model[is_in])))
 
 
-def in_mode(model: lm.PreTrainedModel, config: ObjectiveConfig, mode: str) -> tuple[lm.PreTrainedModel, str]:
+def in_mode(model: PreTrainedModel, config: ObjectiveConfig, mode: str) -> tuple[PreTrainedModel, str]:
     """The model and the mode to read it in: an additive objective's mode is folded into the weights."""
     conditions = label_conditions(config)
     if conditions is None:
@@ -213,7 +214,7 @@ def in_mode(model: lm.PreTrainedModel, config: ObjectiveConfig, mode: str) -> tu
 
 
 @torch.no_grad()
-def log_probabilities(model: lm.PreTrainedModel, source: ToySource, mode: str = "none") -> np.ndarray:
+def log_probabilities(model: PreTrainedModel, source: ToySource, mode: str = "none") -> np.ndarray:
     """log p of every document as a page (see `lay_out`), in nats. Control tokens' own probability is left out, and the
     probabilities of the rest are those without them."""
     rows = [lay_out(document, mode) for document in source.documents]
@@ -232,7 +233,7 @@ def log_probabilities(model: lm.PreTrainedModel, source: ToySource, mode: str = 
 
 def train(
     source: ToySource, objective: Objective, num_steps: int, *, seed: int = 0, look_every: int = 0
-) -> Iterator[tuple[int, lm.PreTrainedModel]]:
+) -> Iterator[tuple[int, PreTrainedModel]]:
     """Train a two-layer model with the project's own blocks, loss, optimizer and schedule; yields it now and then."""
     config = OptimConfig(learning_rate=4e-3, batch_blocks=32, weight_decay=0.0, final_fraction=0.0)
     model = lm.create_model(

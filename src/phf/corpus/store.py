@@ -60,12 +60,8 @@ def read_manifest(path: Path, remedy: str) -> Any:
         PHFError: it is missing, damaged (any changed value counts) or of another format version.
     """
     value = read_json(path)
-    content = (
-        {key: item for key, item in value.items() if key != "manifest_hash"}
-        if isinstance(value, dict)
-        else {}
-    )
-    if not content or value.get("manifest_hash") != hash_json(content):
+    content = dict(value) if isinstance(value, dict) else {}
+    if content.pop("manifest_hash", None) != hash_json(content) or not content:
         raise PHFError(f"{path} is damaged: its content does not have the hash it names; {remedy}")
     if content["format_version"] != FORMAT_VERSION:
         raise PHFError(
@@ -309,39 +305,16 @@ def write_corpus(
 ) -> Corpus:
     """As `build_corpus`, from rows: pairs of a source's name, for the manifest, and its rows.
 
-    A corpus on object storage is built in a temporary folder on the local disk, then copied, its manifest last.
-
     Args:
         imported_ends: keep each row's `ends`: the segments `imported` of the new corpus.
         remedy: what to do about a source that is empty or half bad, which is then an error.
     """
     out = to_path(out)
-    local = find_local(out)
     if not 0 <= validation_fraction < 1:
         raise PHFError(f"validation_fraction {validation_fraction} must be at least 0 and below 1")
     if max_documents is not None and max_documents < 1:
         raise PHFError(f"max_documents {max_documents} must be at least 1")
-    if local is None:
-        refuse_filled(out)  # before any work
-        with tempfile.TemporaryDirectory(prefix="phf-") as temporary:
-            built = write_corpus(
-                opened,
-                Path(temporary) / "corpus",
-                text_field=text_field,
-                validation_fraction=validation_fraction,
-                bytes_per_shard=bytes_per_shard,
-                bytes_per_group=bytes_per_group,
-                imported_ends=imported_ends,
-                max_documents=max_documents,
-                remedy=remedy,
-                progress=progress,
-            )
-            # The manifest goes last: it makes what is there a corpus.
-            files = [path for path in sorted(built.path.rglob("*")) if path.is_file()]
-            for path in sorted(files, key=lambda path: path.name == "manifest.json"):
-                upload(path, out / path.relative_to(built.path).as_posix())
-        return Corpus.open(out)
-    with create_folder(local, "building") as folder:
+    with _create_place(out) as folder:
         (folder / "documents").mkdir()
         schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
         builder = _Builder(
@@ -351,6 +324,24 @@ def write_corpus(
             builder.add_source(spec, rows, remedy)
         builder.finish(text_field)
     return Corpus.open(out)
+
+
+@contextmanager
+def _create_place(out: Path) -> Iterator[Path]:
+    """The folder to build a corpus in. What goes to object storage is built on the local disk, then copied: its manifest last,
+    which makes it a corpus there.
+    """
+    if (local := find_local(out)) is not None:
+        with create_folder(local, "building") as folder:
+            yield folder
+        return
+    refuse_filled(out)  # before any work
+    with tempfile.TemporaryDirectory(prefix="phf-") as temporary:
+        built = Path(temporary)
+        yield built
+        files = [path for path in sorted(built.rglob("*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == "manifest.json"):
+            upload(path, out / path.relative_to(built).as_posix())
 
 
 @dataclass
@@ -487,9 +478,8 @@ class _Builder:
             return
         self.writer.close()
         self.writer = None
-        sha256 = hash_file(self.folder / self._shard_file)
         sizes = {f"num_{name}": count for name, count in self.shard_counts.items()}
-        self.shards.append(ShardEntry(self._shard_file, sha256, **sizes))
+        self.shards.append(ShardEntry(self._shard_file, hash_file(self.folder / self._shard_file), **sizes))
         self.shard_counts = _no_sizes()
 
     def finish(self, text_field: str | None) -> None:

@@ -48,12 +48,10 @@ def tokenize(
     often the work was stopped.
 
     Args:
-        corpus: what to tokenize: it, or its folder.
         spec: `train:N` (byte-level BPE with N ids, trained on the training split), a folder, or a Hub id.
         segments: where segments end; a token that straddles an end is split, no other.
         workers: row groups of a shard in work at a time, beside the threads of `tokenizers`; by default one per core.
         training_bytes: text that `train:N` is trained on at most.
-        progress: called with (description, documents done, documents in all).
 
     Raises:
         PHFError: the tokenizer cannot be had or loses text; the corpus or an earlier cache is damaged.
