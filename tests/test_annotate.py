@@ -18,7 +18,6 @@ from phf.annotate import annotation as annotation_module
 from phf.annotate import scorer as scorer_module
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.annotate.annotation import ANNOTATION_SCHEMA
-from phf.annotate.plan import plan_annotation
 from phf.corpus.segment import hash_segment_ends, segment_ends
 from phf.corpus.store import Corpus, build_corpus, lock_folder, read_manifest, write_manifest
 from phf.errors import PHFError
@@ -26,7 +25,6 @@ from phf.files import hash_file
 from phf.records import Identity
 from phf.reward_models import SegmentRewardModel, Unscored, load_reward_model, score_documents
 from phf.reward_models.scoring import score_segments
-from phf.terminal import format_duration
 
 
 class Fake:
@@ -483,25 +481,3 @@ def test_a_killed_worker_is_one_line(corpus, tmp_path):
     assert process.returncode == 1
     assert "PHFError: a worker process was killed" in errors.decode().splitlines()[-1]
     finish_slow(script, corpus)
-
-
-def test_a_plan_scores_a_sample_and_says_what_the_whole_would_take(corpus, use, capsys):
-    class Slow(Fake):
-        def score(self, document, ends):
-            time.sleep(0.002)
-            return super().score(document, ends)
-
-    use(model := Slow())
-    plan = plan_annotation(corpus, "fake", "lines", workers=2, seconds=0.05)
-    assert not (corpus.path / "annotations").exists(), "nothing is written"
-    assert 0 < plan.sample_documents < plan.num_documents == 201
-    assert model.num_segments == plan.sample_segments + 1, "and a first text, that the rate leaves out"
-    whole = plan.seconds * plan.num_documents / plan.sample_documents / 2
-    assert any(f"about {format_duration(whole)} by 2 workers" in line for line in plan.describe())
-    everything = plan_annotation(corpus, "fake", "lines", workers=1, seconds=60)
-    assert everything.sample_documents == everything.num_documents
-    assert everything.sample_bytes == everything.num_bytes
-    written = annotate(corpus, "fake", "lines", workers=1).path
-    assert everything.file_bytes == pytest.approx(
-        sum(f.stat().st_size for f in written.glob("*.parquet")), rel=0.7
-    )
