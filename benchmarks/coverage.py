@@ -2,6 +2,7 @@
 
     python benchmarks/coverage.py maximum --trials 1000
     python benchmarks/coverage.py calibration --trials 1000
+    python benchmarks/coverage.py ratings --trials 1000     # the calibration error of scores against numbers, alone and in clusters
 
 A row per case: how often the interval holds the truth, how often the truth lies below and above it, and how often an end is refused
 (an interval without an end is open there).
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-from phf.evaluate.measures.calibration import estimate_error, find_error
+from phf.calibration import estimate_error, find_error
 from phf.intervals import expected_max
 from phf.records import Estimate
 
@@ -107,6 +108,24 @@ def simulate_calibration(trials: int, sizes: tuple[int, ...] = (300, 600)) -> No
                 print(f"{num:5} segments  {name:11} {kind:18} {describe(found, truth)}{chance}", flush=True)
 
 
+def simulate_ratings(trials: int, num: int = 600) -> None:
+    """Coverage of the calibration error where people give numbers (the mean of three verdicts), alone and five to a document."""
+    for name, draw in list_posteriors().items():
+        for kind, say in list_truths().items():
+            many = draw(np.random.default_rng(0), 1_000_000)
+            truth = find_error(many, say(many))
+            for size in (1, 5):
+                found = []
+                for trial in range(trials):
+                    rng = np.random.default_rng([trial, size])
+                    scores, of = draw(rng, num), np.arange(num) // size
+                    # One uniform per document in the three of each segment: their errors hang together.
+                    uniforms = np.stack([rng.random(num), rng.random(num), rng.random(num // size)[of]])
+                    ratings = (uniforms < say(scores)).mean(axis=0)
+                    found.append(estimate_error(scores, ratings, 300, trial, of if size > 1 else None)[0])
+                print(f"{num:5} in {size}s  {name:11} {kind:18} {describe(found, truth)}", flush=True)
+
+
 def describe(found: list[Estimate], truth: float) -> str:
     """`truth .398: .952 hold it, .021 lie above, .027 below; no low end .000, no high end .010`."""
     above = np.mean([one.low > truth for one in found])
@@ -124,10 +143,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["maximum", "calibration"])
+    parser.add_argument("what", choices=["maximum", "calibration", "ratings"])
     parser.add_argument("--trials", type=int, default=1000)
     args = parser.parse_args()
-    {"maximum": simulate_maximum, "calibration": simulate_calibration}[args.what](args.trials)
+    simulate = {"maximum": simulate_maximum, "calibration": simulate_calibration, "ratings": simulate_ratings}
+    simulate[args.what](args.trials)
 
 
 if __name__ == "__main__":

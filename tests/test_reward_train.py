@@ -194,11 +194,13 @@ def test_measures_are_those_of_the_libraries():
     assert measure_auroc(scores, bad, seed=0).mean == pytest.approx(roc_auc_score(bad, scores))
     other = (scores + rng.random(500)).round(1)
     assert measure_spearman(scores, other, seed=0).mean == pytest.approx(spearmanr(scores, other).statistic)
-    halves = [0, 1] * 5
+    halves = [0, 1] * 50
     error = measure_calibration_error(
-        [0.05] * 10 + [0.95] * 10, halves * 2, seed=0
+        [0.05] * 100 + [0.95] * 100, halves * 2, seed=0
     )  # too low here, too high there
-    assert error.mean == pytest.approx(0.45)
+    assert error.mean == pytest.approx(0.45, abs=0.01)
+    right = measure_calibration_error(scores, bad, seed=0)
+    assert right.low == 0, "what chance adds is taken off"
     assert np.isnan(measure_auroc(scores, np.zeros(500), seed=0).mean)
     assert measure_auroc([], [], seed=0).count == 0
     bins = list_reliability([0.0, 0.04, 1.0], [0, 1, 1])

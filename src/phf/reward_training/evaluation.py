@@ -54,8 +54,8 @@ DOCUMENTS_CHANGED = Measure(
 )
 CALIBRATION_ERROR = Measure(
     "calibration_error",
-    "calibration error (ECE)",
-    note="mean distance of score and share of bad texts, in ten bins; 0 is perfect, noise alone is above it",
+    "calibration error",
+    note="how far scores lie from the share of bad texts: root mean square over ten bins, freed of what chance adds; 0 is perfect",
 )
 RELIABILITY = Measure("reliability", "share of bad texts", lower_is_better=None, at="mean score of the bin")
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from phf.calibration import estimate_error, find_bins
 from phf.intervals import wilson
 from phf.records import Estimate
 
 NUM_BOOTSTRAP = 1000
-NUM_BINS = 10
+NUM_DRAWS = 300
+"""Simulated errors of each size."""
 
 _Values = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
@@ -71,18 +73,15 @@ def _rank(weights: _Values, places: _Integers, num: int) -> _Values:
 def measure_calibration_error(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, seed: int, clusters: npt.ArrayLike | None = None
 ) -> Estimate:
-    """Expected calibration error (Guo et al. 2017): the mean distance of score and target over ten equal bins of score.
-
-    Noise alone makes it larger than 0: compare it with its interval, and with the reliability of the bins.
-    """
+    """Calibration error over ten equal bins of score, freed of what chance adds (`phf.calibration`). NaN without values."""
     predicted, actual = np.asarray(scores, np.float64), np.asarray(targets, np.float64)
-    places = _find_bins(predicted)
-
-    def error(weights: _Values) -> float:
-        gaps = np.bincount(places, weights * (predicted - actual), NUM_BINS)
-        return float(np.abs(gaps).sum() / weights.sum())
-
-    return estimate(error, len(places), seed=seed, clusters=clusters)
+    if len(predicted) == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    is_verdict = np.isin(actual, (0, 1)).all()
+    error, _, _ = estimate_error(
+        predicted, actual.astype(bool) if is_verdict else actual, NUM_DRAWS, seed, clusters
+    )
+    return error
 
 
 def measure_share(flags: npt.ArrayLike, *, seed: int, clusters: npt.ArrayLike | None = None) -> Estimate:
@@ -101,7 +100,7 @@ def list_reliability(scores: npt.ArrayLike, targets: npt.ArrayLike) -> list[tupl
     The interval is Wilson's, which for targets that are probabilities themselves is too wide.
     """
     predicted, actual = np.asarray(scores, np.float64), np.asarray(targets, np.float64)
-    places = _find_bins(predicted)
+    places = find_bins(predicted)
     bins = []
     for place in np.unique(places):
         inside = places == place
@@ -110,11 +109,6 @@ def list_reliability(scores: npt.ArrayLike, targets: npt.ArrayLike) -> list[tupl
         target = Estimate(share, min(interval.low, share), max(interval.high, share), num)
         bins.append((float(predicted[inside].mean()), target))
     return bins
-
-
-def _find_bins(scores: _Values) -> _Integers:
-    places: _Integers = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return places
 
 
 def estimate(

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from phf.calibration import NUM_BINS, estimate_error, find_bins
 from phf.control import ControlTokens
 from phf.evaluate.metric import Measured, Metric, bare
 from phf.evaluate.pages import Labeller, Page, PageReader, choose_segments, segment_nll
-from phf.intervals import CONFIDENCE, wilson
+from phf.intervals import wilson
 from phf.records import BAD, GOOD, NO_LABEL, Estimate, Number
 from phf.results import MISSING, Measure, Measurement
 
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from phf.evaluate.subject import Subject
-
-NUM_BINS = 10
-_NUM_DISTANCES = 17
-"""Known errors that are simulated; what lies between them is interpolated."""
-
-_Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +120,7 @@ def summarise_calibration(
     """Calibration error and reliability diagram over ten bins of equal width (Guo et al. 2017)."""
     if len(posteriors) == 0:
         return Calibration(MISSING, np.nan, (np.nan, np.nan), ())
-    places = _find_bins(posteriors)
+    places = find_bins(posteriors)
     bins = tuple(
         PosteriorBin(
             float(posteriors[places == place].mean()), wilson(int(is_good[places == place].sum()), int(count))
@@ -134,68 +129,6 @@ def summarise_calibration(
         if count > 0
     )
     return Calibration(*estimate_error(posteriors, is_good, num_bootstrap, seed), bins)
-
-
-def estimate_error(
-    posteriors: npt.NDArray[np.float64], is_good: npt.NDArray[np.bool_], num_draws: int, seed: int
-) -> tuple[Estimate, float, tuple[float, float]]:
-    """The calibration error, debiased; as it is found; and what an exactly right posterior would give.
-
-    The plain error is that of chance and of the model together, and a bootstrap doubles chance instead of removing it. So
-    posteriors of known errors are made, on the line from exactly right through the found gaps of the bins, and judges are
-    simulated for each. The estimate is the error whose median plain error is the one found; its interval holds the errors
-    under which it would lie as near to them as 95 of 100 such estimates do (0 where chance alone would do it). The root
-    mean square is what chance enters alike wherever the gaps lie; the mean distance is not.
-    """
-    num, rng = len(posteriors), np.random.default_rng(seed)
-    places, plain = _find_bins(posteriors), find_error(posteriors, is_good)
-    gaps = _sum_bins(places, 1, posteriors - is_good)[0] / np.maximum(_sum_bins(places, 1)[0], 1)
-    direction = gaps[places] / max(plain, 1e-12)
-    rows, uniforms = rng.integers(num, size=(num_draws, num)), rng.random((num_draws, num))
-    bins = places[rows] + NUM_BINS * np.arange(num_draws)[:, None]
-    counts, promised = _sum_bins(bins, num_draws), _sum_bins(bins, num_draws, posteriors[rows])
-
-    def simulate(distance: float) -> tuple[float, _Floats]:
-        """The true error of posteriors that are so far off, and plain errors that judges would find."""
-        shares = np.clip(posteriors - distance * direction, 0, 1)
-        num_good = _sum_bins(bins[uniforms < shares[rows]], num_draws)
-        return find_error(posteriors, shares), _root_mean_square(promised - num_good, counts)
-
-    _, by_chance = simulate(0.0)
-    simulated = [simulate(distance) for distance in np.linspace(0, plain + by_chance.max(), _NUM_DISTANCES)]
-    truths, found = np.array([truth for truth, _ in simulated]), np.array([errors for _, errors in simulated])
-    medians = np.maximum.accumulate(np.median(found, axis=1))
-    reach = np.quantile(np.abs(np.interp(found, medians, truths) - truths[:, None]), CONFIDENCE, axis=1)
-    mean = float(np.interp(plain, medians, truths))
-    errors = np.linspace(0, truths[-1], 1001)
-    held = np.append(errors[np.abs(errors - mean) <= np.interp(errors, truths, reach)], mean)
-    high = float(held.max()) if held.max() < truths[-1] else np.nan  # nothing so far off was ruled out
-    least, most = np.quantile(by_chance, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(mean, float(held.min()), high, num), plain, (float(least), float(most))
-
-
-def find_error(posteriors: _Floats, is_good: npt.NDArray[np.bool_] | _Floats) -> float:
-    """The plain calibration error, chance included; of shares in the place of verdicts the true one."""
-    places = _find_bins(posteriors)
-    return float(_root_mean_square(_sum_bins(places, 1, posteriors - is_good), _sum_bins(places, 1))[0])
-
-
-def _find_bins(posteriors: _Floats) -> npt.NDArray[np.int64]:
-    places: npt.NDArray[np.int64] = np.minimum((posteriors * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return places
-
-
-def _sum_bins(bins: npt.NDArray[np.int64], num_draws: int, values: _Floats | None = None) -> _Floats:
-    """The sum of values in each bin, or how many there are: float64 [draws, bins]; the bins of a draw follow those before."""
-    weights = None if values is None else values.ravel()
-    sums = np.bincount(bins.ravel(), weights, minlength=num_draws * NUM_BINS)
-    return sums.reshape(num_draws, NUM_BINS).astype(np.float64)
-
-
-def _root_mean_square(gaps: _Floats, counts: _Floats) -> _Floats:
-    """Root of the mean over segments of the squared mean gap of their bin: sums of gaps, counts [draws, bins] -> [draws]."""
-    errors: _Floats = np.sqrt((gaps**2 / np.maximum(counts, 1)).sum(axis=1) / counts.sum(axis=1))
-    return errors
 
 
 def measure_subject(subject: "Subject") -> Measured:
