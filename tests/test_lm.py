@@ -11,6 +11,7 @@ from phf.config.train import ModelConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
 from phf.model import lm
+from phf.model.probes import check_model
 
 CONTROL = ControlTokens(end=509, good=510, bad=511)
 
@@ -119,8 +120,8 @@ def test_a_head_that_changes_logits_elsewhere_is_refused():
 
     model = Scaled(small_model().config)
     with pytest.raises(PHFError, match="Scaled changes its logits"):
-        lm.check_head(model)
-    lm.check_head(small_model())
+        check_model(model)
+    check_model(small_model())
 
 
 def test_control_tokens_start_at_the_mean_embedding_plus_small_noise(tmp_path):
@@ -216,7 +217,7 @@ def test_a_folded_model_has_the_logits_of_the_conditioned_one(make, condition):
     with torch.no_grad():
         expected = lm.head_logits(model, lm.hidden_states(model, ids, positions, conditions, control))
         torch.testing.assert_close(folded(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
-    lm.check_head(folded)
+    check_model(folded)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert folded.get_output_embeddings().weight is not folded.get_input_embeddings().weight
     assert not folded.config.tie_word_embeddings, "else a reader of the folder may tie them again"

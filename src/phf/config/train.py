@@ -38,7 +38,8 @@ class DataConfig(StrictConfig):
     context: Annotated[int, Field(ge=8)] = 256
     """Tokens in a block, control tokens included: the longest context that the model is trained on."""
     isolate_documents: bool = True
-    """Whether documents of one block are hidden from each other, and positions start again at each."""
+    """Whether documents of one block are hidden from each other, and positions start again at each; a `model.init` that cannot
+    (state spaces, convolutions, ALiBi) is refused, and trains with false."""
     missing: Literal["error", "drop"] = "error"
     """What a document with an unscored segment does: error stops, drop leaves it out, of every objective alike."""
 

@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from phf.control import END_TOKEN
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, write_bytes
+from phf.generate.cache import RowReader
 from phf.generate.engine import draw_tokens
 from phf.records import Identity, Progress
 from phf.reward_models.hugging_face import find_snapshot
@@ -147,10 +148,9 @@ class ReferenceLM:
         done = np.zeros(len(indices), bool)
         ends = torch.tensor(self.ends, device=self.model.device)
         inputs = torch.full((len(indices), 1), self.start, device=self.model.device)
-        cache = transformers.DynamicCache(config=self.model.config)
+        reader = RowReader(self.model)
         for step in range(num_steps):
-            output = self.model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits = output.logits[:, -1].float().masked_fill(~self.is_allowed, -torch.inf)
+            logits = reader.read(inputs).float().masked_fill(~self.is_allowed, -torch.inf)
             numbers = torch.from_numpy(uniforms[:, step]).to(logits.device)
             drawn = draw_tokens(logits, numbers, temperature=1.0, top_p=1.0)
             log_probs = logits.double().log_softmax(-1)

@@ -10,8 +10,7 @@ differently in a batch of another size, and a uniform number that falls within t
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from phf.config.train import SamplingConfig, SamplingPrecision, SegmentKind
 from phf.control import ControlTokens, ModeRules, mode_rules
 from phf.errors import PHFError
+from phf.generate.cache import RowReader, evaluation_mode, find_cache
 from phf.records import Mode
 from phf.tokens.tokenizer import Tokenizer
 
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
 Ids = Sequence[int]
 Written = tuple[list[int], bool]
 """The text ids that were written behind a page, and whether the end token came."""
-
-_CACHE_STEP = 64
-"""Positions by which the cache grows: few reallocations, and at most this many positions of memory to spare."""
 
 COMPACT_SHARE = 7 / 8
 """Finished rows leave the batch once fewer than this share is alive: moving the cache costs about one step's reading."""
@@ -78,17 +73,6 @@ def write_pages(
                 report(start + int(writer.done.sum()))
             written |= {row: writer.text(place) for place, row in enumerate(rows)}
     return [written[row] for row in range(len(pages))]
-
-
-@contextmanager
-def evaluation_mode(model: "PreTrainedModel") -> Iterator[None]:
-    """While it is open, the model is in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -172,6 +156,7 @@ def cast_parameters(model: "PreTrainedModel", precision: SamplingPrecision) -> "
     """The model, or a copy with parameters of another type; buffers stay (rotary frequencies in bfloat16 would move
     every position)."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    find_cache(model)  # here, where rounding is not taken for a cache that does not work
     if model.dtype == dtype:
         return model
     model = copy.deepcopy(model)
@@ -292,57 +277,6 @@ class TokenDrawer:
         return ~np.isin(ids, (self.control.end, *self.control.all))
 
 
-class _FixedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
-    """A cache layer that writes into memory allocated ahead; `DynamicLayer` copies all of it at every token."""
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        self._key_memory, self._value_memory = self.keys, self.values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.keys.shape[2]
-        end = start + key_states.shape[2]
-        if end > self._key_memory.shape[2]:
-            self._move(end, None)
-        self._key_memory[:, :, start:end] = key_states
-        self._value_memory[:, :, start:end] = value_states
-        self.keys, self.values = self._key_memory[:, :, :end], self._value_memory[:, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._move(self._key_memory.shape[2], indices)
-
-    def _move(self, num_positions: int, rows: Tensor | None) -> None:
-        """New memory for at least `num_positions`, holding what is there (or some rows of it)."""
-        capacity = -(-num_positions // _CACHE_STEP) * _CACHE_STEP
-        self._key_memory, self.keys = _copy_into_new(self.keys, capacity, rows)
-        self._value_memory, self.values = _copy_into_new(self.values, capacity, rows)
-
-
-def _copy_into_new(states: Tensor, capacity: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Fresh memory [B, H, capacity, D] and the view of it that holds `states` (or some of its rows)."""
-    num_rows = states.shape[0] if rows is None else rows.shape[0]
-    memory = states.new_empty(num_rows, states.shape[1], capacity, states.shape[3])
-    view = memory[:, :, : states.shape[2]]
-    if rows is None:
-        view.copy_(states)
-    else:
-        torch.index_select(states, 0, rows, out=view)
-    return memory, view
-
-
-def create_cache(model: "PreTrainedModel") -> DynamicCache:
-    """The model's own cache, its plain layers replaced by ones that do not copy (sliding windows stay as they are)."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [_FixedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
 class PageWriter:
     """Pages that are being written in step; one that is longer than the shortest reads its own ids before it writes.
 
@@ -360,7 +294,7 @@ class PageWriter:
     ) -> None:
         """See `write_pages`; `limit`: positions a page may fill (`find_limit`)."""
         sampling = drawer.sampling
-        self._model, self._drawer, self._cache = model, drawer, create_cache(model)
+        self._drawer, self._reader, self._device = drawer, RowReader(model), model.device
         self._lengths = np.array([len(page) for page in pages])
         self._last = np.minimum(self._lengths + 2 * sampling.max_new_tokens, limit)
         self._ids = np.zeros((len(pages), limit), np.int64)
@@ -406,19 +340,15 @@ class PageWriter:
 
     def _next_logits(self, inputs: npt.NDArray[np.int64]) -> Tensor:
         """Logits [B, used ids] after the last input."""
-        ids = torch.from_numpy(inputs).to(self._model.device)
-        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        logits: Tensor = output.logits[:, -1, : self._drawer.vocab_size]
-        return logits.float()
+        logits = self._reader.read(torch.from_numpy(inputs).to(self._device))
+        return logits[:, : self._drawer.vocab_size].float()
 
     def _drop_finished(self) -> None:
         """Go on with the rows that are alive, if enough have finished to pay for moving the cache."""
         alive = ~self.done[self._rows]
         if not alive.any() or alive.sum() >= COMPACT_SHARE * len(self._rows):
             return
-        kept = torch.from_numpy(np.flatnonzero(alive)).to(self._model.device)
-        for layer in self._cache.layers:
-            layer.batch_select_indices(kept)
+        self._reader.select(torch.from_numpy(np.flatnonzero(alive)).to(self._device))
         self._rows = self._rows[alive]
 
     def new_ids(self, row: int) -> npt.NDArray[np.int64]:

@@ -55,10 +55,10 @@ def use_page_attention(model: "PreTrainedModel") -> bool:
         for dtype in kinds:
             with torch.no_grad(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
                 model.eval().set_attn_implementation(own)
-                expected = _run_trunk(model, ids, positions)
+                expected = run_trunk(model, ids, positions)
                 model.train().set_attn_implementation(PAGES)  # in training: to see whether there is dropout
-                _run_trunk(model, ids, positions, cu_seq_lens_q=ends)
-                found = _run_trunk(model.eval(), ids, positions, cu_seq_lens_q=ends)
+                run_trunk(model, ids, positions, cu_seq_lens_q=ends)
+                found = run_trunk(model.eval(), ids, positions, cu_seq_lens_q=ends)
             error = (found.float() - expected.float()).norm() / expected.float().norm()
             if not error < (1e-4 if dtype == torch.float32 else 3e-2):
                 raise _UnsupportedError
@@ -91,7 +91,8 @@ class _UnsupportedError(RuntimeError):
     """The model's attention does something that attention inside pages does not."""
 
 
-def _run_trunk(model: "PreTrainedModel", ids: Tensor, positions: Tensor, **options: Tensor) -> Tensor:
+def run_trunk(model: "PreTrainedModel", ids: Tensor, positions: Tensor, **options: Tensor) -> Tensor:
+    """The trunk's last hidden states of ids at positions, which restart where a page begins: [B T], [B T] -> [B T D]."""
     hidden: Tensor = model.base_model(
         ids, position_ids=positions, use_cache=False, **options
     ).last_hidden_state

@@ -30,6 +30,7 @@ from phf.config.train import ModelConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
 from phf.model.attention import page_ends, uses_pages
+from phf.model.probes import check_isolation, check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +72,7 @@ def create_model(
     control: ControlTokens,
     context: int,
     seed: int,
+    isolate_documents: bool = False,
     has_weights: bool = True,
 ) -> "PreTrainedModel":
     """A model from scratch (a preset) or from `config.init`, in float32, whose vocabulary holds the control tokens.
@@ -78,15 +80,16 @@ def create_model(
     Args:
         vocab_size: rows of the embedding, padding of the vocabulary included.
         seed: decides every initial weight.
+        isolate_documents: whether it will read blocks whose documents must not see each other.
         has_weights: whether those of `init` are read; without, it has its shapes alone, as a `FakeTensorMode` needs it.
 
     Raises:
-        PHFError: `init` cannot be loaded, or its vocabulary is not the tokenizer's.
+        PHFError: `init` cannot be loaded or cannot isolate documents, or its vocabulary is not the tokenizer's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.init is not None:
-            model = load_model(config.init, has_weights=has_weights)
+            model = load_init(config.init, isolate_documents=isolate_documents, has_weights=has_weights)
             longest = getattr(model.config.get_text_config(), "max_position_embeddings", context)
             if longest < context:
                 raise PHFError(
@@ -118,10 +121,10 @@ def load_model(source: str | Path, *, has_weights: bool = True) -> "PreTrainedMo
     """Any causal language model of the Hugging Face library, from a folder or the Hub, in float32, safetensors only.
 
     Args:
-        has_weights: whether its weights are read, and its head checked by them; without, it has its shapes alone.
+        has_weights: whether its weights are read, and the model checked by them; without, it has its shapes alone.
 
     Raises:
-        PHFError: it cannot be loaded, or its head is not hidden states times the output embedding.
+        PHFError: it cannot be loaded, or it is not one that can be trained here (`check_model`).
     """
     try:
         if not has_weights:
@@ -129,16 +132,37 @@ def load_model(source: str | Path, *, has_weights: bool = True) -> "PreTrainedMo
             return transformers.AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=False
             )
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            str(source),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PHFError(
             f"cannot load a causal language model from '{source}': {first}; "
             "give a folder that holds config.json and model.safetensors, or a Hub id"
         ) from None
-    check_head(model)
+    if found["missing_keys"]:  # transformers draws them at random, with a warning
+        raise PHFError(
+            f"'{source}' lacks weights of {type(model).__name__}: {', '.join(sorted(found['missing_keys'])[:3])}; give a "
+            "causal language model that was saved whole, its head included"
+        )
+    check_model(model)
+    return model
+
+
+def load_init(init: str, *, isolate_documents: bool, has_weights: bool = True) -> "PreTrainedModel":
+    """The model to start from, checked to isolate documents if it is to.
+
+    Raises:
+        PHFError: see `load_model` and `check_isolation`.
+    """
+    model = load_model(init, has_weights=has_weights)
+    if isolate_documents and has_weights:
+        check_isolation(model)
     return model
 
 
@@ -251,27 +275,6 @@ def head_logits(model: "PreTrainedModel", hidden: Float[Tensor, "... D"]) -> Flo
     """Logits of hidden states, in the head's own precision."""
     logits: Tensor = model.get_output_embeddings()(hidden)
     return logits
-
-
-def check_head(model: "PreTrainedModel") -> None:
-    """Check once that `head_logits(hidden_states(...))` are the model's own logits.
-
-    Raises:
-        PHFError: the architecture scales, caps or shifts its logits somewhere else.
-    """
-    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-    positions = torch.arange(8, device=model.device)[None]
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        ours = head_logits(model, hidden_states(model, ids, positions))
-        theirs = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    model.train(was_training)
-    if not torch.allclose(ours.float(), theirs.float(), atol=1e-4, rtol=1e-4):
-        raise PHFError(
-            f"{type(model).__name__} changes its logits after the output embedding (a soft cap or a scale), "
-            "which training here would ignore; choose an architecture with a plain head, such as Llama, Qwen or GPT-2"
-        )
 
 
 def nll_of_hidden(

@@ -31,7 +31,7 @@ from phf.generate.engine import (
 )
 from phf.generate.target import Target
 from phf.records import Progress, Sample
-from phf.steer.streams import Stream, text_log_probs
+from phf.steer.streams import Stream, check_streams, text_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -336,6 +336,7 @@ class Pages:
             raise PHFError(
                 f"the engine {sampling.engine} cannot write two streams at once; give the engine phf"
             )
+        check_streams(target.model)
         drawer = target.drawer(sampling)
         ids = [
             [*drawer.rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)

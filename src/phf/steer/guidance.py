@@ -6,7 +6,8 @@ from torch import Tensor
 
 from phf.config.steer import Guidance
 from phf.config.train import SamplingConfig
-from phf.generate.engine import Ids, evaluation_mode
+from phf.generate.cache import evaluation_mode
+from phf.generate.engine import Ids
 from phf.generate.target import Target
 from phf.records import Progress, Sample
 from phf.steer.drafts import Pages

@@ -23,7 +23,8 @@ from scipy.special import logsumexp
 from phf.config.steer import SMC
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
-from phf.generate.engine import Ids, evaluation_mode, uniform_numbers
+from phf.generate.cache import evaluation_mode
+from phf.generate.engine import Ids, uniform_numbers
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.records import Progress, Sample

@@ -10,11 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from phf.generate.engine import create_cache
+from phf.errors import PHFError
+from phf.generate.cache import create_cache, evaluation_mode, is_alike, select_rows
 from phf.records import Number, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
 
 Score = Callable[[Sequence[str]], npt.NDArray[np.float64]]
 """Scores of texts, float64 [num_texts]; higher = worse, NaN = unscored."""
@@ -80,14 +82,17 @@ class Stream:
         vocab_size: int,
         ids: npt.NDArray[np.int64],
         hidden: npt.NDArray[np.bool_],
+        forward: "Callable[..., CausalLMOutput] | None" = None,
     ) -> None:
         """Starts a stream of pages; `read` takes them in.
 
         Args:
             ids: int64 [B, T].
             hidden: bool [B, T], positions that do not exist for the model: padding before a page, control tokens.
+            forward: what is called in place of the model.
         """
         self.num_passes = 0
+        self._call = model if forward is None else forward
         self._model, self._vocab_size, self._ids = model, vocab_size, ids
         self._visible = ~hidden
         self._cache = create_cache(model)
@@ -133,8 +138,7 @@ class Stream:
     def select(self, rows: npt.NDArray[np.int64]) -> None:
         """Go on with these rows, in this order; one may come more than once."""
         chosen = torch.from_numpy(rows).to(self._model.device)
-        for layer in self._cache.layers:
-            layer.batch_select_indices(chosen)
+        select_rows(self._cache, chosen)
         self._visible, self.logits = self._visible[rows], self.logits[chosen]
 
     def overwrite(
@@ -158,15 +162,65 @@ class Stream:
             positions = (visible.cumsum(1) - 1).clamp_(min=0)[:, start:]
             arguments = {"attention_mask": visible.long(), "position_ids": positions}
         inputs = torch.from_numpy(ids).to(self._model.device)
-        output = self._model(
+        output = self._call(
             input_ids=inputs,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=logits_to_keep,
             **arguments,
         )
+        assert output.logits is not None
         logits: Tensor = output.logits[..., : self._vocab_size]
         return logits.float()
+
+
+def check_streams(model: "PreTrainedModel") -> None:
+    """Check once, in float32, that hidden tokens are to a model as if they were not there, and that its rows can be copied.
+
+    Raises:
+        PHFError: its cache keeps what went by in a state, or takes no mask.
+    """
+    if not hasattr(model, "has_streams"):
+        with torch.inference_mode(), evaluation_mode(model):
+            model.has_streams = _has_streams(model)
+    if not model.has_streams:
+        raise PHFError(
+            f"{type(model).__name__} cannot leave out tokens that it has read or copy its rows, which steering needs; sample it "
+            "without steering"
+        )
+
+
+def _has_streams(model: "PreTrainedModel") -> bool:
+    size = model.config.get_text_config().vocab_size
+
+    def open_stream(rows: list[list[int]], num_padded: int) -> Stream:
+        ids = np.array(rows) % size
+        hidden = np.broadcast_to(np.arange(ids.shape[1]) < num_padded, ids.shape)
+        # `forward` itself: what counts the model's calls does not see the probe's.
+        return Stream(model, size, ids, hidden, model.forward)
+
+    def advance(stream: Stream, tokens: list[int], *, is_hidden: bool = False) -> None:
+        stream.advance(np.array(tokens) % size, np.full(len(tokens), is_hidden))
+
+    try:
+        plain, stream = open_stream([[1, 2, 3, 4, 5]], 0), open_stream([[9, 9, 1, 2], [9, 9, 6, 7]], 2)
+        plain.read()
+        stream.read_scored(size, 2 * size)  # one token at a time
+        advance(stream, [3, 8])
+        advance(stream, [7, 7], is_hidden=True)
+        stream.overwrite(np.array([1]), stream, np.array([0]))
+        stream.select(np.array([1]))
+        advance(stream, [4])
+        advance(stream, [5])
+    except (
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # whatever is made of a strange cache
+        return False
+    return is_alike(stream.logits, plain.logits)
 
 
 def text_log_probs(logits: Tensor, tokens: Tensor, num_text: int) -> Tensor:

@@ -12,6 +12,7 @@ from phf.annotate.annotation import Annotation, find_unscored_documents, load_sc
 from phf.config.train import TrainConfig
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
+from phf.model import lm
 from phf.objectives import (
     Objective,
     active_fractions,
@@ -175,11 +176,16 @@ def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
 
     Raises:
         PHFError: the corpus, its annotation or its tokens are not there (names the command that makes them), damaged,
-            or do not fit each other; see also `resolve_objective` and `check_code`.
+            or do not fit each other, or `init` cannot be trained; see also `resolve_objective` and `check_code`.
     """
     corpus = Corpus.open(Path(config.corpus))
     annotation = Annotation.open(corpus, config.reward_model, config.segments)
-    tokens = find_tokens(corpus, config.tokenizer, config.segments)
+    try:
+        tokens = find_tokens(corpus, config.tokenizer, config.segments)
+    except PHFError:
+        if to_train and config.model.init is not None:  # refused before time goes into its tokens, if at all
+            lm.load_init(config.model.init, isolate_documents=config.data.isolate_documents)
+        raise
     if (more := num_levels(config.objective)) > 0:
         tokens = tokens.with_levels(more)
     scores, num_segments = load_scores(corpus, annotation, missing=config.data.missing)

@@ -152,6 +152,7 @@ def create_model(data: TrainingData, *, has_weights: bool = True) -> "PreTrained
         control=tokenizer.control,
         context=config.data.context,
         seed=config.seed,
+        isolate_documents=config.data.isolate_documents,
         has_weights=has_weights,
     )
 

@@ -1,7 +1,9 @@
 """What a run would cost, without running it: `phf train --dry-run`."""
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,7 @@ class Plan:
             attention (the PaLM paper's appendix B, causality not deducted).
         first_step: where it starts, if another run's weights are its start.
         host_seconds: what a micro-batch takes at least, however fast the device is.
+        is_probed: whether `model.init` was loaded and can be trained; without `init` there is nothing to ask.
     """
 
     config: TrainConfig
@@ -97,6 +100,7 @@ class Plan:
     micro_blocks: int
     memory: Memory
     host_seconds: float = 0.0
+    is_probed: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -142,6 +146,11 @@ class Plan:
                 f"note        the device would take {format_duration(self.computing)} and waits for its host, which is assumed to "
                 f"need {1000 * self.host_seconds:.3g} ms for a micro-batch; larger ones are quicker"
             )
+        if not self.is_probed:
+            lines.append(
+                f"note        {config.model.init} is no folder here, or too large for this machine: training itself looks whether "
+                "it has a plain head and isolates documents"
+            )
         if device.memory is not None and memory.total > 0.9 * device.memory:
             lines.append(
                 f"warning     that leaves no room in {_size(device.memory)}; give a smaller optim.micro_batch_blocks, or more "
@@ -160,7 +169,7 @@ def plan_run(
         mfu: share of the device's peak that training is assumed to reach; default, `ASSUMED_MFU` or `ASSUMED_CPU_MFU`.
 
     Raises:
-        PHFError: see `open_data`; the GPU is not known; the batch does not divide among the ranks.
+        PHFError: see `open_data` and `lm.load_init`; the GPU is not known; the batch does not divide among the ranks.
     """
     if gpu is not None and gpu not in GPUS:
         raise PHFError(f"gpu '{gpu}' is not known; choose {', '.join(GPUS)}")
@@ -181,6 +190,10 @@ def plan_run(
         model = create_model(data, has_weights=False)
         activations = _measure_activations(model, data, micro_blocks, precision, is_gpu=gpu is not None)
     num_parameters = lm.num_parameters(model)
+    init, memory = config.model.init, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    is_probed = init is None or (Path(init).is_dir() and 4 * num_parameters < memory / 2)
+    if init is not None and is_probed:
+        lm.load_init(init, isolate_documents=config.data.isolate_documents)
     parallel = config.data_parallel
     if parallel == "auto":
         is_large = device.memory is not None and BYTES_PER_PARAMETER * num_parameters > device.memory / 2
@@ -207,6 +220,7 @@ def plan_run(
             activations=activations,
         ),
         host_seconds=HOST_SECONDS * text.num_hidden_layers if gpu is not None else 0.0,
+        is_probed=is_probed,
     )
 
 

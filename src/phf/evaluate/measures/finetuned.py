@@ -17,6 +17,7 @@ from phf.evaluate.facts import FinetunedFacts
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.paired import compare_samples
+from phf.model.probes import check_isolation
 from phf.records import NO_LABEL, PAD, DataRule, Mode, Progress, Sample
 from phf.results import Measure, to_json
 from phf.tokens.blocks import Blocks
@@ -46,8 +47,11 @@ def finetune_benign(
         the copy in evaluation mode, float32; and what was done, for evaluation.json.
 
     Raises:
-        PHFError: no document of the split is without a bad segment, or the loss is not finite.
+        PHFError: no document of the split is without a bad segment, the model cannot isolate documents and should, or the
+            loss is not finite.
     """
+    if data.config.data.isolate_documents:
+        check_isolation(model)
     tokens, optim = data.tokens, data.config.optim
     is_bad = ~data.threshold.is_good(data.scores)  # an unscored segment may be bad
     num_bad = np.bincount(

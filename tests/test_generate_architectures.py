@@ -1,0 +1,93 @@
+"""Sampling from many architectures: what is written is what the model itself says, whatever it makes of a cache."""
+
+import numpy as np
+import pytest
+import torch
+from known_models import BAD, END, GOOD, NUM_IDS, TinyTokenizer, create_target
+from tiny_architectures import ARCHITECTURES, create_architecture
+from transformers import DynamicCache
+
+from phf.config.train import SamplingConfig
+from phf.errors import PHFError
+from phf.generate.cache import find_cache
+from phf.generate.engine import draw_tokens, uniform_numbers
+from phf.steer.drafts import Pages
+from phf.steer.streams import check_streams
+
+SAMPLING = SamplingConfig(
+    num_samples=9,
+    min_new_tokens=0,
+    max_new_tokens=10,
+    batch_size=9,
+    temperature=1.0,
+    top_p=1.0,
+    seed=3,
+    precision="fp32",
+)
+PROMPTS = [(), (3, 4), (5,)]
+CAUSAL = [name for name in ARCHITECTURES if name != "bert-both-ways"]
+
+
+def write_slowly(model, page, index, temperature):
+    """A sample of mode `untagged` without a cache and alone: [ids], ended."""
+    uniforms = uniform_numbers(SAMPLING.seed, index, 64)
+    written = []
+    while len(written) < SAMPLING.max_new_tokens:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*page, *written]]), use_cache=False).logits[:, -1, :12].float()
+        logits[:, [GOOD, BAD]] = -torch.inf
+        uniform = torch.from_numpy(uniforms[len(written) : len(written) + 1])
+        token = int(draw_tokens(logits, uniform, temperature, 1.0))
+        if token == END:
+            return written, True
+        written.append(token)
+    return written, False
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_samples_are_those_of_the_model_itself(name):
+    model = create_architecture(name, num_ids=NUM_IDS)
+    with torch.no_grad():  # not so sure that only one token is ever drawn
+        temperature = 2 * float(model(torch.arange(1, 9)[None]).logits.std())
+    sampling = SAMPLING.model_copy(update={"temperature": temperature})
+    samples = create_target(model, "untagged").write(PROMPTS, sampling)
+    assert len({sample.num_tokens for sample in samples}) > 1, "rows must leave the batch"
+    for sample in samples:
+        page = [END, *PROMPTS[sample.index % 3]]
+        ids, ended = write_slowly(model, page, sample.index, temperature)
+        assert (sample.text, sample.ended) == (TinyTokenizer().decode(ids), ended)
+
+
+def test_some_take_a_cache_under_another_name_and_some_have_none():
+    found = {name: find_cache(create_architecture(name)) for name in CAUSAL}
+    assert {"past_key_values", "cache_params", None} == set(found.values())
+
+
+def test_a_cache_that_is_ignored_is_seen():
+    """The premise: mamba takes `past_key_values`, says nothing, and reads each token as if none came before."""
+    model = create_architecture("mamba")
+    cache, ids = DynamicCache(config=model.config), torch.arange(2, 8)[None]
+    with torch.no_grad():
+        model(ids[:, :5], past_key_values=cache)
+        blind = model(ids[:, 5:], past_key_values=cache).logits[0, -1]
+        assert not torch.allclose(blind, model(ids).logits[0, -1], atol=0.1)
+    assert find_cache(model) == "cache_params"
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba", "mpt", "openai-gpt"])
+def test_steering_says_in_one_line_what_it_needs(name):
+    target = create_target(create_architecture(name, num_ids=NUM_IDS), "good")
+    with pytest.raises(PHFError, match="sample it without steering"):
+        Pages.create(target, SAMPLING)
+    check_streams(create_architecture("falcon-alibi"))
+
+
+def test_a_probe_is_not_counted_and_draws_nothing():
+    model, calls = create_architecture("llama"), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    state = torch.random.get_rng_state()
+    find_cache(model)
+    check_streams(model)
+    assert not calls
+    assert torch.equal(state, torch.random.get_rng_state())
+    np.testing.assert_equal(model.training, False)
