@@ -10,8 +10,8 @@ from fake_annotations import annotate_by, read_all, write_rows
 
 from phf.annotate.annotate import annotate
 from phf.annotate.annotation import Annotation
+from phf.corpus.record_files import read_lines
 from phf.corpus.rows import Row
-from phf.corpus.sources import read_lines
 from phf.corpus.store import Corpus, build_corpus, write_corpus
 from phf.curate.exchange import make_variable
 from phf.curate.exchange_export import export_corpus
