@@ -43,6 +43,7 @@ DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "tex
 IMPORTED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("ends", pa.list_(pa.int32())))
 """Of documents that came with segments: where each of them ends, in code points."""
 _BYTES_PER_SHARD = 64 << 20
+_MAX_BAD_ROWS = 1_000_000  # after which a source without a good one is given up: it may have no end
 # One row group is read, scored and held at a time: it bounds memory, and it is one worker's turn in annotate.
 BYTES_PER_GROUP = 1 << 20
 
@@ -388,6 +389,8 @@ class _Builder:
             else:
                 source.num_rows += 1
                 self._add_row(source, row)
+            if source.num_bad_rows == _MAX_BAD_ROWS == source.num_rows:
+                break
         num_good = source.num_rows - source.num_bad_rows
         if remedy is not None and (fault := find_fault(num_good, source.bad_row_reasons)) is not None:
             first = next((f", the first at {row['place']}" for row in source.first_bad_rows), "")
