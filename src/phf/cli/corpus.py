@@ -42,7 +42,8 @@ def corpus_build(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="JSONL, CSV or TSV (.gz, .zst), Parquet, a folder, hf:ID, or python-source, fortunes, tweets (with :options).",
+            help="JSONL, CSV or TSV (.gz, .zst), Parquet, Arrow, a folder or FOLDER:SPLIT, hf:ID, or python-source, fortunes, "
+            "tweets (with :options).",
         ),
     ],
     out: Annotated[
@@ -180,7 +181,7 @@ def corpus_import(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder of Dolma's, JSONL or Parquet files, a data set's folder or hf:ID.",
+            help="A folder of Dolma's, files of records, a folder of such or FOLDER:SPLIT, hf:ID.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from phf.corpus.rows import LeftOut, explain_unreadable
+from phf.corpus.rows import LeftOut
 from phf.errors import PHFError
 from phf.files import explain_storage, find_local, read_json
 
@@ -21,6 +21,7 @@ RECORD_SUFFIXES = (*JSONL_SUFFIXES, *TABLE_SUFFIXES, ".parquet", ".arrow")
 OTHER = "other"
 """What stands for a split where files of no split lie beside those of one."""
 
+_UNREADABLE = "cannot be read"
 _HELD_OUT = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
@@ -52,62 +53,51 @@ def is_record_file(name: str) -> bool:
 
 
 def find_files(folder: Path) -> tuple[list[NamedFile], list[LeftOut]]:
-    """Regular files below a folder, and what else is there: hidden files, pipes, links in a circle. Links are followed.
-
-    Raises:
-        PHFError: a folder or a file cannot be read, a link leads nowhere.
-    """
+    """Regular files below a folder, and what else is there: hidden files, pipes, loops, what cannot be read. Links are followed."""
     local = find_local(folder)
     files, left_out = _walk(local) if local is not None else _list_remote(folder)
-    # Bytes of a name that are no UTF-8 are spelled `\udc..`.
-    spelled = [(name.encode("utf-8", "backslashreplace").decode(), path) for name, path in files]
-    return sorted(spelled), [
-        LeftOut(name.encode("utf-8", "backslashreplace").decode(), reason)
-        for name, reason in sorted(left_out)
+    return sorted((_spell(name), path) for name, path in files), [
+        LeftOut(_spell(name), reason) for name, reason in sorted(left_out)
     ]
+
+
+def _spell(name: str) -> str:
+    """Bytes of a name that are no UTF-8 are spelled `\\udc..`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _walk(folder: Path) -> tuple[list[NamedFile], list[tuple[str, str]]]:
     files: list[NamedFile] = []
     left_out: list[tuple[str, str]] = []
     seen: set[tuple[int, int]] = set()
-    folders = [("", folder)]
-    while folders:
-        prefix, place = folders.pop()
-        status = place.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            left_out.append((prefix, "a folder that is read under another name"))
+    pending = [("", folder)]
+    while pending:
+        name, path = pending.pop()
+        try:
+            status = path.stat()  # of what is behind all links
+            is_folder = stat.S_ISDIR(status.st_mode)
+            # In the order that a stack wants: of two names of one folder the lower one is read.
+            inside = sorted(path.iterdir(), reverse=True) if is_folder else []
+        except OSError as error:
+            reason = "a link to itself" if error.errno == errno.ELOOP else f"{_UNREADABLE} ({error.strerror})"
+            left_out.append((name, reason))
             continue
-        seen.add((status.st_dev, status.st_ino))
-        for path in _list_paths(place):
-            name = prefix + path.name
-            if path.name.startswith("."):
-                left_out.append((name, "hidden"))
-            elif (mode := _read_mode(path)) is None or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                left_out.append((name, "no regular file"))
-            elif stat.S_ISDIR(mode):
-                folders.append((f"{name}/", path))
-            else:
-                files.append((name, path))
+        identity = (status.st_dev, status.st_ino)
+        if is_folder and identity in seen:
+            left_out.append((name, "a folder that is read under another name"))
+        elif is_folder:
+            seen.add(identity)
+            left_out += [
+                (f"{name}/{other.name}".lstrip("/"), "hidden") for other in inside if other.name[0] == "."
+            ]
+            pending += [
+                (f"{name}/{other.name}".lstrip("/"), other) for other in inside if other.name[0] != "."
+            ]
+        elif stat.S_ISREG(status.st_mode):
+            files.append((name, path))
+        else:
+            left_out.append((name, "no regular file"))
     return files, left_out
-
-
-def _list_paths(folder: Path) -> list[Path]:
-    """What lies in a folder, in the order that a stack wants: of two names of one folder the lower one is read."""
-    try:
-        return sorted(folder.iterdir(), reverse=True)
-    except OSError as error:
-        raise explain_unreadable(folder, error) from None
-
-
-def _read_mode(path: Path) -> int | None:
-    """What a path is, behind all links; None for a link to itself."""
-    try:
-        return path.stat().st_mode
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return None
-        raise explain_unreadable(path, error) from None
 
 
 def _list_remote(folder: Path) -> tuple[list[NamedFile], list[tuple[str, str]]]:
@@ -131,9 +121,11 @@ def open_folder(folder: Path, spec: str, splits: Sequence[str] = ()) -> SourceFo
         splits: those to read; by default all there is, if that is one.
 
     Raises:
-        PHFError: there are several splits and none is chosen, or one that is not there; a data set is not whole.
+        PHFError: there are something cannot be read; there are several splits and none is chosen, or one that is not there; a saved data set is not whole.
     """
     files, left_out = find_files(folder)
+    if unreadable := next((row for row in left_out if row.reason.startswith(_UNREADABLE)), None):
+        raise PHFError(f"{folder / unreadable.place} {unreadable.reason}; make it readable, or move it away")
     records = [file for file in files if is_record_file(file[0])]
     if records:
         left_out += [LeftOut(name, "no file of records") for name, _ in files if not is_record_file(name)]
