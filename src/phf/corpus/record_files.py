@@ -80,7 +80,7 @@ def _iterate_table(
 ) -> Iterator[Record | BadRow]:
     """Rows of a CSV or TSV file, whose first line names the columns; quoted as spreadsheets do. A place is a row's first line."""
     csv.field_size_limit(MAX_BYTES)  # a field is a text, which may be longer than the 128 kB of the default
-    lines = (line.decode("utf-8", "surrogateescape") for line in read_lines(path))
+    lines = (line.decode("utf-8", "surrogateescape") + "\n" for line in read_lines(path))
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         names = [name.removeprefix("\ufeff").strip() for name in next(rows, [])]
@@ -106,7 +106,7 @@ def _iterate_table(
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain, gzip or zstandard file.
+    """Lines of a plain, gzip or zstandard file, without their line feeds.
 
     Raises:
         PHFError: it cannot be read; the compressed stream is damaged or ends before its end; a line is longer than `MAX_BYTES`.
@@ -139,7 +139,8 @@ def _decompress_zstandard(file: BinaryIO) -> Iterator[bytes]:
     while chunk := file.read(_ZSTANDARD_CHUNK):
         while chunk:
             decompressor = decompressor or zstandard.ZstdDecompressor().decompressobj()
-            yield decompressor.decompress(chunk)
+            data = decompressor.decompress(chunk)
+            yield from (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
             chunk = decompressor.unused_data
             if decompressor.eof:
                 decompressor = None
@@ -151,16 +152,18 @@ def _split_lines(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
     parts: list[bytes] = []  # of the line that is not yet whole
     number, size = 1, 0
     for chunk in chunks:
-        *lines, rest = chunk.split(b"\n")
-        for line in lines:
-            yield b"".join([*parts, line, b"\n"])
-            parts.clear()
-        number, size = number + len(lines), len(rest) + (0 if lines else size)
+        first, *lines = chunk.split(b"\n")
+        parts.append(first)
+        size += len(first)
+        if lines:
+            yield b"".join(parts)
+            parts = [lines.pop()]
+            yield from lines
+            number, size = number + len(lines) + 1, len(parts[0])
         if size > MAX_BYTES:
             raise PHFError(
                 f"{path}:{number} is longer than {MAX_BYTES >> 20} MB, so no line of records; break it into lines"
             )
-        parts.append(rest)
     if last := b"".join(parts):
         yield last
 

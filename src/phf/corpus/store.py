@@ -372,6 +372,7 @@ class _Builder:
     )
     texts: DigestSet = field(default_factory=DigestSet)
     ids: DigestSet = field(default_factory=DigestSet)
+    bad_rows: list[str] = field(default_factory=list)
     num_documents: int = 0
     writer: pq.ParquetWriter | None = None
     group: list[dict[str, object]] = field(default_factory=list)
@@ -401,8 +402,14 @@ class _Builder:
     def _add_bad_row(self, source: SourceCounts, row: BadRow) -> None:
         source.add(row)
         entry = {"source": source.spec, "place": row.place, "reason": row.reason}
+        self.bad_rows.append(json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n")
+        if len(self.bad_rows) == 1000:  # to open the file now and then
+            self._write_bad_rows()
+
+    def _write_bad_rows(self) -> None:
         with (self.folder / "bad_rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n")
+            file.writelines(self.bad_rows)
+        self.bad_rows.clear()
 
     def _add_row(self, source: SourceCounts, row: Row) -> None:
         data = row.text.encode()
@@ -476,6 +483,8 @@ class _Builder:
     def finish(self, text_field: str | None) -> None:
         """Close the last shard and write the manifest, which makes the folder a corpus."""
         self._close_shard()
+        if self.bad_rows:
+            self._write_bad_rows()
         manifest = {
             "kind": "corpus",
             "id": hash_json([shard.sha256 for shard in self.shards])[:16],
