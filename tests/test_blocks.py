@@ -245,6 +245,11 @@ def test_a_split_without_kept_tokens_is_refused() -> None:
     options = {"context": 32, "seed": 5}
     with pytest.raises(PHFError, match="no token of the train split is kept"):
         Blocks(tokens, replace(rule, keep=np.zeros(10, bool)), scores, split="train", **options)
+    tokens.split_mask = lambda split: np.full(10, split == "train")  # --validation-fraction 0
+    with pytest.raises(
+        PHFError, match=r"no document in its validation split; .* a larger --validation-fraction"
+    ):
+        Blocks(tokens, rule, scores, split="validation", **options)
     with pytest.raises(PHFError, match="scores"):
         Blocks(tokens, rule, scores[:-1], split="train", **options)
     missing = np.where(np.arange(len(scores)) == 3, np.float32(np.nan), scores)

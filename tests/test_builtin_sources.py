@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from phf.corpus.mail import UnreadableMail, extract_mail_text, strip_html
-from phf.corpus.rows import BadRow, Row
+from phf.corpus.rows import BadRow, LeftOut, Row
 from phf.corpus.sources import iterate_source
 from phf.errors import PHFError
 
@@ -77,6 +77,7 @@ def test_mails_of_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     assert list(iterate_source(f"mails:{tmp_path}/")) == [
+        LeftOut(f"mails:{tmp_path}/.hidden", "hidden"),
         Row(f"mails:{tmp_path}/b.eml", "first"),
         Row(f"mails:{tmp_path}/cur/2:2,S", "second"),
         BadRow(f"mails:{tmp_path}/note", "not a mail"),

@@ -10,8 +10,8 @@ from fake_annotations import annotate_by, read_all, write_rows
 
 from phf.annotate.annotate import annotate
 from phf.annotate.annotation import Annotation
+from phf.corpus.record_files import read_lines
 from phf.corpus.rows import Row
-from phf.corpus.sources import read_lines
 from phf.corpus.store import Corpus, build_corpus, write_corpus
 from phf.curate.exchange import make_variable
 from phf.curate.exchange_export import export_corpus
@@ -75,6 +75,26 @@ def test_round_trip(corpus, tmp_path, kind):
     assert num_unscored == 27, "three lines of each of nine documents"
     assert {reason for entry in found.manifest["shards"] for reason in entry["reasons"]} == {"null in import"}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("is_scored", [False, True])
+def test_an_export_is_a_source_again(corpus, tmp_path, kind, is_scored):
+    """Its texts come back with their ids, its README.md is no text; what holds them in pieces says how it is read."""
+    if kind == "phf" and not is_scored:
+        return
+    out = export_corpus(corpus, tmp_path / "out", kind, annotations_of(corpus, "length") if is_scored else ())
+    if is_scored and kind in ("phf", "dolma"):
+        with pytest.raises(PHFError, match=f"phf corpus import --format {kind}"):
+            build_corpus(out, tmp_path / "back")
+        return
+    back = build_corpus(out, tmp_path / "back", validation_fraction=0.3)
+    assert [(d.id, d.text, d.split) for d in back.iterate_documents()] == [
+        (d.id, d.text, d.split) for d in corpus.iterate_documents()
+    ]
+    (counts,) = back.manifest["sources"]
+    assert {"place": "out/README.md", "reason": "no file of records"} in counts["first_left_out"]
+    assert counts["num_left_out"] == (3 if kind == "datasets" else 1)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "phf"])

@@ -10,7 +10,7 @@ from fake_annotations import read_all, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phf.corpus.sources import read_lines
+from phf.corpus.record_files import read_lines
 from phf.corpus.store import build_corpus
 from phf.curate.balance import balance_corpus
 from phf.curate.exchange_export import make_spans

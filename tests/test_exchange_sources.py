@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from phf.corpus.rows import BadRow, Row
-from phf.corpus.sources import Record, iterate_records, iterate_source
+from phf.corpus.record_files import Record
+from phf.corpus.rows import BadRow, LeftOut, Row
+from phf.corpus.sources import iterate_records, iterate_source
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 
@@ -58,10 +59,11 @@ def test_a_folder(root):
     for name in ("b/x.jsonl.gz", "a.parquet", "notes.txt", ".hidden/y.jsonl"):
         with fsspec.open(f"{root}/{name}", "wb", auto_mkdir=True) as file:
             file.write(encode(name))
-    places = [row.place for row in iterate_source(root)]
     files = [f"{root}/{name}:{n}" for name in ("a.parquet", "b/x.jsonl.gz") for n in (1, 2, 3)]
-    assert places == [*files, f"{root}/notes.txt"]
-    assert [record.place for record in iterate_records(root)] == files, "a text file is no record"
+    left_out = [LeftOut(f"{root}/.hidden", "hidden"), LeftOut(f"{root}/notes.txt", "no file of records")]
+    for rows in (list(iterate_source(root)), list(iterate_records(root))):
+        assert rows[:2] == left_out
+        assert [row.place for row in rows[2:]] == files
 
 
 def test_a_corpus_from_a_url(root, tmp_path_factory):
@@ -70,7 +72,7 @@ def test_a_corpus_from_a_url(root, tmp_path_factory):
         file.write(encode(url))
     corpus = build_corpus([url], tmp_path_factory.mktemp("out") / "corpus")
     assert [document.text for document in corpus.iterate_documents()] == TEXTS
-    assert corpus.manifest["sources"][0]["spec"] == url
+    assert corpus.manifest["sources"][0]["spec"] == "a.jsonl.gz"
 
 
 def test_what_is_not_there(root):
@@ -113,6 +115,7 @@ def test_records_keep_bad_rows(tmp_path):
     (tmp_path / "ignored.txt").write_text("text")
     found = list(iterate_records(str(tmp_path)))
     assert [row.reason if isinstance(row, BadRow) else row.fields for row in found] == [
+        "no file of records",
         {"n": 1},
         "not a JSON object",
         "broken JSON",

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from phf.corpus import builtin
-from phf.corpus.rows import BadRow, Row
+from phf.corpus.rows import BadRow, LeftOut, Row
 from phf.corpus.sources import iterate_source
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
@@ -21,7 +21,7 @@ LINES = [
     '{"text": "zwei \u00fc\u2028"}'.encode(),
     b'{"content": "three", "id": 3}',
 ]
-ROWS = [("one", "a"), ("zwei \u00fc\u2028", None), ("three", None)]
+ROWS = [("one", "a"), ("zwei \u00fc\u2028", None), ("three", "3")]
 
 
 def write_jsonl(path, data):
@@ -122,10 +122,14 @@ def test_bad_rows_are_counted_with_their_place(tmp_path):
     assert rows[-1] == Row(f"{path}:{len(bad) + 1}", "one", "a")
 
 
-def test_an_id_that_cannot_be_written_is_not_used(tmp_path):
+def test_an_id_that_cannot_be_used_is_replaced_and_counted(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "x", "id": "\\ud800"}\n')
-    assert list(iterate_source(str(path))) == [Row(f"{path}:1", "x", None)]
+    ids = ['"\\ud800"', "true", "1.5", "[7]", '""', "null", "-7"]
+    path.write_text("".join(f'{{"text": "{n}", "id": {own}}}\n' for n, own in enumerate(ids)))
+    assert [row.own_id for row in iterate_source(str(path))] == ["", "", "", "", "", None, "-7"]
+    corpus = build_corpus([path], tmp_path / "corpus")
+    assert corpus.manifest["sources"][0]["num_replaced_ids"] == 5
+    assert [document.id for document in corpus.iterate_documents()][-2:] == ["a.jsonl:6", "-7"]
 
 
 def test_text_field(tmp_path):
@@ -155,14 +159,12 @@ def test_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\xef\xbb\xbftext of\r\n" + name.encode())
     (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
-    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(LINES))
     rows = list(iterate_source(f"{tmp_path}/"))
     places = [row.place.removeprefix(f"{tmp_path}/") for row in rows]
-    assert places == [
-        "B.py", "a-b.txt", "a/z.md", "b.txt", "image.png", "rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3",
-    ]  # fmt: skip
-    assert rows[0].text == "text of\r\nB.py"
-    assert rows[4] == BadRow(f"{tmp_path}/image.png", "not UTF-8")
+    assert places == [".git", ".hidden", "B.py", "a-b.txt", "a/z.md", "b.txt", "image.png"]
+    assert rows[0] == LeftOut(f"{tmp_path}/.git", "hidden")
+    assert rows[2].text == "text of\r\nB.py"
+    assert rows[-1] == BadRow(f"{tmp_path}/image.png", "not UTF-8")
 
 
 def test_sources_that_yield_nothing_or_are_not_there(tmp_path):

@@ -55,7 +55,7 @@ def test_stats(corpus):
 
 
 def corpus_id(corpus, line):
-    return f"{corpus.path.parent / 'a.jsonl'}:{line}"
+    return f"a.jsonl:{line}"
 
 
 def rules(candidates):

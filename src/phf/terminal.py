@@ -1,5 +1,6 @@
 """What people see while they wait: a live bar on a terminal, a line now and then in a log."""
 
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -106,6 +107,11 @@ def hint(line: str) -> None:
 def printable(text: str) -> str:
     """Foreign text on a terminal: no escape sequences, no overrides of the reading direction."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def quote(place: object) -> str:
+    """A path as a shell takes it for one word, in a command that is to be typed."""
+    return printable(shlex.quote(str(place)))
 
 
 def make_table(title: str = "") -> Table:

@@ -113,7 +113,7 @@ class Annotation:
             )
         raise PHFError(
             f"{corpus.path} has no annotation by {reward_model} on {segments} {propose_annotations(corpus, segments)}make it "
-            f"with: phf annotate {corpus.path} --reward-model {shlex.quote(reward_model)} --segments {segments}"
+            f"with: phf annotate {shlex.quote(str(corpus.path))} --reward-model {shlex.quote(reward_model)} --segments {segments}"
         )
 
     @classmethod
@@ -244,9 +244,7 @@ class Annotation:
     @property
     def _command(self) -> str:
         spec = self.manifest["reward_model_spec"]
-        return (
-            f"phf annotate {self.corpus.path} --reward-model {shlex.quote(spec)} --segments {self.segments}"
-        )
+        return f"phf annotate {shlex.quote(str(self.corpus.path))} --reward-model {shlex.quote(spec)} --segments {self.segments}"
 
 
 def propose_annotations(corpus: Corpus, segments: str | None = None) -> str:

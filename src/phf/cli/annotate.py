@@ -1,6 +1,5 @@
 """`phf annotate` and `phf tokenize`: the expensive steps, done once."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -20,7 +19,7 @@ from phf.cli.options import (
     warn_of_rewards,
 )
 from phf.cli.stats import tabulate_examples
-from phf.terminal import hint, print_table, printable, show_progress
+from phf.terminal import hint, print_table, printable, quote, show_progress
 
 if TYPE_CHECKING:
     from phf.annotate.annotation import Annotation
@@ -108,7 +107,9 @@ def annotate(
     if annotation.num_scored_now > 0 and all(card.name != reward_model for card in list_reward_models()):
         _show_direction(annotation, reward_model)
     _say_what_is_known(annotation.identity.slug, reward_model)
-    hint(f"next: phf tokenize {folder} --tokenizer {read_recipe('default')['tokenizer']} --segments {kind}")
+    hint(
+        f"next: phf tokenize {quote(folder)} --tokenizer {read_recipe('default')['tokenizer']} --segments {kind}"
+    )
     hint(f"then: {_training(folder, reward_model, kind)}")
 
 
@@ -125,7 +126,7 @@ def _show_direction(annotation: "Annotation", spec: str) -> None:
     remedy = (
         "a minus turns a component round: 0.7*-SPEC"
         if "components" in annotation.manifest
-        else f"phf annotate {annotation.corpus.path} -r {shlex.quote(turned)} -s {annotation.segments}"
+        else f"phf annotate {quote(annotation.corpus.path)} -r {quote(turned)} -s {annotation.segments}"
     )
     print(printable(f"is this the right way round? a score is higher = worse; if not: {remedy}"))
 
@@ -168,7 +169,7 @@ def tokenize(
     print(f"{tokens.path}: {tokens.num_tokens:,} tokens in {tokens.num_segments:,} segments")
     found = [own.manifest["reward_model_spec"] for own in Annotation.list(corpus) if own.segments == kind]
     if not found:
-        hint(f"next: phf annotate {folder} --reward-model NAME --segments {kind}")
+        hint(f"next: phf annotate {quote(folder)} --reward-model NAME --segments {kind}")
     for spec in dict.fromkeys(found):
         hint(f"next: {_training(folder, spec, kind, tokenizer)}")
 
@@ -181,5 +182,5 @@ def _training(folder: Path, reward_model: str, segments: str, tokenizer: str = "
         "segments": segments,
         "tokenizer": tokenizer,
     }
-    words = [shlex.quote(f"{key}={value}") for key, value in settings.items() if value]
+    words = [quote(f"{key}={value}") for key, value in settings.items() if value]
     return f"phf train default {' '.join(words)} model.preset=1M -o runs/conditional"

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, print_json, warn_of_rewards
-from phf.terminal import hint, print_table, printable, say, show_progress
+from phf.terminal import hint, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -75,7 +75,7 @@ def attack(
     for verdict in results.verdicts:
         if verdict.attack == "cheapest":
             print(printable(verdict.text))
-    hint(f"next: open {out / 'attack.html'}; every number is in {out / 'attack.json'}")
+    hint(f"next: open {quote(out / 'attack.html')}; every number is in {quote(out / 'attack.json')}")
 
 
 def _cost_table(results: "AttackResults") -> Table:

@@ -18,7 +18,7 @@ from phf.cli.options import (
 )
 from phf.errors import PHFError
 from phf.files import to_path
-from phf.terminal import hint, printable, show_progress
+from phf.terminal import hint, printable, quote, show_progress
 
 if TYPE_CHECKING:
     from phf.corpus.manifests import SourceRecord
@@ -42,7 +42,8 @@ def corpus_build(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="JSONL, CSV or TSV (.gz, .zst), Parquet, a folder, hf:ID, or python-source, fortunes, tweets (with :options).",
+            help="JSONL, CSV or TSV (.gz, .zst), Parquet, Arrow, a folder or FOLDER:SPLIT, hf:ID, or python-source, fortunes, "
+            "tweets (with :options).",
         ),
     ],
     out: Annotated[
@@ -76,9 +77,9 @@ def corpus_build(
     for source in corpus.manifest["sources"]:
         counts = ", ".join(f"{key} {value:,}" for key, value in source.items() if isinstance(value, int))
         print(f"{printable(source['spec'])}: {counts}")
-        _name_bad_rows(source)
+        _name_bad_rows(source, corpus.path)
     print(f"{corpus.path}: {corpus.num_documents:,} documents")
-    hint(f"next: phf annotate {corpus.path} --reward-model NAME")
+    hint(f"next: phf annotate {quote(corpus.path)} --reward-model NAME")
 
 
 @app.command(
@@ -180,7 +181,7 @@ def corpus_import(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder of Dolma's, JSONL or Parquet files, a data set's folder or hf:ID.",
+            help="A folder of Dolma's, files of records, a folder of such or FOLDER:SPLIT, hf:ID.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The corpus folder to make.")],
@@ -234,7 +235,7 @@ def corpus_import(
         f"{corpus.path}: "
         + ", ".join(f"{key} {value:,}" for key, value in counts.items() if type(value) is int)
     )
-    _name_bad_rows(counts)
+    _name_bad_rows(counts, corpus.path)
     for annotation in annotations:
         num_segments = sum(entry["num_segments"] for entry in annotation.shards)
         why = annotation.describe_unscored()
@@ -243,7 +244,7 @@ def corpus_import(
             print(
                 "training drops documents with unscored segments; if text without a span has a score of 0: --uncovered 0"
             )
-    hint(f"next: phf corpus stats {out}; phf tokenize {out} --segments imported")
+    hint(f"next: phf corpus stats {quote(out)}; phf tokenize {quote(out)} --segments imported")
 
 
 def _describe_corpus(corpus: "Corpus") -> dict[str, object]:
@@ -251,11 +252,18 @@ def _describe_corpus(corpus: "Corpus") -> dict[str, object]:
     return {"path": str(corpus.path), "id": corpus.id, "num_documents": corpus.num_documents, **counted}
 
 
-def _name_bad_rows(source: "SourceRecord") -> None:
-    for reason, count in source["bad_row_reasons"].items():
-        print(f"  bad rows: {count:,} x {printable(reason)}")
-    for first in source["first_bad_rows"][:1]:
-        print(f"  the first at {printable(first['place'])} ({printable(first['reason'])})")
+def _name_bad_rows(source: "SourceRecord", folder: Path) -> None:
+    """Why rows are bad and files are left out, with the first of each that the manifest names."""
+    kinds = (
+        ("bad rows", source["bad_row_reasons"], source["first_bad_rows"]),
+        ("left out", source.get("left_out_reasons", {}), source.get("first_left_out", [])),
+    )
+    for what, reasons, listed in kinds:
+        for reason, count in reasons.items():
+            first = next((f", the first {one['place']}" for one in listed if one["reason"] == reason), "")
+            print(f"  {what}: {count:,} x {printable(reason + first)}")
+        if sum(reasons.values()) > len(reasons):
+            print(f"  every one is in {folder / 'bad_rows.jsonl'}")
 
 
 @app.command("stats", epilog=examples("phf corpus stats corpus -r toxicity-svm --budget 30e6"))

@@ -16,7 +16,7 @@ from phf.cli.options import (
     print_json,
     warn_of_rewards,
 )
-from phf.terminal import hint, print_table, printable, say, show_progress
+from phf.terminal import hint, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -159,4 +159,4 @@ def evaluate(
     for reason in dict.fromkeys(reason for reason, _ in reasons):
         of = [run for other, run in reasons if other == reason]
         print(printable(f"not measured{'' if len(of) == len(runs) else ' of ' + ', '.join(of)}: {reason}"))
-    hint(f"next: phf report {' '.join(map(str, runs))} -o report.html")
+    hint(f"next: phf report {' '.join(map(quote, runs))} -o report.html")

@@ -7,7 +7,7 @@ import typer
 
 from phf.cli.options import SETTINGS, Segments, Verbs, check_choice, examples, segment_kind
 from phf.errors import PHFError
-from phf.terminal import hint, printable, say
+from phf.terminal import hint, printable, quote, say
 
 if TYPE_CHECKING:
     from phf.annotate.annotation import Annotation
@@ -119,7 +119,7 @@ def label(
 
             label_in_terminal(session)
     print(f"{out}: {session.describe()}")
-    hint(f"next: phf reward train {out} -o REWARD_MODEL")
+    hint(f"next: phf reward train {quote(out)} -o REWARD_MODEL")
 
 
 def _find_annotation(
@@ -168,4 +168,4 @@ def _import(
     print(
         f"{out}: {len(imported.rows):,} judgements from {imported.format}, question {printable(imported.question)}"
     )
-    hint(f"next: phf reward train {out} -o REWARD_MODEL")
+    hint(f"next: phf reward train {quote(out)} -o REWARD_MODEL")

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, print_json
 from phf.errors import PHFError
-from phf.terminal import complain, hint, printable, say, show_progress
+from phf.terminal import complain, hint, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -93,7 +93,7 @@ def make(
         print_json({"path": str(written), "num_bytes": size})
     else:
         print(f"{written}: {size / 1e6:,.1f} MB")
-        hint(f"next: phf release verify {written} --run {folder}")
+        hint(f"next: phf release verify {quote(written)} --run {quote(folder)}")
     if license == "unknown":
         say("without --license the folder cannot be pushed")
 
@@ -126,7 +126,7 @@ def verify(
         complain(f"{folder}: {failed} {'check' if failed == 1 else 'checks'} failed")
         raise typer.Exit(1)
     if not as_json:
-        hint(f"next: phf attack {folder}, then phf push {folder} USER/NAME")
+        hint(f"next: phf attack {quote(folder)}, then phf push {quote(folder)} USER/NAME")
 
 
 def _declare_measures() -> "tuple[BaseModel, dict[str, str]]":
@@ -177,7 +177,7 @@ def doses(
         print_json(result)
         return
     print(f"{out}, {', '.join(map(str, figures))}")
-    hint(f"next: phf release {folder} -o DIR --forget block:directions=N")
+    hint(f"next: phf release {quote(folder)} -o DIR --forget block:directions=N")
 
 
 @app.command(epilog=examples("phf push release me/my-model", "phf push release me/my-model --yes --public"))
@@ -201,6 +201,8 @@ def push(
         return
     print("\n".join(upload.describe()))
     if not yes:
-        print(f"nothing was sent; next: phf push {folder} {repo}{' --public' if public else ''} --yes")
+        print(
+            f"nothing was sent; next: phf push {quote(folder)} {quote(repo)}{' --public' if public else ''} --yes"
+        )
         return
     print(push_release(upload))

@@ -19,7 +19,7 @@ from phf.cli.options import (
 )
 from phf.errors import PHFError
 from phf.files import to_path
-from phf.terminal import hint, make_table, print_table, printable, say, show_progress
+from phf.terminal import hint, make_table, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -244,7 +244,7 @@ def _print_evaluation(evaluation: "RewardEvaluation", out: Path, corpus: str, *,
         return
     print("\n".join(map(printable, summarise_reward_model(evaluation))))
     print(page)
-    hint(f"next: phf annotate {corpus} --reward-model {out}")
+    hint(f"next: phf annotate {quote(corpus)} --reward-model {quote(out)}")
 
 
 def _parse_size(text: str) -> float:

@@ -9,7 +9,7 @@ import typer
 
 from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
 from phf.errors import PHFError
-from phf.terminal import complain, hint, print_table, say, show_progress
+from phf.terminal import complain, hint, print_table, quote, say, show_progress
 
 app = Verbs(**SETTINGS)
 
@@ -131,7 +131,7 @@ def train(
             print_json({"run": str(run.folder), "step": run.num_steps, "validation": last})
             return
         print(f"{run.folder}: step {run.num_steps}")
-        hint(f"next: phf evaluate {run.folder}")
+        hint(f"next: phf evaluate {quote(run.folder)}")
 
 
 @app.command(epilog=examples("phf report runs/mle runs/conditional -o report.html"))

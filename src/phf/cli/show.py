@@ -10,7 +10,7 @@ from rich.text import Text
 
 from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
 from phf.errors import PHFError
-from phf.terminal import hint, make_table, print_table, printable, table_width
+from phf.terminal import hint, make_table, print_table, printable, quote, table_width
 
 if TYPE_CHECKING:
     from phf.report.reading import RunFolder
@@ -57,7 +57,7 @@ def show(
         _print_measures(Group(run.label, (run,)), everything)
         for line in list_steering_lines(run):
             print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
-    hint(f"next: {printable(_name_next(run))}")
+    hint(f"next: {_name_next(run)}")
 
 
 @app.command(epilog=examples("phf compare runs/mle runs/conditional"))
@@ -87,9 +87,9 @@ def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> Non
             print(printable(f"note: {notice}"))
     for run in folders:
         if not run.evaluation:
-            print(f"{printable(run.label)} is not evaluated; next: {printable(_name_next(run))}")
+            print(f"{printable(run.label)} is not evaluated; next: {_name_next(run)}")
     if len(evaluated) == len(folders):
-        hint(f"next: phf report {' '.join(printable(str(run)) for run in runs)} -o report.html")
+        hint(f"next: phf report {' '.join(map(quote, runs))} -o report.html")
 
 
 def _describe(run: "RunFolder") -> list[tuple[str, str]]:
@@ -168,10 +168,10 @@ def draw_sparkline(values: list[float]) -> str:
 def _name_next(run: "RunFolder") -> str:
     """The command that a person would type next."""
     if not run.is_finished and run.num_steps is not None:
-        return f"phf train --resume {run.path}"
+        return f"phf train --resume {quote(run.path)}"
     if not run.evaluation:
-        return f"phf evaluate {run.path}"
-    return f"phf report {run.path} -o report.html"
+        return f"phf evaluate {quote(run.path)}"
+    return f"phf report {quote(run.path)} -o report.html"
 
 
 def _print_measures(group: "Group", everything: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from phf.terminal import make_table, print_table, printable
+from phf.terminal import make_table, print_table, printable, quote
 
 if TYPE_CHECKING:
     from phf.curate.stats import AnnotationStats, Candidate, Example, Histogram, Stats
@@ -25,7 +25,7 @@ def print_stats(stats: "Stats") -> None:
             f"{source['num_bad_rows']:,} bad rows"
         )
     if not stats["annotations"]:
-        print(f"no annotation yet; next: phf annotate {stats['path']} --reward-model NAME")
+        print(f"no annotation yet; next: phf annotate {quote(stats['path'])} --reward-model NAME")
     for annotation in stats["annotations"]:
         _print_annotation(annotation, stats["budget"])
 

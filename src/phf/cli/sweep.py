@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from phf.cli.options import SETTINGS, AsJSON, Verbs, check_choice, examples, print_json
-from phf.terminal import complain, hint, print_table, printable, say, show_progress
+from phf.terminal import complain, hint, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
     from phf.records import Estimate
@@ -68,7 +68,7 @@ def sweep(
     if failed:
         sys.exit(1)
     if not as_json:
-        hint(f"next: phf evaluate {' '.join(str(outcome.cell.folder) for outcome in outcomes)}")
+        hint(f"next: phf evaluate {' '.join(quote(outcome.cell.folder) for outcome in outcomes)}")
 
 
 def _print_losses(rows: "list[PooledRuns]") -> None:

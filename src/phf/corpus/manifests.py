@@ -16,6 +16,8 @@ class SourceRecord(TypedDict):
     num_bad_rows: int
     bad_row_reasons: dict[str, int]
     first_bad_rows: list[dict[str, str]]
+    left_out_reasons: NotRequired[dict[str, int]]
+    first_left_out: NotRequired[list[dict[str, str]]]
 
 
 class _Shard(TypedDict):

@@ -1,9 +1,19 @@
 """Rows of a source: a text with its place, or the reason why there is none."""
 
+import os
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, cast
+
+from phf.errors import PHFError
+from phf.files import find_local
+
+MAX_BYTES = 128 << 20
+"""Of one text, or one line of records: what is longer is no document, and would have to be held in memory as a whole."""
+_NUM_PLACES = 10  # that a manifest itself names
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +21,7 @@ class Row:
     """A text and where it came from.
 
     Attributes:
-        own_id: the id that the source itself gave, if it is a string.
+        own_id: the id that the source itself gave, if it is a string or an integer; empty if it is anything else.
         ends: where the source itself cuts the text into segments (code points), if it does.
     """
 
@@ -27,6 +37,41 @@ class BadRow:
 
     place: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut(BadRow):
+    """A file or folder that was found and not read; it is no row, and is counted apart. `place` is its name."""
+
+
+@dataclass
+class SourceCounts:
+    """What became of one source's rows (`docs/format.md`)."""
+
+    spec: str
+    num_rows: int = 0
+    num_documents: int = 0
+    num_duplicates: int = 0
+    num_replaced_ids: int = 0
+    num_bad_rows: int = 0
+    bad_row_reasons: dict[str, int] = field(default_factory=dict)
+    first_bad_rows: list[dict[str, str]] = field(default_factory=list)
+    num_left_out: int = 0
+    left_out_reasons: dict[str, int] = field(default_factory=dict)
+    first_left_out: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, row: BadRow) -> None:
+        """Count a bad row, or what was left out, by its reason."""
+        if isinstance(row, LeftOut):
+            self.num_left_out += 1
+            reasons, first = self.left_out_reasons, self.first_left_out
+        else:
+            self.num_rows += 1
+            self.num_bad_rows += 1
+            reasons, first = self.bad_row_reasons, self.first_bad_rows
+        reasons[row.reason] = reasons.get(row.reason, 0) + 1
+        if len(first) < _NUM_PLACES:
+            first.append({"place": row.place, "reason": row.reason})
 
 
 EMPTY = "text is empty"
@@ -64,29 +109,61 @@ def make_row(place: str, text: object, own_id: object = None) -> Row | BadRow:
         return BadRow(place, EMPTY)
     if not is_encodable(text):
         return BadRow(place, "lone surrogate")
-    has_id = isinstance(own_id, str) and own_id != "" and is_encodable(own_id)
-    return Row(place, text, str(own_id) if has_id else None)
+    return Row(place, text, None if own_id is None else _read_id(own_id))
+
+
+def _read_id(value: object) -> str:
+    is_text = isinstance(value, str) and is_encodable(value)
+    return str(value) if is_text or (isinstance(value, int) and not isinstance(value, bool)) else ""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. A pipe or a device, which may have no end, is refused.
+
+    Raises:
+        PHFError: it cannot be opened, or is no regular file.
+    """
+    try:
+        if (local := find_local(path)) is None:
+            return cast(BinaryIO, path.open("rb"))
+        # Not to wait for whoever writes into a pipe.
+        file = os.fdopen(os.open(local, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise explain_unreadable(path, error) from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise PHFError(f"{path} is no regular file; write what it gives into one, and name that")
+    return file
+
+
+def explain_unreadable(path: Path, error: OSError) -> PHFError:
+    """The error that says why a file or a folder cannot be read."""
+    return PHFError(
+        f"{path} cannot be read ({error.strerror or type(error).__name__}); make it readable, or move it away"
+    )
+
+
+def read_file(path: Path) -> bytes | None:
+    """The bytes of a file of at most `MAX_BYTES`; None if it is larger. Raises as `open_file`."""
+    with open_file(path) as file:
+        try:
+            data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise explain_unreadable(path, error) from None
+    return data if len(data) <= MAX_BYTES else None
+
+
+TOO_LARGE = f"larger than {MAX_BYTES >> 20} MB"
 
 
 def read_text_row(path: Path, place: str) -> Row | BadRow:
-    """A whole file as one row. Its newlines stay as they are; a byte order mark goes."""
+    """A whole file as one row. Its newlines stay as they are; a byte order mark goes. Raises as `open_file`."""
+    if (data := read_file(path)) is None:
+        return BadRow(place, TOO_LARGE)
     try:
-        return make_row(place, path.read_bytes().decode("utf-8-sig"))
+        return make_row(place, data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return BadRow(place, "not UTF-8")
-    except OSError as error:
-        return BadRow(place, f"cannot be read ({error.strerror})")
-
-
-def find_files(folder: Path) -> list[tuple[str, Path]]:
-    """Files below a folder with their relative names (`/` between parts), sorted by code point; hidden ones left out."""
-    found = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            # Bytes of a name that are no UTF-8 are spelled `\udc..`.
-            found.append((name.encode("utf-8", "backslashreplace").decode(), path))
-    return sorted(found)
 
 
 def is_encodable(text: str) -> bool:

@@ -3,20 +3,17 @@
 A bad row (no text, not UTF-8, ...) is data: it is passed on with its place and reason, never dropped in silence.
 """
 
-import csv
-import gzip
-import itertools
-import json
-import zlib
-from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from phf.corpus import builtin
-from phf.corpus.rows import BadRow, Row, find_files, is_encodable, make_row, read_text_row
+from phf.corpus.folders import RECORD_SUFFIXES, SourceFolder, open_folder
+from phf.corpus.record_files import Columns, Record, first_line, iterate_file
+from phf.corpus.rows import BadRow, LeftOut, Row, make_row, read_text_row
 from phf.errors import PHFError, suggest
 from phf.files import explain_storage, to_path
 
@@ -26,42 +23,31 @@ if TYPE_CHECKING:
 TEXT_FIELDS = ("text", "content", "document")
 """Fields in which a text is looked for, in this order, when the user names none."""
 
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-RECORD_SUFFIXES = (*JSONL_SUFFIXES, *_DELIMITERS, ".parquet")
-"""Of files of records; a .csv or .tsv may be compressed as a .jsonl may."""
 _NAMED_SOURCES = ("python-source", "fortunes", "tweets", "mails", "nlp-corpus", "hf")
-_CHUNK = 1 << 20
 _ATTRIBUTES = "attributes without a text, for phf corpus import --format dolma"
+_PIECES = "a text in pieces, for phf corpus import --format phf"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A row with all its fields, before one of them is taken for the text."""
-
-    place: str
-    fields: dict[str, object]
-
-
-_Columns = Callable[[Path, list[str]], list[str]]  # which columns of a Parquet file are read
-
-
-def iterate_source(spec: str, text_field: str | None = None) -> Iterator[Row | BadRow]:
+def iterate_source(
+    spec: str, text_field: str | None = None, name: str | None = None
+) -> Iterator[Row | BadRow]:
     """The rows of a source, in an order that depends on nothing but the source.
 
     Args:
-        spec: a JSONL (.jsonl), CSV or TSV file, plain, .gz or .zst; a Parquet file; a folder (files of these kinds are read as
-            such, any other file is one document; hidden ones are passed over); either as a path or as a URL that fsspec
+        spec: a JSONL (.jsonl), CSV or TSV file, plain, .gz or .zst; a Parquet or Arrow file; a folder of such, or of texts (see
+            `open_folder`), or `FOLDER:SPLIT[,...]` of one that has several; either as a path or as a URL that fsspec
             reads (`s3://bucket/x.jsonl.gz`, `gs://`, `https://`, `hf://datasets/...`); `hf:ID`, `hf:ID:CONFIG` or
             `hf:FOLDER` (the train split); `python-source[:PACKAGE,...]`; `fortunes[:offensive]`; `tweets`;
             `mails[:FOLDER]`; `nlp-corpus[:FOLDER]`.
         text_field: the field that holds the text; by default the first of `TEXT_FIELDS` that a row has.
+        name: what the rows' places begin with (see `name_sources`), by default the spec.
 
     Raises:
         PHFError: at the call for a spec that is unknown or cannot be opened; while iterating for a file that is cut short.
     """
-    name, _, options = spec.partition(":")
-    match name:
+    kind, _, options = spec.partition(":")
+    name = name or spec
+    match kind:
         case "python-source":
             return builtin.iterate_python_source(options)
         case "fortunes":
@@ -69,244 +55,171 @@ def iterate_source(spec: str, text_field: str | None = None) -> Iterator[Row | B
         case "tweets":
             return builtin.iterate_tweets(options)
         case "mails":
-            return builtin.iterate_mails(options)
+            return builtin.iterate_mails(options, name)
         case "nlp-corpus":
             return builtin.iterate_nlp_corpus(options)
         case "hf" if "://" not in spec:
-            return _to_rows(_iterate_hugging_face(spec, options), text_field)
-    path = _find_path(spec)
+            return _to_rows(_iterate_hugging_face(spec, options, name), text_field)
+    path, splits = _find_path(spec)
+    choose = partial(_choose_text, text_field)
     if path.is_dir():
-        return _iterate_folder(path, spec, text_field)
-    if (records := _iterate_file(path, spec, partial(_choose_columns, text_field))) is None:
+        return _iterate_folder(_open(path, spec, splits), _name_place(name, splits), choose, text_field)
+    if (records := iterate_file(path, name, choose)) is None:
         raise PHFError(
             f"source '{spec}' is of no known kind; valid are {', '.join(RECORD_SUFFIXES)}, or the folder of a text file"
         )
     return _to_rows(records, text_field)
 
 
-def iterate_records(spec: str) -> Iterator[Record | BadRow]:
-    """The records of a source with all their fields; other files than those of records are passed over.
+def iterate_records(
+    spec: str, choose: Columns | Collection[str] | None = None, name: str | None = None
+) -> Iterator[Record | BadRow]:
+    """The records of a source with their fields; other files than those of records are left out.
 
     Args:
-        spec: a JSONL, CSV, TSV or Parquet file, a folder of such, or a folder that `datasets` has saved, each as a path or (but the
-            last) as a URL; `hf:ID`, `hf:ID:CONFIG` (the train split).
+        spec: a JSONL, CSV, TSV, Parquet or Arrow file or a folder of such, as in `iterate_source`; `hf:ID`, `hf:ID:CONFIG`
+            (the train split).
+        choose: the columns to read of a table, if it has them; by default all.
+        name: what the records' places begin with, by default the spec.
 
     Raises:
         PHFError: as `iterate_source`.
     """
-    name, _, options = spec.partition(":")
-    if name == "hf" and "://" not in spec:
-        return _iterate_hugging_face(spec, options)
-    path = _find_path(spec)
-    if path.is_dir() and _is_saved_dataset(path):
-        return _iterate_hugging_face(spec, spec)
-    files = find_files(path) if path.is_dir() else [("", path)]
-    opened = [_iterate_file(file, f"{spec.rstrip('/')}/{name}".rstrip("/")) for name, file in files]
-    found = [records for records in opened if records is not None]
-    if not found:
+    kind, _, options = spec.partition(":")
+    name = name or spec
+    if kind == "hf" and "://" not in spec:
+        return _iterate_hugging_face(spec, options, name)
+    if choose is not None and not callable(choose):
+        choose = partial(_choose_present, choose)
+    path, splits = _find_path(spec)
+    if path.is_dir() and (folder := _open(path, spec, splits)).holds_records:
+        return _iterate_record_files(folder, _name_place(name, splits), choose)
+    records = None if path.is_dir() else iterate_file(path, name, choose)
+    if records is None:
         raise PHFError(f"source '{spec}' holds no file of records; valid are {', '.join(RECORD_SUFFIXES)}")
-    return itertools.chain.from_iterable(found)
+    return records
 
 
-def iterate_file(path: Path) -> Iterator[Record | BadRow]:
-    """The records of one file, their places `:LINE`; JSON Lines unless its name says otherwise.
+def name_sources(specs: Sequence[str]) -> list[str]:
+    """What each source is called in a corpus: the same however its path is spelled, and wherever it lies.
 
-    Raises:
-        PHFError: it is damaged or cut short.
+    Of a path the last part, or as many as tell several sources apart; what is no path stays as it is.
     """
-    return _iterate_file(path, "") or _iterate_jsonl(path, "")
+    places = [_split_place(spec) for spec in specs]
+    longest = max((len(parts) for _, parts in places), default=0)
+    for size in range(1, longest + 1):
+        names = [kind + "/".join(parts[-size:]) for kind, parts in places]
+        if len(set(names)) == len(set(places)):
+            return names
+    return [kind + "/".join(parts) for kind, parts in places]
 
 
-def _find_path(spec: str) -> Path:
-    """The file or folder that a source names."""
+def _split_place(spec: str) -> tuple[str, tuple[str, ...]]:
+    """What kind of source it is, as it begins a spec, and the parts of its path."""
+    kind, _, options = spec.partition(":")
+    is_path = "://" in spec or kind not in _NAMED_SOURCES
+    if not is_path and not (kind in ("mails", "nlp-corpus", "hf") and options and Path(options).is_dir()):
+        return spec, ()
+    if "://" in spec:
+        return "", tuple(spec.replace("/:", ":").rstrip("/").split("/"))
+    place, splits = (spec, "") if is_path else (options, "")
+    folder, colon, names = place.rpartition(":")
+    if folder and "/" not in names and not Path(place).exists():
+        place, splits = folder, colon + names
+    *above, last = Path(os.path.abspath(place)).parts  # noqa: PTH100  links stay as they are called
+    return "" if is_path else f"{kind}:", (*above, last + splits)
+
+
+def _find_path(spec: str) -> tuple[Path, list[str]]:
+    """The file or folder that a source names, and the splits of the folder."""
     path = to_path(spec)
     with explain_storage(path):
-        exists = path.exists()
-    if not exists:
-        name = spec.partition(":")[0]
-        raise PHFError(
-            f"source '{spec}' is not a file, a folder or a known name; {suggest(name, _NAMED_SOURCES)}give a path that exists, hf:ID, "
-            f"{', '.join(_NAMED_SOURCES[:-2])} or {_NAMED_SOURCES[-2]}"
-        )
-    return path
+        if path.exists():
+            return path, []
+        folder, _, splits = spec.rpartition(":")
+        if folder and "/" not in splits and (path := to_path(folder)).is_dir():
+            return path, splits.split(",")
+    name = spec.partition(":")[0]
+    raise PHFError(
+        f"source '{spec}' is not a file, a folder or a known name; {suggest(name, _NAMED_SOURCES)}give a path that exists, hf:ID, "
+        f"{', '.join(_NAMED_SOURCES[:-2])} or {_NAMED_SOURCES[-2]}"
+    )
 
 
-def _iterate_folder(folder: Path, spec: str, text_field: str | None) -> Iterator[Row | BadRow]:
-    for name, path in find_files(folder):
-        place = f"{spec.rstrip('/')}/{name}"
-        records = _iterate_file(path, place, partial(_choose_columns, text_field))
-        if records is None:
-            yield read_text_row(path, place)
-        else:
-            yield from _to_rows(records, text_field)
+def _open(path: Path, spec: str, splits: Sequence[str]) -> SourceFolder:
+    return open_folder(path, spec.removesuffix(f":{','.join(splits)}"), splits)
 
 
-def _iterate_file(path: Path, place: str, choose: _Columns | None = None) -> Iterator[Record | BadRow] | None:
-    """The records of a file; None if its name is not that of a file of records."""
-    if path.name.endswith(JSONL_SUFFIXES):
-        return _iterate_jsonl(path, place)
-    if path.suffix == ".parquet":
-        return _iterate_parquet(path, place, choose)
-    delimiter = _DELIMITERS.get(Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix)
-    return _iterate_table(path, place, delimiter, choose) if delimiter is not None else None
+def _name_place(name: str, splits: Sequence[str]) -> str:
+    return name.removesuffix(f":{','.join(splits)}").rstrip("/")
+
+
+def _iterate_folder(
+    folder: SourceFolder, place: str, choose: Columns, text_field: str | None
+) -> Iterator[Row | BadRow]:
+    if folder.holds_records:
+        yield from _to_rows(_iterate_record_files(folder, place, choose), text_field)
+        return
+    for row in folder.left_out:
+        yield LeftOut(f"{place}/{row.place}", row.reason)
+    for name, path in folder.files:
+        yield read_text_row(path, f"{place}/{name}")
+
+
+def _iterate_record_files(
+    folder: SourceFolder, place: str, choose: Columns | None
+) -> Iterator[Record | BadRow]:
+    for row in folder.left_out:
+        yield LeftOut(f"{place}/{row.place}", row.reason)
+    for name, path in folder.files:
+        is_empty = True
+        for record in iterate_file(path, f"{place}/{name}", choose) or ():
+            is_empty = False
+            yield record
+        if is_empty:
+            yield LeftOut(f"{place}/{name}", "no record in it")
 
 
 def _to_rows(records: Iterator[Record | BadRow], text_field: str | None) -> Iterator[Row | BadRow]:
     for record in records:
         if isinstance(record, BadRow):
             yield record
-        else:
-            field = text_field or _find_text_field(record.fields)
-            text = record.fields.get(field) if field else None
-            if text is None and isinstance(record.fields.get("attributes"), dict):
-                yield BadRow(record.place, _ATTRIBUTES)
-            else:
-                yield make_row(record.place, text, record.fields.get("id"))
-
-
-def _iterate_jsonl(path: Path, place: str) -> Iterator[Record | BadRow]:
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
-            yield parse_line(line, f"{place}:{number}")
-
-
-def parse_line(line: bytes, place: str) -> Record | BadRow:
-    """A line of JSONL as a record."""
-    try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return BadRow(place, "not UTF-8")
-    except (ValueError, RecursionError):
-        return BadRow(place, "broken JSON")
-    if not isinstance(fields, dict):
-        return BadRow(place, "not a JSON object")
-    return Record(place, fields)
-
-
-def _iterate_table(
-    path: Path, place: str, delimiter: str, choose: _Columns | None
-) -> Iterator[Record | BadRow]:
-    """Rows of a CSV or TSV file, whose first line names the columns; quoted as spreadsheets do. A place is a row's first line."""
-    csv.field_size_limit(1 << 30)  # a field is a text, which may be longer than the 128 kB of the default
-    lines = (line.decode("utf-8", "surrogateescape") for line in read_lines(path))
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        names = [name.removeprefix("\ufeff").strip() for name in next(rows, [])]
-    except csv.Error as error:
-        raise PHFError(f"{path} does not begin with the names of its columns ({error}); correct it") from None
-    if choose is not None and names:
-        choose(path, names)
-    while True:
-        at = f"{place}:{rows.line_num + 1}"
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:  # the reader goes on with the next line
-            yield BadRow(at, "broken CSV")
             continue
-        if not is_encodable("".join(row)):
-            yield BadRow(at, "not UTF-8")
-        elif len(row) > len(names):
-            yield BadRow(at, "more fields than columns")
-        elif row:
-            yield Record(at, dict(zip(names, row, strict=False)))
+        fields = record.fields
+        field = text_field or _find_text_field(fields)
+        text = fields.get(field) if field else None
+        if text is None and isinstance(fields.get("attributes"), dict):
+            yield BadRow(record.place, _ATTRIBUTES)
+        elif text is None and isinstance(fields.get("texts"), list):
+            yield BadRow(record.place, _PIECES)
+        else:
+            yield make_row(record.place, text, fields.get("id"))
 
 
 def _find_text_field(names: Container[str]) -> str | None:
     return next((field for field in TEXT_FIELDS if field in names), None)
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain, gzip or zstandard file.
-
-    Raises:
-        PHFError: the compressed stream is damaged or ends before its end.
-    """
-    import zstandard
-
-    try:
-        if path.suffix == ".zst":
-            yield from _split_lines(_decompress_zstandard(path))
-        elif path.suffix == ".gz":
-            with path.open("rb") as raw, gzip.open(raw, "rb") as file:
-                yield from file
-        else:
-            with path.open("rb") as file:
-                yield from file
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise PHFError(f"{path} is damaged or cut short ({error}); fetch or compress it again") from None
-
-
-def _decompress_zstandard(path: Path) -> Iterator[bytes]:
-    # Not stream_reader: it takes a file that is cut short for a shorter one.
-    import zstandard
-
-    decompressor = None
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            while chunk:
-                decompressor = decompressor or zstandard.ZstdDecompressor().decompressobj()
-                yield decompressor.decompress(chunk)
-                chunk = decompressor.unused_data
-                if decompressor.eof:
-                    decompressor = None
-    if decompressor is not None:
-        raise EOFError("the last frame has no end")
-
-
-def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    parts: list[bytes] = []  # of the line that is not yet whole
-    for chunk in chunks:
-        *lines, rest = chunk.split(b"\n")
-        for line in lines:
-            yield b"".join([*parts, line, b"\n"])
-            parts.clear()
-        parts.append(rest)
-    if last := b"".join(parts):
-        yield last
-
-
-def _choose_columns(text_field: str | None, path: Path, names: list[str]) -> list[str]:
+def _choose_text(text_field: str | None, path: Path, types: "Mapping[str, pa.DataType | None]") -> list[str]:
     """The columns of a file that make a row: its text, and its id if it has one."""
-    field = text_field or _find_text_field(names)
-    if field not in names:
+    field = text_field or _find_text_field(types)
+    if field is None or field not in types:
         wanted = f"field '{text_field}'" if text_field else f"field {', '.join(TEXT_FIELDS)}"
-        raise PHFError(f"{path} has no {wanted}; name one of {', '.join(names)[:200]} with --text-field")
-    return [field, "id"] if "id" in names and field != "id" else [field]
+        pieces = f", or read {_PIECES.removeprefix('a ')}" if {"texts", "scores"} <= types.keys() else ""
+        raise PHFError(
+            f"{path} has no {wanted}; name one of {', '.join(types)[:200]} with --text-field{pieces}"
+        )
+    return [field, "id"] if "id" in types and field != "id" else [field]
 
 
-def _iterate_parquet(path: Path, place: str, choose: _Columns | None) -> Iterator[Record | BadRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            columns = choose(path, file.schema_arrow.names) if choose is not None else None
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for fields in _read_batch(batch):
-                    number += 1
-                    at = f"{place}:{number}"
-                    yield BadRow(at, "not UTF-8") if fields is None else Record(at, fields)
-    except (pa.ArrowException, OSError) as error:
-        raise PHFError(f"{path} cannot be read as Parquet ({_first_line(error)}); fetch it again") from None
+def _choose_present(
+    wanted: Collection[str], path: Path, types: "Mapping[str, pa.DataType | None]"
+) -> list[str]:
+    return [name for name in types if name in wanted]
 
 
-def _read_batch(batch: "pa.RecordBatch") -> Iterator[dict[str, object] | None]:
-    """Rows of a record batch; None for one that holds a string which is not UTF-8."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        if len(batch) == 1:
-            yield None
-        else:
-            for row in range(len(batch)):
-                yield from _read_batch(batch.slice(row, 1))
-
-
-def _iterate_hugging_face(spec: str, name: str) -> Iterator[Record | BadRow]:
-    if not name:
+def _iterate_hugging_face(spec: str, options: str, name: str) -> Iterator[Record | BadRow]:
+    if not options:
         raise PHFError("source 'hf:' names no data set; give hf:ID, hf:ID:CONFIG or hf:FOLDER")
     try:
         import datasets
@@ -314,29 +227,25 @@ def _iterate_hugging_face(spec: str, name: str) -> Iterator[Record | BadRow]:
         raise PHFError(
             f"source '{spec}' needs the package datasets; run: pip install 'datasets>=4'"
         ) from None
-    return _iterate_dataset(spec, datasets, name)
+    return _iterate_dataset(spec, datasets, options, name)
 
 
 def _is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-def _iterate_dataset(spec: str, datasets: ModuleType, name: str) -> Iterator[Record | BadRow]:
+def _iterate_dataset(spec: str, datasets: ModuleType, place: str, name: str) -> Iterator[Record | BadRow]:
     try:
-        if _is_saved_dataset(Path(name)):
-            records = datasets.load_from_disk(name)
+        if _is_saved_dataset(Path(place)):
+            records = datasets.load_from_disk(place)
             records = records["train"] if isinstance(records, dict) else records
         else:
-            identifier, _, config = (name, "", "") if Path(name).exists() else name.partition(":")
+            identifier, _, config = (place, "", "") if Path(place).exists() else place.partition(":")
             records = datasets.load_dataset(identifier, config or None, split="train", streaming=True)
         for number, fields in enumerate(records, start=1):
-            yield Record(f"{spec}:{number}", fields)
+            yield Record(f"{name}:{number}", fields)
     except Exception as error:  # whatever the hub, its cache or a reader raises
         raise PHFError(
-            f"source '{spec}' cannot be read by datasets ({type(error).__name__}: {_first_line(error)}); "
+            f"source '{spec}' cannot be read by datasets ({type(error).__name__}: {first_line(error)}); "
             "check the id, the network and that it has a train split"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]

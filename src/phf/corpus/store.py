@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -18,9 +19,9 @@ import pyarrow.parquet as pq
 
 from phf.config.train import SegmentKind
 from phf.corpus.digests import DigestSet
-from phf.corpus.rows import BadRow, Row, find_fault
+from phf.corpus.rows import BadRow, Row, SourceCounts, find_fault
 from phf.corpus.segment import segment_ends
-from phf.corpus.sources import iterate_source
+from phf.corpus.sources import iterate_source, name_sources
 from phf.errors import PHFError
 from phf.files import (
     Place,
@@ -42,9 +43,9 @@ DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "tex
 IMPORTED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("ends", pa.list_(pa.int32())))
 """Of documents that came with segments: where each of them ends, in code points."""
 _BYTES_PER_SHARD = 64 << 20
+_MAX_BAD_ROWS = 1_000_000  # after which a source without a good one is given up: it may have no end
 # One row group is read, scored and held at a time: it bounds memory, and it is one worker's turn in annotate.
 BYTES_PER_GROUP = 1 << 20
-_NUM_PLACES = 10  # bad rows that the manifest itself names; all of them are in bad_rows.jsonl
 
 
 def write_manifest(path: Path, value: Mapping[str, object]) -> None:
@@ -178,7 +179,9 @@ class Corpus:
         with explain_storage(path):
             exists = (path / "manifest.json").is_file()
         if not exists:
-            raise PHFError(f"{path} holds no corpus; make one with: phf corpus build SOURCE... -o {path}")
+            raise PHFError(
+                f"{path} holds no corpus; make one with: phf corpus build SOURCE... -o {shlex.quote(str(path))}"
+            )
         return cls(path, read_manifest(path / "manifest.json", "build the corpus again"))
 
     @property
@@ -276,7 +279,10 @@ def build_corpus(
     specs = [os.fspath(source) for source in as_list(sources)]
     if not specs:
         raise PHFError("no source is given; see 'phf corpus build --help'")
-    opened = [(spec, iterate_source(spec, text_field)) for spec in specs]  # all mistakes before any work
+    opened = [  # all mistakes before any work
+        (name, iterate_source(spec, text_field, name))
+        for spec, name in zip(specs, name_sources(specs), strict=True)
+    ]
     return write_corpus(
         opened,
         out,
@@ -344,20 +350,6 @@ def _create_place(out: Path) -> Iterator[Path]:
             upload(path, out / path.relative_to(built).as_posix())
 
 
-@dataclass
-class _SourceCounts:
-    """What became of one source's rows."""
-
-    spec: str
-    num_rows: int = 0
-    num_documents: int = 0
-    num_duplicates: int = 0
-    num_replaced_ids: int = 0
-    num_bad_rows: int = 0
-    bad_row_reasons: dict[str, int] = field(default_factory=dict)
-    first_bad_rows: list[dict[str, str]] = field(default_factory=list)
-
-
 def _no_sizes() -> Counter[str]:
     return Counter(documents=0, characters=0, bytes=0)
 
@@ -373,13 +365,14 @@ class _Builder:
     schema: pa.Schema
     max_documents: int | None
     progress: Progress | None
-    sources: list[_SourceCounts] = field(default_factory=list)
+    sources: list[SourceCounts] = field(default_factory=list)
     shards: list[ShardEntry] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(
         default_factory=lambda: {"train": _no_sizes(), "validation": _no_sizes()}
     )
     texts: DigestSet = field(default_factory=DigestSet)
     ids: DigestSet = field(default_factory=DigestSet)
+    bad_rows: list[str] = field(default_factory=list)
     num_documents: int = 0
     writer: pq.ParquetWriter | None = None
     group: list[dict[str, object]] = field(default_factory=list)
@@ -387,16 +380,18 @@ class _Builder:
     shard_counts: Counter[str] = field(default_factory=_no_sizes)
 
     def add_source(self, spec: str, rows: Iterator[Row | BadRow], remedy: str | None) -> None:
-        source = _SourceCounts(spec)
+        source = SourceCounts(spec)
         self.sources.append(source)
         for row in rows:
             if self.max_documents is not None and self.num_documents >= self.max_documents:
                 break
-            source.num_rows += 1
             if isinstance(row, BadRow):
                 self._add_bad_row(source, row)
             else:
+                source.num_rows += 1
                 self._add_row(source, row)
+            if source.num_bad_rows == _MAX_BAD_ROWS == source.num_rows:
+                break
         num_good = source.num_rows - source.num_bad_rows
         if remedy is not None and (fault := find_fault(num_good, source.bad_row_reasons)) is not None:
             first = next((f", the first at {row['place']}" for row in source.first_bad_rows), "")
@@ -404,16 +399,19 @@ class _Builder:
                 f"source '{spec}' {fault}{first}; {remedy if first else 'give one that holds text'}"
             )
 
-    def _add_bad_row(self, source: _SourceCounts, row: BadRow) -> None:
-        source.num_bad_rows += 1
-        source.bad_row_reasons[row.reason] = source.bad_row_reasons.get(row.reason, 0) + 1
+    def _add_bad_row(self, source: SourceCounts, row: BadRow) -> None:
+        source.add(row)
         entry = {"source": source.spec, "place": row.place, "reason": row.reason}
-        if len(source.first_bad_rows) < _NUM_PLACES:
-            source.first_bad_rows.append({"place": row.place, "reason": row.reason})
-        with (self.folder / "bad_rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n")
+        self.bad_rows.append(json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n")
+        if len(self.bad_rows) == 1000:  # to open the file now and then
+            self._write_bad_rows()
 
-    def _add_row(self, source: _SourceCounts, row: Row) -> None:
+    def _write_bad_rows(self) -> None:
+        with (self.folder / "bad_rows.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(self.bad_rows)
+        self.bad_rows.clear()
+
+    def _add_row(self, source: SourceCounts, row: Row) -> None:
         data = row.text.encode()
         digest = hashlib.sha256(data)
         if not self.texts.add(digest.digest()):
@@ -438,12 +436,12 @@ class _Builder:
         if self.progress and self.num_documents % 1000 == 0:
             self.progress("reading documents", self.num_documents, self.max_documents or 0)
 
-    def _choose_id(self, source: _SourceCounts, row: Row) -> str:
-        """The row's own id if no document has it yet, else its place."""
+    def _choose_id(self, source: SourceCounts, row: Row) -> str:
+        """The row's own id if it can be used and no document has it yet, else its place."""
         for candidate in (row.own_id, row.place):
             if candidate is None:
                 continue
-            if self.ids.add(hashlib.sha256(candidate.encode()).digest()):
+            if candidate and self.ids.add(hashlib.sha256(candidate.encode()).digest()):
                 return candidate
             if candidate == row.own_id:
                 source.num_replaced_ids += 1
@@ -485,6 +483,8 @@ class _Builder:
     def finish(self, text_field: str | None) -> None:
         """Close the last shard and write the manifest, which makes the folder a corpus."""
         self._close_shard()
+        if self.bad_rows:
+            self._write_bad_rows()
         manifest = {
             "kind": "corpus",
             "id": hash_json([shard.sha256 for shard in self.shards])[:16],

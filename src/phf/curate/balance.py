@@ -1,5 +1,6 @@
 """A corpus in which bad text is common enough to learn from: all documents with some, and as many without."""
 
+import shlex
 from collections.abc import Iterator
 
 import numpy as np
@@ -63,7 +64,7 @@ def balance_corpus(
         highest = float(np.nanmax(scores)) if not np.isnan(scores).all() else float("nan")
         raise PHFError(
             f"no document of {corpus.path} has a segment above threshold {threshold:g} (highest score is {highest:.4g}); "
-            f"see 'phf corpus stats {corpus.path}'"
+            f"see: phf corpus stats {shlex.quote(str(corpus.path))}"
         )
     candidates = np.flatnonzero(is_clean)
     num_clean = min(len(candidates), round(ratio * int(is_bad.sum())))

@@ -15,6 +15,7 @@ from phf.annotate.annotation_writer import (
     write_annotation,
 )
 from phf.corpus.rows import BadRow
+from phf.corpus.sources import name_sources
 from phf.corpus.store import BYTES_PER_GROUP, Corpus, lock_folder, refuse_filled, write_corpus
 from phf.curate.exchange import ExchangeFormat, Uncovered
 from phf.curate.exchange_rows import ScoredRow, find_attributes, iterate_scored_rows
@@ -68,8 +69,10 @@ def import_corpus(
     attributes = find_attributes(source, kind, attributes)
     names = _choose_names(kind, attributes, names)
 
+    (name,) = name_sources([source])
+
     def iterate() -> Iterator[ScoredRow | BadRow]:
-        return iterate_scored_rows(source, kind, attributes, negate, uncovered)
+        return iterate_scored_rows(source, kind, attributes, negate, uncovered, name)
 
     work = out.parent / f".{out.name}.import"
     work.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ def import_corpus(
                 shutil.rmtree(left_over)
             digest = hashlib.sha256()
             corpus = write_corpus(
-                [(source, _digest(iterate(), digest))],
+                [(name, _digest(iterate(), digest))],
                 work / "corpus",
                 validation_fraction=validation_fraction,
                 bytes_per_group=bytes_per_group,
@@ -87,11 +90,11 @@ def import_corpus(
                 remedy="check --format and --attribute",
                 progress=progress,
             )
-            for index, (attribute, name) in enumerate(zip(attributes, names, strict=True)):
+            for index, (attribute, model) in enumerate(zip(attributes, names, strict=True)):
                 parameters = {"attribute": attribute, "negated": negate, "data_sha256": digest.hexdigest()}
                 if uncovered == "0":
                     parameters["uncovered"] = 0
-                identity = Identity(name, "imported", None, parameters)
+                identity = Identity(model, "imported", None, parameters)
                 _write_annotation(corpus, identity, unit, iterate, index, digest.hexdigest(), progress)
             (work / "corpus").rename(out)
         finally:

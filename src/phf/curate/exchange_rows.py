@@ -1,15 +1,18 @@
 """Rows of scored text as other tools write them: where each segment ends, and what its scores are."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from phf.corpus.rows import BadRow, Row, find_files, make_row
-from phf.corpus.sources import JSONL_SUFFIXES, TEXT_FIELDS, Record, iterate_records, parse_line, read_lines
+from phf.corpus.folders import JSONL_SUFFIXES, find_files
+from phf.corpus.record_files import Record, parse_line, read_lines
+from phf.corpus.rows import BadRow, LeftOut, Row, make_row
+from phf.corpus.sources import TEXT_FIELDS, iterate_records
 from phf.curate.exchange import NO_SPAN, UNSCORED_SUFFIX, ExchangeFormat, Uncovered
 from phf.errors import PHFError
 from phf.files import to_path
@@ -18,6 +21,7 @@ from phf.reward_models.protocol import Unscored
 _NULL = "null in import"
 _MAX_SCORE = float(np.finfo(np.float32).max)
 _NUM_SAMPLED = 1000  # rows that are looked at for the attributes there are
+_PHF_COLUMNS = ("texts", "scores", "id", "meta")
 _DOLMA_SUFFIXES = (*JSONL_SUFFIXES, ".json", ".json.gz", ".json.zst")
 
 _Spans = list[tuple[int, int, float]]
@@ -58,7 +62,7 @@ def find_attributes(source: str, kind: ExchangeFormat, wanted: Sequence[str] = (
                     found.update(dict.fromkeys(_read_attributes(line)))
         attributes = [name for name in found if not name.endswith(UNSCORED_SUFFIX)]
     else:
-        for record in islice(iterate_records(source), _NUM_SAMPLED):
+        for record in islice(iterate_records(source, _choose_nested), _NUM_SAMPLED):
             fields = record.fields if isinstance(record, Record) else {}
             found |= {
                 name: None
@@ -82,10 +86,12 @@ def iterate_scored_rows(
     attributes: Sequence[str],
     negate: bool,
     uncovered: Uncovered | None = None,
+    name: str | None = None,
 ) -> Iterator[ScoredRow | BadRow]:
     """The rows of a source, in its order; the same rows at each call.
 
     Args:
+        name: what the rows' places begin with, by default the source.
         attributes: whose scores; see `find_attributes`.
         negate: higher is better in the source.
         uncovered: of text that no span covers (see `import_corpus`).
@@ -95,12 +101,13 @@ def iterate_scored_rows(
             that is an error.
     """
     if kind == "dolma":
-        rows = _iterate_dolma(source, attributes)
+        rows = _iterate_dolma(source, attributes, name or source.rstrip("/"))
     else:
         read = _read_phf_row if kind == "phf" else _read_row
+        columns = _PHF_COLUMNS if kind == "phf" else (*TEXT_FIELDS, "id", "ends", *attributes)
         rows = (
             record if isinstance(record, BadRow) else read(record, attributes)
-            for record in iterate_records(source)
+            for record in iterate_records(source, columns, name)
         )
     for row in rows:
         if isinstance(row, ScoredRow):
@@ -108,6 +115,11 @@ def iterate_scored_rows(
             yield replace(row, scores=scores)
         else:
             yield row
+
+
+def _choose_nested(path: Path, types: "Mapping[str, pa.DataType | None]") -> list[str]:
+    """The columns of a table that may hold lists of scores."""
+    return [name for name, kind in types.items() if kind is None or pa.types.is_nested(kind)]
 
 
 def _settle(score: float, place: str, negate: bool, uncovered: Uncovered | None) -> float:
@@ -160,9 +172,12 @@ def _read_row(record: Record, attributes: Sequence[str]) -> ScoredRow | BadRow:
     return _combine(row, cut)
 
 
-def _iterate_dolma(source: str, attributes: Sequence[str]) -> Iterator[ScoredRow | BadRow]:
+def _iterate_dolma(source: str, attributes: Sequence[str], place: str) -> Iterator[ScoredRow | BadRow]:
     """Documents and the attributes beside them, line by line."""
     folders = [_find_attribute_folder(source, attribute) for attribute in attributes]
+    found, left_out = find_files(to_path(source))
+    left_out += [LeftOut(name, "no file of Dolma's") for name, _ in found if not _is_dolma_file(name)]
+    yield from (LeftOut(f"{place}/{row.place}", row.reason) for row in left_out)
     for name, path in _find_dolma_files(_find_folder(source, "documents")):
         files = [folder / name for folder in folders]
         for file in files:
@@ -170,7 +185,7 @@ def _iterate_dolma(source: str, attributes: Sequence[str]) -> Iterator[ScoredRow
                 raise PHFError(f"{file} is missing, though there is {path}; tag the documents again")
         lines = [read_lines(file) for file in files]
         for number, line in enumerate(read_lines(path), start=1):
-            record = parse_line(line, f"{source.rstrip('/')}/documents/{name}:{number}")
+            record = parse_line(line, f"{place}/documents/{name}:{number}")
             beside = [next(other, None) for other in lines]
             for file, other in zip(files, beside, strict=True):
                 if other is None:
@@ -286,7 +301,11 @@ def _list_attribute_folders(source: str) -> list[Path]:
 
 
 def _find_dolma_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    return ((name, path) for name, path in find_files(folder) if name.endswith(_DOLMA_SUFFIXES))
+    return ((name, path) for name, path in find_files(folder)[0] if name.lower().endswith(_DOLMA_SUFFIXES))
+
+
+def _is_dolma_file(name: str) -> bool:
+    return name.startswith(("documents/", "attributes/")) and name.lower().endswith(_DOLMA_SUFFIXES)
 
 
 def _read_attributes(line: bytes) -> dict[str, object]:

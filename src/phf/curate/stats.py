@@ -1,5 +1,6 @@
 """What is in a corpus and in its annotations, in numbers: `phf corpus stats`."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def _choose_annotations(corpus: Corpus, reward_model: str | None) -> list[Annota
     if not chosen:
         raise PHFError(
             f"{corpus.path} has no finished annotation by {reward_model} {propose_annotations(corpus)}make it with: "
-            f"phf annotate {corpus.path} --reward-model {reward_model}"
+            f"phf annotate {shlex.quote(str(corpus.path))} --reward-model {shlex.quote(reward_model)}"
         )
     return chosen
 
@@ -181,7 +182,7 @@ def find_token_caches(corpus: Corpus, tokenizer: str | None = None) -> list[Toke
     if tokenizer is not None and not found:
         raise PHFError(
             f"{corpus.path} has no tokens by {tokenizer}; make them with: "
-            f"phf tokenize {corpus.path} --tokenizer {tokenizer}, or leave --tokenizer away for an estimate"
+            f"phf tokenize {shlex.quote(str(corpus.path))} --tokenizer {shlex.quote(tokenizer)}, or leave --tokenizer away for an estimate"
         )
     return found
 

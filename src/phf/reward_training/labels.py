@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from phf.corpus.record_files import iterate_file, iterate_jsonl
 from phf.corpus.rows import BadRow
-from phf.corpus.sources import iterate_file
 from phf.errors import PHFError
 from phf.files import hash_file
 from phf.reward_models.wording import BAD_WORDS, GOOD_WORDS, fold
@@ -148,9 +148,14 @@ def _read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | BadRow]
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise PHFError(f"{path} {what}; give JSON Lines, such as 'phf label CORPUS -o {path.name}' writes")
-    for row in iterate_file(path):
+    for row in iterate_file(path, "", _choose_fields) or iterate_jsonl(path, ""):
         number = int(row.place.rpartition(":")[2])
         yield number, row if isinstance(row, BadRow) else row.fields
+
+
+def _choose_fields(path: Path, types: Mapping[str, object]) -> list[str]:
+    wanted = {field for fields in FIELDS.values() for field in fields}
+    return [name for name in types if name in wanted]
 
 
 def describe_bad_rows(path: Path, bad_rows: list[BadLine]) -> str:

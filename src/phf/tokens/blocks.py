@@ -151,6 +151,11 @@ class Blocks:
         self._split_documents = np.flatnonzero(is_split & (tokens.document_segments > 0)).astype(np.uint32)
         kept = rule.keep & is_split & (document_tokens > 0)
         self._kept = kept
+        if not is_split.any():
+            raise PHFError(
+                f"the corpus has no document in its {split} split; build it again with a "
+                f"{'larger' if split == 'validation' else 'smaller'} --validation-fraction, or from more text"
+            )
         if not kept.any():
             raise PHFError(
                 f"no token of the {split} split is kept ({int(rule.keep[is_split].sum())} of its {int(is_split.sum())} "

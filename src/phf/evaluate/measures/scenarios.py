@@ -21,7 +21,7 @@ import numpy.typing as npt
 from phf.config.evaluate import EvaluateConfig
 from phf.config.train import SamplingConfig
 from phf.corpus.builtin import iterate_python_source
-from phf.corpus.rows import BadRow, Row
+from phf.corpus.rows import BadRow, LeftOut, Row
 from phf.corpus.sources import iterate_records
 from phf.errors import PHFError
 from phf.evaluate.drawn import Drawn
@@ -32,6 +32,7 @@ from phf.evaluate.metric import Measured, Metric, bare
 from phf.intervals import bootstrap_mean, bootstrap_ratio, expected_max, wilson
 from phf.records import Mode, Progress, Sample
 from phf.results import Measurement, to_json
+from phf.terminal import say
 
 if TYPE_CHECKING:
     from phf.evaluate.subject import Subject
@@ -163,7 +164,10 @@ def _fill_pii_templates() -> Scenario:
 
 def _read_prompts(spec: str) -> Scenario:
     prompts = []
-    for record in iterate_records(spec):
+    for record in iterate_records(spec, ["prompt"]):
+        if isinstance(record, LeftOut):
+            say(f"{record.place} is not read: {record.reason}")
+            continue
         if isinstance(record, BadRow):
             raise PHFError(
                 f"{record.place}: {record.reason}; each line must be a JSON object with a text 'prompt'"
