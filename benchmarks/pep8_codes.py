@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3)
     texts = read_files(parser.parse_args().every)
     slow = [find_codes(text) for text in texts]
-    fast = [Counter(rows) for rows, _ in Pep8Fast().find_violations(texts)]
+    fast = [
+        Counter(rows) for found in Pep8Fast().find_violations(texts) for rows in [found[0] if found else []]
+    ]
     counts = Counter[str]()
     for codes in slow:
         for (_, code), count in codes.items():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from phf.control import ControlTokens
-from phf.tokens.tokens import cumulate
+from phf.tokens.splitter import cumulate
 
 END_ID, GOOD_ID, BAD_ID = 900, 901, 902
 CONTROL = ControlTokens(END_ID, GOOD_ID, BAD_ID)

@@ -14,7 +14,8 @@ from phf.errors import PHFError
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, Batch, DataRule
 from phf.tokens.blocks import Blocks
 from phf.tokens.phases import TrainingBlocks
-from phf.tokens.tokens import cumulate, tokenize
+from phf.tokens.splitter import cumulate
+from phf.tokens.tokens import tokenize
 
 FIELDS = [field.name for field in fields(Batch)]
 

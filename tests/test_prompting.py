@@ -10,8 +10,8 @@ from phf.config.train import SamplingConfig
 from phf.corpus.segment import segment_ends
 from phf.errors import PHFError
 from phf.generate.target import Target
+from phf.tokens.splitter import Splitter
 from phf.tokens.tokenizer import Tokenizer, train_tokenizer
-from phf.tokens.tokens import Splitter
 
 TEXTS = [
     "def f(x):\n    return x\n",

@@ -21,7 +21,7 @@ from phf.config.objectives import (
     Scalar,
     Tagging,
 )
-from phf.tokens.tokens import cumulate
+from phf.tokens.splitter import cumulate
 
 OBJECTIVES = {
     "mle": (MLE(), ("none",)),

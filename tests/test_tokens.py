@@ -17,6 +17,7 @@ from phf.corpus.segment import segment_ends
 from phf.corpus.store import Corpus, build_corpus
 from phf.errors import PHFError
 from phf.tokens import tokens
+from phf.tokens.splitter import Splitter
 from phf.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from phf.tokens.tokens import TokenCache, find_tokens, tokenize
 
@@ -124,7 +125,7 @@ def test_only_tokens_that_straddle_a_segment_end_are_split(gpt2: Tokenizer, case
     expected = [split_slowly(gpt2, text, document) for text, document in zip(texts, ends, strict=True)]
     num_segments = np.array([len(document) for document in ends])
     flat = np.array([end for document in ends for end in document], np.int64)
-    ids, lengths, num_bytes = tokens.Splitter(gpt2).tokenize(texts, num_segments, flat)
+    ids, lengths, num_bytes = Splitter(gpt2).tokenize(texts, num_segments, flat)
     assert ids.tolist() == [index for document, _ in expected for index in document]
     assert lengths.tolist() == [length for _, document in expected for length in document]
     segments = [

@@ -29,7 +29,7 @@ from phf.model import lm
 from phf.objectives import Objective, label_conditions, resolve_objective, target_conditions, token_loss
 from phf.records import BAD, GOOD, NO_LABEL, PAD
 from phf.tokens.blocks import Blocks
-from phf.tokens.tokens import cumulate
+from phf.tokens.splitter import cumulate
 from phf.train.optim import learning_rate_factor, make_optimizers, set_learning_rate
 
 NUM_LETTERS, STOP = 3, 3  # a segment is one or two letters and a full stop

@@ -272,7 +272,7 @@ def _measure_capability(edited: _Edited) -> list[Measurement]:
 
     def measure() -> _Capability:
         bits = {}
-        for mode in _TEXT_MODES:
+        for mode in () if edited.data.tokens.explain_loss() else _TEXT_MODES:
             nll = segment_nll(
                 edited.model, control, vocab_size, pages, mode_labels(pages, mode), edited.progress
             )

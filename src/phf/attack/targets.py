@@ -19,8 +19,9 @@ from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import Identity, Mode
 from phf.thresholds import Threshold
+from phf.tokens.splitter import cumulate
 from phf.tokens.tokenizer import Tokenizer
-from phf.tokens.tokens import TokenCache, cumulate
+from phf.tokens.tokens import TokenCache
 from phf.train.data import open_data
 from phf.train.run import Run
 

@@ -19,7 +19,7 @@ from phf.cli.options import (
     warn_of_rewards,
 )
 from phf.cli.stats import tabulate_examples
-from phf.terminal import hint, print_table, printable, quote, show_progress
+from phf.terminal import hint, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
     from phf.annotate.annotation import Annotation
@@ -154,14 +154,21 @@ def tokenize(
     """Turn documents into token ids once, with segment ends. Resumable."""
     from phf.annotate.annotation import Annotation
     from phf.corpus.store import Corpus
+    from phf.tokens.recovery import MAX_LOST_SHARE, describe_loss
     from phf.tokens.tokens import tokenize as tokenize_corpus
 
     kind = segment_kind(segments)
     with show_progress() as progress:
         corpus = Corpus.open(folder)
         tokens = tokenize_corpus(corpus, tokenizer, kind, workers=workers, progress=progress)
+    if loss := describe_loss(tokens.lost or {}, tokens.num_characters, tokens.tokenizer.name):
+        say(f"warning: {printable(loss)}; above {100 * MAX_LOST_SHARE:g} % there are no bits per byte")
     if as_json:
-        counts = {"num_tokens": tokens.num_tokens, "num_segments": tokens.num_segments}
+        counts = {
+            "num_tokens": tokens.num_tokens,
+            "num_segments": tokens.num_segments,
+            "num_lost_characters": sum((tokens.lost or {}).values()),
+        }
         print_json(
             {"path": str(tokens.path), "tokenizer": tokens.manifest["tokenizer"], "segments": kind, **counts}
         )

@@ -16,8 +16,8 @@ from phf.generate.vllm import write_pages_with_vllm
 from phf.model import lm
 from phf.objectives import label_conditions
 from phf.records import BAD, GOOD, ControlStyle, Mode, Progress, Sample
+from phf.tokens.splitter import Splitter
 from phf.tokens.tokenizer import Tokenizer
-from phf.tokens.tokens import Splitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

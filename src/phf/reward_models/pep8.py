@@ -1,5 +1,6 @@
 """PEP 8 violations per character, by pycodestyle: the paper's reward model for code (section 3.1)."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
@@ -9,6 +10,7 @@ import pycodestyle
 from phf.records import Identity
 from phf.reward_models.protocol import RewardModel, Unit, Unscored
 from phf.reward_models.python_code import (
+    NOT_TOKENIZED,
     PYTHON,
     count_syntax_errors,
     find_broken_lines,
@@ -20,6 +22,8 @@ from phf.reward_models.python_code import (
 # pycodestyle's own default, spelled out: PEP 8 itself is of two minds about these.
 IGNORED = ("E121", "E123", "E126", "E226", "E24", "E704", "W503", "W504")
 MAX_LINE_LENGTH = 79
+# A comment that asks a checker to look away is the first thing that a model would learn to write.
+NOQA = re.compile(r"# no(?=qa\b|pep8\b)", re.IGNORECASE)
 
 
 class Pep8(RewardModel):
@@ -42,7 +46,7 @@ class Pep8(RewardModel):
             parameters={
                 "ignored": list(IGNORED),
                 "max_line_length": MAX_LINE_LENGTH,
-                "rules": 1,
+                "rules": 2,
                 "python": PYTHON,
             },
         )
@@ -54,7 +58,7 @@ class Pep8(RewardModel):
         """Violations per character of each segment."""
         lines = split_lines(document)
         checker = pycodestyle.Checker(
-            lines=normalise_line_ends(lines),
+            lines=[NOQA.sub("# --", line) for line in normalise_line_ends(lines)],
             options=self._options,
             report=LineReport(self._options),
         )
@@ -63,6 +67,11 @@ class Pep8(RewardModel):
             checker.check_all()
         except (IndexError, RecursionError):  # pycodestyle trips over some broken code
             return [Unscored("pycodestyle failed")] * len(ends)
+        if (
+            broken and checker.report.is_stopped
+        ):  # which lines it reads of broken code depends on Python's tokenizer
+            unread = range(max(checker.line_number, 1), len(lines) + 1)
+            broken = dict.fromkeys(unread, NOT_TOKENIZED) | broken
         return violations_per_character(lines, ends, checker.report.rows, broken)
 
     def trim_sample(self, text: str) -> str:
@@ -75,15 +84,18 @@ class Pep8(RewardModel):
 
 
 class LineReport(pycodestyle.BaseReport):  # type: ignore[misc]
-    """Keeps the row of every violation and prints nothing."""
+    """Keeps the row of every violation, and whether the tokenizer stopped; prints nothing."""
 
     def __init__(self, options: object) -> None:
         super().__init__(options)
         self.rows: list[int] = []
+        self.is_stopped = False
 
     def error(self, line_number: int, offset: int, text: str, check: object) -> str | None:
         code: str | None = super().error(line_number, offset, text, check)
-        if code is not None and not code.startswith("E9"):
+        if text.startswith("E9"):
+            self.is_stopped = True
+        elif code is not None:
             self.rows.append(line_number)
         return code
 

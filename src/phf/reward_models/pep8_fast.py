@@ -11,7 +11,7 @@ from pathlib import Path
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.reward_models.pep8 import IGNORED, MAX_LINE_LENGTH, violations_per_character
-from phf.reward_models.protocol import RewardModel, Unit
+from phf.reward_models.protocol import RewardModel, Unit, Unscored
 from phf.reward_models.python_code import (
     PYTHON,
     count_syntax_errors,
@@ -24,6 +24,9 @@ from phf.reward_models.python_code import (
 RUFF_IGNORED = ("E226", "E241", "E242", "E704", "E9")
 assert all(code.startswith(IGNORED) for code in RUFF_IGNORED[:-1])
 FILES_PER_CALL = 2000
+PROBE = "x = 1\n"
+Found = tuple[list[tuple[int, str]], bool]
+"""The line (from 1) and code of each violation, and whether the text parses."""
 
 
 class Pep8Fast(RewardModel):
@@ -44,11 +47,11 @@ class Pep8Fast(RewardModel):
         from ruff import find_ruff_bin
 
         options = ["--select=E,W", f"--ignore={','.join(RUFF_IGNORED)}", f"--line-length={MAX_LINE_LENGTH}"]
-        options += ["--preview", "--target-version=py311"]
+        options += ["--preview", "--target-version=py311", "--ignore-noqa"]
         self._command = [find_ruff_bin(), "check", "--isolated", "--no-cache", "--exit-zero", "--quiet"]
         self._command += ["--no-respect-gitignore", "--output-format=json", *options, "."]
         self.identity = Identity(
-            "pep8-fast", version("ruff"), parameters={"options": options, "rules": 1, "python": PYTHON}
+            "pep8-fast", version("ruff"), parameters={"options": options, "rules": 2, "python": PYTHON}
         )
 
     def score(self, document: str, ends: Sequence[int]) -> Sequence[float]:
@@ -61,7 +64,11 @@ class Pep8Fast(RewardModel):
         for start in range(0, len(documents), FILES_PER_CALL):
             batch = documents[start : start + FILES_PER_CALL]
             found = self.find_violations([text for text, _ in batch])
-            for (document, ends), (violations, parses) in zip(batch, found, strict=True):
+            for (document, ends), result in zip(batch, found, strict=True):
+                if result is None:
+                    scores.append([Unscored("ruff failed")] * len(ends))
+                    continue
+                violations, parses = result
                 broken = {} if parses else find_broken_lines(document)
                 rows = (row for row, _ in violations)
                 scores.append(violations_per_character(split_lines(document), ends, rows, broken))
@@ -75,12 +82,25 @@ class Pep8Fast(RewardModel):
         """Syntax errors, reported apart from the score."""
         return count_syntax_errors(document)
 
-    def find_violations(self, texts: Sequence[str]) -> list[tuple[list[tuple[int, str]], bool]]:
-        """For every text the line (from 1) and code of each violation, and whether ruff could parse it.
+    def find_violations(self, texts: Sequence[str]) -> list[Found | None]:
+        """For every text the line (from 1) and code of each violation, and whether ruff could parse it; None for one that ruff
+        fails on alone: some code, such as 10,000 calls in a row, overflows its stack.
 
         Raises:
-            PHFError: ruff failed.
+            PHFError: ruff fails on all code.
         """
+        found, failure = self._run(texts)
+        if found is not None:
+            return list(found)
+        if len(texts) == 1:
+            if self._run([PROBE])[0] is None:
+                raise PHFError(f"ruff fails on every file: {failure}; install it again")
+            return [None]
+        half = len(texts) // 2
+        return self.find_violations(texts[:half]) + self.find_violations(texts[half:])
+
+    def _run(self, texts: Sequence[str]) -> tuple[list[Found] | None, str]:
+        """What ruff finds in each text, or None and why it failed."""
         violations: list[list[tuple[int, str]]] = [[] for _ in texts]
         parses = [True] * len(texts)
         with tempfile.TemporaryDirectory(prefix="phf-ruff-") as folder:
@@ -88,11 +108,11 @@ class Pep8Fast(RewardModel):
                 Path(folder, f"{index}.py").write_bytes(text.encode("utf-8", errors="replace"))
             done = subprocess.run(self._command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise PHFError(f"ruff failed with exit code {done.returncode}: {done.stderr.strip()[:200]}")
+            return None, f"exit code {done.returncode}: {' '.join(done.stderr.split())[:200]}"
         for violation in json.loads(done.stdout):
             index = int(Path(violation["filename"]).stem)
             if violation["code"] in (None, "invalid-syntax"):
                 parses[index] = False
             else:
                 violations[index].append((violation["location"]["row"], violation["code"]))
-        return list(zip(violations, parses, strict=True))
+        return list(zip(violations, parses, strict=True)), ""

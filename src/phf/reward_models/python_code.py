@@ -7,7 +7,6 @@ import ast
 import io
 import re
 import sys
-import tokenize
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +32,8 @@ CONTEXTS = (
     ("", "\n case _: pass\n"),
     ("", "\ndef f(): pass\n"),
 )
-SILENT_TOKENS = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+# What decides where a logical line ends: quotes, comments, brackets and a backslash at the line's end; or anything else but space.
+MARKS = re.compile(r"""\"{3}|'{3}|["'#()\[\]{}]|\\\n|[^\s"'#()\[\]{}\\]+|\\""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,64 +70,80 @@ def parses(source: str) -> bool:
 def iterate_logical_lines(lines: list[str]) -> Iterator[LogicalLine]:
     """The complete logical lines and the comment lines of some lines, of which the last has its line end too.
 
-    Raises:
-        tokenize.TokenError, SyntaxError: where the tokenizer cannot go on.
+    Broken code has them as well: a string without an end stops at its line's end, a bracket that closes nothing is passed over, and
+    indentation plays no part. Python's own tokenizer is not asked: from 3.12 on it gives nothing behind the first error.
     """
-    first = None
-    reader = iter(normalise_line_ends(lines))
-    for token in tokenize.generate_tokens(lambda: next(reader, "")):
-        if token.type == tokenize.NEWLINE:
-            if first is not None:
-                yield LogicalLine(first, token.start[0])
+    first, depth, quote = (
+        None,
+        0,
+        "",
+    )  # row of the statement's beginning; open brackets; the open string's quote
+    for row, line in enumerate(normalise_line_ends(lines), start=1):
+        place, is_continued, is_comment = 0, False, False
+        while place < len(line):
+            if quote:
+                place, quote = _skip_string(line, place, quote)
+                continue
+            mark = MARKS.search(line, place)
+            if mark is None or mark[0] == "#":
+                is_comment = mark is not None and first is None
+                break
+            place, is_continued = mark.end(), mark[0] == "\\\n"
+            first = row if first is None else first
+            if mark[0][0] in "\"'":
+                quote = mark[0]
+            elif mark[0] in "([{":
+                depth += 1
+            elif mark[0] in ")]}":
+                depth = max(depth - 1, 0)
+        if is_comment:
+            yield LogicalLine(row, row, is_code=False)
+        elif first is not None and not (is_continued or depth or quote):
+            yield LogicalLine(first, row)
             first = None
-        elif token.type == tokenize.COMMENT and first is None:
-            yield LogicalLine(token.start[0], token.start[0], is_code=False)
-        elif token.type not in SILENT_TOKENS and first is None:
-            first = token.start[0]
+
+
+def _skip_string(line: str, place: int, quote: str) -> tuple[int, str]:
+    """Where a line goes on behind a string that is open at a place, and the quote if it is still open at the line's end."""
+    escape = ""
+    for found in re.compile(rf"\\.|{quote}", re.DOTALL).finditer(line, place):
+        if found[0] == quote:
+            return found.end(), ""
+        escape = found[0]
+    return len(line), quote if len(quote) == 3 or escape == "\\\n" else ""
 
 
 def trim_to_last_logical_line(text: str) -> str:
-    """The text up to the end of its last complete logical line or comment; "" if it has none.
-
-    Where an inconsistent dedent stops the tokenizer, up to the last complete physical line: such code is broken, not cut.
-    """
+    """The text up to the end of its last complete logical line or comment, whatever Python runs; "" if it has none."""
     lines = split_lines(text)
     if lines and not lines[-1].endswith(("\n", "\r")):
         del lines[-1]
-    last = 0
-    try:
-        for logical in iterate_logical_lines(lines):
-            last = logical.last
-    except tokenize.TokenError:
-        pass  # the text ends inside a bracket or a string
-    except SyntaxError:
-        last = max(row for row, line in enumerate(lines, start=1) if line.strip())
+    last = max((logical.last for logical in iterate_logical_lines(lines)), default=0)
     return "".join(lines[:last])
 
 
 def find_broken_lines(document: str) -> dict[int, str]:
     """The physical lines (from 1) whose style cannot be judged, each with the reason. Empty if the document parses.
 
-    In a document that does not parse these are its logical lines that no program could hold, and all that follows the
-    point where the tokenizer stops. If no more than half of its logical lines parse, it is no Python: every line.
+    In a document that does not parse these are its logical lines that no program could hold, and a last one without an end. If
+    no more than half of its logical lines parse, it is no Python: every line.
     """
     if parses(document):
         return {}
     lines = split_lines(document)
     broken: dict[int, str] = {}
     num_code = num_parsed = stopped = 0
-    try:
-        for logical in iterate_logical_lines([*lines[:-1], lines[-1].rstrip("\r\n") + "\n"]):
-            stopped = logical.last
-            if not logical.is_code:
-                continue
-            num_code += 1
-            source = "".join(lines[logical.first - 1 : logical.last]).strip(" \t\f\r\n")
-            if any(parses(before + source + after) for before, after in CONTEXTS):
-                num_parsed += 1
-            else:
-                broken |= dict.fromkeys(range(logical.first, logical.last + 1), NOT_PARSED)
-    except (tokenize.TokenError, SyntaxError):
+    for logical in iterate_logical_lines([*lines[:-1], lines[-1].rstrip("\r\n") + "\n"]):
+        stopped = logical.last
+        if not logical.is_code:
+            continue
+        num_code += 1
+        source = "".join(lines[logical.first - 1 : logical.last]).strip(" \t\f\r\n")
+        if any(parses(before + source + after) for before, after in CONTEXTS):
+            num_parsed += 1
+        else:
+            broken |= dict.fromkeys(range(logical.first, logical.last + 1), NOT_PARSED)
+    if any(line.strip() for line in lines[stopped:]):
         broken |= dict.fromkeys(range(stopped + 1, len(lines) + 1), NOT_TOKENIZED)
     if num_parsed * 2 <= num_code:
         return dict.fromkeys(range(1, len(lines) + 1), NOT_PARSED)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from phf.errors import PHFError
 from phf.records import BAD, CONTROL, END, NO_LABEL, PAD, TEXT, Batch, DataRule, Split
-from phf.tokens.tokens import TokenCache, cumulate
+from phf.tokens.splitter import cumulate
+from phf.tokens.tokens import TokenCache
 
 Ints = npt.NDArray[np.int64]
 

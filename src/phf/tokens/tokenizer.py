@@ -137,16 +137,28 @@ class Tokenizer:
                 np.array(offsets, dtype=np.int64).reshape(-1, 2) + np.repeat(text_starts, num_tokens)[:, None]
             )
             return EncodedDocuments(ids, num_tokens, spans[:, 0], spans[:, 1])
-        # A letter of a piece is a byte of the text, so lengths give exact places, and a lost byte shows in their sum.
+        # A letter of a piece is a byte of the text, so lengths give exact places, and a lost byte shows in their sum; but not one
+        # for which an unknown token of as many letters stands.
         lengths = self._piece_lengths[ids]
         ends = np.cumsum(lengths)
         found, expected = int(ends[-1]) if len(ends) else 0, sum(len(text.encode()) for text in texts)
-        if found != expected:
+        if found != expected or (self._has_unknown and not self._spell(ids, "".join(texts))):
             raise PHFError(
                 f"tokenizer {self.name} does not keep a text whole ({expected} bytes in, {found} out); "
                 "choose another, or train:4096"
             )
         return EncodedDocuments(ids, num_tokens, ends - lengths, ends)
+
+    @cached_property
+    def _has_unknown(self) -> bool:
+        model = json.loads(self.backend.to_str())["model"]
+        return model.get("unk_token") is not None or model.get("unk_id") is not None
+
+    def _spell(self, ids: npt.NDArray[np.int64], text: str) -> bool:
+        """Whether the pieces of some ids are the bytes of a text, in a byte-level vocabulary."""
+        letters = dict(enumerate(byte_letters()))
+        spelled = "".join([self.pieces[index] for index in ids.tolist()])
+        return spelled == text.encode().decode("latin-1").translate(letters)
 
     def encode_piece(self, piece: str) -> list[int]:
         """Token ids of a part of a token, spelled in the model's own alphabet (see `pieces`)."""

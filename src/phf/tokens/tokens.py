@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -23,7 +23,9 @@ from phf.corpus.store import Corpus, lock_folder, read_manifest, write_manifest
 from phf.errors import PHFError
 from phf.files import Place, check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
 from phf.records import Identity, Progress, Split
-from phf.tokens.tokenizer import WORD_PATTERN, EncodedDocuments, Tokenizer, load_tokenizer, train_tokenizer
+from phf.tokens.recovery import count_lost, explain_loss
+from phf.tokens.splitter import Splitter, cumulate
+from phf.tokens.tokenizer import WORD_PATTERN, Tokenizer, load_tokenizer, train_tokenizer
 
 TRAINING_BYTES = 20_000_000
 """Text that a tokenizer is trained on at most: more changes hardly a merge of a small vocabulary."""
@@ -70,7 +72,7 @@ def tokenize(
     with lock_folder(folder, "writing"):
         for left_over in folder.rglob(".*.tmp"):  # of a process that was killed
             left_over.unlink()
-        entries = _find_valid_entries(corpus, folder)
+        entries = _find_valid_entries(corpus, folder, is_exact=tokenizer.is_byte_level)
         if entries and all(entry is not None for entry in entries):
             return TokenCache.open(folder)
         # Before any shard: a call that goes on finds, by `trained_on`, the very tokenizer that made the first ones.
@@ -113,6 +115,37 @@ class TokenCache:
         self.num_documents = sum(entry["num_documents"] for entry in self.shards)
         self.num_segments = sum(entry["num_segments"] for entry in self.shards)
         self.num_tokens = sum(entry["num_tokens"] for entry in self.shards)
+
+    @property
+    def num_characters(self) -> int:
+        """Code points of all texts, as far as they were counted (see `lost`)."""
+        return sum(entry.get("num_characters", 0) for entry in self.shards)
+
+    @cached_property
+    def lost(self) -> dict[str, int] | None:
+        """How often each character did not come back from the ids (`phf.tokens.recovery`); None if no one has counted."""
+        if self.tokenizer.is_byte_level:
+            return {}
+        if not all("lost" in entry for entry in self.shards):
+            return None
+        return dict(sum((Counter(entry["lost"]) for entry in self.shards), Counter[str]()))
+
+    def explain_loss(self) -> str | None:
+        """Why what a model pays for the ids is not the price of the text; None if it is."""
+        if self.lost is None:
+            return (
+                f"{self.path} does not say what its tokenizer lost; run 'phf tokenize' again, which counts it"
+            )
+        return explain_loss(self.lost, self.num_characters, self.tokenizer.name)
+
+    def check_recovery(self) -> None:
+        """Refuse to price text by ids that do not say all of it.
+
+        Raises:
+            PHFError: more characters do not come back than `MAX_LOST_SHARE`; says how many, and which.
+        """
+        if reason := self.explain_loss():
+            raise PHFError(reason)
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> "TokenCache":
@@ -246,13 +279,6 @@ def _remedy(folder: Path) -> str:
     return f"delete {folder} and run 'phf tokenize' again"
 
 
-def cumulate(counts: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Sums before each entry, and of all: int64 [n + 1]."""
-    sums = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=sums[1:])
-    return sums
-
-
 def _obtain_tokenizer(corpus: Corpus, spec: str, training_bytes: int) -> tuple[Tokenizer, str | None]:
     """The tokenizer of a spec, and a hash of what it was trained on if it is one of `train:N`."""
     if not spec.startswith("train:"):
@@ -276,14 +302,15 @@ def _obtain_tokenizer(corpus: Corpus, spec: str, training_bytes: int) -> tuple[T
     return train_tokenizer(texts, int(number)), trained_on
 
 
-def _find_valid_entries(corpus: Corpus, folder: Path) -> list[TokenShard | None]:
-    """For each shard the entry of an earlier call, if its input and its files are still the same."""
+def _find_valid_entries(corpus: Corpus, folder: Path, *, is_exact: bool) -> list[TokenShard | None]:
+    """For each shard the entry of an earlier call, if its input and its files are still the same; and, unless the tokenizer
+    `is_exact`, if it says what was lost."""
     entries: list[TokenShard | None] = [None] * len(corpus.shards)
     if not (folder / "manifest.json").exists():
         return entries
     earlier = read_manifest(folder / "manifest.json", _remedy(folder))["shards"]
     for index, (entry, shard) in enumerate(zip(earlier, corpus.shards, strict=False)):
-        if entry is None or entry["input_sha256"] != shard.sha256:
+        if entry is None or entry["input_sha256"] != shard.sha256 or not (is_exact or "lost" in entry):
             continue
         for name, sha256 in entry["files"].items():
             check_hash(folder / name, sha256, _remedy(folder))
@@ -343,6 +370,8 @@ class _Group:
     segment_ends: npt.NDArray[np.int64]  # code points, restarting with each document [num_segments]
     num_segments: npt.NDArray[np.int64]  # [num_documents]
     is_train: npt.NDArray[np.bool_]  # [num_documents]
+    num_characters: int
+    lost: Counter[str]
 
 
 def _map_in_order(
@@ -376,96 +405,12 @@ def _tokenize_group(
             f"{table['id'][document]}; choose a byte-level one, for example train:4096"
         )
     is_train = np.array([split == "train" for split in table["split"].to_pylist()], np.bool_)
-    return _Group(ids.astype(dtype), lengths, num_bytes, flat_ends, num_segments, is_train)
-
-
-class Splitter:
-    """Tokenizes documents whole and splits the tokens that straddle a segment end."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._parts: dict[str, list[int]] = {}  # few different tokens straddle, each many times
-
-    def tokenize(
-        self,
-        texts: list[str],
-        num_segments: npt.NDArray[np.int64],
-        ends: npt.NDArray[np.int64],
-        encoded: EncodedDocuments | None = None,
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Ids of the documents, one after the other; tokens and UTF-8 bytes of each segment.
-
-        Args:
-            texts: the documents.
-            num_segments: segments of each document.
-            ends: their ends in code points, restarting with each document.
-            encoded: the documents' ids, where they are not those the tokenizer would make.
-        """
-        encoded = self.tokenizer.encode_documents(texts) if encoded is None else encoded
-        text_starts = cumulate([len(text) for text in texts])[:-1]
-        ends = ends + np.repeat(text_starts, num_segments)
-        byte_ends = _to_bytes("".join(texts), ends)
-        unit_ends = byte_ends if self.tokenizer.is_byte_level else ends
-        # Tokens that end at or before each segment end. The last of a document takes all that are left, some of
-        # which may have no width.
-        counts = np.searchsorted(np.maximum.accumulate(encoded.ends), unit_ends, side="right")
-        has_segments = num_segments > 0
-        counts[np.cumsum(num_segments)[has_segments] - 1] = np.cumsum(encoded.num_tokens)[has_segments]
-        inside = counts < len(encoded.ids)
-        inside[inside] = encoded.starts[counts[inside]] < unit_ends[inside]
-        ids, token_ends = self._split(encoded.ids, encoded.ends, counts, unit_ends, inside)
-        return ids, np.diff(token_ends, prepend=0), np.diff(byte_ends, prepend=0)
-
-    def _split(
-        self,
-        ids: npt.NDArray[np.int64],
-        ends: npt.NDArray[np.int64],
-        counts: npt.NDArray[np.int64],
-        unit_ends: npt.NDArray[np.int64],
-        inside: npt.NDArray[np.bool_],
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Split each token that has a segment end inside; give the new ids and the segment ends in them."""
-        num_parts = np.ones(len(ids), np.int64)  # tokens that each token becomes
-        tokens_before_cut = np.zeros(len(counts), np.int64)
-        replaced: list[int] = []
-        cut_segments = np.flatnonzero(inside)
-        # Several segments may end inside one token: all of its cuts are made together.
-        for cuts in np.split(cut_segments, np.flatnonzero(np.diff(counts[cut_segments])) + 1):
-            if len(cuts) == 0:
-                continue
-            token = int(counts[cuts[0]])
-            piece = self.tokenizer.pieces[int(ids[token])]
-            new: list[int] = []
-            start = 0
-            for segment in cuts:
-                # A unit is a letter of the piece, counted from its end: an added "▁" stands at the beginning.
-                stop = len(piece) - int(ends[token] - unit_ends[segment])
-                new += self._encode_part(piece[start:stop])
-                tokens_before_cut[segment] = len(new)
-                start = stop
-            new += self._encode_part(piece[start:])
-            num_parts[token] = len(new)
-            replaced += new
-        starts = cumulate(num_parts)
-        result = np.repeat(ids, num_parts)
-        is_cut = np.zeros(len(ids), np.bool_)
-        is_cut[counts[cut_segments]] = True
-        result[np.repeat(is_cut, num_parts)] = replaced
-        return result, starts[counts] + tokens_before_cut
-
-    def _encode_part(self, part: str) -> list[int]:
-        if part not in self._parts:
-            self._parts[part] = self.tokenizer.encode_piece(part)
-        return self._parts[part]
-
-
-def _to_bytes(text: str, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Places in a text, in UTF-8 bytes instead of code points."""
-    if text.isascii():
-        return ends
-    points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
-    return cumulate(widths)[ends]
+    rows = np.split(ids, cumulate(lengths)[cumulate(num_segments)][1:-1])
+    lost = count_lost(splitter.tokenizer, texts, rows)
+    num_characters = sum(map(len, texts))
+    return _Group(
+        ids.astype(dtype), lengths, num_bytes, flat_ends, num_segments, is_train, num_characters, lost
+    )
 
 
 def _write_shard(
@@ -496,5 +441,7 @@ def _write_shard(
         "num_segments": len(lengths),
         "num_tokens": len(arrays["ids"]),
         "num_bytes": int(arrays["segment_bytes"].sum()),
+        "num_characters": sum(group.num_characters for group in groups),
+        "lost": dict(sorted(sum((group.lost for group in groups), Counter[str]()).items())),
         "segment_ends_hash": hash_segment_ends(num_segments, join("segment_ends", "<i8")),
     }

@@ -37,6 +37,7 @@ def bits_per_byte(
 
 def measure_modes(subject: "Subject") -> Measured:
     """Bits per byte in each mode and with each segment's own label, and good mode's minus bad mode's, paired by document."""
+    subject.data.tokens.check_recovery()
     labels = {str(mode): mode_labels(subject.pages, mode) for mode in subject.modes}
     if subject.data.objective.has_control_tokens:
         labels["labelled"] = [subject.label(page.scores) for page in subject.pages]
@@ -103,4 +104,5 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
+    may_fail=True,  # where a tokenizer loses text
 )

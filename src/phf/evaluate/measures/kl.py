@@ -27,8 +27,9 @@ from phf.model import lm
 from phf.records import BAD, CONTROL, END, GOOD, PAD, TEXT, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
 from phf.reward_models.convert import REFERENCES, cache_folder
+from phf.tokens.recovery import explain_loss_of_texts
+from phf.tokens.splitter import Splitter
 from phf.tokens.tokenizer import EncodedDocuments, Tokenizer
-from phf.tokens.tokens import Splitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -406,6 +407,11 @@ def measure_modes(subject: "Subject") -> Measured:
     reference = _open_reference(
         config.kl.reference, config.kl.num_sequences, config.kl.num_tokens, seed, subject.progress
     )
+    samples = keep_spelled(subject.tokenizer, reference.samples)
+    encoded = encode_texts(subject.tokenizer, samples, subject.run.config.segments)
+    rows = [np.concatenate([*text.segments, np.empty(0, np.int64)]) for text in encoded]
+    if reason := explain_loss_of_texts(subject.tokenizer, [sample.text for sample in samples], rows):
+        return Measured([], left_out={"kl": reason})
     found = subject.parts.measure(
         "kl",
         [reference.identity.slug, len(reference.samples), config.num_bootstrap, seed],

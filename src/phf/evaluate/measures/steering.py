@@ -100,7 +100,7 @@ def _measure_method(subject: "Subject", config: SteerConfig, spec: str, plain: D
     rows += list_degeneracy(own.samples, steered)
     sizes = [*settings, subject.drawing, subject.config.num_bootstrap]
     rows += list_diversity(subject, own.texts, steered, f"diversity-steer-{spec}", sizes)
-    if isinstance(config, Direction):
+    if isinstance(config, Direction) and subject.data.tokens.explain_loss() is None:
         rows += subject.parts.measure(
             f"bits-steer-{spec}",
             [*settings, subject.config.capability_documents, subject.config.num_bootstrap, seed],
