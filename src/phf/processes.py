@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from phf.errors import PHFError
-from phf.records import Progress
+
+if TYPE_CHECKING:
+    from phf.records import Progress  # with numpy, which `phf --help` waits for
 
 _LIFELINE = "PHF_LIFELINE"
 
@@ -20,7 +22,7 @@ _LIFELINE = "PHF_LIFELINE"
 class Task(Protocol):
     """What a process does: a picklable callable, such as a partial of a module's function."""
 
-    def __call__(self, *, say: Callable[[str], None], progress: Progress) -> None:
+    def __call__(self, *, say: Callable[[str], None], progress: "Progress") -> None:
         """Do it.
 
         Raises:
@@ -39,7 +41,7 @@ def run_side_by_side(
     *,
     at_once: int,
     say: Callable[[str], None] = print,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
 ) -> None:
     """Run named tasks, so many at a time, each with its share of the cores; their lines and bars come through here.
 
@@ -77,7 +79,7 @@ def _receive(
     pipe: Connection,
     running: dict[Connection, tuple[str, BaseProcess]],
     say: Callable[[str], None],
-    progress: Progress | None,
+    progress: "Progress | None",
 ) -> None:
     """Pass on what a process says, or see how it has ended."""
     try:
