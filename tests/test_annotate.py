@@ -19,9 +19,10 @@ from phf.annotate import scorer as scorer_module
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.annotate.annotation import ANNOTATION_SCHEMA
 from phf.corpus.segment import hash_segment_ends, segment_ends
-from phf.corpus.store import Corpus, build_corpus, lock_folder, read_manifest, write_manifest
+from phf.corpus.store import Corpus, build_corpus, read_manifest, write_manifest
 from phf.errors import PHFError
 from phf.files import hash_file
+from phf.folders import lock_folder
 from phf.records import Identity
 from phf.reward_models import SegmentRewardModel, Unscored, load_reward_model, score_documents
 from phf.reward_models.scoring import score_segments

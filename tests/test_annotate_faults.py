@@ -17,8 +17,9 @@ import pytest
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.annotate.parts import ShardParts
 from phf.annotate.scorer import Scorer, list_turns
-from phf.corpus.store import Corpus, build_corpus, lock_folder
+from phf.corpus.store import Corpus, build_corpus
 from phf.errors import PHFError
+from phf.folders import lock_folder
 
 MODEL = '''
 """A reward model that is told by the environment how to fail, and in which document."""

@@ -68,3 +68,24 @@ if __name__ == "__main__":
         assert "child has" in parent.stdout.readline()
         parent.kill()
         assert parent.stdout.read() == "", "the pipe ends once no process holds it: the child is gone too"
+
+
+def test_a_lifeline_ends_with_whoever_holds_it(tmp_path):
+    """The command of a holder that is killed, and of one that cuts it, is asked to stop; one without goes on."""
+    child = "import time; from phf.processes import stop_with_lifeline; stop_with_lifeline(); print(1); time.sleep(60)"
+    program = f"""
+import os, subprocess, sys
+from phf.processes import Lifeline
+with Lifeline() as lifeline:
+    command = [sys.executable, "-uc", {child!r}]
+    child = subprocess.Popen(command, env={{**os.environ, **lifeline.environment}}, pass_fds=[lifeline.handle])
+    sys.stdin.read()
+sys.exit(-child.wait())
+"""
+    command = [sys.executable, "-c", program]
+    for end in ("kill", "cut"):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout.readline() == "1\n"
+            holder.kill() if end == "kill" else holder.stdin.close()
+            assert holder.stdout.read() == "", "the pipe ends once no process holds it: the child is gone too"
+        assert end == "kill" or holder.returncode == signal.SIGTERM

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from phf.corpus.store import Corpus, build_corpus, lock_folder, read_manifest, write_manifest
+from phf.corpus.store import Corpus, build_corpus, read_manifest, write_manifest
 from phf.errors import PHFError
+from phf.folders import lock_folder
 
 
 def write_rows(path, rows):

@@ -27,7 +27,7 @@ def in_process(monkeypatch):
     """Commands run in this process; returns the list of those that were run."""
     commands = []
 
-    def run_command(arguments, environment, folder=None):
+    def run_command(arguments, environment, folder=None, lifeline=None):
         commands.append(arguments)
         if arguments[1] == "--resume":
             loop.resume(arguments[2], say=quiet)

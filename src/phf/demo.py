@@ -1,7 +1,7 @@
 """`phf demo`: from raw text to a measured comparison, with nothing but Python packages. Every step is resumable."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from phf.corpus.store import Corpus, build_corpus
 from phf.curate.balance import balance_corpus
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.folders import lock_folder
 from phf.processes import count_cores, run_side_by_side
 from phf.records import Progress
 from phf.tokens.tokens import tokenize
@@ -72,13 +73,27 @@ def run_demo(
     Raises:
         PHFError: an unknown objective, a package that is not installed, or a folder that holds a demo made with other settings.
     """
-    import torch
-
     kinds = choose_objectives(objectives)
     check_packages()  # said now, not after the training
+    seeds = range(seed, seed + num_seeds)
+    with lock_folder(out, "making the demo in"):
+        return _make_demo(out, kinds, seeds, tokens, num_samples, say, progress)
+
+
+def _make_demo(
+    out: Path,
+    kinds: Sequence[str],
+    seeds: Sequence[int],
+    tokens: int | None,
+    num_samples: int,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> DemoResult:
+    import torch
+
     corpus = prepare_corpus(out, say=say, progress=progress)
     tasks = {}
-    for one in range(seed, seed + num_seeds):
+    for one in seeds:
         sampling = SamplingConfig(num_samples=num_samples, seed=one)
         evaluation = EvaluateConfig(judges=HELD_OUT_JUDGES, sampling=sampling)
         for kind in kinds:

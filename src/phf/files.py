@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,17 +89,36 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             upload(Path(folder) / path.name, path)
         return
     local.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{local.name}.", suffix=".tmp", dir=local.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
+        with keep_mode(temporary):
+            yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(local)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def keep_mode(path: Path) -> Iterator[None]:
+    """Make a file, whose mode the umask decides, and give it that mode again after something has written it: safetensors
+    puts another one in its place, which its owner alone may read.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give all files below a folder the mode that the umask decides, whatever has written them."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        (Path(place) / "file").touch()
+        mode = stat.S_IMODE((Path(place) / "file").stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 @contextmanager

@@ -9,16 +9,20 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from phf.errors import PHFError
-from phf.records import Progress
+
+if TYPE_CHECKING:
+    from phf.records import Progress  # with numpy, which `phf --help` waits for
+
+_LIFELINE = "PHF_LIFELINE"
 
 
 class Task(Protocol):
     """What a process does: a picklable callable, such as a partial of a module's function."""
 
-    def __call__(self, *, say: Callable[[str], None], progress: Progress) -> None:
+    def __call__(self, *, say: Callable[[str], None], progress: "Progress") -> None:
         """Do it.
 
         Raises:
@@ -37,7 +41,7 @@ def run_side_by_side(
     *,
     at_once: int,
     say: Callable[[str], None] = print,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
 ) -> None:
     """Run named tasks, so many at a time, each with its share of the cores; their lines and bars come through here.
 
@@ -75,7 +79,7 @@ def _receive(
     pipe: Connection,
     running: dict[Connection, tuple[str, BaseProcess]],
     say: Callable[[str], None],
-    progress: Progress | None,
+    progress: "Progress | None",
 ) -> None:
     """Pass on what a process says, or see how it has ended."""
     try:
@@ -96,7 +100,7 @@ def _receive(
     elif kind == "error":
         raise PHFError(*content)
     elif kind == "stopped":
-        raise KeyboardInterrupt(*content)
+        raise KeyboardInterrupt
 
 
 def _work(task: Task, pipe: Connection, threads: int) -> None:
@@ -114,8 +118,49 @@ def _work(task: Task, pipe: Connection, threads: int) -> None:
         task(say=lambda line: send("say", line), progress=lambda *call: send("progress", *call))
     except PHFError as error:
         send("error", str(error))
-    except KeyboardInterrupt as stopped:
-        send("stopped", str(stopped))
+    except KeyboardInterrupt:
+        send("stopped")
+
+
+class Lifeline:
+    """A pipe that processes are started with: they are asked to stop (SIGTERM) as soon as it is cut, or whoever holds it is
+    gone, however that ended.
+
+    Attributes:
+        environment: tells them of it, in which file descriptor `handle` must be left open.
+    """
+
+    def __init__(self) -> None:
+        self.handle, self._ours = os.pipe()
+        self.environment = {_LIFELINE: str(self.handle)}
+
+    def cut(self) -> None:
+        """Ask all to stop."""
+        if self._ours >= 0:
+            os.close(self._ours)
+            self._ours = -1
+
+    def __enter__(self) -> "Lifeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        os.close(self.handle)
+
+
+def stop_with_lifeline() -> None:
+    """Ask this process to stop when the lifeline that it was started with, if any, has ended."""
+    if (handle := os.environ.pop(_LIFELINE, None)) is None:
+        return
+
+    def watch() -> None:
+        try:
+            os.read(int(handle), 1)
+        except (OSError, ValueError):  # it was not handed on
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_parent() -> None:

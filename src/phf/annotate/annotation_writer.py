@@ -16,9 +16,10 @@ from phf.annotate.annotation import ANNOTATION_SCHEMA, annotation_folder, read_a
 from phf.config.train import SegmentKind
 from phf.corpus.manifests import AnnotationManifest, AnnotationShard
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
-from phf.corpus.store import Corpus, lock_folder, open_parquet_writer, write_manifest
+from phf.corpus.store import Corpus, open_parquet_writer, write_manifest
 from phf.errors import PHFError
 from phf.files import find_local, hash_file, hash_json, replace_atomically
+from phf.folders import lock_folder
 from phf.records import Identity
 
 # The manifest is written again after a shard, unless that took more than this share of the time: it grows with the
@@ -197,9 +198,8 @@ def write_annotation(
     """
     path = annotation_folder(corpus, identity, segments)
     with _explain_disk(path):
-        path.mkdir(parents=True, exist_ok=True)
-    with lock_folder(path, "writing", wait=wait), _explain_disk(path):
-        _remove_left_overs(path)
+        path.mkdir(parents=True, exist_ok=True)  # also in object storage
+    with _explain_disk(path), lock_folder(path, "writing", wait=wait):
         stored = read_annotation_manifest(path) if (path / "manifest.json").exists() else None
         manifest: AnnotationManifest = {
             "kind": "annotation",
@@ -233,7 +233,7 @@ def _explain_disk(path: Path) -> Iterator[None]:
 
 
 def _remove_left_overs(path: Path) -> None:
-    """Remove what processes that were killed left half-written; the caller holds the folder."""
+    """Remove what a failure has left half-written; the caller holds the folder."""
     if local := find_local(path):
         for file in local.glob(".*.tmp"):
             file.unlink()

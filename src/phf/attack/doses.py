@@ -24,6 +24,7 @@ from phf.evaluate.pages import Page, lay_out_page, mode_labels, segment_nll
 from phf.evaluate.parts import Parts
 from phf.evaluate.subject import Subject
 from phf.files import hash_json
+from phf.folders import lock_folder
 from phf.intervals import bootstrap_ratio
 from phf.model import lm
 from phf.objectives import poison_of
@@ -170,7 +171,8 @@ def measure_doses(
         bad mode and without tokens; good mode's divergence from the unmodified; its BLiMP and KL from a reference, where given.
 
     Raises:
-        PHFError: the objective has no such modes, a number is out of range, the data is gone or changed.
+        PHFError: the objective has no such modes, a number is out of range, the data is gone or changed;
+            another process writes into the run.
     """
     if not has_directions(run.config.objective):
         raise PHFError(
@@ -179,6 +181,18 @@ def measure_doses(
         )
     for metric in (kl.METRIC, blimp.METRIC):
         metric.check(config)
+    with lock_folder(run.folder, "measuring doses of"):
+        return _measure_doses(run, judges, config, directions, step, progress)
+
+
+def _measure_doses(
+    run: Run,
+    judges: Sequence[LoadedJudge],
+    config: EvaluateConfig,
+    directions: Sequence[int] | None,
+    step: int | None,
+    progress: Progress | None,
+) -> DoseResults:
     step = run.resolve_step(step)
     original, control = run.load_model(step), run.load_tokenizer(step).control
     found = find_directions(original, control, read_texts(run))  # as a release finds them

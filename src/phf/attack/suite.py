@@ -50,6 +50,7 @@ from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.evaluate.metric import bare
 from phf.evaluate.parts import Parts
 from phf.files import Place, as_list, hash_json
+from phf.folders import lock_folder
 from phf.generate.engine import find_limit
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
@@ -82,10 +83,22 @@ def attack_targets(
 
     Raises:
         PHFError: a folder is neither release nor run; targets that cannot be compared; an attack whose pages do not fit
-            into a target's context; no texts; no judge.
+            into a target's context; no texts; no judge; another process writes into `out`.
     """
     if not folders:
         raise PHFError("phf attack needs at least one target; give release folders or runs")
+    with lock_folder(Path(out), "attacking into"):
+        return _attack_targets(folders, out, config, load, say, progress)
+
+
+def _attack_targets(
+    folders: Place | Sequence[Place],
+    out: Place,
+    config: AttackSuiteConfig,
+    load: Callable[[str], RewardModel],
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> AttackResults:
     targets = [open_target(folder) for folder in as_list(folders)]
     check_targets(targets)
     _check_attacks(targets, config)

@@ -25,8 +25,9 @@ from phf.cli import (
     show,
     sweep,
 )
-from phf.cli.options import SETTINGS, Quiet, examples
+from phf.cli.options import SETTINGS, InterruptedCommand, Quiet, examples
 from phf.errors import PHFError
+from phf.processes import stop_with_lifeline
 from phf.terminal import be_quiet, printable
 
 _STOPPED = 130
@@ -95,7 +96,7 @@ def main() -> None:
     """The `phf` command: user errors are one line on stderr and exit code 2; anything else is a bug and shows itself."""
     be_quiet(False)
     # As Ctrl-C is: what is at work writes down what it has, and the user is told how to go on.
-    terminated = []
+    terminated, remedy = [], "the same command begins again"
 
     def stop(number: int, _frame: FrameType | None) -> None:
         terminated.append(number)
@@ -103,6 +104,7 @@ def main() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
+        stop_with_lifeline()
     try:
         code = app(standalone_mode=False)  # of an exit that a verb asked for; typer makes 130 of Ctrl-C
     except PHFError as error:
@@ -118,10 +120,12 @@ def main() -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename is not None else ""
         _fail(f"{place}{error.strerror or error}; check the path, its permissions and the space on the disk")
+    except InterruptedCommand as stopped:
+        code, remedy = _STOPPED, str(stopped) or remedy
     except (KeyboardInterrupt, typer.Abort):
         code = _STOPPED
     if code == _STOPPED:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print(f"stopped; {printable(remedy)}", file=sys.stderr)
         code = 128 + terminated[0] if terminated else code
     if code:
         sys.exit(code)

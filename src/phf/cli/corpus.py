@@ -14,6 +14,7 @@ from phf.cli.options import (
     check_choice,
     examples,
     print_json,
+    say_unchanged,
     segment_kind,
 )
 from phf.errors import PHFError
@@ -61,7 +62,9 @@ def corpus_build(
 ) -> None:
     """Read texts into a corpus folder: exact duplicates removed, split decided by the text's hash."""
     from phf.corpus.store import build_corpus
+    from phf.folders import is_filled
 
+    was_there = is_filled(out)
     with show_progress() as progress:
         corpus = build_corpus(
             sources,
@@ -71,6 +74,7 @@ def corpus_build(
             max_documents=max_documents,
             progress=progress,
         )
+    say_unchanged(out, was_there)
     if as_json:
         print_json(_describe_corpus(corpus))
         return
@@ -105,7 +109,9 @@ def corpus_balance(
     from phf.annotate.annotation import Annotation
     from phf.corpus.store import Corpus
     from phf.curate.balance import balance_corpus
+    from phf.folders import is_filled
 
+    was_there = is_filled(out)
     corpus = Corpus.open(folder)
     annotation = Annotation.open(corpus, reward_model, segment_kind(segments))
     with show_progress() as progress:
@@ -119,6 +125,7 @@ def corpus_balance(
             drop_near_duplicates=drop_near_duplicates,
             progress=progress,
         )
+    say_unchanged(out, was_there)
     if as_json:
         print_json(_describe_corpus(balanced))
         return

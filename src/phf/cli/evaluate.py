@@ -10,6 +10,7 @@ from phf.cli.options import (
     AsJSON,
     Runs,
     Verbs,
+    Wait,
     check_choice,
     derive_options,
     examples,
@@ -125,6 +126,7 @@ def evaluate(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as kl.num_sequences=4096."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Measure again what is there.")] = False,
+    wait: Wait = False,
     as_json: AsJSON = False,
 ) -> None:
     """Measure alignment and capability in each mode; writes evaluation.json and samples.parquet into each run.
@@ -144,7 +146,7 @@ def evaluate(
     from phf.report.tables import list_measured
 
     with show_progress() as progress:
-        results = evaluate_runs(runs, config, step=step, force=force, say=say, progress=progress)
+        results = evaluate_runs(runs, config, step=step, force=force, wait=wait, say=say, progress=progress)
     if as_json:
         print_json(list_measured(read_runs(runs)))
         return

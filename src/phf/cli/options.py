@@ -28,6 +28,9 @@ Segments = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes; default: one per core. Never changes a byte.", min=1)
 ]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for another phf that writes the same, instead of an error.")
+]
 CorpusFolder = Annotated[
     Path,
     typer.Argument(
@@ -52,8 +55,23 @@ SETTINGS: dict[str, Any] = {
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class InterruptedCommand(Exception):
+    """A Ctrl-C, or what it says of how to go on: typer would forget that."""
+
+
 class Verb(TyperCommand):
     """A command, which takes --quiet beside its own options."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it.
+
+        Raises:
+            InterruptedCommand: it was asked to stop.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            raise InterruptedCommand(*stopped.args) from stopped
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The function's parameters, then --quiet and --help."""
@@ -103,6 +121,12 @@ def print_json(value: object) -> None:
     from phf.results import to_json
 
     print(json.dumps(to_json(value), indent=1))
+
+
+def say_unchanged(out: Path, was_there: bool) -> None:
+    """What a command says that was given before, and has found its own result."""
+    if was_there:
+        say(f"{out} was there already, just as this command makes it: nothing was changed")
 
 
 def examples(*commands: str) -> str:

@@ -14,6 +14,7 @@ from phf.cli.options import (
     check_choice,
     examples,
     print_json,
+    say_unchanged,
     segment_kind,
     warn_of_rewards,
 )
@@ -154,10 +155,12 @@ def reward_train(
     as_json: AsJSON = False,
 ) -> None:
     """Train a reward model from human feedback, and measure it on feedback held out."""
+    from phf.folders import is_filled
     from phf.reward_training.counterfactual import read_terms
     from phf.reward_training.labels import describe_bad_rows, read_labels
     from phf.reward_training.train import train_reward_model
 
+    was_there = is_filled(out)
     kind = check_choice("backend", backend, ("linear", "encoder"))
     if base is not None and backend == "linear":
         raise PHFError(f"--base {base} is for --backend encoder; leave one of the two out")
@@ -179,6 +182,7 @@ def reward_train(
             name=name,
             progress=progress,
         )
+    say_unchanged(out, was_there)
     _print_evaluation(evaluation, out, "CORPUS", as_json=as_json)
 
 
@@ -209,10 +213,12 @@ def reward_distill(
     """Train a fast student of a slow reward model, and say how far the two agree and what annotating costs."""
     from phf.corpus.store import Corpus
     from phf.curate.sample import sample_documents
+    from phf.folders import is_filled
     from phf.reward_models import load_reward_model
     from phf.reward_training.distill import distill_reward_model
 
     warn_of_rewards([teacher])
+    was_there = is_filled(out)
     num_parameters = _parse_size(model_size)
     kind = segment_kind(segments)
     model = load_reward_model(teacher)
@@ -232,6 +238,7 @@ def reward_distill(
             name=name,
             progress=progress,
         )
+    say_unchanged(out, was_there)
     _print_evaluation(evaluation, out, f"{corpus} --segments {kind}", as_json=as_json)
 
 

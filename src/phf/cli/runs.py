@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
+from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, Wait, examples, print_json
 from phf.errors import PHFError
 from phf.terminal import complain, hint, print_table, quote, say, show_progress
 
@@ -57,6 +57,7 @@ def train(
         float | None,
         typer.Option(help="With --dry-run: share of the peak assumed (0.4; CPU 0.1).", min=0.01, max=1),
     ] = None,
+    wait: Wait = False,
     as_json: AsJSON = False,
 ) -> None:
     """Train a model with an objective that uses the scores."""
@@ -112,11 +113,11 @@ def train(
         try:
             if resume is not None:
                 folder, step = parse_place(resume)
-                run = loop.resume(folder, overrides, step=step, say=say, progress=progress)
+                run = loop.resume(folder, overrides, step=step, wait=wait, say=say, progress=progress)
             else:
                 assert out is not None
                 config = load_start_config(recipe, overrides, init, reset_optimizer=reset_optimizer)
-                run = loop.train(config, out, say=say, progress=progress)
+                run = loop.train(config, out, wait=wait, say=say, progress=progress)
         except Stopped as stopped:
             complain(str(stopped))
             sys.exit(stopped.exit_code)

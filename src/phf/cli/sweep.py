@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.markup import escape
 
-from phf.cli.options import SETTINGS, AsJSON, Verbs, check_choice, examples, print_json
+from phf.cli.options import SETTINGS, AsJSON, Verbs, Wait, check_choice, examples, print_json
 from phf.terminal import complain, hint, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def sweep(
             "time limit is 5 minutes) or ray (one task a run, on all of the cluster)."
         ),
     ] = "local",
+    wait: Wait = False,
     as_json: AsJSON = False,
 ) -> None:
     """Train every run of a grid over shared annotations and tokens. Resumable; failed runs are listed, not fatal.
@@ -54,6 +55,7 @@ def sweep(
             out,
             workers=workers,
             launcher=kind,
+            wait=wait,
             say=lambda line: say(printable(line)),
             progress=progress,
         )

@@ -1,14 +1,12 @@
 """A corpus on disk: immutable documents in Parquet shards and the manifest that vouches for them (docs/format.md)."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shlex
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +35,7 @@ from phf.files import (
     upload,
     write_json,
 )
+from phf.folders import create_folder, refuse_filled
 from phf.records import FORMAT_VERSION, Document, Progress, Split
 
 DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "text_hash", "source", "split")])
@@ -78,65 +77,6 @@ def open_parquet_writer(path: Path | BinaryIO, schema: pa.Schema) -> pq.ParquetW
         path, schema, version="2.6", data_page_version="1.0", compression="zstd", compression_level=3,
         use_dictionary=["source", "split"] if "split" in schema.names else False, write_statistics=False,
     )  # fmt: skip
-
-
-@contextmanager
-def lock_folder(folder: Path, activity: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for one process; the lock goes with the process, however it ends.
-
-    Object storage has no locks: there two processes do the same work twice, and write the same bytes.
-
-    Args:
-        wait: until another process that holds it lets go, instead of an error.
-
-    Raises:
-        PHFError: another process holds it.
-    """
-    local = find_local(folder)
-    if local is None:
-        yield
-        return
-    handle = os.open(local, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            raise PHFError(f"another process is {activity} {folder}; wait for it, or stop it first") from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def refuse_filled(out: Path) -> None:
-    """Refuse a place where something is already; an empty folder will do.
-
-    Raises:
-        PHFError: there is something; the storage cannot be reached.
-    """
-    with explain_storage(out):
-        is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not is_free:
-        raise PHFError(f"{out} exists and is not empty; delete it or choose another folder with -o")
-
-
-@contextmanager
-def create_folder(out: Path, activity: str) -> Iterator[Path]:
-    """A new local folder that appears whole: made as the sibling `.<name>.partial`, renamed at the end.
-
-    Raises:
-        PHFError: see `refuse_filled`; another process is at it.
-    """
-    refuse_filled(out)
-    partial = out.parent / f".{out.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    with lock_folder(partial, activity):
-        try:
-            for left_over in partial.iterdir():  # of a process that was killed
-                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            yield partial
-            partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +204,7 @@ def build_corpus(
     max_documents: int | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Build a corpus from sources (see `iterate_source`), whole or not at all. The same input gives the same bytes.
+    """Build a corpus from sources (see `iterate_source`), whole or not at all. The same input gives the same bytes, and may be built again.
 
     Exact duplicates are dropped by the text's hash, which alone decides the split, so that a text keeps its split
     in every corpus. Needs about 90 bytes of memory per document for the digests of texts and ids.
@@ -274,7 +214,7 @@ def build_corpus(
         max_documents: stop after so many documents.
 
     Raises:
-        PHFError: a source that is unknown, damaged, yields nothing or is half bad; a value out of range; `out` is not empty.
+        PHFError: a source that is unknown, damaged, yields nothing or is half bad; a value out of range; `out` holds something else.
     """
     specs = [os.fspath(source) for source in as_list(sources)]
     if not specs:
@@ -320,7 +260,12 @@ def write_corpus(
         raise PHFError(f"validation_fraction {validation_fraction} must be at least 0 and below 1")
     if max_documents is not None and max_documents < 1:
         raise PHFError(f"max_documents {max_documents} must be at least 1")
-    with _create_place(out) as folder:
+    settings = {
+        "text_field": text_field,
+        "validation_fraction": validation_fraction,
+        "max_documents": max_documents,
+    }
+    with _create_place(out, lambda: is_built_with(out, len(opened), settings)) as folder:
         (folder / "documents").mkdir()
         schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
         builder = _Builder(
@@ -332,13 +277,22 @@ def write_corpus(
     return Corpus.open(out)
 
 
+def is_built_with(out: Path, num_sources: int, settings: Mapping[str, object]) -> bool:
+    """Whether a corpus was built with some settings, so that it may be the one that the same command made before."""
+    try:
+        manifest = Corpus.open(out).manifest
+    except PHFError:
+        return False
+    return len(manifest["sources"]) == num_sources and settings.items() <= manifest.items()
+
+
 @contextmanager
-def _create_place(out: Path) -> Iterator[Path]:
+def _create_place(out: Path, is_own: Callable[[], bool]) -> Iterator[Path]:
     """The folder to build a corpus in. What goes to object storage is built on the local disk, then copied: its manifest last,
     which makes it a corpus there.
     """
     if (local := find_local(out)) is not None:
-        with create_folder(local, "building") as folder:
+        with create_folder(local, "building", is_own=is_own) as folder:
             yield folder
         return
     refuse_filled(out)  # before any work

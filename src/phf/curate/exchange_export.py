@@ -17,10 +17,11 @@ import pyarrow as pa
 import zstandard
 
 from phf.annotate.annotation import Annotation
-from phf.corpus.store import Corpus, create_folder, open_parquet_writer
+from phf.corpus.store import Corpus, open_parquet_writer
 from phf.curate.exchange import DOLMA_EXPERIMENT, UNSCORED_SUFFIX, ExchangeFormat, name_attributes
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, write_bytes, write_json
+from phf.folders import create_folder
 from phf.records import Progress, Split
 
 DOCUMENT_COLUMNS = ("id", "text", "source", "split")
@@ -56,7 +57,7 @@ def export_corpus(
         split: only the documents of one split.
 
     Raises:
-        PHFError: `out` is not empty; the annotations do not fit the format; a join fails.
+        PHFError: `out` holds something else; the annotations do not fit the format; a join fails.
     """
     named = name_attributes(annotations)
     if kind == "phf" and len(named) != 1:
@@ -66,7 +67,8 @@ def export_corpus(
     if kind == "datasets":
         _find_datasets()  # a missing package is said before any work
     num_done = 0
-    with create_folder(out, "exporting to") as folder:
+    card = _write_card(corpus, kind, named, split).encode()
+    with create_folder(out, "exporting to", is_own=lambda: _holds(out / "README.md", card)) as folder:
         for index, shard in enumerate(corpus.shards):
             _write_shard(folder, index, kind, _iterate_tables(corpus, index, named, split), list(named))
             num_done += shard.num_documents
@@ -74,8 +76,12 @@ def export_corpus(
                 progress("exporting documents", num_done, corpus.num_documents)
         if kind == "datasets":
             _write_datasets_manifest(folder, _row_schema(list(named)))
-        write_bytes(folder / "README.md", _write_card(corpus, kind, named, split).encode())
+        write_bytes(folder / "README.md", card)
     return out
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content
 
 
 def _row_schema(names: Sequence[str]) -> pa.Schema:

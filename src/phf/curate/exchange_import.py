@@ -1,7 +1,6 @@
 """Text that comes with scores becomes a corpus with ready annotations: `phf corpus import`."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from phf.annotate.annotation_writer import (
 )
 from phf.corpus.rows import BadRow
 from phf.corpus.sources import name_sources
-from phf.corpus.store import BYTES_PER_GROUP, Corpus, lock_folder, refuse_filled, write_corpus
+from phf.corpus.store import BYTES_PER_GROUP, Corpus, is_built_with, write_corpus
 from phf.curate.exchange import ExchangeFormat, Uncovered
 from phf.curate.exchange_rows import ScoredRow, find_attributes, iterate_scored_rows
 from phf.errors import PHFError
 from phf.files import hash_bytes
+from phf.folders import create_folder
 from phf.records import Identity, Progress
 
 _Rows = Callable[[], Iterator[ScoredRow | BadRow]]
@@ -59,46 +59,38 @@ def import_corpus(
         the corpus, and its annotations in the order of the attributes.
 
     Raises:
-        PHFError: no such source or attribute; files that do not belong together; no usable row; `out` is not empty.
+        PHFError: no such source or attribute; files that do not belong together; no usable row; `out` holds something else.
     """
     if uncovered is not None and kind != "dolma":
         raise PHFError(
             f"--uncovered {uncovered} is about spans that leave out text; in the format {kind} every segment has a score or null"
         )
-    refuse_filled(out)
-    attributes = find_attributes(source, kind, attributes)
-    names = _choose_names(kind, attributes, names)
+    settings = {"text_field": None, "validation_fraction": validation_fraction, "max_documents": None}
+    with create_folder(out, "importing to", is_own=lambda: is_built_with(out, 1, settings)) as folder:
+        attributes = find_attributes(source, kind, attributes)
+        names = _choose_names(kind, attributes, names)
 
-    (name,) = name_sources([source])
+        (source_name,) = name_sources([source])
 
-    def iterate() -> Iterator[ScoredRow | BadRow]:
-        return iterate_scored_rows(source, kind, attributes, negate, uncovered, name)
+        def iterate() -> Iterator[ScoredRow | BadRow]:
+            return iterate_scored_rows(source, kind, attributes, negate, uncovered, source_name)
 
-    work = out.parent / f".{out.name}.import"
-    work.mkdir(parents=True, exist_ok=True)
-    with lock_folder(work, "importing to"):
-        try:
-            for left_over in work.iterdir():  # of an import that was killed
-                shutil.rmtree(left_over)
-            digest = hashlib.sha256()
-            corpus = write_corpus(
-                [(name, _digest(iterate(), digest))],
-                work / "corpus",
-                validation_fraction=validation_fraction,
-                bytes_per_group=bytes_per_group,
-                imported_ends=True,
-                remedy="check --format and --attribute",
-                progress=progress,
-            )
-            for index, (attribute, model) in enumerate(zip(attributes, names, strict=True)):
-                parameters = {"attribute": attribute, "negated": negate, "data_sha256": digest.hexdigest()}
-                if uncovered == "0":
-                    parameters["uncovered"] = 0
-                identity = Identity(model, "imported", None, parameters)
-                _write_annotation(corpus, identity, unit, iterate, index, digest.hexdigest(), progress)
-            (work / "corpus").rename(out)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        digest = hashlib.sha256()
+        corpus = write_corpus(
+            [(source_name, _digest(iterate(), digest))],
+            folder,
+            validation_fraction=validation_fraction,
+            bytes_per_group=bytes_per_group,
+            imported_ends=True,
+            remedy="check --format and --attribute",
+            progress=progress,
+        )
+        for index, (attribute, name) in enumerate(zip(attributes, names, strict=True)):
+            parameters = {"attribute": attribute, "negated": negate, "data_sha256": digest.hexdigest()}
+            if uncovered == "0":
+                parameters["uncovered"] = 0
+            identity = Identity(name, "imported", None, parameters)
+            _write_annotation(corpus, identity, unit, iterate, index, digest.hexdigest(), progress)
     corpus = Corpus.open(out)
     return corpus, [Annotation.open(corpus, name, "imported") for name in names]
 

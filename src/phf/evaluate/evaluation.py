@@ -4,6 +4,7 @@ import functools
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from phf.config.evaluate import EvaluateConfig, list_asked, list_options
@@ -15,6 +16,7 @@ from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.evaluate.subject import PARTS_FOLDER, Subject
 from phf.evaluate.suite import METRICS, check_config, list_measures, measure_all
 from phf.files import Place, as_list, hash_bytes, hash_file, write_bytes
+from phf.folders import lock_folder
 from phf.generate.vllm import close_engine
 from phf.records import Progress, Sample
 from phf.results import EVALUATION_FILE, Evaluation, encode, read_evaluation, write_evaluation
@@ -28,16 +30,24 @@ def evaluate_runs(
     *,
     step: int | None = None,
     force: bool = False,
+    wait: bool = False,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Evaluate runs under the same settings, loading each judge once. See `evaluate_run`.
 
     All runs, judges and settings are looked at before the first sample is drawn.
+
+    Args:
+        wait: for another process that writes into one of the runs, instead of an error.
     """
     load = functools.cache(load_reward_model)
-    try:
-        opened = [Run.open(folder) for folder in as_list(runs)]
+    opened = [Run.open(folder) for folder in as_list(runs)]
+    with ExitStack() as held:
+        held.callback(close_engine)
+        # In one order for all, so that no two processes wait for each other; a run may be named twice.
+        for folder, name in sorted({run.folder.resolve(): run.folder for run in opened}.items()):
+            held.enter_context(lock_folder(folder, "evaluating", name=name, wait=wait, say=say))
         check_config(config)
         for run in opened:
             run.resolve_step(step)
@@ -47,8 +57,6 @@ def evaluate_runs(
             evaluate_run(run, config, step=step, force=force, load=load, say=say, progress=progress)
             for run in opened
         ]
-    finally:
-        close_engine()
 
 
 def evaluate_run(

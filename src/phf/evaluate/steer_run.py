@@ -1,7 +1,6 @@
 """Drawing samples of a run by a method of steering (docs/steering.md)."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from phf.annotate.annotation import Annotation
 from phf.config.objectives import ObjectiveConfig
@@ -118,9 +117,7 @@ def find_aids(
                 f"give rejection:reward_model={spec},threshold=NUMBER"
             )
         return Aids.create(reward_model, threshold)
-    annotation = Annotation.open(
-        Corpus.open(Path(run.config.corpus)), run.config.reward_model, run.config.segments
-    )
+    annotation = Annotation.open(Corpus.open(run.find_corpus()), run.config.reward_model, run.config.segments)
     if annotation.identity.version == "imported":
         raise PHFError(
             f"--steer {config.kind}: the scores of {annotation.slug} were imported, and what made them cannot be run here; "

@@ -212,20 +212,16 @@ def open_explorer(place: Path | str, labels: Path | None, task: Task) -> Explore
 
 def _open_run(run: Run, labels: Path | None, task: Task) -> Explorer:
     config = run.config
-    documents = _attempt(lambda: DocumentBrowser(Corpus.open(config.corpus)))
+    documents = _attempt(lambda: DocumentBrowser(Corpus.open(run.find_corpus())))
     slug, note = None, ""
     label: LabelTab | str
     if isinstance(documents, str):
-        if not Path(config.corpus).is_absolute():
-            documents += (
-                " (the run names it relative to the folder that it was trained in: start phf explore there)"
-            )
         label = documents
     else:
         own = _attempt(lambda: Annotation.open(documents.corpus, config.reward_model, config.segments))
         slug = own.slug if isinstance(own, Annotation) else next(iter(documents.annotations), None)
         label = LabelTab(documents.corpus, documents.annotations.get(slug or ""), labels, task)
-        if documents.corpus.id != run.record.get("corpus", {}).get("id"):
+        if documents.corpus.id != run.corpus_id:
             note = f" Note: {documents.corpus.path} is not the corpus it was trained on any more."
     samples = _attempt(lambda: SampleBrowser(read_runs([run.folder])[0]))
     threshold = run.record.get("threshold")

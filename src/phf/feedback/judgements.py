@@ -1,7 +1,6 @@
 """The file of judgements: JSON Lines, one line each, safe against a kill at any moment (docs/labels.md)."""
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phf.errors import PHFError
+from phf.folders import lock_file
 
 Task = Literal["label", "rate", "pair"]
 Row = dict[str, Any]
@@ -85,20 +85,15 @@ def open_judgements(path: Path, task: Task) -> Iterator[JudgementFile]:
     Raises:
         PHFError: another process holds it, or it holds something else than judgements of this task.
     """
-    existed = path.exists()
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
+    with lock_file(path.parent / f".{path.name}.lock", "labelling into", path):
+        existed = path.exists()
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PHFError(
-                f"another process is labelling into {path}; stop it first, or give -o another file"
-            ) from None
-        yield JudgementFile(path, handle, task)
-    finally:
-        if not existed and os.fstat(handle).st_size == 0:
-            path.unlink(missing_ok=True)
-        os.close(handle)
+            yield JudgementFile(path, handle, task)
+        finally:
+            if not existed and os.fstat(handle).st_size == 0:
+                path.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def _write(handle: int, data: bytes) -> None:

@@ -23,7 +23,8 @@ from phf.config.release import Delete, ForgetConfig
 from phf.config.train import SamplingConfig
 from phf.control import END_TOKEN, GOOD_TOKEN
 from phf.errors import PHFError
-from phf.files import hash_file, read_json, write_bytes, write_json
+from phf.files import apply_umask, hash_file, read_json, write_bytes, write_json
+from phf.folders import create_beside
 from phf.model import lm
 from phf.objectives import modes_of
 from phf.records import Progress
@@ -111,9 +112,9 @@ def write_release(
     step = run.resolve_step(step)
     tell = progress or (lambda description, done, total: None)
     tell("releasing", 0, 3)
-    edited = edit_run(run, step, forget)
-    tell("releasing", 1, 3)
     with _make_folder(folder) as partial:
+        edited = edit_run(run, step, forget)
+        tell("releasing", 1, 3)
         sampling = choose_sampling(run, read_run_evaluation(run, step))
         write_model(edited, partial, sampling, choose_length(sampling, run.config.data.context))
         tell("releasing", 2, 3)
@@ -244,8 +245,6 @@ def list_files(folder: Path) -> list[str]:
 
 def write_sums(folder: Path) -> None:
     """SHA256SUMS of every file, as `sha256sum -c` reads it."""
-    for name in list_files(folder):
-        (folder / name).chmod(0o644)
     lines = [f"{hash_file(folder / name)}  {name}\n" for name in list_files(folder)]
     write_bytes(folder / SUMS_FILE, "".join(lines).encode())
 
@@ -310,27 +309,27 @@ def check_place(folder: Path) -> None:
 
 @contextmanager
 def _make_folder(out: Path) -> Iterator[Path]:
-    """A folder that appears whole, in the place of an earlier release: made as the sibling `.<name>.partial`."""
+    """A folder that appears whole, in the place of an earlier release: made within the sibling `.<name>.partial`."""
     out = out.absolute()
-    partial, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
-    if old.exists() and not out.exists():  # of a process that was killed between the two renames below
-        old.rename(out)
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in partial.rglob("*"):  # on disk before the old release is moved away
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
+    old = out.parent / f".{out.name}.old"
+    with create_beside(out, "releasing into") as partial:
+        if old.exists() and not out.exists():  # of a process that was killed between the two renames below
             old.rename(out)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        try:
+            yield partial
+            apply_umask(partial)
+            for path in partial.rglob("*"):  # on disk before the old release is moved away
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            check_place(out)  # as at the beginning: nobody has put anything else there meanwhile
+            if out.exists():
+                out.rename(old)
+            partial.rename(out)
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)

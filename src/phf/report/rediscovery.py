@@ -13,6 +13,7 @@ from pathlib import Path
 from phf.attack.rediscovery import MIN_SEEDS
 from phf.attack.results import (
     SCORE,
+    SECONDS,
     AttackedModel,
     AttackResults,
     ForgettingOutcome,
@@ -139,7 +140,7 @@ class Rediscovery:
                 point,
                 seed,
                 judge,
-                [self._show(measure, point.steps, judge, one) for measure in self.results.measures],
+                [self._show(measure, point.steps, judge, one) for measure in self.measures],
             )
             for name in names
             for point in self.points
@@ -147,6 +148,11 @@ class Rediscovery:
             for seed, one in point.seeds.items()
             for judge in self.judges
         ]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """What is shown of every point: not the seconds, which are others when the same attack is made again."""
+        return [measure for measure in self.results.measures if measure.name != SECONDS.name]
 
     def _show(self, measure: Measure, steps: float, judge: Judge, trajectory: Trajectory) -> Estimate:
         found = trajectory.results

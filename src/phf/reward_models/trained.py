@@ -1,5 +1,6 @@
 """The folder of a reward model that was trained or distilled here: `reward_model.json`, weights, `evaluation.json`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,15 @@ def load_trained(folder: Path) -> RewardModel:
         raise PHFError(
             f"{folder / MODEL_FILE} is damaged (no {error}); make the reward model again"
         ) from None
+
+
+def is_trained_on(folder: Path, name: str, trained_on: Mapping[str, object]) -> bool:
+    """Whether a whole reward model of a name lies in a folder that was trained on just this: then it need not be again."""
+    try:
+        identity = load_trained(folder).identity
+    except (PHFError, OSError):
+        return False
+    return identity.name == name and identity.parameters.get("trained_on") == trained_on
 
 
 def load_encoder(folder: Path, description: ModelRecord) -> "HuggingFaceClassifier":

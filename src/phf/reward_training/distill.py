@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from phf.corpus.store import create_folder
 from phf.errors import PHFError
+from phf.folders import create_folder
 from phf.records import Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.ngrams import Features, read_batches
 from phf.reward_models.protocol import RewardModel, split_segments
 from phf.reward_models.scoring import score_documents
+from phf.reward_models.trained import is_trained_on
 from phf.reward_training.check import check_reward_model
 from phf.reward_training.evaluation import (
     AUROC,
@@ -33,6 +34,7 @@ from phf.reward_training.evaluation import (
     RewardEvaluation,
     SpeedComparison,
     Teaching,
+    read_reward_evaluation,
     write_reward_evaluation,
 )
 from phf.reward_training.measures import (
@@ -97,7 +99,8 @@ def distill_reward_model(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> RewardEvaluation:
-    """Train a student, compare it with the teacher on a fifth of the documents, and write its folder.
+    """Train a student, compare it with the teacher on a fifth of the documents, and write its folder. One that this has made
+    before is returned as it is.
 
     Args:
         documents: a sample of a corpus; those without scores are scored by the teacher.
@@ -111,35 +114,40 @@ def distill_reward_model(
         What `evaluation.json` holds.
 
     Raises:
-        PHFError: too few segments, too few on one side of the threshold, or `out` is not empty.
+        PHFError: too few segments, too few on one side of the threshold, or `out` holds something else.
     """
     threshold = teacher.hit_threshold if threshold is None else threshold
     learns_probability = teacher.unit == "probability"
-    scored = score_missing(documents, teacher, progress)
-    chosen = [hash_fraction(document.key, seed) < HELD_OUT for document in scored]
-    train, test = (
-        _collect(
-            [document for document, held in zip(scored, chosen, strict=True) if held == side],
-            threshold,
-            learns_probability,
-        )
-        for side in (False, True)
-    )
-    _check_enough(train, test, threshold, teacher)
+    target = "probability" if learns_probability else f"score above {threshold:g}"
+    name = name or out.resolve().name
+    trained_on: dict[str, object] = {
+        "teacher": teacher.identity.to_json(),
+        "target": target,
+        "sample": hash_text("".join(sorted(document.key for document in documents))),
+        "segments": segments,
+        "seed": seed,
+    }
+    if is_trained_on(out, name, trained_on):
+        found = read_reward_evaluation(out).teaching
+        if found is not None and (found.threshold, found.cost.num_parameters) == (threshold, num_parameters):
+            return read_reward_evaluation(out)
     with create_folder(out, "training") as folder:
-        target = "probability" if learns_probability else f"score above {threshold:g}"
-        trained_on = {
-            "teacher": teacher.identity.to_json(),
-            "target": target,
-            "sample": hash_text("".join(sorted(document.key for document in documents))),
-            "segments": segments,
-            "seed": seed,
-        }
+        scored = score_missing(documents, teacher, progress)
+        chosen = [hash_fraction(document.key, seed) < HELD_OUT for document in scored]
+        train, test = (
+            _collect(
+                [document for document, held in zip(scored, chosen, strict=True) if held == side],
+                threshold,
+                learns_probability,
+            )
+            for side in (False, True)
+        )
+        _check_enough(train, test, threshold, teacher)
         student = fit_linear(
             train.texts,
             train.targets.tolist(),
             seed=seed,
-            name=name or out.resolve().name,
+            name=name,
             features=FEATURES,
             trained_on=trained_on,
         )

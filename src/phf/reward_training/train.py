@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-from phf.corpus.store import create_folder
 from phf.errors import PHFError
 from phf.files import write_json
+from phf.folders import create_folder
 from phf.records import Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear, fit_linear_pairs, list_heaviest
 from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
-from phf.reward_models.trained import load_trained
+from phf.reward_models.trained import is_trained_on, load_trained
 from phf.reward_training.check import check_reward_model
 from phf.reward_training.counterfactual import Terms, add_counterfactuals
 from phf.reward_training.evaluation import (
@@ -29,6 +29,7 @@ from phf.reward_training.evaluation import (
     LinearFit,
     RewardEvaluation,
     TriedSettings,
+    read_reward_evaluation,
     write_reward_evaluation,
 )
 from phf.reward_training.labels import LabelKind, Labels
@@ -61,7 +62,8 @@ def train_reward_model(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> RewardEvaluation:
-    """Train a reward model, measure it on held-out feedback, and write its folder, which appears whole.
+    """Train a reward model, measure it on held-out feedback, and write its folder, which appears whole. One that this has
+    made before is returned as it is.
 
     Args:
         out: the folder to make; `load_reward_model(str(out))` loads it.
@@ -75,8 +77,8 @@ def train_reward_model(
         What `evaluation.json` holds.
 
     Raises:
-        PHFError: too few examples, one class alone, a held-out text that is trained on, pairs with `terms`, or `out` is not
-            empty.
+        PHFError: too few examples, one class alone, a held-out text that is trained on, pairs with `terms`, or `out` holds
+            something else.
     """
     if backend == "encoder" and base is None:
         raise PHFError(
@@ -109,6 +111,10 @@ def train_reward_model(
     if terms is not None:
         train = add_counterfactuals(train, terms, seed=seed, held_out=test.texts)
         trained_on |= {"counterfactual": terms.sha256, "counterfactuals": len(train) - num_given}
+    if is_trained_on(out, name, trained_on):
+        found = read_reward_evaluation(out)
+        if (found.base, found.linear is not None) == (base, backend == "linear"):
+            return found
     with create_folder(out, "training") as folder:
         linear: LinearFit | None = None
         model: RewardModel

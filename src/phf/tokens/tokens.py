@@ -19,9 +19,10 @@ import tokenizers
 from phf.config.train import SegmentKind
 from phf.corpus.manifests import TokenManifest, TokenShard
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
-from phf.corpus.store import Corpus, lock_folder, read_manifest, write_manifest
+from phf.corpus.store import Corpus, read_manifest, write_manifest
 from phf.errors import PHFError
 from phf.files import Place, check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
+from phf.folders import lock_folder
 from phf.records import Identity, Progress, Split
 from phf.tokens.recovery import count_lost, explain_loss
 from phf.tokens.splitter import Splitter, cumulate

@@ -1,7 +1,7 @@
 """The training loop, read from top to bottom: data -> model -> schedule -> steps (with now and then a look)."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import nn
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
 from phf.files import Place, as_list
+from phf.folders import lock_folder
 from phf.model import lm
 from phf.model.attention import use_page_attention
 from phf.objectives import value_head_of
@@ -52,6 +53,7 @@ def train(
     config: TrainConfig,
     folder: Place,
     *,
+    wait: bool = False,
     say: Say = print,
     progress: Progress | None = None,
 ) -> Run:
@@ -61,22 +63,24 @@ def train(
 
     Args:
         folder: the run folder to make; its name is the run's.
+        wait: for another process that writes into it, instead of an error.
         say: called with the lines a person should read.
         progress: called with (description, steps taken, steps in all) after every step.
 
     Raises:
-        PHFError: see `open_data`, `Run.check_new`, `resolve_start`; and when `max_bad_steps` steps in a row are not finite.
+        PHFError: see `open_data`, `Run.check_new`, `resolve_start`; another process writes into the folder; and when
+            `max_bad_steps` steps in a row are not finite.
         Stopped: a signal asked for it; resuming goes on from there.
     """
     folder = Path(folder)
-    with join_ranks(config.optim.batch_blocks) as ranks:
+    with join_ranks(config.optim.batch_blocks) as ranks, _hold(folder, ranks, wait, say):
         (is_again,) = ranks.highest(is_restart())  # torchrun counts the restarts of each node alone
         if is_again and (folder / "run.json").exists():
             run = Run.open(folder)
             run.check_config(config)
             return _go_on(run, ranks, say, progress)
-        data = open_data(config, to_train=True)
         Run.check_new(folder)
+        data = open_data(config, to_train=True)
         check_trackers(config.trackers)
         start = None if config.start is None else resolve_start(config.start, data)
         model, value_head = create_model_and_head(data, ranks.device)
@@ -98,27 +102,53 @@ def train(
         return _run_steps(Run.open(folder), data, model, value_head, ranks, say, progress)
 
 
+@contextmanager
+def _hold(folder: Path, ranks: Ranks, wait: bool, say: Say) -> Iterator[None]:
+    """Hold a run's folder, the first rank for all.
+
+    Raises:
+        PHFError: another process holds it.
+        KeyboardInterrupt: says how to go on.
+    """
+    with ExitStack() as held:
+
+        def lock() -> None:
+            if ranks.is_first:
+                held.enter_context(lock_folder(folder, "training", wait=wait, say=say))
+
+        ranks.share(lock)
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            if not stopped.args and (folder / "run.json").is_file():
+                raise KeyboardInterrupt(f"go on with 'phf train --resume {folder}'") from None
+            raise
+
+
 def resume(
     folder: Place,
     overrides: str | Sequence[str] = (),
     *,
     step: int | None = None,
+    wait: bool = False,
     say: Say = print,
     progress: Progress | None = None,
 ) -> Run:
     """Go on with a run from a checkpoint, the last by default; a finished run is returned as it is. Bit-exact on CPU.
 
     Args:
-        overrides: settings to change, of `CHANGEABLE`; the run keeps them.
+        overrides: settings to change, of `CHANGEABLE`, or `corpus` where that has moved; the run keeps them.
         step: go on from this checkpoint; later ones are removed. After a restart: from the last.
+        wait: for another process that writes into the folder, instead of an error.
 
     Raises:
         PHFError: the folder is no run, has no such checkpoint, it is damaged, or its data has changed; an override is
-            wrong.
+            wrong; another process writes into the folder.
         Stopped: see `train`.
     """
-    run = Run.open(folder).change(as_list(overrides))
-    with join_ranks(run.config.optim.batch_blocks) as ranks:
+    run = Run.open(folder)
+    with join_ranks(run.config.optim.batch_blocks) as ranks, _hold(run.folder, ranks, wait, say):
+        run = Run.open(folder).change(as_list(overrides))  # as it is now that nobody else writes it
         (is_again,) = ranks.highest(is_restart())
         if is_again:  # torchrun or Slurm started this command before: later checkpoints are its own
             step = None
@@ -132,7 +162,12 @@ def _go_on(
         run.resolve_step(from_step)
     elif run.is_finished:
         if ranks.is_first:
-            kept = "" if run.record == Run.open(run.folder).record else "; no setting was changed"
+            stored = Run.open(run.folder)
+            if run.config.corpus != stored.config.corpus:
+                stored = stored.change([f"corpus={run.config.corpus}"])
+                stored.write()
+                say(f"{run.folder}: its corpus is now looked for at {run.config.corpus}")
+            kept = "" if run.config == stored.config else "; no setting was changed"
             say(f"{run.folder} is finished: {run.num_steps} steps{kept}")
         return run
     data = run.data(to_train=True)

@@ -12,14 +12,17 @@ import torch
 
 from phf.config.recipes import apply_overrides
 from phf.config.train import TrainConfig, parse
+from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import Place, hash_json, write_json
+from phf.folders import LOCK_FILE
 from phf.model import lm
 from phf.records import RUN_VERSION
 from phf.tokens.tokenizer import Tokenizer
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder
 from phf.train.data import StartRecord, TrainingData, open_data
 from phf.train.folder import count_steps, list_checkpoints, read_run_record
+from phf.train.moved import find_corpus, is_corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,16 +108,26 @@ class Run:
             PHFError: an override is wrong, or would make it another run.
         """
         for override in overrides:
-            key = override.partition("=")[0]
-            if key not in CHANGEABLE:
+            key, _, value = override.partition("=")
+            if key == "corpus":
+                self._check_corpus(value)
+            elif key not in CHANGEABLE:
                 raise PHFError(
-                    f"{key} cannot change when a run goes on, only {', '.join(CHANGEABLE)} can; train a new run with it, "
+                    f"{key} cannot change when a run goes on, only {', '.join(CHANGEABLE)} can, and corpus where it has moved; train a new run with it, "
                     f"perhaps from this one's weights: phf train --init {self.folder} {override} -o NEW"
                 )
         config = parse(
             TrainConfig, apply_overrides(self.record["config"], overrides), f"{self.folder}/run.json"
         )
-        return Run(self.folder, {**self.record, "config": config.model_dump(mode="json")})
+        return Run(self.folder, {**self.record, "id": self.id, "config": config.model_dump(mode="json")})
+
+    def _check_corpus(self, place: str) -> None:
+        found, own = Corpus.open(place).id, self.corpus_id
+        if found != own:
+            raise PHFError(
+                f"{place} is another corpus ({found}) than {self.folder} was trained on ({own}); give corpus= the place where that "
+                "one lies now"
+            )
 
     def check_config(self, config: TrainConfig) -> None:
         """Check that a config is this run's, but for what may change when it goes on.
@@ -123,6 +136,8 @@ class Run:
             PHFError: it would be another run.
         """
         own, other = (_without_changeable(one.model_dump()) for one in (self.config, config))
+        if is_corpus(Path(config.corpus), self.corpus_id):  # by whichever path
+            own["corpus"] = config.corpus
         if own != other:
             raise PHFError(
                 f"{self.folder} was trained with other settings; choose another -o, or delete that folder"
@@ -143,7 +158,7 @@ class Run:
             raise PHFError(
                 f"{folder} holds a run already; go on with 'phf train --resume {folder}' or choose another -o"
             )
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
             raise PHFError(f"{folder} is not empty and is not a run; choose another -o")
 
     def __fspath__(self) -> str:
@@ -169,6 +184,11 @@ class Run:
     def id(self) -> str:
         """What tells this run from all others."""
         return str(self.record.get("id") or hash_json(self.record)[:16])
+
+    @property
+    def corpus_id(self) -> str:
+        """The id of the corpus that it was trained on; empty if its record does not say."""
+        return str(self.record.get("corpus", {}).get("id", ""))
 
     @property
     def name(self) -> str:
@@ -231,13 +251,18 @@ class Run:
         """The tokenizer saved beside the model."""
         return Tokenizer.load(checkpoint_folder(self.folder, self.resolve_step(step)))
 
+    def find_corpus(self) -> Path:
+        """Where the run's corpus lies; see `phf.train.moved.find_corpus`."""
+        return find_corpus(self.folder, self.config.corpus, self.corpus_id)
+
     def data(self, *, to_train: bool = False) -> TrainingData:
         """The run's data, opened again; see `open_data`.
 
         Raises:
             PHFError: it is gone, damaged, or is not what the run was trained on.
         """
-        data = open_data(self.config, to_train=to_train)
+        config = self.config.model_copy(update={"corpus": str(self.find_corpus())})
+        data = open_data(config, to_train=to_train)
         for key, value in data.provenance().items():
             if self.record[key] != value:
                 raise PHFError(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from phf.files import keep_mode
 from phf.train.distributed import Ranks, gather
 
 _SHARDING = "DCP_SHARDING_INFO"
@@ -37,7 +38,8 @@ class Part:
         if any(any(offset) for offset in self.offsets.values()):
             slices = {name: {"saved_offsets": offset} for name, offset in self.offsets.items()}
             metadata[_SHARDING] = json.dumps(slices)
-        save_file(self.tensors, path, metadata=metadata)
+        with keep_mode(path):
+            save_file(self.tensors, path, metadata=metadata)
 
 
 class HostMemory:

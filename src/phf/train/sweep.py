@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,7 +20,9 @@ from phf.config.recipes import apply_overrides, read_recipe
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
 from phf.files import Place, as_list, hash_json, write_bytes
+from phf.folders import lock_folder
 from phf.intervals import pooled_t
+from phf.processes import Lifeline
 from phf.records import Estimate, Progress
 from phf.train.data import open_data
 from phf.train.run import Line, Run
@@ -118,6 +121,7 @@ def run_sweep(
     *,
     workers: int = 1,
     launcher: Launcher = "local",
+    wait: bool = False,
     say: Say = print,
     progress: Progress | None = None,
 ) -> list[CellOutcome]:
@@ -125,13 +129,28 @@ def run_sweep(
 
     Args:
         workers: runs at a time; for `slurm`, jobs at a time.
-        launcher: `local` processes with one thread each (and a GPU each, if there are any), `slurm` jobs, `ray` tasks.
+        launcher: `local` processes with one thread each (and a GPU each, if there are any), `slurm` jobs, `ray` tasks. They
+            save and stop when this process ends, however it does.
+        wait: for other processes that write into `out` or one of its runs, instead of an error.
 
     Raises:
-        PHFError: see `plan_sweep`, `read_recipe`; the launcher's package is not installed.
+        PHFError: see `plan_sweep`, `read_recipe`; the launcher's package is not installed; another process writes into `out`.
     """
     fixed, cells = plan_sweep(as_list(overrides), Path(out))
     base = apply_overrides(read_recipe(recipe), fixed)
+    with lock_folder(Path(out), "sweeping into", wait=wait, say=say):
+        return _run_cells(cells, base, workers, launcher, wait, say, progress)
+
+
+def _run_cells(
+    cells: Sequence[GridCell],
+    base: dict[str, object],
+    workers: int,
+    launcher: Launcher,
+    wait: bool,
+    say: Say,
+    progress: Progress | None,
+) -> list[CellOutcome]:
     outcomes: dict[GridCell, CellOutcome] = {}
     commands: dict[GridCell, list[str]] = {}
     for cell in cells:
@@ -139,7 +158,7 @@ def run_sweep(
             if (command := _prepare(cell, base)) is None:
                 outcomes[cell] = CellOutcome(cell, None)
             else:
-                commands[cell] = command
+                commands[cell] = [*command, "--wait"] if wait else command
         except PHFError as error:
             outcomes[cell] = CellOutcome(cell, str(error))
     say(
@@ -206,21 +225,30 @@ def _prepare(cell: GridCell, base: dict[str, object]) -> list[str] | None:
     return ["train", str(cell.recipe), "-o", str(cell.folder)]
 
 
-def run_command(arguments: list[str], environment: dict[str, str], folder: str | None = None) -> str | None:
-    """Run `phf ARGUMENTS` in a process of its own; its last line of stderr if it failed.
+def run_command(
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: str | None = None,
+    lifeline: Lifeline | None = None,
+) -> str | None:
+    """Run `phf ARGUMENTS` in a process of its own, which ends with this one; its last line of stderr if it failed.
 
     Args:
         folder: where it runs, as relative paths mean it; a worker of a cluster was started somewhere else.
+        lifeline: it stops when this is cut.
     """
-    ended = subprocess.run(
-        [sys.executable, "-m", "phf", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with ExitStack() as own:
+        lifeline = lifeline or own.enter_context(Lifeline())
+        ended = subprocess.run(
+            [sys.executable, "-m", "phf", *arguments],
+            cwd=folder,
+            env={**os.environ, **environment, **lifeline.environment},
+            pass_fds=[lifeline.handle],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
     if ended.returncode == 0:
         return None
     lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
@@ -255,17 +283,18 @@ def _launch_local(commands: dict[GridCell, list[str]], workers: int) -> Iterator
     def run(arguments: list[str]) -> str | None:
         slot = slots.get()
         try:
-            return run_command(arguments, slot)
+            return run_command(arguments, slot, None, lifeline)
         finally:
             slots.put(slot)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with Lifeline() as lifeline, ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(run, arguments): cell for cell, arguments in commands.items()}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            lifeline.cut()  # and then wait until all have saved
             raise
 
 
