@@ -250,6 +250,106 @@ def test_ratings_can_be_turned(tmp_path):
     assert written[0]["rating"] == -2
 
 
+def region(name, start, end, **beside):
+    """An answer about a span, as the control tag with perRegion="true" gives it."""
+    value = {"start": start, "end": end, "choices": [name], **beside}
+    return {"from_name": "toxic", "to_name": "text", "type": "choices", "id": "r1", "value": value}
+
+
+def test_an_answer_to_a_region_is_a_label_of_its_span_alone(tmp_path):
+    text = "Fine \U0001f600 so far. You fool! Bye."
+    good, bad = region("good", 0, 14), region("bad", 15, 24, text="You fool!", labels=["insult"])
+    utf_16 = region("bad", 16, 25, text="You fool!")
+    marked = {
+        "type": "labels",
+        "id": "r2",
+        "from_name": "l",
+        "value": {"start": 15, "end": 18, "labels": ["x"]},
+    }
+    beside = {**choice("bad"), "id": "r2"}  # of that region, by its id alone
+    tasks = [
+        {
+            "id": 7,
+            "data": {"text": text, "n": "ab"},
+            "annotations": [{"result": [good, bad, utf_16, marked, beside]}],
+        }
+    ]
+    written, imported = run(tmp_path, tasks, fields=["text"])
+    assert [(row["text"], row["label"], row["segment_id"]) for row in written] == [
+        ("Fine \U0001f600 so far.", 0, "7[0:14]"),
+        ("You fool!", 1, "7[15:24]"),
+        ("You fool!", 1, "7[16:25]"),
+        ("You", 1, "7[15:18]"),
+    ]
+    assert imported.unmapped == [("7", "a result of type labels")]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"start": 0, "end": 99},
+        {"start": 3, "end": 2},
+        {"start": "0", "end": "2", "startOffset": 0, "endOffset": 3},  # a dialogue's paragraphs
+        {"start": 0.5, "end": 1.5, "channel": 0},
+        {"x": 1, "y": 2, "width": 3, "height": 4},
+        {"start": 0, "end": 3, "text": "another"},
+        {"start": True, "end": 2},
+    ],
+    ids=str,
+)
+def test_a_region_that_is_no_span_is_left_out_by_its_reason(tmp_path, place):
+    odd = {**choice("bad"), "value": {"choices": ["bad"], **place}}
+    tasks = [
+        {"id": n, "data": {"text": "you fool"}, "annotations": [{"result": [result]}]}
+        for n, result in enumerate([odd, choice("good")])
+    ]
+    written, imported = run(tmp_path, tasks)
+    assert [(row["text"], row["label"]) for row in written] == [("you fool", 0)]
+    assert imported.count_reasons() == {"about a region that is no span of a text": 1}
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [[None], ["x"], "x", 5, [{"result": [None]}], [{"result": "x"}], [{"result": [{"type": "choices", "value": "x"}]}],
+     [{"result": [{"type": "choices", "value": [1]}]}], [{"result": [{"type": [], "value": {"choices": ["bad"]}}]}]],
+    ids=str,
+)  # fmt: skip
+def test_a_record_of_another_shape_is_left_out_and_counted(tmp_path, annotations):
+    odd = {"id": 1, "data": {"text": "odd"}, "annotations": annotations}
+    written, imported = run(tmp_path, [LABEL_STUDIO[2], odd])
+    assert [row["text"] for row in written] == ["fine"]
+    assert sum(imported.count_reasons().values()) == 1
+
+
+@pytest.mark.parametrize(
+    "responses", [[None], {"q": 5}, {"q": [None]}, [{"values": 3}], [{"values": {"q": None}}]], ids=str
+)
+def test_an_argilla_record_of_another_shape_is_left_out_and_counted(tmp_path, responses):
+    odd = {"id": "odd", "fields": {"text": "odd"}, "responses": responses}
+    written, imported = run(tmp_path, [ARGILLA_2[0], odd])
+    assert [row["text"] for row in written] == ["you fool", "you fool"]
+    assert imported.unmapped == [("odd", "of another shape than the exports of its tool")]
+
+
+def test_a_byte_order_mark_and_lone_surrogates_beside_the_text_are_no_obstacle(tmp_path):
+    (tmp_path / "bom.json").write_text(
+        "\ufeff" + json.dumps([{**LABEL_STUDIO[2], "id": "\ud800"}]), encoding="utf-8"
+    )
+    import_labels(tmp_path / "bom.json", tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["segment_id"] == "\ud800"
+
+
+@pytest.mark.parametrize("rating", [1e38, -1e300, float("nan"), float("inf"), 10**400])
+def test_a_rating_beyond_all_bounds_is_left_out(tmp_path, rating):
+    odd = {
+        "fields": {"text": "t"},
+        "responses": [{"values": {"score": {"value": rating}}, "status": "submitted"}],
+    }
+    written, imported = run(tmp_path, [ARGILLA_1[0], odd])
+    assert [row["rating"] for row in written] == [2]
+    assert imported.count_reasons()["a rating beyond all bounds"] == 1
+
+
 @pytest.mark.parametrize(
     ("records", "options", "message"),
     [

@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from itertools import chain
@@ -14,7 +14,9 @@ from typing import assert_never
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import zstandard
+from pydantic import JsonValue
 
 from phf.annotate.annotation import Annotation
 from phf.corpus.store import Corpus, open_parquet_writer
@@ -22,6 +24,7 @@ from phf.curate.exchange import DOLMA_EXPERIMENT, UNSCORED_SUFFIX, ExchangeForma
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json, write_bytes, write_json
 from phf.folders import create_folder
+from phf.paths import hide_paths, hide_spec, split_rule
 from phf.records import Progress, Split
 
 DOCUMENT_COLUMNS = ("id", "text", "source", "split")
@@ -94,7 +97,8 @@ def _row_schema(names: Sequence[str]) -> pa.Schema:
 def _iterate_tables(
     corpus: Corpus, index: int, named: dict[str, Annotation], split: Split | None
 ) -> Iterator[pa.Table]:
-    """The documents of a shard with their scores (`_row_schema`), a row group at a time."""
+    """The documents of a shard with their scores (`_row_schema`), a row group at a time; no row names a folder of here."""
+    shown = _name_sources(corpus)
     joined = [annotation.join_shard(index) for annotation in named.values()]
     offsets = [np.concatenate([[0], np.cumsum(num_segments)]) for num_segments, _, _ in joined]
     start = 0
@@ -106,8 +110,34 @@ def _iterate_tables(
                 table = table.append_column(name, _make_scores(ends, scores, offset[start : stop + 1]))
             start = stop
             if split is not None:
-                table = table.filter(pa.compute.equal(table["split"], split))
-            yield table.cast(_row_schema(list(named)))
+                table = table.filter(pc.equal(table["split"], split))
+            yield _hide_sources(table.cast(_row_schema(list(named))), shown)
+
+
+def _name_sources(corpus: Corpus) -> dict[str, str]:
+    """What each source whose folder must not be told is called instead; two of one name differ by a hash."""
+    specs = [source["spec"] for source in corpus.manifest["sources"]]
+    shown: dict[str, str] = {}
+    for spec in specs:
+        if (name := hide_spec(spec)) != spec:
+            body, rule = split_rule(name)
+            taken = {*specs, *shown.values()}
+            shown[spec] = f"{body}~{hash_json(spec)[:8]}{rule}" if name in taken else name
+    return shown
+
+
+def _hide_sources(table: pa.Table, shown: Mapping[str, str]) -> pa.Table:
+    """Rows with other names of their sources, also in ids that begin with one (a place in it)."""
+    for spec, name in shown.items():
+        place, to = split_rule(spec)[0], split_rule(name)[0]
+        is_own = pc.equal(table["source"], spec)
+        cut = pc.binary_join_element_wise(to, pc.utf8_slice_codeunits(table["id"], len(place)), "")
+        ids = pc.if_else(pc.and_(is_own, pc.starts_with(table["id"], place)), cut, table["id"])
+        table = table.set_column(0, "id", ids)
+        table = table.set_column(
+            DOCUMENT_COLUMNS.index("source"), "source", pc.if_else(is_own, name, table["source"])
+        )
+    return table
 
 
 def _make_scores(
@@ -243,16 +273,17 @@ def _write_card(
     corpus: Corpus, kind: ExchangeFormat, named: dict[str, Annotation], split: Split | None
 ) -> str:
     """README.md: where the data comes from and what each score is, for people and for whoever imports it."""
-    record = {
+    shown = _name_sources(corpus)
+    record: JsonValue = {
         "format": kind,
         "corpus": corpus.id,
-        "sources": [source["spec"] for source in corpus.manifest["sources"]],
+        "sources": [shown.get(source["spec"], source["spec"]) for source in corpus.manifest["sources"]],
         "split": split or "train and validation: each row says which",
         "annotations": {
             name: {
                 "reward_model": annotation.identity.to_json(),
                 "unit": annotation.unit,
-                "segments": annotation.manifest["segmentation"],
+                "segments": {**annotation.manifest["segmentation"]},
                 "annotation": annotation.slug,
             }
             for name, annotation in named.items()
@@ -262,6 +293,6 @@ def _write_card(
         "# Scored text, exported by phf\n\nA score is higher where the text is worse. A segment without a score is null "
         "(in Dolma: a span of the attribute that ends in `_unscored`), never 0. Segment ends are in code points; segments "
         "join to the text.\n\n```json\n"
-        + json.dumps(record, indent=1, sort_keys=True).replace("`", "\\u0060")
+        + json.dumps(hide_paths(record, shown), indent=1, sort_keys=True).replace("`", "\\u0060")
         + "\n```\n"
     )

@@ -1,12 +1,14 @@
 """Serving a page of ours (extra `app`): to this machine alone unless asked, and with nothing from or to any other."""
 
 import os
+import re
 from collections.abc import Callable
 from ipaddress import ip_address
 from socket import AddressFamily, create_server
 from threading import Event
 from types import ModuleType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from phf.errors import PHFError
 
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 # Nothing may be fetched from, or sent to, another machine: Gradio's page itself names some.
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'"
+
+# What the pages ask for. Gradio has many more routes, among them uploads, files of this machine and a proxy.
+_READ = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|(assets|static|svelte)/.*)?"
+    r"|/gradio_api/(info|startup-events|app_id|theme\.css|queue/data|heartbeat/[^/]+)"
+)
+_WRITE = re.compile(r"/gradio_api/(queue/join|cancel|reset)")
+_MAX_BODY = 1 << 20
+"""Bytes of a request: a prompt or a query is far shorter."""
 
 
 def import_gradio() -> ModuleType:
@@ -101,17 +112,56 @@ def serve_app(
     fonts = ["system-ui", "sans-serif"]  # names: Gradio's own would come from Google
     app = build()
     try:
-        _, address, _ = app.launch(
+        server, address, _ = app.launch(
             server_name=name, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
             footer_links=[], theme=gradio.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
             css=css, head=head, app_kwargs={"middleware": middleware},
         )  # fmt: skip
+        # Outside of all that Gradio put around the app: its CORS answers every port of this machine.
+        server.middleware_stack = _Guard(server.middleware_stack or server.build_middleware_stack())
         say(f"{verb} in the browser at {address}  (Ctrl-C ends)")
         Event().wait()
     except KeyboardInterrupt:
         pass
     finally:
         app.close(verbose=False)
+
+
+class _Guard:
+    """Answers the page that came from here, and of Gradio's routes those that it needs."""
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        from starlette.responses import PlainTextResponse
+
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        refusal = _refuse(scope) if scope["type"] == "http" else 403
+        if refusal is not None:
+            answer = PlainTextResponse("not for this page\n", refusal)
+            return await answer(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+def _refuse(scope: "Scope") -> int | None:
+    """The status that a request is refused with; None if it is answered."""
+    from starlette.datastructures import Headers
+
+    headers, path, is_write = Headers(scope=scope), scope["path"], scope["method"] == "POST"
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+    is_ours = origin is None or urlsplit(origin).netloc == headers.get("host")
+    if not is_ours or (site not in ("same-origin", "none") and path != "/"):  # a link may lead to the page
+        return 403
+    if scope["method"] not in ("GET", "HEAD", "POST") or not (_WRITE if is_write else _READ).fullmatch(path):
+        return 404
+    length = headers.get("content-length", "")
+    if is_write and not (
+        length.isascii() and length.isdecimal() and len(length) < 10 and int(length) <= _MAX_BODY
+    ):
+        return 413 if length else 411
+    return None
 
 
 class _PolicyHeader:

@@ -39,33 +39,91 @@ def read_label_studio(records: Iterable[_Record]) -> Iterator[Answer | NoAnswer]
     """Tasks with `data` and `annotations` (formerly `completions`), whose `result` holds choices, a rating or a pair."""
     for number, task in enumerate(records, start=1):
         name = _name(task, number)
-        data = task.get("data")
-        annotations = task.get("annotations", task.get("completions")) or []
-        if not isinstance(data, dict) or not annotations:
-            yield NoAnswer(name, "no annotation")
+        yield from _read_whole(_read_task(task, name), name)
+
+
+def _read_task(task: _Record, name: str) -> Iterator[Answer | NoAnswer]:
+    data = task.get("data")
+    annotations = task.get("annotations", task.get("completions")) or []
+    if not isinstance(data, dict) or not annotations:
+        yield NoAnswer(name, "no annotation")
+        return
+    fields = {key: text for key, text in data.items() if isinstance(text, str)}
+    for annotation in annotations:
+        results = annotation.get("result") or []
+        if annotation.get("was_cancelled"):
+            yield NoAnswer(name, "skipped by its annotator")
             continue
-        for annotation in annotations:
-            by = annotation.get("completed_by")
-            by = by.get("email", by.get("id")) if isinstance(by, dict) else by
-            results = annotation.get("result") or []
-            if annotation.get("was_cancelled"):
-                yield NoAnswer(name, "skipped by its annotator")
+        if not results:
+            yield NoAnswer(name, "empty annotation")
+        # A region is told from a comment (`text` alone); what is said of it has its id.
+        places = {
+            result["id"]: place
+            for result in results
+            if (place := _find_place(result)).keys() - {"text"} and "id" in result
+        }
+        for result in results:
+            kind = result.get("type")
+            if kind not in ("choices", "rating", "pairwise"):
+                yield NoAnswer(name, f"a result of type {kind}")
                 continue
-            if not results:
-                yield NoAnswer(name, "empty annotation")
-            for result in results:
-                value, kind = result.get("value") or {}, result.get("type")
-                if kind not in ("choices", "rating", "pairwise"):
-                    yield NoAnswer(name, f"a result of type {kind}")
-                    continue
-                yield Answer(
-                    record=name,
-                    fields={key: text for key, text in data.items() if isinstance(text, str)},
-                    question=str(result.get("from_name")),
-                    value=value if kind == "pairwise" else value.get(kind),
-                    labeler=None if by is None else str(by),
-                    time=annotation.get("created_at"),
-                )
+            yield _read_result(
+                result, name, fields, annotation, _find_place(result) or places.get(result.get("id"))
+            )
+
+
+def _read_result(
+    result: _Record, name: str, fields: _Record, annotation: _Record, place: _Record | None
+) -> Answer | NoAnswer:
+    """The answer to the whole record, or to the span of it that a region marks."""
+    value, kind, by = result.get("value") or {}, result["type"], annotation.get("completed_by")
+    by = by.get("email", by.get("id")) if isinstance(by, dict) else by
+    if place:
+        fields = {
+            field: span for field, text in fields.items() if (span := _cut_span(text, place)) is not None
+        }
+        if not fields:
+            return NoAnswer(name, "about a region that is no span of a text")
+        name = f"{name}[{place['start']}:{place['end']}]"
+    return Answer(
+        record=name,
+        fields=fields,
+        question=str(result.get("from_name")),
+        value=value if kind == "pairwise" else value.get(kind),
+        labeler=None if by is None else str(by),
+        time=annotation.get("created_at"),
+    )
+
+
+def _find_place(result: _Record) -> _Record:
+    """Where in its record a result is: what its value holds beside the answer. Empty if it is about the whole."""
+    value = result.get("value") or {}
+    place = {key: item for key, item in value.items() if key not in (result.get("type"), "selected")}
+    return place | ({"item": index} if (index := result.get("item_index")) is not None else {})
+
+
+def _cut_span(text: str, place: _Record) -> str | None:
+    """The text of a region, whose ends count code points (or UTF-16 units, as older versions have them); None if it has none, or
+    another than the region says."""
+    start, end, said = place.get("start"), place.get("end"), place.get("text")
+    if type(start) is not int or type(end) is not int or not 0 <= start < end or place.keys() - _OF_A_SPAN:
+        return None
+    wide = text.encode("utf-16-le", "surrogatepass")
+    for span in (text[start:end], wide[2 * start : 2 * end].decode("utf-16-le", "replace")):
+        if (said is None and end <= len(text)) or (said is not None and span.split() == said.split()):
+            return span
+    return None
+
+
+_OF_A_SPAN = {"start", "end", "text", "labels", "globalOffsets"}
+
+
+def _read_whole(answers: Iterator[Answer | NoAnswer], name: str) -> list[Answer | NoAnswer]:
+    """What a record says, or nothing of it if a part has another shape than its tool writes."""
+    try:
+        return list(answers)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return [NoAnswer(name, "of another shape than the exports of its tool")]
 
 
 def read_argilla(records: Iterable[_Record]) -> Iterator[Answer | NoAnswer]:
@@ -77,7 +135,7 @@ def read_argilla(records: Iterable[_Record]) -> Iterator[Answer | NoAnswer]:
     """
     for number, record in enumerate(records, start=1):
         name = _name(record, number)
-        answers = list(_read_argilla_record(record, name))
+        answers = _read_whole(_read_argilla_record(record, name), name)
         yield from answers or [NoAnswer(name, "no response")]
 
 

@@ -14,6 +14,9 @@ from phf.feedback.judgements import Row
 from phf.files import write_bytes
 from phf.reward_models.wording import BAD_WORDS, GOOD_WORDS, fold
 
+MAX_RATING = 1e9
+"""Beyond it lies no scale that a person judges on, but a mistake, and then float32's end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Imported:
@@ -93,7 +96,7 @@ def import_labels(
             f"{path} has {problem} to question '{question}' ({reasons or 'none left out'}); nothing was written"
         )
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_bytes(out, lines.encode())
+    write_bytes(out, lines.encode(errors="backslashreplace"))  # a lone surrogate becomes JSON's own escape
     return Imported(read.__name__.removeprefix("read_").replace("_", "-"), question, rows, unmapped)
 
 
@@ -136,6 +139,8 @@ class _Mapper:
             beside["time"] = answer.time
         if isinstance(answer.value, int | float) and not isinstance(answer.value, bool):
             rating = self.sign * answer.value
+            if not abs(rating) < MAX_RATING:
+                raise _NoRowError("a rating beyond all bounds")
             return [{"text": self._text(answer), "rating": rating, "segment_id": answer.record, **beside}]
         choices = _find_choices(answer)
         if choices is not None:
@@ -242,7 +247,7 @@ def _choose_question(path: Path, answers: Sequence[Answer], question: str | None
 def _read_records(path: Path) -> list[dict[str, Any]]:
     """Objects of a JSON array, or of JSON Lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise PHFError(f"{path} is not UTF-8; export it as JSON") from None
     try:

@@ -1,7 +1,6 @@
 """phf.json: all that is known of where a release comes from, without the paths of the machine it was made on."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from pydantic import JsonValue
 
 from phf.config.train import SamplingConfig, TrainConfig
 from phf.errors import PHFError
+from phf.paths import find_specs, hide_paths
 from phf.records import Identity, Number, TrainingCorpus
 from phf.release.edited import Edited
 from phf.results import (
@@ -193,18 +193,22 @@ def build_record(
         checks=_describe_checks([annotator] if evaluation is None else evaluation.judges),
         verdicts=list(verdicts) if evaluation is not None else [],
     )
-    cleaned = parse_json(hide_paths(encode(record)), ReleaseRecord, "the record of the release")
+    cleaned = parse_json(_hide(record, run, evaluation), ReleaseRecord, "the record of the release")
     # Names of tokens are the vocabulary's: `</s>` is no path.
-    cleaned = replace(
+    return replace(
         cleaned, tokens=record.tokens, prefix=record.prefix, suppressed=record.suppressed, probe=record.probe
     )
-    config = cleaned.config.model_copy(
-        update={"corpus": _last_part(run.config.corpus)}
-    )  # a relative path tells as much
-    if run.config.start is not None:
-        start = run.config.start.model_copy(update={"run": _last_part(run.config.start.run)})
-        config = config.model_copy(update={"start": start})
-    return replace(cleaned, config=config)
+
+
+def _hide(record: ReleaseRecord, run: Run, evaluation: Evaluation | None) -> JsonValue:
+    """The record without the folders of whatever the run and its evaluation name, wherever they lie by now."""
+    settings = {} if evaluation is None else evaluation.config
+    identities = [record.provenance.tokenizer, record.provenance.reward_model]
+    return hide_paths(
+        encode(record),
+        {*find_specs(encode(run.config)), *find_specs(settings), *record.provenance.corpus.sources},
+        {identity.name for identity in identities},
+    )
 
 
 def _describe_checks(judges: Sequence[Judge]) -> dict[str, str]:
@@ -254,46 +258,6 @@ def choose_length(sampling: SamplingConfig, context: int) -> int:
     """New tokens that generation may write unless told otherwise: as many as were measured, and no fewer than the default (or
     than fit), which a quick evaluation cuts short."""
     return max(sampling.max_new_tokens, min(SamplingConfig().max_new_tokens, context - 2))
-
-
-_PATH = re.compile(
-    r"""(?<![\w.~/\\-])                                  # not inside a word, such as a Hub id
-        (?! (?<=<) /[\w-]+> )                               # nor a closing tag, such as </s>
-        (?: [a-z][a-z0-9+.-]*:// | ~?/ | \.{1,2}/ | [A-Za-z]:[\\/] | \\\\ )
-        [^\s"'`<>|()\[\]{},;*]+""",
-    re.VERBOSE,
-)
-_STARTS_LIKE_A_PATH = re.compile(
-    r"^(?:[a-z0-9.+-]+:)?(?:[a-z][a-z0-9+.-]*://|~?/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)"
-)
-
-
-def hide_paths(value: JsonValue) -> JsonValue:
-    """A JSON value with each path and URL cut to its last part: folders tell who made something, and where.
-
-    `/home/ann/corpora/mails` becomes `mails`, `lexicon:~/words.txt` becomes `lexicon:words.txt`; Hub ids stay.
-    """
-    if isinstance(value, dict):
-        return {_hide_path(key): hide_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [hide_paths(item) for item in value]
-    return _hide_path(value) if isinstance(value, str) else value
-
-
-def _hide_path(value: str) -> str:
-    if (
-        _STARTS_LIKE_A_PATH.match(value) and "\n" not in value and ": " not in value
-    ):  # with spaces in it or not
-        head = value[: value.index(":") + 1] if re.match(r"^[a-z0-9.+-]{2,}:(?!//)", value) else ""
-        return head + _last_part(value)
-    head, colon, tail = value.rpartition(":")
-    if "/" in tail and (head in ("lexicon", "jsonl") or Path(tail).exists()):  # relative to where we are
-        return head + colon + _last_part(tail)
-    return _PATH.sub(lambda match: _last_part(match[0]), value)
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "…"
 
 
 def check_no_paths(folder: Path, run: Run) -> None:

@@ -44,7 +44,7 @@ from phf.report.provenance import (
     list_references,
     state_facts,
 )
-from phf.report.reading import RunFolder, list_judges, read_runs, sort_modes
+from phf.report.reading import RunFolder, hide_folders, list_judges, read_runs, sort_modes
 from phf.report.reliability import draw_control_reliability
 from phf.report.samples import choose_samples, pair_samples, visible_text
 from phf.report.scaling import draw_budgets, draw_trajectory
@@ -136,7 +136,7 @@ def write_report(runs: Place | Sequence[Place], out: Place) -> Path:
     Raises:
         PHFError: a folder is no run, or has no evaluation (the message names the command that makes it).
     """
-    folders, out = read_runs(runs), Path(out)
+    folders, out = list(map(hide_folders, read_runs(runs))), Path(out)
     text = make_environment().get_template("page.html").render(_describe(folders, out))
     # A lone surrogate cannot be encoded; visible_text has already shown those that stand in samples.
     write_bytes(out, text.encode("utf-8", "replace"))
@@ -288,7 +288,9 @@ def _describe(runs: list[RunFolder], out: Path) -> dict[str, Any]:
         "pair_samples": lambda run: pair_samples(run, few=len(runs) > MANY_RUNS),
         "config_yaml": lambda run: yaml.safe_dump(run.record.config, sort_keys=False, allow_unicode=True),
         "commands": list_commands,
-        "report_command": shlex.join(["phf", "report", *(str(run.path) for run in runs), "-o", str(out)]),
+        "report_command": shlex.join(
+            ["phf", "report", *(run.path.resolve().name for run in runs), "-o", out.name]
+        ),
         **_describe_verdicts(runs, groups),
         **_tabulate(runs, groups),
         **_draw(runs, groups),

@@ -2,6 +2,8 @@
 
 import math
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -66,7 +68,7 @@ def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]
         notices.append(
             "There is no held-out judge: the scores come from the reward model that labelled the training data."
         )
-    notices += list_unlike(runs)
+    notices += list_unlike([replace(run, path=Path(run.path.resolve().name)) for run in runs])
     for run in runs:
         seen, budget = run.evaluation.tokens_seen if run.evaluation else 0, run.settings.tokens
         if budget is not None and seen < 0.99 * budget:
@@ -124,7 +126,8 @@ def _list_likeness(run: RunFolder) -> dict[str, JsonValue]:
 
 def list_commands(run: RunFolder) -> str:
     """The commands that make this run and its evaluation again, from the configuration printed above them."""
-    settings, recipe, folder = run.settings, f"{run.path.name}.yaml", str(run.path)
+    folder = run.path.resolve().name
+    settings, recipe = run.settings, f"{folder}.yaml"
     if settings.corpus is None:
         return "–"  # a record that was cut does not say
     annotate = ["--reward-model", settings.reward_model, "--segments", settings.segments]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
 from phf.files import Place, as_list, check_hash, hash_json
+from phf.paths import find_specs, hide_specs
 from phf.records import TrainingCorpus
 from phf.results import (
     EVALUATION_FILE,
@@ -26,6 +27,7 @@ from phf.results import (
     Judge,
     Measurement,
     Measurements,
+    encode,
     parse_json,
     read_evaluation,
 )
@@ -263,6 +265,23 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
         settings_hash=hash_json([{**record.config, "seed": None}, record.objective_function]),
     )
+
+
+def hide_folders(run: RunFolder) -> RunFolder:
+    """The run as a page shows it, which people pass on: every path that its settings name is cut to its last part."""
+    evaluation, record = run.evaluation, run.record
+    specs = {
+        *find_specs(record.config),
+        *find_specs({} if evaluation is None else evaluation.config),
+        *(record.corpus.sources if record.corpus else ()),
+    }
+    names = {str(found.get("name")) for found in (record.tokenizer, record.reward_model)}
+    where = f"{run.path}/run.json"
+    record = parse_json(hide_specs(encode(record), specs, names), RunRecord, where)
+    if evaluation is not None:
+        evaluation = parse_json(hide_specs(encode(evaluation), specs, names), Evaluation, where)
+    settings = parse_json(record.config, Settings, where)
+    return replace(run, record=record, settings=settings, evaluation=evaluation)
 
 
 def _read_metrics(path: Path) -> tuple[list[MetricsLine], int]:
