@@ -8,6 +8,7 @@ from threading import Lock
 from phf.config.train import SamplingConfig, parse
 from phf.control import BAD_TOKEN, GOOD_TOKEN
 from phf.explore.html import escape_text
+from phf.generate.engine import decode_behind
 from phf.generate.stream import WrittenToken, read_bad_share, stream_sample
 from phf.generate.target import Target
 from phf.objectives import has_control_tokens, is_additive, modes_of, num_levels
@@ -169,7 +170,10 @@ class Playground:
         return f"{told}<div class='columns'>{columns}</div>"
 
     def _render_mode(self, prompt: str, continuation: Continuation) -> str:
-        body = "".join(map(self._render_segment, continuation.segments))
+        body, shown = "", self.tokenizer.encode(prompt)
+        for segment in continuation.segments:
+            body += self._render_segment(segment, shown[-8:])
+            shown += segment.ids
         state = "writing …"
         if continuation.is_ended or continuation.is_stopped:
             state = "the page ended" if continuation.is_ended else "stopped at the length limit"
@@ -180,8 +184,8 @@ class Playground:
             f"<p class='phf-cut'>{len(continuation.ids)} tokens; {state}</p></article></section>"
         )
 
-    def _render_segment(self, segment: WrittenSegment) -> str:
-        text = f"<span class='text'>{escape_text(self.tokenizer.decode(segment.ids))}</span>"
+    def _render_segment(self, segment: WrittenSegment, before: list[int]) -> str:
+        text = f"<span class='text'>{escape_text(decode_behind(self.tokenizer, before, segment.ids))}</span>"
         if segment.control is None:
             return text
         is_end = segment.control == self.tokenizer.control.end

@@ -165,6 +165,13 @@ def cast_parameters(model: "PreTrainedModel", precision: SamplingPrecision) -> "
     return model
 
 
+def decode_behind(tokenizer: Tokenizer, before: Ids, ids: Ids) -> str:
+    """The text that ids add behind others, with the space that many decoders drop from the beginning of a text."""
+    first, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    # A character may be cut in two between them.
+    return whole[len(first) :] if whole.startswith(first) else tokenizer.decode(ids)
+
+
 @dataclass(frozen=True)
 class _Boundaries:
     """Which tokens end a segment, as tables over ids: bool [V].
@@ -184,7 +191,10 @@ class _Boundaries:
         Raises:
             PHFError: segments of another kind.
         """
-        texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+        # Behind a letter: alone, SentencePiece's tokens and whole words of BERT's kin lose the space they begin with.
+        tokens = range(tokenizer.vocab_size)
+        before = next(([token] for token in tokens if tokenizer.decode([token]).isalnum()), [])
+        texts = [decode_behind(tokenizer, before, [token]) for token in tokens]
         never = np.zeros(len(texts), bool)
         if segments == "lines":
             return cls(np.array([text.endswith("\n") for text in texts]), never, never)

@@ -11,7 +11,7 @@ from phf.config.train import SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.corpus.segment import segment_ends
 from phf.errors import PHFError
-from phf.generate.engine import Ids, TokenDrawer, Written, write_pages
+from phf.generate.engine import Ids, TokenDrawer, Written, decode_behind, write_pages
 from phf.generate.vllm import write_pages_with_vllm
 from phf.model import lm
 from phf.objectives import label_conditions
@@ -151,7 +151,7 @@ class Target:
     def sample(self, index: int, prompt: Ids, written: Written) -> Sample:
         """What was written behind a prompt as the sample of this index."""
         ids, ended = written
-        text, prompted = self.tokenizer.decode(ids), self.tokenizer.decode(prompt)
+        text, prompted = decode_behind(self.tokenizer, prompt, ids), self.tokenizer.decode(prompt)
         return Sample(self.mode, index, text, len(ids), ended, prompted)
 
     def write_each(
