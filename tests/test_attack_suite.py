@@ -1,6 +1,7 @@
 """`phf attack` over real folders: what it measures, what it keeps, what it refuses, and that a failure is said."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -219,13 +220,17 @@ def test_texts_may_come_from_a_file(trained, tmp_path: Path, monkeypatch: pytest
         ('{"text": 3}\n', "line 1: text must be a string, not int"),
         ('{"body": "a"}\n', "line 1 is no JSON object with a field text"),
         ("[\n", "line 1 is no JSON object"),
+        ('{"text": "\\ud800"}\n', "line 1: text must be a string, with no lone surrogate"),
+        ('{"text": "a", "n": ' + "[" * 10_000 + "]" * 10_000 + "}\n", "line 1 is no JSON object"),
         ('{"text": "alone"}\n', "has 1 texts; give at least two"),
     ):
         file.write_text(content)
         with pytest.raises(PHFError, match=message):
             read_text_file(file, target.tokenizer, 5)
-    with pytest.raises(PHFError, match="does not exist"):
-        read_text_file(tmp_path / "none.jsonl", target.tokenizer, 5)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, message in (("none.jsonl", "does not exist"), ("pipe.jsonl", "is no file")):
+        with pytest.raises(PHFError, match=message):
+            read_text_file(tmp_path / name, target.tokenizer, 5)
 
 
 def test_a_trajectory_that_diverges_is_recorded_and_the_rest_goes_on(

@@ -146,6 +146,35 @@ def test_other_files_beside_records_are_no_documents(here):
     ]
 
 
+def test_a_record_among_many_texts_does_not_hide_them(here):
+    write(here / "d", ["data.ndjson", *(f"{n:02d}.py" for n in range(10))])
+    (here / "d" / "data.ndjson").write_text('{"text": "a"}\n')
+    assert read("d")[0] == ["a"]
+    write(here / "d", ["10.py"])
+    with pytest.raises(
+        PHFError, match=r"holds 11 other files beside 1 of records \(data\.ndjson\); name those"
+    ):
+        read("d")
+
+
+def test_records_in_json_are_no_texts(here):
+    write(here / "d", ["a.txt"])
+    for name, content, is_text in (
+        ("array.json", '[\n {"text": "a"}]', False),
+        ("lines.JSON", '{"text": "a"}\n{"text": "b"}\n', False),
+        ("object.json", '{"text": "a",\n "more": {}}\n', True),
+        ("numbers.json", "[1, 2]", True),
+        ("lines.txt", '{"text": "a"}\n{"text": "b"}\n', True),
+    ):
+        (here / "d" / name).write_text(content)
+        row = next(row for row in iterate_source("d") if row.place == f"d/{name}")
+        assert row == (
+            Row(f"d/{name}", content)
+            if is_text
+            else BadRow(f"d/{name}", "records in JSON: write them as .jsonl")
+        )
+
+
 def test_what_is_left_out_is_counted_and_named(here, capsys, monkeypatch):
     from phf import cli
 

@@ -1,6 +1,5 @@
 """What `phf attack` is given: releases and runs, and the bad texts of the corpus they were trained on."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,8 @@ import torch
 
 from phf.attack.victim import Ids, Victim
 from phf.config.train import TrainConfig
+from phf.corpus.record_files import iterate_jsonl
+from phf.corpus.rows import BadRow, is_encodable
 from phf.errors import PHFError
 from phf.files import Place, hash_bytes
 from phf.generate.target import Target
@@ -259,20 +260,18 @@ def read_text_file(path: Path, tokenizer: Tokenizer, num_held_out: int) -> BadTe
     Raises:
         PHFError: the file is missing or damaged, or has fewer than two texts.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise PHFError(f"{path} does not exist; give a JSONL file with a field text") from None
-    except UnicodeDecodeError:
-        raise PHFError(f"{path} is not UTF-8; give a JSONL file with a field text") from None
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise PHFError(f"{path} {what}; give a JSONL file with a field text")
     texts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            text = json.loads(line)["text"] if line.strip() else ""
-        except (ValueError, TypeError, KeyError):
-            raise PHFError(f"{path}, line {number} is no JSON object with a field text") from None
-        if not isinstance(text, str):
-            raise PHFError(f"{path}, line {number}: text must be a string, not {type(text).__name__}")
+    for row in iterate_jsonl(path, ""):
+        place = f"{path}, line {row.place[1:]}"
+        if isinstance(row, BadRow) or "text" not in row.fields:
+            raise PHFError(f"{place} is no JSON object with a field text")
+        text = row.fields["text"]
+        if not isinstance(text, str) or not is_encodable(text):
+            what = "with no lone surrogate" if isinstance(text, str) else f"not {type(text).__name__}"
+            raise PHFError(f"{place}: text must be a string, {what}")
         if text.strip():
             texts.append(tokenizer.encode(text))
     if len(texts) < 2:

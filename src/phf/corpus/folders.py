@@ -11,16 +11,16 @@ from phf.corpus.rows import LeftOut
 from phf.errors import PHFError
 from phf.files import explain_storage, find_local, read_json
 
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-TABLE_SUFFIXES = tuple(
-    f".{kind}{compression}" for kind in ("csv", "tsv") for compression in ("", ".gz", ".zst")
-)
+_COMPRESSIONS = ("", ".gz", ".zst")
+JSONL_SUFFIXES = tuple(f".{kind}{ending}" for kind in ("jsonl", "ndjson") for ending in _COMPRESSIONS)
+TABLE_SUFFIXES = tuple(f".{kind}{ending}" for kind in ("csv", "tsv") for ending in _COMPRESSIONS)
 RECORD_SUFFIXES = (*JSONL_SUFFIXES, *TABLE_SUFFIXES, ".parquet", ".arrow")
 """How the name of a file of records ends, in small or capital letters."""
 
 OTHER = "other"
 """What stands for a split where files of no split lie beside those of one."""
 
+_MAX_OTHERS = 10  # for each file of records: beyond that the folder is rather one of texts
 _UNREADABLE = "cannot be read"
 _HELD_OUT = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -128,7 +128,13 @@ def open_folder(folder: Path, spec: str, splits: Sequence[str] = ()) -> SourceFo
         raise PHFError(f"{folder / unreadable.place} {unreadable.reason}; make it readable, or move it away")
     records = [file for file in files if is_record_file(file[0])]
     if records:
-        left_out += [LeftOut(name, "no file of records") for name, _ in files if not is_record_file(name)]
+        others = [name for name, _ in files if not is_record_file(name)]
+        if len(others) > _MAX_OTHERS * len(records):
+            raise PHFError(
+                f"source '{spec}' holds {len(others):,} other files beside {len(records):,} of records ({records[0][0]}); "
+                "name those of records, or a folder of the others alone"
+            )
+        left_out += [LeftOut(name, "no file of records") for name in others]
         records, stale = _keep_listed(records, files)
         left_out += stale
     groups = _group_by_split(records or files, files, bool(records))

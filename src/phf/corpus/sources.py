@@ -4,6 +4,7 @@ A bad row (no text, not UTF-8, ...) is data: it is passed on with its place and 
 """
 
 import os
+import re
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,9 @@ TEXT_FIELDS = ("text", "content", "document")
 
 _NAMED_SOURCES = ("python-source", "fortunes", "tweets", "mails", "nlp-corpus", "hf")
 _ATTRIBUTES = "attributes without a text, for phf corpus import --format dolma"
+_JSON_RECORDS = re.compile(
+    r"\s*(\[\s*\{|\{[^\n]*\}\s*\n\s*\{)"
+)  # an array of objects, or an object in each line
 _PIECES = "a text in pieces, for phf corpus import --format phf"
 
 
@@ -160,10 +164,12 @@ def _iterate_folder(
     if folder.holds_records:
         yield from _to_rows(_iterate_record_files(folder, place, choose), text_field)
         return
-    for row in folder.left_out:
-        yield LeftOut(f"{place}/{row.place}", row.reason)
+    for left_out in folder.left_out:
+        yield LeftOut(f"{place}/{left_out.place}", left_out.reason)
     for name, path in folder.files:
-        yield read_text_row(path, f"{place}/{name}")
+        row = read_text_row(path, f"{place}/{name}")
+        is_records = isinstance(row, Row) and name.lower().endswith(".json") and _JSON_RECORDS.match(row.text)
+        yield BadRow(row.place, "records in JSON: write them as .jsonl") if is_records else row
 
 
 def _iterate_record_files(
