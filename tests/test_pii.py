@@ -97,6 +97,48 @@ def test_items_that_real_mails_taught(text, items):
 
 
 @pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("h * 69069 + 907133923, 1 + 3.14159265, x = +3.14159265, 2 +907133923, +6195312500*q", []),
+        ("(1\n     + 147349125) and '-+0123456789' and a[2] + 122602962.0*b", []),
+        ("1024 768 2048 and 211 486 761 1265 and pp. 573-583. 2020 and 1.622 393 6651", []),
+        (
+            "212 555 1234 or 1-800-555-1212 or 1(800)555-1212",
+            ["212 555 1234", "1-800-555-1212", "1(800)555-1212"],
+        ),
+        (
+            "+1.212.555.1234, +44 (0)20 7946 0958, +4915112345678",
+            ["+1.212.555.1234", "+44 (0)20 7946 0958", "+4915112345678"],
+        ),
+        ("2001:db8::1 and ::1 and [::1]:80 at fe80::1%eth0", ["2001:db8::1", "::1", "::1", "fe80::1"]),
+        (
+            "2001:db8::1: no answer; 2001:db8::/32 2001:db8:0:0:0:0:0:1",
+            ["2001:db8::1", "2001:db8::", "2001:db8:0:0:0:0:0:1"],
+        ),
+        ("x[::2] y[1, ::2] z[i][1::10] std::add ::cafe 12:30:45 00:11:22:33:44:55:66:77 ::", []),
+        (
+            "jane@example.org-- and 10.0.0.1-- 555-123-4567--",
+            ["jane@example.org", "10.0.0.1", "555-123-4567"],
+        ),
+        ("_jane@example.org_ __10.0.0.1__ _555-123-4567_", ["_jane@example.org", "10.0.0.1", "555-123-4567"]),
+        ("snake_10.0.0.1 x555-123-4567 555-123-4567_x 10.0.0.1-2 jane@example.org-2", []),
+        (
+            "+44\xa020\u202f7946\xa00958, 555\u2011123\u20114567",
+            ["+44\xa020\u202f7946\xa00958", "555\u2011123\u20114567"],
+        ),
+        (
+            "4111\xa01111\xa01111\xa01111, 123\u201145\u20116789",
+            ["4111\xa01111\xa01111\xa01111", "123\u201145\u20116789"],
+        ),
+        ("+44 20 7946 0958 (555) 123-4567", ["+44 20 7946 0958", "(555) 123-4567"]),
+        ("4111111111111 41111111111112 4111111111111111*x", []),  # Visa's have 13 digits (and pass), 16 or 19
+    ],
+)
+def test_items_that_code_and_typesetting_taught(text, items):
+    assert [text[start:end] for start, end, _ in find_items(text)] == items
+
+
+@pytest.mark.parametrize(
     ("text", "kinds"),
     [
         ("write to jane.doe+x@mail.example.org.", ["e-mail"]),
@@ -138,6 +180,8 @@ def test_scrubadub_finds_what_it_claims(scrubadub, text, kinds):
         ("(212) 555-1234x12, ann@example.org", ["phone", "e-mail"]),
         ("SSN 536-90-4399, card 4111 1111 1111 1111, at 192.168.0.1", ["ssn", "card", "ip"]),
         ("no item: 3.14159, 2026-11-30, 12:30, 1.2.3.4.5", []),
+        ("h * 69069 + 907133923, 1 + 3.14159265, 4 +491511234567", []),
+        ("+44\xa020\u202f7946\xa00958 and ::1 and _jane@example.org_", ["phone", "ip", "e-mail"]),
     ],
 )
 def test_phonenumbers_knows_the_formats_of_other_countries(by_phonenumbers, text, kinds):

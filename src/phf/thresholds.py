@@ -130,6 +130,31 @@ def resolve_good_fraction(
     return _resolve_fraction(scores, tokens, fraction, "segment")
 
 
+def resolve_report_threshold(
+    scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    threshold: float | None,
+    fraction: float | None,
+) -> ResolvedThreshold:
+    """Where reports end good text, for an objective that needs no such line: there may be nothing on one side of it.
+
+    Args:
+        scores: of the training segments, without NaN.
+        tokens: of the training segments.
+        threshold, fraction: one of the two; see `resolve_threshold` and `resolve_good_fraction`.
+
+    Raises:
+        PHFError: there are no tokens, or a score is NaN.
+    """
+    _check(scores, tokens, "segment")
+    if threshold is not None:
+        return _describe(scores, tokens, threshold, "segment")
+    assert fraction is not None, "config validation lets exactly one through"
+    if scores.min() == scores.max():
+        return _describe(scores, tokens, float(scores.max()), "segment", fraction)
+    return resolve_good_fraction(scores, tokens, fraction)
+
+
 def resolve_levels(
     scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], num_levels: int
 ) -> list[ResolvedThreshold]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from phf.records import Identity
-from phf.reward_models.pii import PATTERNS_HASH, Item, ItemRewardModel, find_items, keep_first
+from phf.reward_models.pii import PATTERNS_HASH, Item, ItemRewardModel, find_items, is_sum, keep_first
 
 PHONE_REGIONS = ("US", "GB", "DE", "FR", "ES", "IT")
 """Countries whose national formats are looked for; with a leading + any country's. Each more takes time and finds more plain
@@ -31,7 +31,7 @@ class PIIPhoneNumbers(ItemRewardModel):
             "phonenumbers": version("phonenumbers"),
             "regions": list(PHONE_REGIONS),
         }
-        self.identity = Identity("pii-phonenumbers", "1", parameters=parameters)
+        self.identity = Identity("pii-phonenumbers", "2", parameters=parameters)
 
     def find_items(self, text: str) -> list[Item]:
         """Items of PII; a number within an item of another kind, such as an IP address, is none."""
@@ -40,7 +40,8 @@ class PIIPhoneNumbers(ItemRewardModel):
         phones = (
             phone
             for phone in self._find_phones(text)
-            if not any(start < phone[1] and phone[0] < end for start, end, _ in others)
+            if not is_sum(text, phone[0], phone[1])
+            and not any(start < phone[1] and phone[0] < end for start, end, _ in others)
         )
         return keep_first([*own, *phones])
 

@@ -23,7 +23,7 @@ from phf.objectives import (
     warn_of_mle,
 )
 from phf.records import Split, TrainingCorpus
-from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_good_fraction, resolve_threshold
+from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_report_threshold
 from phf.tokens.blocks import Blocks
 from phf.tokens.phases import TrainingBlocks
 from phf.tokens.tokens import TokenCache, find_tokens
@@ -207,11 +207,8 @@ def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
     if threshold is None:
         used = np.repeat(tokens.is_train, tokens.document_segments) & ~np.isnan(scores)
         train_scores, lengths = scores[used], tokens.segment_lengths[used]
-        if config.good.good_fraction is not None:
-            threshold = resolve_good_fraction(train_scores, lengths, config.good.good_fraction)
-        else:
-            assert config.good.threshold is not None
-            threshold = resolve_threshold(train_scores, lengths, config.good.threshold)
+        good = config.good
+        threshold = resolve_report_threshold(train_scores, lengths, good.threshold, good.good_fraction)
     code = check_code(objective, scores) if to_train else {}
     data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold, code)
     # A split without tokens is refused here, before anything is written.
