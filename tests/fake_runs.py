@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phf.evaluate.suite import list_measures
-from phf.files import hash_file
+from phf.files import hash_file, hash_json
 from phf.records import Estimate, Identity
 from phf.results import Evaluation, Judge, Measure, Measurement, read_evaluation, write_evaluation
 
@@ -184,6 +184,9 @@ def write_metrics(path: Path, objective: str, rng: np.random.Generator) -> None:
 
 
 def write(path: Path, value: Any) -> None:
+    """A JSON file; what had the hash of its content has that of its new one."""
+    if isinstance(value, dict) and value.pop("sha256", None) is not None:
+        value = {**value, "sha256": hash_json(value)}
     path.write_text(json.dumps(value), encoding="utf-8")
 
 

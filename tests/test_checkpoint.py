@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from phf.errors import PHFError
-from phf.files import read_json, write_json
+from phf.files import read_json
 from phf.train import checkpoint, loop, sharded
 from phf.train.checkpoint import checkpoint_folder, list_checkpoints, remove_checkpoint
 from phf.train.distributed import Ranks
@@ -207,7 +207,7 @@ def test_slices_of_any_ranks_are_joined_from_the_files_that_are_asked_for(tmp_pa
 def test_weights_of_another_architecture_are_refused(small_config, tmp_path):
     run = train(small_config(), tmp_path / "run")
     run.record["config"]["model"]["width"] = 64
-    write_json(run.folder / "run.json", run.record)
+    run.write()
     with pytest.raises(
         PHFError, match=r"weights in .*step-000008 do not fit the model of run.json: model\.embed"
     ):

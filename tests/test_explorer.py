@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from explorer_folders import LONG, add_evaluation, explore, make_corpus, make_run, show
+from fake_runs import edit
 
 from phf import cli
 from phf.config.train import SamplingConfig
@@ -119,9 +120,7 @@ def with_objective(run, tmp_path, objective):
     """The same weights, as if another objective had trained them."""
     folder = tmp_path / objective["kind"]
     shutil.copytree(run.folder, folder)
-    record = json.loads((folder / "run.json").read_text())
-    record["config"]["objective"] = objective
-    (folder / "run.json").write_text(json.dumps(record))
+    edit(folder / "run.json", lambda record: record["config"].update(objective=objective))
     return folder
 
 
@@ -196,16 +195,13 @@ def test_a_run_without_samples_or_corpus_says_so(run, tmp_path):
     folder = tmp_path / "lonely"
     shutil.copytree(run.folder, folder)
     (folder / "evaluation.json").unlink()
-    record = json.loads((folder / "run.json").read_text())
-    record["config"]["corpus"] = str(tmp_path / "gone")
-    (folder / "run.json").write_text(json.dumps(record))
+    edit(folder / "run.json", lambda record: record["config"].update(corpus=str(tmp_path / "gone")))
     explorer = explore(folder, tmp_path)
     assert "has no evaluation.json; run 'phf evaluate" in explorer.samples
     assert "gone holds no corpus" in explorer.documents
     assert "relative to" not in explorer.documents
     assert "gone holds no corpus" in explorer.label
-    record["config"]["corpus"] = "gone"
-    (folder / "run.json").write_text(json.dumps(record))
+    edit(folder / "run.json", lambda record: record["config"].update(corpus="gone"))
     assert "start phf explore there" in explore(folder, tmp_path).documents
     assert len(list(islice(explorer.write("", 0, 0.7, 0.9, 5), 3))) == 3, "the model can still write"
 
@@ -213,10 +209,8 @@ def test_a_run_without_samples_or_corpus_says_so(run, tmp_path):
 def test_a_run_on_a_corpus_that_was_made_anew_says_so(run, corpus, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(run.folder, folder)
-    record = json.loads((folder / "run.json").read_text())
     assert explore(folder, tmp_path).threshold == pytest.approx(0.4)
-    record["corpus"]["id"] = "0" * 16
-    (folder / "run.json").write_text(json.dumps(record))
+    edit(folder / "run.json", lambda record: record["corpus"].update(id="0" * 16))
     assert "is not the corpus it was trained on any more" in explore(folder, tmp_path).subtitle
 
 

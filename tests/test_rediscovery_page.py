@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runs import ANNOTATOR, HELD_OUT
+from fake_runs import ANNOTATOR, HELD_OUT, edit
 from page_reader import read_page
 from pydantic import JsonValue
 
@@ -28,7 +28,7 @@ from phf.attack.results import (
     write_attack,
 )
 from phf.errors import PHFError
-from phf.files import hash_file, read_json, write_json
+from phf.files import hash_file
 from phf.records import Estimate
 from phf.report.rediscovery import (
     Rediscovery,
@@ -317,8 +317,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 1}, "attack.json has format version 1; this phf reads 2; run 'phf attack"),
-        ({"format_version": 3}, "attack.json has format version 3; this phf reads 2; install the phf"),
+        ({"format_version": 1}, "attack.json has format version 1; this phf reads 3; run 'phf attack"),
+        ({"format_version": 4}, "attack.json has format version 4; this phf reads 3; install the phf"),
         ({"targets": 3}, "attack.json is damaged: targets: Input should be a valid list"),
         ({"reference": 3}, "attack.json is damaged: reference: "),
     ],
@@ -326,7 +326,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_what_is_no_attack_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     write_attack(tmp_path, make_attack((0,)))
     path = tmp_path / "attack.json"
-    write_json(path, {**read_json(path), **change})
+    edit(path, lambda value: value.update(change))
     with pytest.raises(PHFError, match=message):
         read_attack(tmp_path)
 

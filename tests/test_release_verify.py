@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fake_runs import write
 from release_runs import get_run
 from safetensors.torch import load_file, save_file
 
@@ -121,7 +122,7 @@ def edit_json(path, **changes):
     value = json.loads(path.read_text())
     for key, item in changes.items():
         value.pop(key, None) if item is None else value.update({key: item})
-    path.write_text(json.dumps(value))
+    write(path, value)
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_missing_parts_are_dashes_and_said(tmp_path: Path) -> None:
     text = read_page(write_report([path], tmp_path / "r.html")).text
     assert "has no samples.parquet" in text
     assert "None" not in text, "no command is made up of settings that are not known"
-    assert "1 lines of bare's metrics.jsonl cannot be read" in text
+    assert "1 lines of bare's metrics.jsonl are damaged" in text
     assert "There is no held-out judge" in text
     assert "nan" not in text.lower().split()
     (path / "metrics.jsonl").unlink()
@@ -363,7 +363,7 @@ def test_user_errors_name_the_next_command(pair: list[Path], tmp_path: Path) -> 
     with pytest.raises(PHFError, match="no runs given"):
         write_report([], out)
     write(path / "evaluation.json", {"format_version": 1})
-    with pytest.raises(PHFError, match=f"format version 1; this phf reads 2; run 'phf evaluate {path}'"):
+    with pytest.raises(PHFError, match=f"format version 1; this phf reads 3; run 'phf evaluate {path}'"):
         summary_rows([path])
     write(path / "evaluation.json", [])
     with pytest.raises(PHFError, match="is not a JSON object"):

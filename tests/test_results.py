@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 
 import pytest
+from fake_runs import edit
 
 from phf.errors import PHFError
 from phf.intervals import pooled_t
@@ -86,8 +87,8 @@ def test_facts_are_read_with_their_missing_numbers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 1}, "format version 1; this phf reads 2; run 'phf evaluate"),
-        ({"format_version": 3}, "install the phf that wrote it"),
+        ({"format_version": 1}, "format version 1; this phf reads 3; run 'phf evaluate"),
+        ({"format_version": 4}, "install the phf that wrote it"),
         ({"measurements": [{"measure": "score"}]}, r"measurements.0.estimate: Field required"),
         ({"seed": "x"}, "damaged: seed"),
     ],
@@ -95,7 +96,7 @@ def test_facts_are_read_with_their_missing_numbers():
 def test_an_old_or_damaged_file_is_one_line_that_names_it(tmp_path, change, message):
     path = tmp_path / "evaluation.json"
     write_evaluation(path, make_evaluation(SCORE))
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit(path, lambda value: value.update(change))
     with pytest.raises(PHFError, match=message) as caught:
         read_evaluation(path)
     assert str(path) in str(caught.value)

@@ -1,7 +1,6 @@
 """Training on a small real corpus: learns, resumes bit for bit, fails closed."""
 
 import dataclasses
-import json
 import re
 import shutil
 
@@ -180,9 +179,8 @@ def test_a_run_folder_is_never_overwritten(small_config, tmp_path):
 def test_resuming_on_other_data_is_refused(small_config, tmp_path):
     run = train(small_config(), tmp_path / "run")
     shutil.rmtree(checkpoint_folder(run.folder, 12))
-    record = json.loads((run.folder / "run.json").read_text())
-    record["reward_model"]["version"] = "0"
-    (run.folder / "run.json").write_text(json.dumps(record))
+    run.record["reward_model"]["version"] = "0"
+    run.write()
     with pytest.raises(PHFError, match="trained on another reward_model"):
         loop.resume(run.folder, say=quiet)
 

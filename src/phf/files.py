@@ -6,7 +6,7 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -72,7 +72,8 @@ def hash_file(path: Path) -> str:
 
 def hash_json(value: object) -> str:
     """SHA-256 of a JSON value in its canonical spelling, in hex."""
-    return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hash_bytes(text.encode(errors="surrogatepass"))  # a damaged file may hold half a pair
 
 
 @contextmanager
@@ -159,7 +160,7 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, text.encode() + b"\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "delete it and make it again") -> Any:
     """Read a JSON file.
 
     Raises:
@@ -169,10 +170,36 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PHFError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PHFError(
-            f"{path} is not valid JSON ({error}); it is damaged: delete it and make it again"
-        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # integers of 5,000 digits and nesting without end are no JSON
+        raise PHFError(f"{path} is not valid JSON ({error}); it is damaged: {remedy}") from None
+
+
+def write_sealed(path: Path, value: Mapping[str, object], key: str = "sha256") -> None:
+    """Write a JSON object as `write_json` does, with the hash of its content under `key`: against accidents, not forgers."""
+    write_json(path, {**value, key: hash_json(value)})
+
+
+def read_sealed(path: Path, remedy: str, *, key: str = "sha256", sealed_since: int = 0) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the hash.
+
+    Args:
+        remedy: how the file is made again.
+        sealed_since: files of an earlier `format_version` had no hash, and are read without.
+
+    Raises:
+        PHFError: the file is missing, or any value in it was changed.
+    """
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise PHFError(f"{path} is not a JSON object; it is damaged: {remedy}")
+    found, version = value.pop(key, None), value.get("format_version")
+    is_older = found is None and isinstance(version, int) and version < sealed_since
+    if not is_older and found != hash_json(value):
+        raise PHFError(f"{path} is damaged: its content does not have the hash it names; {remedy}")
+    return value
 
 
 def check_hash(path: Path, expected: str, remedy: str) -> None:

@@ -12,8 +12,8 @@ from pydantic import BeforeValidator
 from phf.files import hash_json
 
 FORMAT_VERSION = 1
-RUN_VERSION = 2
-"""Of run.json; version 1 called its two thresholds otherwise (`upgrade_run`)."""
+RUN_VERSION = 3
+"""Of run.json; version 2 had no hash of its own, version 1 called its two thresholds otherwise (`upgrade_run`)."""
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float whose NaN is null on disk (written by `phf.results.to_json`)."""
@@ -173,4 +173,4 @@ def upgrade_run(record: dict[str, Any]) -> dict[str, Any]:
         return record
     kept = {key: value for key, value in record.items() if key not in ("good", "threshold")}
     names = {"threshold": record.get("good"), "objective_threshold": record.get("threshold")}
-    return {**kept, **names, "format_version": RUN_VERSION}
+    return {**kept, **names, "format_version": 2}

@@ -13,13 +13,13 @@ from typing import TypeVar
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from phf.errors import PHFError
-from phf.files import read_json, write_json
+from phf.files import read_sealed, write_sealed
 from phf.intervals import pooled_t
 from phf.records import Estimate, Identity, JudgeRole, Number
 
 EVALUATION_FILE = "evaluation.json"
-EVALUATION_VERSION = 2
-"""Of evaluation.json; version 1 had a nesting of its own for each part."""
+EVALUATION_VERSION = 3
+"""Of evaluation.json; version 2 had no hash and no run id, version 1 a nesting of its own for each part."""
 
 MODE_ORDER = ("good", "bad", "none", "untagged", "deleted", "labelled", "good-bad")
 """In tables. `labelled`: each held-out segment after its own label; `good-bad`: good mode minus bad mode, paired by text."""
@@ -204,6 +204,7 @@ class Evaluation(HasMeasurements):
         threshold: good text ends at this score by the annotator.
         facts: what is no number, by the measure it belongs to (`read_facts`).
         left_out: what was not measured, and why.
+        run_id: of the run (`Run.id`); None in one that an older phf wrote.
     """
 
     run: str
@@ -221,6 +222,7 @@ class Evaluation(HasMeasurements):
     measurements: list[Measurement]
     facts: dict[str, JsonValue] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    run_id: str | None = None
 
     def read_facts(self, name: str, kind: type[T]) -> T | None:
         """What belongs to a measure and is no number, as a dataclass (or another type pydantic reads); None if there is nothing.
@@ -243,37 +245,52 @@ def encode(record: object) -> dict[str, JsonValue]:
     return value
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path, run_id: str | None = None) -> Evaluation:
     """Read evaluation.json.
 
+    Args:
+        run_id: of the run in whose folder it lies; None does not ask.
+
     Raises:
-        PHFError: the file is missing, damaged, or of another format version.
+        PHFError: the file is missing, damaged, another run's, or of another format version.
     """
-    return read_versioned(path, Evaluation, EVALUATION_VERSION, f"phf evaluate {path.parent}")
+    command = f"phf evaluate {path.parent}"
+    evaluation = read_versioned(path, Evaluation, EVALUATION_VERSION, command)
+    check_owner(path, evaluation.run_id, run_id, f"run '{command}' to make its own")
+    return evaluation
+
+
+def check_owner(path: Path, found: str | None, run_id: str | None, remedy: str) -> None:
+    """Refuse a file that lies in another run's folder than it was made for; one without an id is of an older phf.
+
+    Raises:
+        PHFError: names the two runs.
+    """
+    if None not in (found, run_id) and found != run_id:
+        raise PHFError(f"{path} is of another run ({found:.8}…, this one is {run_id:.8}…); {remedy}")
 
 
 def write_versioned(path: Path, record: object, version: int) -> None:
-    """Write a dataclass and its format version as a JSON object."""
-    write_json(path, {"format_version": version, **encode(record)})
+    """Write a dataclass, its format version and the hash of both as a JSON object."""
+    write_sealed(path, {"format_version": version, **encode(record)})
 
 
-def read_versioned(
-    path: Path, kind: type[T], version: int, command: str, remedy: str = "delete it and make it again"
-) -> T:
-    """Read what `write_versioned` wrote.
+def read_versioned(path: Path, kind: type[T], version: int, command: str, remedy: str | None = None) -> T:
+    """Read what `write_versioned` wrote. The version before was the same without a hash, and is read too.
 
     Args:
         command: makes the file again.
-        remedy: what to do about a file that is no JSON object.
+        remedy: what to do about a damaged file, if it is more than to run the command.
 
     Raises:
         PHFError: the file is missing, damaged, or of another format version.
     """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: {remedy}")
-    check_version(path, value.pop("format_version", None), version, command)
-    return parse_json(value, kind, str(path))
+    remedy = remedy or f"run '{command}' to make it again"
+    value = read_sealed(path, remedy, sealed_since=version)
+    found = value.pop("format_version", None)
+    if found != version - 1:
+        check_version(path, found, version, command)
+    return parse_json(value, kind, str(path), remedy)
 
 
 def check_version(path: Path, found: object, wanted: int, command: str) -> None:
@@ -293,7 +310,7 @@ def check_version(path: Path, found: object, wanted: int, command: str) -> None:
     )
 
 
-def parse_json(value: object, kind: type[T], where: str) -> T:
+def parse_json(value: object, kind: type[T], where: str, remedy: str = "delete it and make it again") -> T:
     """A JSON value as a dataclass, every part of it checked; null is NaN where a `records.Number` is wanted.
 
     Raises:
@@ -305,7 +322,7 @@ def parse_json(value: object, kind: type[T], where: str) -> T:
         first = error.errors()[0]
         place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
         raise PHFError(
-            f"{where} is damaged: {place}{first['msg']} (found {first['input']!r:.60}); delete it and make it again"
+            f"{where} is damaged: {place}{first['msg']} (found {first['input']!r:.60}); {remedy}"
         ) from None
 
 

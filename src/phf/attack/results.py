@@ -12,7 +12,7 @@ from phf.records import Estimate, Number
 from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
 
 ATTACK_FILE = "attack.json"
-ATTACK_VERSION = 2
+ATTACK_VERSION = 3
 """Of attack.json; version 1 had rows of its own for each of its tables."""
 
 ForgettingOutcome = Literal["raises", "lowers", "does not raise", "damaged", "unknown"]

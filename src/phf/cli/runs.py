@@ -126,9 +126,7 @@ def train(
             os._exit(2)  # an ordinary exit may wait for threads that wait for the lost process
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks for all
         if as_json:
-            last = next(
-                (line for line in reversed(list(run.read_metrics())) if line["kind"] == "validation"), None
-            )
+            last = run.read_last_validation()
             print_json({"run": str(run.folder), "step": run.num_steps, "validation": last})
             return
         print(f"{run.folder}: step {run.num_steps}")

@@ -122,7 +122,11 @@ def _describe(run: "RunFolder") -> list[tuple[str, str]]:
     lines += _list_curves(run)
     lines.append(("checkpoints", _join([f"{step:,}" for step in run.checkpoints]) or "none yet"))
     if run.skipped_lines:
-        lines.append(("damaged", f"{run.skipped_lines} lines of metrics.jsonl cannot be read"))
+        lines.append(("damaged", f"{run.skipped_lines} lines of metrics.jsonl are damaged or another run's"))
+    if run.has_lost_metrics:
+        lines.append(
+            ("damaged", "the last lines of metrics.jsonl are gone: its curves end before the last checkpoint")
+        )
     return lines
 
 

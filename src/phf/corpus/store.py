@@ -30,10 +30,10 @@ from phf.files import (
     hash_file,
     hash_json,
     read_checked,
-    read_json,
+    read_sealed,
     to_path,
     upload,
-    write_json,
+    write_sealed,
 )
 from phf.folders import create_folder, refuse_filled
 from phf.records import FORMAT_VERSION, Document, Progress, Split
@@ -49,8 +49,7 @@ BYTES_PER_GROUP = 1 << 20
 
 def write_manifest(path: Path, value: Mapping[str, object]) -> None:
     """Write a manifest atomically, with the format version and a hash of its own content."""
-    value = {"format_version": FORMAT_VERSION, **value}
-    write_json(path, {**value, "manifest_hash": hash_json(value)})
+    write_sealed(path, {"format_version": FORMAT_VERSION, **value}, "manifest_hash")
 
 
 def read_manifest(path: Path, remedy: str) -> Any:
@@ -59,13 +58,10 @@ def read_manifest(path: Path, remedy: str) -> Any:
     Raises:
         PHFError: it is missing, damaged (any changed value counts) or of another format version.
     """
-    value = read_json(path)
-    content = dict(value) if isinstance(value, dict) else {}
-    if content.pop("manifest_hash", None) != hash_json(content) or not content:
-        raise PHFError(f"{path} is damaged: its content does not have the hash it names; {remedy}")
-    if content["format_version"] != FORMAT_VERSION:
+    content = read_sealed(path, remedy, key="manifest_hash")
+    if content.get("format_version") != FORMAT_VERSION:
         raise PHFError(
-            f"{path} has format version {content['format_version']}, this phf reads {FORMAT_VERSION}; "
+            f"{path} has format version {content.get('format_version')}, this phf reads {FORMAT_VERSION}; "
             "use the phf that wrote it, or make it again"
         )
     return content

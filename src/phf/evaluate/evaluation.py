@@ -111,6 +111,7 @@ def evaluate_run(
         measurements=measurements,
         facts={name: own.facts for name, own in found.items() if own.facts},
         left_out=left_out,
+        run_id=run.id,
     )
     samples_path = run.folder / SAMPLES_FILE
     if not _is_kept(path, evaluation, samples_path):
@@ -128,9 +129,11 @@ def find_loss(run: Run, config: EvaluateConfig, step: int | None, *, force: bool
     """
     path = run.folder / EVALUATION_FILE
     try:
-        earlier = read_evaluation(path)
+        earlier = read_evaluation(path, run.id)
         old = parse(EvaluateConfig, earlier.config, str(path))
-    except PHFError:  # none, a damaged one, or one of another version: nothing that this could tell apart
+    except (
+        PHFError
+    ):  # none, a damaged one, another run's, or one of another version: nothing that this could tell apart
         return None
     step = run.resolve_step(step)
     command = shlex.join(

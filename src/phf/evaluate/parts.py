@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from phf.errors import PHFError
-from phf.files import hash_json, read_json, write_json
+from phf.files import hash_json, read_sealed, write_sealed
 from phf.results import parse_json, to_json
 
 T = TypeVar("T")
@@ -36,11 +36,15 @@ class Parts:
         key = hash_json([self.subject, name, settings])
         path = self.folder / f"{name.replace('/', '--')}.json"
         try:
-            found = read_json(path)
-            if isinstance(found, dict) and found.get("key") == key:
-                return parse_json(found["value"], kind, str(path))
-        except (PHFError, OSError, KeyError):
-            pass  # missing or damaged: making it again costs time, no data
-        write_json(path, {"key": key, "value": to_json(compute())})
+            return self._read(path, key, kind)
+        except (PHFError, OSError):
+            pass  # missing, damaged or of something else: making it again costs time, no data
+        write_sealed(path, {"key": key, "value": to_json(compute())})
         # As it will be read again: neither a number nor an order depends on whether it was kept.
-        return parse_json(read_json(path)["value"], kind, str(path))
+        return self._read(path, key, kind)
+
+    def _read(self, path: Path, key: str, kind: type[T]) -> T:
+        found = read_sealed(path, "it is made again")
+        if found.get("key") != key:
+            raise PHFError(f"{path} is of something else")
+        return parse_json(found["value"], kind, str(path))

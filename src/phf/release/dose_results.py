@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from phf.release.forget import BadDirection
 from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
 
-DOSES_VERSION = 2
+DOSES_VERSION = 3
 """Of doses.json; version 1 had nested rows."""
 
 DISTINCT_2 = Measure("distinct_2", "Distinct-2", "share", lower_is_better=False)

@@ -30,7 +30,7 @@ from phf.thresholds import ResolvedThreshold
 from phf.train.run import Run
 
 RECORD_FILE = "phf.json"
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 """Of phf.json; version 1 had the nested measures of an older evaluation.json."""
 
 
@@ -242,7 +242,7 @@ def read_record(folder: Path) -> ReleaseRecord:
 def read_run_evaluation(run: Run, step: int) -> Evaluation | None:
     """The run's evaluation, if it is of this step."""
     path = run.folder / EVALUATION_FILE
-    evaluation = read_evaluation(path) if path.exists() else None
+    evaluation = read_evaluation(path, run.id) if path.exists() else None
     return evaluation if evaluation is not None and evaluation.step == step else None
 
 

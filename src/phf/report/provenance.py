@@ -77,9 +77,13 @@ def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]
             notices.append(f"{run.label} has no samples.parquet, so none of its text is shown.")
         if not run.metrics:
             notices.append(f"{run.label} has no metrics.jsonl, so its curves are missing.")
+        elif run.has_lost_metrics:
+            notices.append(
+                f"The last lines of {run.label}'s metrics.jsonl are gone, so its curves end early."
+            )
         if run.skipped_lines:
             notices.append(
-                f"{run.skipped_lines} lines of {run.label}'s metrics.jsonl cannot be read and are left out."
+                f"{run.skipped_lines} lines of {run.label}'s metrics.jsonl are damaged or another run's, and are left out."
             )
     return notices
 

@@ -1,6 +1,5 @@
 """Run folders as pages read them: what a run did not record is absent, never invented; what is damaged is refused by name."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from phf.results import (
 )
 from phf.thresholds import ResolvedThreshold
 from phf.train.folder import count_steps, list_checkpoints, read_run_record
+from phf.train.metrics import Line, read_metrics
 
 T = TypeVar("T")
 
@@ -74,6 +74,7 @@ class Settings:
     segments: str | None = None
     tokenizer: str | None = None
     tokens: int | None = None
+    log_every: int = 0
     seed: int | None = None
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -93,11 +94,13 @@ class RunRecord:
     """The content of run.json that pages speak of; what a record that was cut does not say is None.
 
     Attributes:
+        id: tells it from all other runs.
         config: the whole configuration that the run was trained with.
         threshold: good text ends there.
         objective_function: what identifies a user's own objective.
     """
 
+    id: str | None = None
     config: dict[str, JsonValue] = field(default_factory=dict)
     versions: dict[str, JsonValue] = field(default_factory=dict)
     corpus: TrainingCorpus | None = None
@@ -132,7 +135,7 @@ class RunFolder:
         settings_hash: of the configuration without its seed, and of a user's own objective: runs that share it differ by seed alone.
         evaluation: None for a run that was not evaluated, where that is allowed.
         samples: `samples.parquet` as a table, None if the file is missing.
-        skipped_lines: lines of `metrics.jsonl` that are not JSON (a run that was killed while writing).
+        skipped_lines: lines of `metrics.jsonl` that are damaged or another run's.
     """
 
     path: Path
@@ -171,6 +174,15 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether the last step has its checkpoint."""
         return self.num_steps is not None and self.num_steps in self.checkpoints
+
+    @property
+    def has_lost_metrics(self) -> bool:
+        """Whether the last lines of metrics.jsonl are gone: a checkpoint of a later step is there."""
+        steps = [
+            line.get("step") for line in self.metrics if line.kind == "validation" or not self.is_finished
+        ]
+        reach = 0 if self.is_finished else self.settings.log_every
+        return bool(self.checkpoints) and max(steps, default=0) + reach < self.checkpoints[-1]
 
     @property
     def results(self) -> Measurements:
@@ -251,16 +263,16 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
     is_evaluated = (path / EVALUATION_FILE).is_file()
     if must_be_evaluated and not is_evaluated:
         raise PHFError(f"run {path} has no evaluation.json; run 'phf evaluate {path}' first")
-    evaluation = read_evaluation(path / EVALUATION_FILE) if is_evaluated else None
-    metrics, skipped = _read_metrics(path / "metrics.jsonl")
+    evaluation = read_evaluation(path / EVALUATION_FILE, record.id) if is_evaluated else None
+    metrics = read_metrics(path, record.id or "")
     return RunFolder(
         path=path,
         label=label,
         record=record,
         settings=parse_json(record.config, Settings, f"{path / 'run.json'}: config"),
         evaluation=evaluation,
-        metrics=metrics,
-        skipped_lines=skipped,
+        metrics=_sort_lines(metrics.lines),
+        skipped_lines=metrics.num_damaged,
         # Without evaluation the samples are those of one that was interrupted: nothing says what they are.
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
         settings_hash=hash_json([{**record.config, "seed": None}, record.objective_function]),
@@ -284,26 +296,13 @@ def hide_folders(run: RunFolder) -> RunFolder:
     return replace(run, record=record, settings=settings, evaluation=evaluation)
 
 
-def _read_metrics(path: Path) -> tuple[list[MetricsLine], int]:
-    """Lines of `metrics.jsonl`, the last of each kind and step (a resumed run repeats some), in order of tokens."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    latest: dict[tuple[str, float | None], MetricsLine] = {}
-    skipped = 0
+def _sort_lines(lines: Iterable[Line]) -> list[MetricsLine]:
+    """The last of each kind and step (a resumed run repeats some), in order of tokens."""
+    latest: dict[tuple[str, float], MetricsLine] = {}
     for line in lines:
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            skipped += 1
-            continue
-        if isinstance(value, dict):
-            numbers = {
-                key: float(item)
-                for key, item in value.items()
-                if isinstance(item, int | float) and not isinstance(item, bool)
-            }
-            found = MetricsLine(str(value.get("kind")), numbers)
-            latest[found.kind, numbers.get("step")] = found
-    return sorted(latest.values(), key=lambda line: line.get("tokens")), skipped
+        numbers = {key: float(value) for key, value in line.items() if key != "kind" and value is not None}
+        latest[line["kind"], numbers["step"]] = MetricsLine(line["kind"], numbers)
+    return sorted(latest.values(), key=lambda line: line.get("tokens"))
 
 
 def _read_samples(path: Path, expected: str) -> pa.Table | None:

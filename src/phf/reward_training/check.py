@@ -35,7 +35,7 @@ from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
 from phf.reward_training.measures import measure_auroc
 
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 SHIPPED = Path(str(resources.files("phf") / "reward_training" / "checks.json"))
 """What was found of the catalogue's judges: written by `phf reward check NAME... -o FILE`."""
 MIN_SEPARATION = 0.75

@@ -16,7 +16,7 @@ from phf.reward_models.linear import HeavyNGram
 from phf.reward_training.check import RewardCheck
 from phf.reward_training.labels import BadLine, LabelKind
 
-REWARD_EVALUATION_VERSION = 2
+REWARD_EVALUATION_VERSION = 3
 
 AUROC = Measure(
     "auroc",

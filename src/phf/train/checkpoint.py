@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from phf.errors import PHFError
-from phf.files import check_hash, hash_file, hash_json, read_json, write_json
+from phf.files import check_hash, hash_file, read_sealed, write_json, write_sealed
 from phf.records import FORMAT_VERSION
+from phf.results import check_owner
 from phf.tokens.tokenizer import Tokenizer
 from phf.train.distributed import TIMEOUT, Ranks, Trained
-from phf.train.folder import CHECKPOINT_MANIFEST, list_checkpoints
+from phf.train.folder import CHECKPOINT_MANIFEST, list_checkpoints, read_run_id
 from phf.train.optim import create_state, list_state, load_state
 from phf.train.sharded import HostMemory, Part, TensorFiles
 
@@ -97,6 +98,7 @@ class Checkpointer:
         keep: int | None,
     ) -> None:
         self._run, self._keep, self._ranks = run, keep, ranks
+        self._run_id = read_run_id(run)
         self._trained, self._optimizers, self._tokenizer = trained, optimizers, tokenizer
         self._memory = {kind: HostMemory() for kind in (WEIGHTS, OPTIMIZER, VALUE_HEAD)}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -192,8 +194,13 @@ class Checkpointer:
         hashes = {path.name: _sync_and_hash(path) for path in temporary.glob("*.json")}
         for part in written:
             hashes |= part.hashes
-        content = {"format_version": FORMAT_VERSION, "state": asdict(state), "files": hashes}
-        write_json(temporary / CHECKPOINT_MANIFEST, {**content, "manifest_hash": hash_json(content)})
+        content = {
+            "format_version": FORMAT_VERSION,
+            "run_id": self._run_id,
+            "state": asdict(state),
+            "files": hashes,
+        }
+        write_sealed(temporary / CHECKPOINT_MANIFEST, content, "manifest_hash")
         shutil.rmtree(final, ignore_errors=True)  # it has no manifest, or this step would not be saved
         # Folders are synced as well: after a power cut a name is there only if its files are.
         _sync(temporary)
@@ -269,12 +276,8 @@ def check_checkpoint(run: Path, step: int, ranks: Ranks | None = None) -> TrainS
         if earlier
         else "no earlier checkpoint is left, so train again"
     )
-    manifest = read_json(folder / CHECKPOINT_MANIFEST)
-    content = {key: value for key, value in manifest.items() if key != "manifest_hash"}
-    if hash_json(content) != manifest.get("manifest_hash"):
-        raise PHFError(
-            f"{folder / CHECKPOINT_MANIFEST} is damaged: its content is not what its hash says; {remedy}"
-        )
+    manifest = read_sealed(folder / CHECKPOINT_MANIFEST, remedy, key="manifest_hash")
+    check_owner(folder, manifest.get("run_id"), read_run_id(run), remedy)
     ranks = ranks or Ranks()
 
     def check_share() -> None:
@@ -282,7 +285,10 @@ def check_checkpoint(run: Path, step: int, ranks: Ranks | None = None) -> TrainS
             check_hash(folder / name, manifest["files"][name], remedy)
 
     ranks.share(check_share)
-    return TrainState(**manifest["state"])
+    state = TrainState(**manifest["state"])
+    if state.step != step:
+        raise PHFError(f"{folder} is of step {state.step}: it was renamed; {remedy}")
+    return state
 
 
 def load_weights(folder: Path, trained: Trained) -> None:

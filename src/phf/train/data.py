@@ -12,6 +12,7 @@ from phf.annotate.annotation import Annotation, find_unscored_documents, load_sc
 from phf.config.train import TrainConfig
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
+from phf.files import hash_bytes
 from phf.model import lm
 from phf.objectives import (
     Objective,
@@ -162,6 +163,8 @@ class TrainingData:
                 )
             ),
             "reward_model": self.annotation.identity.to_json(),
+            # One identity may give other scores when it is asked again, such as a user's own function.
+            "annotation": hash_bytes(np.ascontiguousarray(self.scores).data),
             "tokenizer": self.tokens.manifest["tokenizer"],  # without levels, which belong to the objective
             "segment_ends": self.tokens.segment_ends_hash,
             **self.code,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from phf.errors import PHFError
-from phf.files import read_json
+from phf.files import read_sealed
 from phf.records import RUN_VERSION, upgrade_run
 from phf.results import check_version
 
@@ -22,12 +22,20 @@ def read_run_record(folder: Path) -> dict[str, Any]:
         raise PHFError(
             f"{folder} is not a run: it has no run.json; make one with 'phf train RECIPE -o {folder}'"
         )
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise PHFError(f"{path} is not a JSON object; it is damaged: restore it, or train the run again")
-    record = upgrade_run(record)
-    check_version(path, record.get("format_version", RUN_VERSION), RUN_VERSION, "phf train")
-    return record
+    remedy = (
+        "restore it (settings are changed with 'phf train --resume RUN KEY=VALUE'), or train the run again"
+    )
+    record = read_sealed(path, remedy, sealed_since=RUN_VERSION)
+    if (version := record.get("format_version")) not in (1, 2):
+        check_version(path, version, RUN_VERSION, "phf train")
+    return upgrade_run(record)
+
+
+def read_run_id(folder: Path) -> str | None:
+    """The id of a run, by which its other files know it; None of one that an older phf has begun, or without run.json."""
+    if not (folder / "run.json").is_file():
+        return None
+    return read_run_record(folder).get("id")
 
 
 def count_steps(tokens: int, batch_blocks: int, context: int) -> int:

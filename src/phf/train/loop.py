@@ -306,7 +306,7 @@ def _run_steps(
 
     # Go!
     with (
-        open_loggers(run, state.step, is_first=ranks.is_first) as logger,
+        open_loggers(run, state.step, is_first=ranks.is_first, say=tell) as logger,
         StopSignals() as stop,
         Checkpointer(
             run.folder,

@@ -1,12 +1,12 @@
 """A run: one training, a folder (docs/format.md)."""
 
-import json
 import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 
@@ -14,7 +14,7 @@ from phf.config.recipes import apply_overrides
 from phf.config.train import TrainConfig, parse
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
-from phf.files import Place, hash_json, write_json
+from phf.files import Place, hash_json, write_sealed
 from phf.folders import LOCK_FILE
 from phf.model import lm
 from phf.records import RUN_VERSION
@@ -22,14 +22,11 @@ from phf.tokens.tokenizer import Tokenizer
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder
 from phf.train.data import StartRecord, TrainingData, open_data
 from phf.train.folder import count_steps, list_checkpoints, read_run_record
+from phf.train.metrics import Line, read_metrics
 from phf.train.moved import find_corpus, is_corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-METRICS = "metrics.jsonl"
-Line = dict[str, Any]
-"""Of metrics.jsonl: `kind`, `step`, `tokens` and numbers."""
 
 CHANGEABLE = (
     "optim.micro_batch_blocks",
@@ -95,8 +92,8 @@ class Run:
             "compiled": is_compiled,
             "start": start,
         }
-        # A folder may be renamed, and two runs may have one name: their content tells them apart.
-        record["id"] = hash_json(record)[:16]
+        # Drawn, not derived: what is deleted and trained again with the same settings is another run.
+        record["id"] = uuid4().hex
         run = cls(folder, record)
         run.write()
         return run
@@ -144,8 +141,8 @@ class Run:
             )
 
     def write(self) -> None:
-        """Store the record."""
-        write_json(self.folder / "run.json", self.record)
+        """Store the record, with a hash of its own."""
+        write_sealed(self.folder / "run.json", {**self.record, "format_version": RUN_VERSION})
 
     @staticmethod
     def check_new(folder: Path) -> None:
@@ -264,7 +261,8 @@ class Run:
         config = self.config.model_copy(update={"corpus": str(self.find_corpus())})
         data = open_data(config, to_train=to_train)
         for key, value in data.provenance().items():
-            if self.record[key] != value:
+            # A run of an older phf does not know the hash of its scores.
+            if self.record.get(key, value) != value:
                 raise PHFError(
                     f"{self.folder} was trained on another {key}: {_brief(self.record[key])}, now {_brief(value)}; "
                     "put the old one back, or train a new run"
@@ -272,12 +270,17 @@ class Run:
         return data
 
     def read_metrics(self) -> list[Line]:
-        """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
-        path = self.folder / METRICS
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        """The lines of metrics.jsonl that are whole."""
+        return read_metrics(self.folder, self.id).lines
+
+    def read_last_validation(self) -> Line | None:
+        """The validation losses of the last step; None if the run is not finished, or metrics.jsonl has lost them."""
+        at_end = [
+            line
+            for line in self.read_metrics()
+            if (line["kind"], line["step"]) == ("validation", self.num_steps)
+        ]
+        return at_end[-1] if at_end else None
 
 
 def _without_changeable(config: dict[str, Any]) -> dict[str, Any]:

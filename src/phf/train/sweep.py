@@ -25,7 +25,8 @@ from phf.intervals import pooled_t
 from phf.processes import Lifeline
 from phf.records import Estimate, Progress
 from phf.train.data import open_data
-from phf.train.run import Line, Run
+from phf.train.metrics import Line
+from phf.train.run import Run
 
 Launcher = Literal["local", "slurm", "ray"]
 Say = Callable[[str], None]
@@ -207,8 +208,7 @@ def summarize(outcomes: list[CellOutcome]) -> list[PooledRuns]:
 
 
 def _last_validation(cell: GridCell) -> Line:
-    lines = [line for line in Run.open(cell.folder).read_metrics() if line["kind"] == "validation"]
-    return lines[-1] if lines else {}
+    return Run.open(cell.folder).read_last_validation() or {}
 
 
 def _prepare(cell: GridCell, base: dict[str, object]) -> list[str] | None:

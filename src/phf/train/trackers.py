@@ -1,16 +1,19 @@
 """Where the lines of a run go: metrics.jsonl always, trackers of other makers beside it if the config names them."""
 
 import importlib
-import json
 import math
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Protocol, assert_never
 
 from phf.config.train import Tracker
 from phf.errors import PHFError
 from phf.files import write_bytes
-from phf.train.run import METRICS, Line, Run
+from phf.train.metrics import METRICS, Line, encode_lines, read_metrics
+from phf.train.run import Run
+
+Say = Callable[[str], None]
 
 
 class Logger(Protocol):
@@ -29,19 +32,25 @@ class Logger(Protocol):
 class MetricsFile:
     """metrics.jsonl, one line each; numbers that are not finite are null."""
 
-    def __init__(self, run: Run, step: int) -> None:
-        """Drops the lines that a stopped run wrote after the checkpoint it goes on from."""
+    def __init__(self, run: Run, step: int, say: Say) -> None:
+        """Drops the lines that a stopped run wrote after the checkpoint it goes on from, and those that are damaged."""
+        found = read_metrics(run.folder, run.id)
         kept = [
             line
-            for line in run.read_metrics()
+            for line in found.lines
             if line["step"] < step or (line["step"] == step and line["kind"] == "train")
         ]
         path = run.folder / METRICS
-        write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if found.num_damaged > 0:
+            say(f"{found.num_damaged} damaged lines of {path} were dropped; the curves have gaps there")
+        text, self._before = encode_lines(kept, run.id)
+        self._run_id = run.id
+        write_bytes(path, text.encode())
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def log(self, line: Line) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        text, self._before = encode_lines([line], self._run_id, self._before)
+        self._file.write(text)
 
     def flush(self) -> None:
         os.fsync(self._file.fileno())
@@ -119,7 +128,7 @@ class Loggers:
             logger.finish()
 
 
-def open_loggers(run: Run, step: int, *, is_first: bool) -> Loggers:
+def open_loggers(run: Run, step: int, *, is_first: bool, say: Say = print) -> Loggers:
     """The loggers of a run that goes on from a step; on other ranks than the first none.
 
     Raises:
@@ -128,7 +137,7 @@ def open_loggers(run: Run, step: int, *, is_first: bool) -> Loggers:
     if not is_first:
         return Loggers([])
     return Loggers(
-        [MetricsFile(run, step), *(_open_tracker(name, run, step) for name in run.config.trackers)]
+        [MetricsFile(run, step, say), *(_open_tracker(name, run, step) for name in run.config.trackers)]
     )
 
 
