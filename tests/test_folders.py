@@ -51,7 +51,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from phf.folders import lock_file
-with lock_file(Path(sys.argv[1]), "testing", Path(sys.argv[2])):
+with lock_file(Path(sys.argv[1]), "testing", Path(sys.argv[2]), remedy="stop it"):
     print("held", flush=True)
     sys.stdin.read()
 """
