@@ -53,10 +53,7 @@ def lock_folder(
     try:
         remedy = f"{'wait for it' if wait is None else 'give --wait'}, or stop it first"
         with lock_file(local / LOCK_FILE, activity, name or folder, remedy=remedy, wait=bool(wait), say=say):
-            for path in local.iterdir():
-                if _LEFTOVER.fullmatch(path.name):
-                    with suppress(OSError):  # a folder, or one that nobody may write to
-                        path.unlink()
+            _remove_leftovers(local)
             yield
     except KeyboardInterrupt as stopped:
         raise stopped if stopped.args else KeyboardInterrupt(GOES_ON) from None
@@ -64,6 +61,15 @@ def lock_folder(
         if is_new:
             with suppress(OSError):  # it is not empty
                 local.rmdir()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove half-written files in and below a folder that this process holds; not below one that somebody may hold."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not Path(place, name, LOCK_FILE).exists()]
+        for name in filter(_LEFTOVER.fullmatch, files):
+            with suppress(OSError):  # nobody may write there
+                Path(place, name).unlink()
 
 
 @contextmanager
