@@ -51,7 +51,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from phf.folders import lock_file
-with lock_file(Path(sys.argv[1]), "testing", Path(sys.argv[2])):
+with lock_file(Path(sys.argv[1]), "testing", Path(sys.argv[2]), remedy="stop it"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -235,9 +235,19 @@ def test_a_file_system_without_locks_is_called_one(number, tmp_path, monkeypatch
 def test_the_next_writer_removes_what_a_killed_one_left(tmp_path):
     for name in (".run.json.abcdef01.tmp", ".a b.json.0a_b1c2d.tmp", ".mine.tmp", "notes.tmp", ".phf.lock"):
         (tmp_path / name).write_text("{")
+    for folder in ("evaluation", "held"):
+        (tmp_path / folder / "step").mkdir(parents=True)
+        (tmp_path / folder / "step" / ".part.json.0123abcd.tmp").touch()
+    (tmp_path / "held" / LOCK_FILE).touch()  # such as a run of a sweep, that somebody else trains
     with lock_folder(tmp_path, "writing"):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "notes.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".mine.tmp",
+        "evaluation",
+        "held",
+        "notes.tmp",
+    ]
+    assert [path.parts[-3] for path in tmp_path.rglob("*.json.*.tmp")] == ["held"]
 
 
 def test_a_lock_is_not_kept_by_a_forked_process(tmp_path):

@@ -386,3 +386,23 @@ def test_figures_stand_alone(tmp_path: Path) -> None:
     used = {part.split(")")[0] for part in text.split("var(")[1:]}
     assert used
     assert all(f"{name}:" in text for name in used), "every colour is defined in the file"
+
+
+def test_the_page_says_nothing_of_the_clock(tmp_path):
+    """An attack that was killed and made again took another time; its page is the same."""
+    results = make_attack((0, 1))
+
+    def slow_down(row):
+        slower = replace(row.estimate, mean=9 * row.estimate.mean + 1)
+        return replace(row, estimate=slower) if row.measure == SECONDS.name else row
+
+    slower = replace(
+        results,
+        trajectories=[
+            replace(one, measurements=[slow_down(row) for row in one.measurements])
+            for one in results.trajectories
+        ],
+    )
+    assert to_json(slower) != to_json(results)
+    pages = [write_rediscovery(one, tmp_path / "page.html").read_bytes() for one in (results, slower)]
+    assert pages[0] == pages[1]

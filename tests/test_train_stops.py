@@ -163,7 +163,7 @@ def test_a_corpus_is_found_from_the_runs_folder(moved):
 def test_a_corpus_that_was_moved_alone_is_named(moved, small_config, tmp_path):
     run, new = Run.open(moved / "runs" / "run"), tmp_path / "elsewhere" / "new"
     shutil.move(moved / "corpus", new)
-    remedy = rf"project/corpus, the corpus of .*, is not there any more; .*: phf train --resume {run.folder} corpus=NEW"
+    remedy = rf"project/corpus holds no corpus any more; .*: phf train --resume {run.folder} corpus=NEW"
     with pytest.raises(PHFError, match=remedy):
         run.data()
     rows = tmp_path / "rows.jsonl"

@@ -51,11 +51,9 @@ def lock_folder(
         return
     is_new = not local.exists()
     try:
-        with lock_file(local / LOCK_FILE, activity, name or folder, wait=wait, say=say):
-            for path in local.iterdir():
-                if _LEFTOVER.fullmatch(path.name):
-                    with suppress(OSError):  # a folder, or one that nobody may write to
-                        path.unlink()
+        remedy = f"{'wait for it' if wait is None else 'give --wait'}, or stop it first"
+        with lock_file(local / LOCK_FILE, activity, name or folder, remedy=remedy, wait=bool(wait), say=say):
+            _remove_leftovers(local)
             yield
     except KeyboardInterrupt as stopped:
         raise stopped if stopped.args else KeyboardInterrupt(GOES_ON) from None
@@ -65,12 +63,21 @@ def lock_folder(
                 local.rmdir()
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove half-written files in and below a folder that this process holds; not below one that somebody may hold."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not Path(place, name, LOCK_FILE).exists()]
+        for name in filter(_LEFTOVER.fullmatch, files):
+            with suppress(OSError):  # nobody may write there
+                Path(place, name).unlink()
+
+
 @contextmanager
 def lock_file(
-    file: Path, activity: str, name: Path, *, wait: bool | None = None, say: Say | None = None
+    file: Path, activity: str, name: Path, *, remedy: str, wait: bool = False, say: Say | None = None
 ) -> Iterator[None]:
-    """As `lock_folder`, of a lock file anywhere, which is removed at the end."""
-    handle = _take_lock(file, name, wait, say)
+    """As `lock_folder`, of a lock file anywhere, which is removed at the end; `remedy`: of that another process holds it."""
+    handle = _take_lock(file, name, remedy, wait, say)
     if handle is None:
         yield
         return
@@ -85,14 +92,11 @@ def lock_file(
         os.close(handle)
 
 
-def _take_lock(file: Path, name: Path, wait: bool | None, say: Say | None) -> int | None:
+def _take_lock(file: Path, name: Path, remedy: str, wait: bool, say: Say | None) -> int | None:
     """An open file that this process has locked; None where nothing can be written, which needs no lock."""
-    while True:
-        handle = _open_lock(file)
-        if handle is None:
-            return None
+    while (handle := _open_lock(file)) is not None:
         try:
-            is_locked = _lock(handle, name, wait, say)
+            is_locked = _lock(handle, name, remedy, wait, say)
             # Whoever held it may have removed it meanwhile: then what was locked is nobody's lock any more.
             with suppress(FileNotFoundError):
                 if not is_locked or os.path.samestat(os.fstat(handle), file.stat()):
@@ -101,15 +105,19 @@ def _take_lock(file: Path, name: Path, wait: bool | None, say: Say | None) -> in
             os.close(handle)
             raise
         os.close(handle)
+    return None
 
 
 def _open_lock(file: Path) -> int | None:
     while True:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.name == LOCK_FILE:
+                file.parent.mkdir(parents=True, exist_ok=True)
             return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the folder was removed in between
-            continue
+        except FileNotFoundError:
+            if file.name != LOCK_FILE:
+                raise
+            # Else whoever held the folder has removed it just now.
         except OSError:
             if file.exists():  # another user's
                 return os.open(file, os.O_RDONLY)
@@ -122,7 +130,7 @@ def _can_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)  # of a read-only file system, too
 
 
-def _lock(handle: int, name: Path, wait: bool | None, say: Say | None) -> bool:
+def _lock(handle: int, name: Path, remedy: str, wait: bool, say: Say | None) -> bool:
     """Lock an open file; False if the file system cannot and the user knows.
 
     Raises:
@@ -134,8 +142,7 @@ def _lock(handle: int, name: Path, wait: bool | None, say: Say | None) -> bool:
         except BlockingIOError:
             holder = _describe_holder(handle, name)
             if not wait:
-                remedy = "wait for it" if wait is None else "give --wait"
-                raise PHFError(f"another process is {holder}; {remedy}, or stop it first") from None
+                raise PHFError(f"another process is {holder}; {remedy}") from None
             if say is not None:
                 say(f"waiting: another process is {holder}")
             fcntl.flock(handle, fcntl.LOCK_EX)

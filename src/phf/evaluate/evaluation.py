@@ -48,6 +48,7 @@ def evaluate_runs(
         # In one order for all, so that no two processes wait for each other; a run may be named twice.
         for folder, name in sorted({run.folder.resolve(): run.folder for run in opened}.items()):
             held.enter_context(lock_folder(folder, "evaluating", name=name, wait=wait, say=say))
+        opened = [Run.open(run.folder) for run in opened]  # as they are now that nobody else writes them
         check_config(config)
         for run in opened:
             run.resolve_step(step)

@@ -216,6 +216,10 @@ def _open_run(run: Run, labels: Path | None, task: Task) -> Explorer:
     slug, note = None, ""
     label: LabelTab | str
     if isinstance(documents, str):
+        if not Path(config.corpus).is_absolute():
+            documents += (
+                " (the run names it relative to the folder that it was trained in: start phf explore there)"
+            )
         label = documents
     else:
         own = _attempt(lambda: Annotation.open(documents.corpus, config.reward_model, config.segments))

@@ -85,15 +85,16 @@ def open_judgements(path: Path, task: Task) -> Iterator[JudgementFile]:
     Raises:
         PHFError: another process holds it, or it holds something else than judgements of this task.
     """
-    with lock_file(path.parent / f".{path.name}.lock", "labelling into", path):
-        existed = path.exists()
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
+    existed = path.exists()
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        remedy = "stop it first, or give -o another file"
+        with lock_file(path.parent / f".{path.name}.lock", "labelling into", path, remedy=remedy):
             yield JudgementFile(path, handle, task)
-        finally:
-            if not existed and os.fstat(handle).st_size == 0:
-                path.unlink(missing_ok=True)
-            os.close(handle)
+    finally:
+        if not existed and os.fstat(handle).st_size == 0:
+            path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _write(handle: int, data: bytes) -> None:

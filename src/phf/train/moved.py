@@ -21,7 +21,7 @@ def find_corpus(run: Path, named: str, corpus_id: str) -> Path:
     if (Path(named) / "manifest.json").is_file():
         return Path(named)  # another, or damaged: whoever opens it says so
     raise PHFError(
-        f"{named}, the corpus of {run}, is not there any more; say where it lies now: phf train --resume {run} corpus=NEW"
+        f"{named} holds no corpus any more; say where that of {run} lies now: phf train --resume {run} corpus=NEW"
     )
 
 
