@@ -259,6 +259,18 @@ def test_a_model_that_cannot_isolate_documents_is_refused_before_its_tokens_are_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_without_an_estimate_of_activations_says_so(own_corpus, small_config, tmp_path):
+    folder = tmp_path / "mixtral"
+    save_own_model("llama", folder)  # its tokenizer
+    create_architecture("mixtral", num_ids=300).save_pretrained(folder)
+    tokenize(own_corpus, str(folder), "document", workers=1)
+    overrides = [f"corpus={own_corpus.path}", f"tokenizer={folder}", f"model={{init: {folder}}}"]
+    plan = plan_run(small_config(*overrides))  # in float32, where its experts' products have no shapes alone
+    (line,) = (line for line in plan.describe() if line.startswith("memory"))
+    assert "memory      unknown a rank: weights " in line
+    assert "activations about unknown" in line
+
+
 def test_what_init_cannot_take_is_said(small_config, tmp_path):
     save_own_model("gpt2", tmp_path / "gpt2")
     recipe = str(write_recipe(small_config(), tmp_path / "recipe.yaml"))
