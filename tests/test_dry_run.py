@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 from compare_runs import train, write_recipe
+from tiny_architectures import create_architecture
 from tokenizers import ByteLevelBPETokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -235,6 +236,39 @@ def test_init_takes_a_model_of_ones_own_and_sizes_it_up_by_its_shapes(
     assert plan.num_parameters == run.record["num_parameters"]
     assert plan.num_steps == run.num_steps
     assert type(run.load_model()).__name__.lower().startswith(family)
+
+
+def test_a_model_that_cannot_isolate_documents_is_refused_before_its_tokens_are_asked_for(
+    own_corpus, small_config, tmp_path
+):
+    folder = tmp_path / "opt"
+    save_own_model("llama", folder)  # its tokenizer
+    create_architecture("opt", num_ids=300).save_pretrained(folder)
+    overrides = [f"corpus={own_corpus.path}", f"tokenizer={folder}", f"model={{init: {folder}}}"]
+    isolated = small_config(*overrides)
+    beside = small_config(*overrides, "data.isolate_documents=false")
+    for use in (plan_run, lambda config: train(config, tmp_path / "run")):
+        with pytest.raises(PHFError, match=r"OPTForCausalLM .*; give data\.isolate_documents=false"):
+            use(isolated)
+        with pytest.raises(PHFError, match="phf tokenize"):
+            use(beside)
+    tokenize(own_corpus, str(folder), "document", workers=1)
+    with pytest.raises(PHFError, match="isolate_documents=false"):
+        plan_run(isolated)
+    assert plan_run(beside).is_probed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_without_an_estimate_of_activations_says_so(own_corpus, small_config, tmp_path):
+    folder = tmp_path / "mixtral"
+    save_own_model("llama", folder)  # its tokenizer
+    create_architecture("mixtral", num_ids=300).save_pretrained(folder)
+    tokenize(own_corpus, str(folder), "document", workers=1)
+    overrides = [f"corpus={own_corpus.path}", f"tokenizer={folder}", f"model={{init: {folder}}}"]
+    plan = plan_run(small_config(*overrides))  # in float32, where its experts' products have no shapes alone
+    (line,) = (line for line in plan.describe() if line.startswith("memory"))
+    assert "memory      unknown a rank: weights " in line
+    assert "activations about unknown" in line
 
 
 def test_what_init_cannot_take_is_said(small_config, tmp_path):

@@ -5,10 +5,12 @@ import pytest
 import torch
 from known_models import BAD, END, GOOD, NUM_IDS, TinyTokenizer, create_target
 from tiny_architectures import ARCHITECTURES, create_architecture
+from tiny_models import bytes_alone
 from transformers import DynamicCache
 
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
+from phf.evaluate.reference_lm import load_reference
 from phf.generate.cache import find_cache
 from phf.generate.engine import draw_tokens, uniform_numbers
 from phf.steer.drafts import Pages
@@ -72,6 +74,26 @@ def test_a_cache_that_is_ignored_is_seen():
         blind = model(ids[:, 5:], past_key_values=cache).logits[0, -1]
         assert not torch.allclose(blind, model(ids).logits[0, -1], atol=0.1)
     assert find_cache(model) == "cache_params"
+
+
+@pytest.mark.parametrize("name", ["mamba", "openai-gpt"])
+def test_a_reference_writes_down_the_log_probabilities_of_its_own_model(name, tmp_path):
+    tokenizer = bytes_alone()
+    create_architecture(name, num_ids=tokenizer.vocab_size).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    reference = load_reference(str(tmp_path))
+    reference.is_allowed[:] = False
+    reference.is_allowed[[*tokenizer.encode("ab c"), tokenizer.control.end]] = True
+    samples = [sample for sample in reference.write(range(8), 6, seed=0) if sample is not None]
+    assert max(sample.num_tokens for sample in samples) > 3
+    for sample in samples:
+        page = torch.tensor([[reference.start, *sample.ids]])
+        with torch.no_grad():
+            logits = reference.model(page, use_cache=False).logits[0].double()
+        log_probs = logits.masked_fill(~reference.is_allowed, -torch.inf).log_softmax(-1)
+        targets = [*sample.ids, *([tokenizer.control.end] if sample.ended else [])]
+        own = float(log_probs[torch.arange(len(targets)), targets].sum())
+        assert sample.log_prob == pytest.approx(own, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "mpt", "openai-gpt"])

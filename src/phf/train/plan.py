@@ -62,7 +62,7 @@ GPUS = {  # NVIDIA's data sheets: dense tensor-core bf16, memory
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one rank. Activations are an estimate; the rest is exact for AdamW in float32."""
+    """Bytes of one rank. Activations are an estimate (NaN: of this architecture there is none); the rest is exact for AdamW in float32."""
 
     weights: float
     gradients: float
@@ -186,14 +186,22 @@ def plan_run(
     micro_blocks = min(
         config.optim.micro_batch_blocks or config.optim.batch_blocks, config.optim.batch_blocks // num_ranks
     )
-    with FakeTensorMode():  # shapes and dtypes only: no weight is made, no product computed
+    fake = FakeTensorMode()  # shapes and dtypes only: no weight is made, no product computed
+    with fake:
         model = create_model(data, has_weights=False)
-        activations = _measure_activations(model, data, micro_blocks, precision, is_gpu=gpu is not None)
     num_parameters = lm.num_parameters(model)
     init, memory = config.model.init, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     is_probed = init is None or (Path(init).is_dir() and 4 * num_parameters < memory / 2)
     if init is not None and is_probed:
         lm.load_init(init, isolate_documents=config.data.isolate_documents)
+    with fake:
+        try:
+            activations = _measure_activations(model, data, micro_blocks, precision, is_gpu=gpu is not None)
+        except (
+            AttributeError,
+            RuntimeError,
+        ):  # without numbers some operators fail: products of experts in float32
+            activations = math.nan
     parallel = config.data_parallel
     if parallel == "auto":
         is_large = device.memory is not None and BYTES_PER_PARAMETER * num_parameters > device.memory / 2
@@ -280,4 +288,6 @@ def _measure_cpu(precision: str, size: int = 1024, repeats: int = 5) -> Device:
 
 
 def _size(num_bytes: float) -> str:
+    if math.isnan(num_bytes):
+        return "unknown"
     return f"{num_bytes / GIB:.3g} GiB" if num_bytes > GIB / 10 else f"{num_bytes / 2**20:.3g} MiB"
