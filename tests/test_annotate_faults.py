@@ -387,3 +387,25 @@ def test_sigterm_says_how_to_go_on_and_loses_nothing(folder):
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on from here" in rest
     assert list(folder.glob("one-shard/annotations/*/parts/*.parquet"))
+
+
+@pytest.mark.parametrize("how", ["sys.exit(0)", "raise Stop", "exit()"])
+def test_a_model_that_ends_the_program_is_an_error_that_names_the_document(folder, how):
+    code = "import sys\nclass Stop(KeyboardInterrupt):\n    pass\ndef leave(texts):\n    if '<200>' in ''.join(texts):\n        "
+    (folder / "leaving.py").write_text(f"{code}{how}\n    return [0.0] * len(texts)\n")
+    message = r"fails on document a\.jsonl:201: reward model leaving\.leave asked to end the program"
+    try:
+        with pytest.raises(PHFError, match=message):
+            annotate(Corpus.open("corpus"), "leaving:leave", "lines", workers=1)
+    finally:
+        sys.modules.pop("leaving", None)
+    (path,) = (folder / "corpus" / "annotations").glob("*")
+    assert count_entries(path) > 0, "what was done is kept"
+
+
+def test_a_module_that_ends_the_program_on_import_is_an_error(folder):
+    (folder / "script.py").write_text(
+        "import sys\ndef score(texts):\n    return [0.0] * len(texts)\nsys.exit(0)\n"
+    )
+    with pytest.raises(PHFError, match=r"module script asked to end the program \(SystemExit\(0\)\)"):
+        annotate(Corpus.open("corpus"), "script:score", "lines", workers=1)

@@ -5,6 +5,8 @@ import functools
 import importlib
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,12 +61,33 @@ def name_code(value: object) -> str:
     return f"{module}:{name}"
 
 
+@contextmanager
+def refuse_exit(what: str) -> Iterator[None]:
+    """Make an error of an exit that a user's own code asks for: else the command would end as if all were done.
+
+    Args:
+        what: the code that runs within.
+
+    Raises:
+        PHFError: it called `sys.exit`, or raised a KeyboardInterrupt of its own kind. Ctrl-C stays what it is.
+    """
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as error:
+        if type(error) is KeyboardInterrupt:
+            raise
+        raise PHFError(f"{what} asked to end the program ({error!r}); take the exit out of it") from error
+
+
 def _import_module(name: str) -> ModuleType:
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # behind the rest: a ./random.py must not hide Python's own
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with refuse_exit(f"module {name}"):
+            return importlib.import_module(name)
+    except PHFError:
+        raise
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise PHFError(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from phf.code import load_code
+from phf.code import load_code, refuse_exit
 from phf.config.objectives import Custom
 from phf.errors import PHFError
 from phf.records import BAD, END, GOOD, NO_LABEL, PAD, TEXT
@@ -92,7 +92,9 @@ def _call(config: Custom, threshold: Threshold | None, nll: Tensor, scores: Tens
         labels = labels.masked_fill(is_text, GOOD).masked_fill(is_bad, BAD)
     # A NaN in what `torch.where` leaves out would still be one in the gradient.
     scores = torch.where(is_text, scores, 0.0)
-    return _load_loss(config.function)(nll, scores, labels, **config.parameters)
+    loss = _load_loss(config.function)
+    with refuse_exit(f"objective.function={config.function}"):
+        return loss(nll, scores, labels, **config.parameters)
 
 
 @cache

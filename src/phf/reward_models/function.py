@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
-from phf.code import load_code
+from phf.code import load_code, refuse_exit
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unit, Unscored
@@ -60,7 +60,8 @@ def load_function(spec: str) -> RewardModel:
     sources = {"sources": source}
     if isinstance(found, type):
         try:
-            found = found()
+            with refuse_exit(f"class {spec}"):
+                found = found()
         except TypeError as error:
             raise PHFError(
                 f"class {spec} cannot be built without arguments ({error}); name a function or object"

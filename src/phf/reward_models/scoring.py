@@ -2,12 +2,14 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from phf.code import refuse_exit
 from phf.errors import PHFError
 from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unscored, split_segments
 
@@ -57,7 +59,8 @@ def score_segments(
             for text, stops in zip(texts, ends, strict=True)
             for segment in split_segments(text, stops)
         ]
-        flat = model.score_texts(segments) if segments else []
+        with _refuse_exit(model):
+            flat = model.score_texts(segments) if segments else []
         num_segments = len(segments)
     else:
         flat = list(chain.from_iterable(_score_each(model, list(zip(texts, ends, strict=True)))))
@@ -71,6 +74,10 @@ def score_segments(
     if np.isinf(scores).any():
         raise PHFError(f"reward model {name} returned an infinite score")
     return scores, [flat[index] for index in np.flatnonzero(np.isnan(scores)).tolist()]
+
+
+def _refuse_exit(model: RewardModel) -> AbstractContextManager[None]:
+    return refuse_exit(f"reward model {model.identity.name}")
 
 
 def _looks_at_segments_alone(model: RewardModel) -> TypeGuard[SegmentRewardModel]:
@@ -94,10 +101,11 @@ def _score_each(
     """What the model returns for each document, the numbers of scores checked."""
     score_batch = getattr(model, "score_batch", None)
     scored: Sequence[Sequence[float]]
-    if score_batch is not None:
-        scored = score_batch(documents)
-    else:
-        scored = [model.score(text, ends) for text, ends in documents]
+    with _refuse_exit(model):
+        if score_batch is not None:
+            scored = score_batch(documents)
+        else:
+            scored = [model.score(text, ends) for text, ends in documents]
     name = model.identity.name
     if len(scored) != len(documents):
         raise PHFError(f"reward model {name} returned scores of {len(scored)} documents for {len(documents)}")
@@ -116,7 +124,8 @@ def score_samples(model: RewardModel, texts: Sequence[str]) -> list[float]:
     Returns:
         One score per text; `Unscored` where the text is empty, before or after trimming.
     """
-    trimmed = [model.trim_sample(text) for text in texts]
+    with _refuse_exit(model):
+        trimmed = [model.trim_sample(text) for text in texts]
     scores = iter(score_documents(model, [(text, [len(text)]) for text in trimmed if text]))
     return [
         next(scores)[0] if kept else Unscored("no complete line" if text else "empty text")
