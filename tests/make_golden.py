@@ -18,11 +18,13 @@ import re
 import shutil
 import sys
 import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -51,6 +53,7 @@ from phf.reward_training.evaluation import read_reward_evaluation, write_reward_
 from phf.reward_training.labels import read_labels
 from phf.reward_training.train import train_reward_model
 from phf.train.checkpoint import checkpoint_folder
+from phf.train.metrics import encode_lines
 from phf.train.run import Run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,7 +80,8 @@ def make_runs() -> None:
         for path in RUNS:
             kind, _, seed = path.name.partition("-")
             objective = {"kind": kind, **(line if kind == "conditional" else {})}
-            train_objective(corpus, kind, path, **settings, **sizes, objective=objective, seed=int(seed))
+            with same_id(path.name):
+                train_objective(corpus, kind, path, **settings, **sizes, objective=objective, seed=int(seed))
         other = train_objective(corpus, "mle", Path("reference"), **settings, tokens=10 * 8 * 64, seed=9)
         evaluate_runs(RUNS, configure(str(checkpoint_folder(other.folder, 10))), say=quiet)
         write_release(Run.open(RUNS[1]), Path("release"), forget=[Delete()], license="mit")
@@ -94,6 +98,13 @@ def make_runs() -> None:
         write_compact(Path(folder) / "attack.json", Path(folder) / "compact.json")
         content = (Path(folder) / "compact.json").read_bytes()
     (GOLDEN / "attack.json.gz").write_bytes(gzip.compress(content, mtime=0))
+
+
+@contextlib.contextmanager
+def same_id(name: str) -> Iterator[None]:
+    """The id that a run draws is the same each time: of its name."""
+    with mock.patch("phf.train.run.uuid4", return_value=uuid.uuid5(uuid.NAMESPACE_OID, name)):
+        yield
 
 
 def configure(model: str) -> EvaluateConfig:
@@ -158,9 +169,12 @@ def keep_run(source: Path, target: Path) -> None:
     for name in ("run.json", "samples.parquet"):
         shutil.copyfile(source / name, target / name)
     write_compact(source / "evaluation.json", target / "evaluation.json")
-    lines = [json.loads(line) for line in (source / "metrics.jsonl").read_text().splitlines()]
-    lines = [{**line, "tokens_per_second": 1000} if line["kind"] == "train" else line for line in lines]
-    (target / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = Run.open(source)
+    lines = [
+        {**line, "tokens_per_second": 1000} if line["kind"] == "train" else line
+        for line in run.read_metrics()
+    ]
+    (target / "metrics.jsonl").write_text(encode_lines(lines, run.id)[0])
     for manifest in source.glob("checkpoints/*/checkpoint.json"):
         kept = target / manifest.relative_to(source)
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,7 @@ def test_every_changed_value_of_a_sealed_file_is_found(tmp_path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with contextlib.suppress(PHFError):
-            assert read_sealed(path, "make it again", sealed_since=3) == content, (
-                "only white space may change"
-            )
+            assert read_sealed(path, "make it again", sealed_in=3) == content, "only white space may change"
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "1" * 5000, "[" * 100_000, '{"a": NaN}', '{"a": "\\ud800"}', ""])
@@ -47,13 +45,21 @@ def test_what_is_no_sealed_object_is_one_line(tmp_path, text):
 
 def test_a_file_without_a_seal_is_read_only_in_the_versions_that_had_none(tmp_path):
     path = tmp_path / "file.json"
-    for version, is_read in ((1, True), (2, True), (3, False), (True, True), ("2", False), (None, False)):
+    for version, is_read in (
+        (1, True),
+        (2, True),
+        (3, False),
+        (True, True),
+        (4, True),
+        ("2", False),
+        (None, False),
+    ):
         path.write_text(json.dumps({"format_version": version}))
         if is_read:
-            read_sealed(path, "make it again", sealed_since=3)
+            read_sealed(path, "make it again", sealed_in=3)
         else:
             with pytest.raises(PHFError, match="damaged"):
-                read_sealed(path, "make it again", sealed_since=3)
+                read_sealed(path, "make it again", sealed_in=3)
 
 
 def test_a_number_in_an_evaluation_cannot_change_and_another_runs_is_refused(tmp_path):

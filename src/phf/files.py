@@ -182,12 +182,14 @@ def write_sealed(path: Path, value: Mapping[str, object], key: str = "sha256") -
     write_json(path, {**value, key: hash_json(value)})
 
 
-def read_sealed(path: Path, remedy: str, *, key: str = "sha256", sealed_since: int = 0) -> dict[str, Any]:
+def read_sealed(
+    path: Path, remedy: str, *, key: str = "sha256", sealed_in: int | None = None
+) -> dict[str, Any]:
     """Read what `write_sealed` wrote, without the hash.
 
     Args:
         remedy: how the file is made again.
-        sealed_since: files of an earlier `format_version` had no hash, and are read without.
+        sealed_in: the `format_version` that has a hash; another without one is read, for the caller to judge.
 
     Raises:
         PHFError: the file is missing, or any value in it was changed.
@@ -196,8 +198,8 @@ def read_sealed(path: Path, remedy: str, *, key: str = "sha256", sealed_since: i
     if not isinstance(value, dict):
         raise PHFError(f"{path} is not a JSON object; it is damaged: {remedy}")
     found, version = value.pop(key, None), value.get("format_version")
-    is_older = found is None and isinstance(version, int) and version < sealed_since
-    if not is_older and found != hash_json(value):
+    is_other = found is None and sealed_in is not None and isinstance(version, int) and version != sealed_in
+    if not is_other and found != hash_json(value):
         raise PHFError(f"{path} is damaged: its content does not have the hash it names; {remedy}")
     return value
 

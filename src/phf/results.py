@@ -286,7 +286,7 @@ def read_versioned(path: Path, kind: type[T], version: int, command: str, remedy
         PHFError: the file is missing, damaged, or of another format version.
     """
     remedy = remedy or f"run '{command}' to make it again"
-    value = read_sealed(path, remedy, sealed_since=version)
+    value = read_sealed(path, remedy, sealed_in=version)
     found = value.pop("format_version", None)
     if found != version - 1:
         check_version(path, found, version, command)

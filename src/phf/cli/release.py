@@ -80,6 +80,7 @@ def make(
 ) -> None:
     """What 'phf release RUN -o DIR' does: write a run's model as a plain Hugging Face folder."""
     from phf.api import release
+    from phf.release.record import read_record
 
     methods = [spec for spec in forget or [] if spec != "none"]
     if "none" not in (forget or []) and "delete" not in methods:
@@ -92,7 +93,9 @@ def make(
     if as_json:
         print_json({"path": str(written), "num_bytes": size})
     else:
-        print(f"{written}: {size / 1e6:,.1f} MB")
+        record = read_record(written)
+        measured = "" if record.evaluation else ", which was not evaluated: the card has no numbers"
+        print(f"{written}: {size / 1e6:,.1f} MB, of step {record.run.step:,}{measured}")
         hint(f"next: phf release verify {quote(written)} --run {quote(folder)}")
     if license == "unknown":
         say("without --license the folder cannot be pushed")

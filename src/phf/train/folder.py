@@ -25,7 +25,7 @@ def read_run_record(folder: Path) -> dict[str, Any]:
     remedy = (
         "restore it (settings are changed with 'phf train --resume RUN KEY=VALUE'), or train the run again"
     )
-    record = read_sealed(path, remedy, sealed_since=RUN_VERSION)
+    record = read_sealed(path, remedy, sealed_in=RUN_VERSION)
     if (version := record.get("format_version")) not in (1, 2):
         check_version(path, version, RUN_VERSION, "phf train")
     return upgrade_run(record)

@@ -53,9 +53,10 @@ def read_metrics(run: Path, run_id: str) -> Metrics:
     lines: list[Line] = []
     before = ""
     for text, found in zip(texts, checked, strict=True):
-        body, check = found.groups() if found else (text[:-1], "")
-        is_whole = is_older or check == _check(body, run_id, before)
-        line = _parse_line(f"{body}}}") if is_whole else None
+        body, check = found.groups() if found else ("", "")
+        line = None
+        if is_older or check == _check(body, run_id, before):
+            line = _parse_line(text if is_older else f"{body}}}")
         lines += [] if line is None else [line]
         before = check
     return Metrics(lines, len(texts) - len(lines) + bool(rest))

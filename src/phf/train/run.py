@@ -224,6 +224,15 @@ class Run:
                 f"{self.folder} has no checkpoint yet; go on with 'phf train --resume {self.folder}'"
             )
         if step is None:
+            if lost := [
+                path
+                for path in (self.folder / "checkpoints").glob("step-*")
+                if path > checkpoint_folder(self.folder, steps[-1])
+            ]:
+                raise PHFError(
+                    f"{lost[0]} has no checkpoint.json: it is damaged; go on from step {steps[-1]} with 'phf train --resume "
+                    f"{self.folder}', or name that step"
+                )
             return steps[-1]
         if step not in steps:
             raise PHFError(
