@@ -111,6 +111,7 @@ WRONG = {
     "mixes blocks": ("return nll * nll.mean()", "mixes blocks: two of four cost something else alone"),
     "in place": ("nll += 1\n    return nll.clone()", "changes nll in place"),
     "random": ("return nll * torch.rand_like(nll)", "gives another loss when called again"),
+    "exits": ("raise SystemExit(0)", r"asked to end the program \(SystemExit\(0\)\)"),
     "fails": ("return nll[:, 99]", "fails when called with .*: IndexError: index 99 is out of bounds"),
     "backward": (
         "out = torch.exp(nll / 20)\n    out += 1\n    return out",

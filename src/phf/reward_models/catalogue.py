@@ -75,8 +75,8 @@ CARDS = (
         "pii",
         "e-mail addresses, phone numbers, US social security numbers, card numbers, IP addresses, per character",
         "Apache-2.0 (ours)",
-        "no names, no street addresses; phone numbers: finds .92 of made-up US ones, .45 of 14 other countries' (needs a "
-        "North American layout or a leading +), e-mail, SSN, card, IP 1.00; 4-part versions look like IPs",
+        "no names, no street addresses; phone numbers: finds .92 of made-up US ones, .44 of 14 other countries' (needs a "
+        "North American layout or a leading +), e-mail, SSN, card, IP 1.00; of what it finds in mails at least 95 in 100 are right; 4-part versions look like IPs",
         "pip install phf",
     ),
     RewardModelCard(
