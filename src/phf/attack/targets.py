@@ -13,8 +13,9 @@ import torch
 
 from phf.attack.victim import Ids, Victim
 from phf.config.train import TrainConfig
+from phf.corpus.rows import is_encodable
 from phf.errors import PHFError
-from phf.files import Place, hash_bytes
+from phf.files import Place, hash_bytes, read_regular
 from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import Identity, Mode
@@ -23,6 +24,8 @@ from phf.tokens.tokenizer import Tokenizer
 from phf.tokens.tokens import TokenCache, cumulate
 from phf.train.data import open_data
 from phf.train.run import Run
+
+_MAX_BYTES = 1 << 30
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -259,9 +262,7 @@ def read_text_file(path: Path, tokenizer: Tokenizer, num_held_out: int) -> BadTe
         PHFError: the file is missing or damaged, or has fewer than two texts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise PHFError(f"{path} does not exist; give a JSONL file with a field text") from None
+        lines = read_regular(path, _MAX_BYTES, f"file of texts {path}").decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise PHFError(f"{path} is not UTF-8; give a JSONL file with a field text") from None
     texts = []
@@ -272,6 +273,10 @@ def read_text_file(path: Path, tokenizer: Tokenizer, num_held_out: int) -> BadTe
             raise PHFError(f"{path}, line {number} is no JSON object with a field text") from None
         if not isinstance(text, str):
             raise PHFError(f"{path}, line {number}: text must be a string, not {type(text).__name__}")
+        if not is_encodable(text):
+            raise PHFError(
+                f"{path}, line {number}: text holds half a character (a lone surrogate); take it out"
+            )
         if text.strip():
             texts.append(tokenizer.encode(text))
     if len(texts) < 2:
