@@ -38,7 +38,7 @@ def to_path(place: Place) -> Path:
     """
     if not isinstance(place, str) or "://" not in place:
         # A UPath is a Path or not by its version.
-        return cast(Path, place) if hasattr(place, "joinpath") else Path(place)
+        return cast(Path, place) if hasattr(place, "joinpath") else Path(place).expanduser()
     try:
         from upath import UPath
 
@@ -231,3 +231,23 @@ def _compare_hashes(path: Path, found: str, expected: str, remedy: str) -> None:
         raise PHFError(
             f"{path} is damaged: SHA-256 {found[:12]}…, its manifest says {expected[:12]}…; {remedy}"
         )
+
+
+def read_regular(path: Path, limit: int, what: str) -> bytes:
+    """The bytes of a file that somebody named, of which there is an end: neither a pipe nor a device, and no more than `limit`.
+
+    Args:
+        what: it is, for the error.
+
+    Raises:
+        PHFError: it is none, or longer.
+    """
+    if not path.exists():
+        raise PHFError(f"{what} does not exist; check the path")
+    if not path.is_file():
+        raise PHFError(f"{what} is not a regular file; write its content to one")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise PHFError(f"{what} has more than {limit:,} bytes, which it cannot need; check the file")
+    return data

@@ -1,15 +1,19 @@
 """What people see while they wait: a live bar on a terminal, a line now and then in a log."""
 
+import io
+import re
 import shlex
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import TextIO, cast
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +29,49 @@ def be_quiet(is_quiet: bool = True) -> None:
         _QUIET.set()
     else:
         _QUIET.clear()
+
+
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class _SafeStream:
+    """Standard output without control characters of its texts, such as names of runs; a console's own go past it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write with what would steer the terminal escaped."""
+        self.stream.write(_UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def safe_streams() -> Iterator[None]:
+    """Let standard output and error take every text: what their encoding has not (`LANG=C`), and lone surrogates, is escaped, and
+    so are control characters on standard output."""
+    for stream, errors in (
+        (sys.stdin, "replace"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+    before = sys.stdout
+    sys.stdout = cast(TextIO, _SafeStream(before))
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+def make_console(*, width: int | None = None, highlight: bool = True) -> Console:
+    """A console on standard output, whose styles `safe_streams` lets through; texts must be `printable`."""
+    stream = sys.stdout
+    return Console(file=getattr(stream, "stream", stream), width=width, highlight=highlight)
 
 
 class Bars:
@@ -43,6 +90,7 @@ class Bars:
         """Report progress of one activity."""
         if _QUIET.is_set():
             return
+        description = printable(description)
         name = description.split("  ")[0]
         if self._live is not None:
             if name not in self._tasks:
@@ -59,7 +107,7 @@ class Bars:
                 self._tasks[name] = TaskID(0)
             elif first < done < total and now > start:
                 goal += f", about {format_duration((total - done) * (now - start) / (done - first))} left"
-            print(f"{description}  {done:,}{goal}", file=sys.stderr, flush=True)
+            complain(f"{description}  {done:,}{goal}")
 
 
 def format_duration(seconds: float) -> str:
@@ -95,7 +143,7 @@ def say(line: str) -> None:
 
 def complain(line: str) -> None:
     """A line about what went wrong, on stderr, also to those who want quiet."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def hint(line: str) -> None:
@@ -128,10 +176,21 @@ def make_table(title: str = "") -> Table:
 
 def table_width() -> int:
     """Columns of a table; into a pipe at least 120, so that none is cut."""
-    console = Console()
+    console = make_console()
     return console.width if console.is_terminal else max(console.width, 120)
 
 
 def print_table(table: RenderableType) -> None:
     """Print a rich table."""
-    Console(width=table_width()).print(table)
+    make_console(width=table_width()).print(_Printable(table))
+
+
+class _Printable:
+    """A renderable whose texts are `printable`, whatever stands in its cells."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self.content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.content, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)

@@ -25,12 +25,15 @@ from phf.cli import (
     show,
     sweep,
 )
+from phf.cli.failures import explain_failure
 from phf.cli.options import SETTINGS, InterruptedCommand, Quiet, examples
 from phf.errors import PHFError
 from phf.processes import stop_with_lifeline
-from phf.terminal import be_quiet, printable
+from phf.terminal import be_quiet, printable, safe_streams
 
 _STOPPED = 130
+_MAX_LINE = 4000
+"""Characters of an error."""
 
 GROUPS = {
     "Start": ["demo", "cache"],
@@ -95,6 +98,11 @@ for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, s
 def main() -> None:
     """The `phf` command: user errors are one line on stderr and exit code 2; anything else is a bug and shows itself."""
     be_quiet(False)
+    with safe_streams():
+        _run()
+
+
+def _run() -> None:
     # As Ctrl-C is: what is at work writes down what it has, and the user is told how to go on.
     terminated, remedy = [], "the same command begins again"
 
@@ -117,13 +125,14 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "phf"
         _fail(f"{message.rstrip('.')}; see '{command} --help'")
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        _fail(f"{place}{error.strerror or error}; check the path, its permissions and the space on the disk")
     except InterruptedCommand as stopped:
         code, remedy = _STOPPED, str(stopped) or remedy
     except (KeyboardInterrupt, typer.Abort):
         code = _STOPPED
+    except Exception as error:
+        if (failure := explain_failure(error)) is None:
+            raise
+        _fail(failure)
     if code == _STOPPED:
         print(f"stopped; {printable(remedy)}", file=sys.stderr)
         code = 128 + terminated[0] if terminated else code
@@ -132,5 +141,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    line = printable(" ".join(message.split()))
+    if len(line) > _MAX_LINE:  # a value of a million characters says no more than its ends
+        line = f"{line[: _MAX_LINE // 2]} … {line[-_MAX_LINE // 2 :]}"
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)

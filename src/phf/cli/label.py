@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, Segments, Verbs, check_choice, examples, segment_kind
+from phf.cli.options import (
+    SETTINGS,
+    AsJSON,
+    Segments,
+    Verbs,
+    check_choice,
+    examples,
+    print_json,
+    segment_kind,
+)
 from phf.errors import PHFError
 from phf.terminal import hint, printable, quote, say
 
@@ -49,7 +58,7 @@ def label(
     labeler: Annotated[
         str | None, typer.Option(help="Written beside each judgement; default: your user name.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws the pool of segments.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the pool of segments.", min=0)] = 0,
     num: Annotated[
         int | None, typer.Option("--num", "-n", help="End after so many judgements.", min=1)
     ] = None,
@@ -72,6 +81,7 @@ def label(
     higher_is_worse: Annotated[
         bool, typer.Option("--higher-is-worse", help="Import: a high rating means bad.")
     ] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Judge segments of a corpus: the labels a reward model is trained on.
 
@@ -84,8 +94,14 @@ def label(
         raise PHFError("no corpus is given; run: phf label DIR -o labels.jsonl (or --import FILE)")
     out = choose_file(out)
     if import_file is not None:
-        _import(import_file, out, folder, bad or [], good or [], question, field or [], higher_is_worse)
+        _import(
+            import_file, out, folder, bad or [], good or [], question, field or [], higher_is_worse, as_json
+        )
         return
+    if as_json:
+        raise PHFError(
+            "--json gives the counts of --import; a session writes its judgements to -o, as JSON Lines"
+        )
     assert folder is not None
     from phf.corpus.store import Corpus
     from phf.feedback.judgements import Task
@@ -147,6 +163,7 @@ def _import(
     question: str | None,
     fields: list[str],
     higher_is_worse: bool,
+    as_json: bool,
 ) -> None:
     from phf.feedback.label_import import import_labels
 
@@ -155,6 +172,18 @@ def _import(
     imported = import_labels(
         path, out, bad=bad, good=good, question=question, fields=fields, higher_is_worse=higher_is_worse
     )
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "format": imported.format,
+                "question": imported.question,
+                "num_judgements": len(imported.rows),
+                "left_out": imported.count_reasons(),
+                "unmapped": imported.unmapped,
+            }
+        )
+        return
     for reason, count in imported.count_reasons().items():
         print(f"left out {count:,} x {printable(reason)}")
     for record, reason in imported.unmapped[:10]:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from phf.feedback.pool import Segment
 from phf.feedback.session import COMMANDS, PROMPTS, LabelSession
-from phf.terminal import printable
+from phf.terminal import make_console, printable
 
 _ARROWS = {"\x1b[D": "left", "\x1bOD": "left", "\x1b[C": "right", "\x1bOC": "right"}
 _END = "q"
@@ -24,7 +24,7 @@ _END = "q"
 
 def label_in_terminal(session: LabelSession) -> None:
     """Ask until the questions, the input or the person's patience end."""
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     with suppress(KeyboardInterrupt), _read_keys() as keys:
         notice = ""
         while session.question is not None:

@@ -73,6 +73,24 @@ class Verb(TyperCommand):
         except KeyboardInterrupt as stopped:
             raise InterruptedCommand(*stopped.args) from stopped
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does; `~` is the home folder in every path, and a number is one that can be counted with.
+
+        Raises:
+            PHFError: a number is NaN, infinite, or has more than 64 bits.
+        """
+        rest: list[str] = super().parse_args(ctx, args)
+        for parameter in self.get_params(ctx):
+            value = ctx.params.get(parameter.name)
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, int | float) and not abs(item) < 2**63:
+                    raise PHFError(
+                        f"{parameter.opts[0]} {item:.20g} is out of bounds; give a number that is finite and of 64 bits"
+                    )
+            if isinstance(value, Path):
+                ctx.params[parameter.name] = value.expanduser()
+        return rest
+
     def get_params(self, ctx: Any) -> list[Any]:
         """The function's parameters, then --quiet and --help."""
         *own, help_option = super().get_params(ctx)

@@ -2,13 +2,18 @@
 
 import ast
 import inspect
+import math
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 from pydantic.fields import FieldInfo
+
+_HOME = re.compile(r"(?:^|(?<=[:*=\s-]))~(?=/)")
 
 
 class StrictConfig(BaseModel):
@@ -18,6 +23,21 @@ class StrictConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_by_hand(cls, value: object) -> object:
+        return {key: _read_value(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _read_value(value: object) -> object:
+    """A value as people write it: `~` is the home folder where a path begins, since no shell expands it there; a number of more
+    than 64 bits is as good as infinite, and refused as such."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return math.inf
+    if isinstance(value, list | tuple):
+        return [_read_value(item) for item in value]
+    return _HOME.sub(lambda _: str(Path.home()), value) if isinstance(value, str) else value
 
 
 def flatten(value: Mapping[str, JsonValue], prefix: str = "") -> dict[str, JsonValue]:

@@ -13,7 +13,10 @@ import yaml
 
 from phf.config.objectives import objective_kinds
 from phf.errors import PHFError, suggest
-from phf.files import Place, as_list
+from phf.files import Place, as_list, read_regular
+
+_MAX_RECIPE = 1 << 20  # bytes
+_MAX_VALUES = 10_000
 
 
 def list_recipes() -> list[str]:
@@ -30,13 +33,13 @@ def read_recipe(recipe: Place) -> dict[str, Any]:
     Raises:
         PHFError: no such recipe, or not a YAML mapping.
     """
-    path, recipe = Path(recipe), os.fspath(recipe)
+    path, recipe = Path(recipe).expanduser(), os.fspath(recipe)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not path.exists():
             raise PHFError(
                 f"recipe {recipe} does not exist; the shipped recipes are {', '.join(list_recipes())}"
             )
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        text = read_regular(path, _MAX_RECIPE, f"recipe {recipe}").decode("utf-8-sig", errors="replace")
     elif recipe in list_recipes():
         text = (resources.files("phf") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
@@ -45,10 +48,7 @@ def read_recipe(recipe: Place) -> dict[str, Any]:
             f"recipe '{recipe}' is not known; {hint}choose one of {', '.join(list_recipes())}, "
             "or give a path ending in .yaml"
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PHFError(f"recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from None
+    value = parse_yaml(text, f"recipe {recipe}")
     if not isinstance(value, dict):
         raise PHFError(f"recipe {recipe} must be a mapping of keys to values, not {type(value).__name__}")
     return value
@@ -74,12 +74,7 @@ def apply_overrides(value: Mapping[str, object], overrides: str | Sequence[str])
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise PHFError(f"override '{override}' is not of the form key=value, such as objective.kind=mle")
-        try:
-            item = yaml.load(text, _NumberLoader)  # noqa: S506 - a SafeLoader that also reads 1e-3 as a number
-        except yaml.YAMLError:
-            raise PHFError(
-                f"the value of override '{override}' is not valid YAML; put it in quotes"
-            ) from None
+        item = parse_yaml(text, f"the value of override '{override}'", _NumberLoader)
         *parents, last = key.split(".")
         node = result
         for parent in parents:
@@ -108,6 +103,35 @@ for _first in "-+0123456789":
     _NumberLoader.yaml_implicit_resolvers.setdefault(_first, []).append(
         ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"))
     )
+
+
+def parse_yaml(text: str, where: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """A YAML value of no more than `_MAX_VALUES` scalars, lists and groups, aliases counted as often as they are used.
+
+    Raises:
+        PHFError: it is not valid, nested too deeply, or has more of them.
+    """
+    try:
+        value = yaml.load(text, loader)  # noqa: S506 - a SafeLoader
+        # PyYAML's constructors fail on what only looks like their type: `2020-13-45`, `!!int x`, `!!bool x`, 5,000 digits.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise PHFError(
+            f"{where} is not valid YAML ({' '.join(str(error).split())[:300]}); put text in quotes"
+        ) from None
+    except RecursionError:
+        raise PHFError(f"{where} is nested too deeply; write it as a few groups of keys and values") from None
+    num_values, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        num_values += 1
+        if num_values > _MAX_VALUES:
+            raise PHFError(
+                f"{where} has more than {_MAX_VALUES:,} values (do aliases repeat them?); write out what is needed"
+            )
+        waiting += (
+            [*item, *item.values()] if isinstance(item, dict) else item if isinstance(item, list) else []
+        )
+    return value
 
 
 def find_line(recipe: Mapping[str, object]) -> dict[str, object]:

@@ -223,7 +223,7 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
         )
     message = detail["msg"].removeprefix("Value error, ")
     key = _dotted([part for part in path if part.isidentifier() or part.isdecimal()])  # no names of types
-    place = f"{key}={detail['input']!r}" if not isinstance(detail["input"], dict) else key
+    place = f"{key}={detail['input']!r:.200}" if not isinstance(detail["input"], dict) else key
     return f"{place}: {message[0].lower()}{message[1:]}"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from phf.errors import PHFError
 from phf.feedback.exports import Answer, NoAnswer, read_argilla, read_label_studio
 from phf.feedback.judgements import Row
-from phf.files import write_bytes
+from phf.files import read_regular, write_bytes
 from phf.reward_models.wording import BAD_WORDS, GOOD_WORDS, fold
 
+_MAX_BYTES = 1 << 31
 MAX_RATING = 1e9
 """Beyond it lies no scale that a person judges on, but a mistake, and then float32's end."""
 
@@ -247,7 +248,7 @@ def _choose_question(path: Path, answers: Sequence[Answer], question: str | None
 def _read_records(path: Path) -> list[dict[str, Any]]:
     """Objects of a JSON array, or of JSON Lines."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _MAX_BYTES, f"export {path}").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise PHFError(f"{path} is not UTF-8; export it as JSON") from None
     try:

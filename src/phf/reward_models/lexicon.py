@@ -9,11 +9,12 @@ from pathlib import Path
 import regex  # unlike re, its \w holds combining marks, without which Hindi falls apart
 
 from phf.errors import PHFError
-from phf.files import hash_json
+from phf.files import hash_json, read_regular
 from phf.records import Identity
 from phf.reward_models.protocol import SegmentRewardModel, Unit
 
 TOKEN = regex.compile(r"\w+|[^\w\s]")
+_MAX_BYTES = 1 << 26
 FORMAT = "an entry is a word or phrase, then perhaps a tab and a weight above 0; '#' starts a line of comment"
 
 
@@ -81,11 +82,11 @@ def read_entries(path: Path) -> dict[str, float]:
         PHFError: as `Lexicon`.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise PHFError(f"no word list {path}; {FORMAT}") from None
-    except IsADirectoryError:
-        raise PHFError(f"{path} is a folder, no word list; give a text file; {FORMAT}") from None
+        if not path.exists():
+            raise PHFError(f"no word list {path}; {FORMAT}")
+        if path.is_dir():
+            raise PHFError(f"{path} is a folder, no word list; give a text file; {FORMAT}")
+        lines = read_regular(path, _MAX_BYTES, f"word list {path}").decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise PHFError(f"word list {path} is not UTF-8 ({error.reason} at byte {error.start})") from None
     weights: dict[str, float] = {}

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from phf.errors import PHFError
-from phf.files import hash_file
+from phf.files import hash_file, read_regular
 from phf.reward_training.split import Examples, hash_text
 
 NUM_COPIES = 4
+_MAX_BYTES = 1 << 24
 """Other versions that are made of a text that has a term."""
 
 
@@ -56,7 +57,7 @@ def read_terms(path: Path) -> Terms:
         PHFError: the file cannot be read, a line has one term alone, a term stands twice, or there is none.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MAX_BYTES, f"file of terms {path}").decode()
     except (OSError, UnicodeDecodeError) as error:
         raise PHFError(
             f"{path} cannot be read ({error}); give a UTF-8 file of terms, commas between them"

@@ -285,7 +285,7 @@ def _obtain_tokenizer(corpus: Corpus, spec: str, training_bytes: int) -> tuple[T
     if not spec.startswith("train:"):
         return load_tokenizer(spec), None
     number = spec.removeprefix("train:")
-    if not (number.isascii() and number.isdigit()):
+    if not (number.isascii() and number.isdigit() and len(number) < 8):
         raise PHFError(f"tokenizer '{spec}' has no valid vocabulary size; write for example train:4096")
     trainer = f"tokenizers {tokenizers.__version__} {WORD_PATTERN} {training_bytes}"
     trained_on = hash_json({"spec": f"train:{int(number)}", "corpus": corpus.id, "trainer": trainer})

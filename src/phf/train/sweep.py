@@ -16,7 +16,7 @@ from typing import Any, Literal, assert_never
 
 import yaml
 
-from phf.config.recipes import apply_overrides, read_recipe
+from phf.config.recipes import apply_overrides, parse_yaml, read_recipe
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
 from phf.files import Place, as_list, hash_json, write_bytes
@@ -80,10 +80,7 @@ def parse_grid(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
 
 def _split_values(override: str, text: str) -> list[str] | None:
     if text.startswith("["):
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise PHFError(f"the list of '{override}' is not valid YAML, such as [0.5, 0.1]") from None
+        values = parse_yaml(text, f"the list of '{override}'")
         if not isinstance(values, list) or not values:
             raise PHFError(f"the list of '{override}' is empty; give one value or more")
         return [

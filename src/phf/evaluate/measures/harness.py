@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from phf.config.evaluate import EvaluateConfig
+from phf.config.recipes import parse_yaml
 from phf.control import mode_rules
 from phf.errors import PHFError
 from phf.evaluate.metric import Measured, Metric
@@ -267,13 +268,13 @@ def _find_tasks(tasks: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         path = Path(task).expanduser()
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _TaskLoader)  # noqa: S506 - a SafeLoader
+            content = parse_yaml(path.read_text(encoding="utf-8"), f"task file {task}", _TaskLoader)
             names.append(str(content["task"]))
         except FileNotFoundError:
             raise PHFError(
                 f"task file {task} does not exist; give a .yaml file, or the name of a task"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (UnicodeDecodeError, KeyError, TypeError) as error:
             reason = (
                 "it names no task" if isinstance(error, KeyError | TypeError) else str(error).splitlines()[0]
             )
