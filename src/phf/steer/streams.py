@@ -203,15 +203,15 @@ def _has_streams(model: "PreTrainedModel") -> bool:
         stream.advance(np.array(tokens) % size, np.full(len(tokens), is_hidden))
 
     try:
-        plain, stream = open_stream([[1, 2, 3, 4, 5]], 0), open_stream([[9, 9, 1, 2], [9, 9, 6, 7]], 2)
+        plain, stream = open_stream([[0, 1, 2, 3, 4]], 0), open_stream([[0, 0, 0, 1], [0, 0, 0, 6]], 2)
         plain.read()
         stream.read_scored(size, 2 * size)  # one token at a time
-        advance(stream, [3, 8])
+        advance(stream, [2, 8])
         advance(stream, [7, 7], is_hidden=True)
         stream.overwrite(np.array([1]), stream, np.array([0]))
         stream.select(np.array([1]))
+        advance(stream, [3])
         advance(stream, [4])
-        advance(stream, [5])
     except (
         AttributeError,
         IndexError,
