@@ -26,7 +26,6 @@ from phf.tokens.tokens import TokenCache
 from phf.train.data import open_data
 from phf.train.run import Run
 
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
