@@ -76,7 +76,7 @@ CARDS = (
         "e-mail addresses, phone numbers, US social security numbers, card numbers, IP addresses, per character",
         "Apache-2.0 (ours)",
         "no names, no street addresses; phone numbers: finds .92 of made-up US ones, .44 of 14 other countries' (needs a "
-        "North American layout or a leading +), e-mail, SSN, card, IP 1.00; of what it finds in mails at least 95 in 100 are right; 4-part versions look like IPs",
+        "North American layout or a leading +), e-mail, SSN, card, IP 1.00; in 604 mails other makes agree with all that it finds; 4-part versions look like IPs",
         "pip install phf",
     ),
     RewardModelCard(
