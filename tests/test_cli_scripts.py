@@ -17,7 +17,7 @@ from phf import cli
 from phf.demo import DemoResult
 from phf.release.checks import Finding
 
-WITHOUT_NUMBERS = {"report", "explore", "label", "corpus export"}
+WITHOUT_NUMBERS = {"report", "explore", "corpus export"}
 SAMPLING = ["--num-samples", "4", "--max-new-tokens", "12"]
 BUDGET = ["--set", "sampling.min_new_tokens=1"]
 

@@ -55,7 +55,7 @@ def test_files_of_terms_that_are_none(tmp_path, content, message):
     (tmp_path / "terms.txt").write_text(content)
     with pytest.raises(PHFError, match=message):
         read_terms(tmp_path / "terms.txt")
-    with pytest.raises(PHFError, match="cannot be read"):
+    with pytest.raises(PHFError, match=r"none\.txt does not exist"):
         read_terms(tmp_path / "none.txt")
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from fake_runs import edit
 from release_runs import OBJECTIVES, get_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -257,8 +258,7 @@ def test_what_is_no_release_is_refused_in_one_line(run, tmp_path):
     with pytest.raises(PHFError, match=r"no phf\.json"):
         open_release(tmp_path)
     out = write_release(run, tmp_path / "release")
-    record = read(out / "phf.json")
-    (out / "phf.json").write_text(json.dumps({**record, "format_version": 99}))
+    edit(out / "phf.json", lambda record: record.update(format_version=99))
     with pytest.raises(PHFError, match="format version 99"):
         open_release(out)
     (out / "phf.json").write_text("[]")
