@@ -72,9 +72,14 @@ class AttackTarget:
     @cached_property
     def key(self) -> str:
         """Hash of the weights and of what decides the ids of a text."""
-        weights = self.model.state_dict()
-        hashes = [hash_bytes(weights[name].cpu().numpy().tobytes()) for name in sorted(weights)]
-        return hash_bytes("".join([*hashes, self.tokenizer.identity.id]).encode())
+        return hash_model(self.model, self.tokenizer)
+
+
+def hash_model(model: "PreTrainedModel", tokenizer: Tokenizer) -> str:
+    """Hash of the weights and of what decides the ids of a text."""
+    weights = model.state_dict()
+    hashes = [hash_bytes(weights[name].cpu().numpy().tobytes()) for name in sorted(weights)]
+    return hash_bytes("".join([*hashes, tokenizer.identity.id]).encode())
 
 
 def open_target(folder: Place) -> AttackTarget:

@@ -18,6 +18,7 @@ from phf.cli import (
     corpus,
     evaluate,
     explore,
+    infer,
     label,
     release,
     reward,
@@ -39,7 +40,7 @@ GROUPS = {
     "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
     "Train": ["train", "sweep"],
-    "Look": ["sample", "evaluate", "report", "show", "compare", "explore"],
+    "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "explore"],
     "Release": ["release", "attack", "push"],
 }
 """The commands in the order of use."""
@@ -91,7 +92,7 @@ def _root(
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
-for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep):
+for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer):
     app.add_typer(verbs.app)
 
 

@@ -173,7 +173,7 @@ def decode_behind(tokenizer: Tokenizer, before: Ids, ids: Ids) -> str:
 
 
 @dataclass(frozen=True)
-class _Boundaries:
+class Boundaries:
     """Which tokens end a segment, as tables over ids: bool [V].
 
     A segment surely ends after `closes`. After `may_close` it ends if the next token is one of `opens`.
@@ -184,7 +184,7 @@ class _Boundaries:
     opens: npt.NDArray[np.bool_]
 
     @classmethod
-    def create(cls, tokenizer: Tokenizer, segments: SegmentKind) -> "_Boundaries":
+    def create(cls, tokenizer: Tokenizer, segments: SegmentKind) -> "Boundaries":
         """Lines end with a token that ends in a line feed; sentences end before white space that follows `.`, `!` or
         `?`; a document does not end before its page.
 
@@ -220,7 +220,7 @@ class TokenDrawer:
     control: ControlTokens
     vocab_size: int
     rules: ModeRules
-    boundaries: _Boundaries | None
+    boundaries: Boundaries | None
 
     @classmethod
     def create(
@@ -232,7 +232,7 @@ class TokenDrawer:
             PHFError: `control="forced"` and segments whose ends are not to be seen while writing.
         """
         rules = mode_rules(mode, tokenizer.control, sampling.control)
-        boundaries = _Boundaries.create(tokenizer, segments) if rules.forced is not None else None
+        boundaries = Boundaries.create(tokenizer, segments) if rules.forced is not None else None
         return cls(sampling, tokenizer.control, tokenizer.vocab_size, rules, boundaries)
 
     def draw(
@@ -258,7 +258,8 @@ class TokenDrawer:
 
     def _block(self, logits: Tensor, last: npt.NDArray[np.int64], num_text: npt.NDArray[np.int64]) -> Tensor:
         """-inf where a token may not come. Where one is forced, the draw only decides whether the page ends, so the
-        control tokens' mass must count as going on: blocked, a page would end at nearly every segment."""
+        control tokens' mass must count as going on: blocked, a page would end at nearly every segment. Behind the forced token
+        the page neither ends (that was decided) nor goes on with what does not begin a segment."""
         blocked = np.ones(len(last), bool)
         if self.boundaries is not None:
             blocked = ~(self.boundaries.closes[last] | self.boundaries.may_close[last])
@@ -266,8 +267,14 @@ class TokenDrawer:
             if token >= logits.shape[1]:
                 continue  # the model has no such token any more (a release without `<|bad|>`)
             logits[torch.from_numpy(blocked).to(logits.device), token] = -torch.inf
-        too_short = torch.from_numpy(num_text < self.sampling.min_new_tokens).to(logits.device)
-        logits[too_short, self.control.end] = -torch.inf
+        never = num_text < self.sampling.min_new_tokens
+        if self.boundaries is not None:
+            is_forced = (last == self.rules.forced) & (num_text > 0)
+            never = never | is_forced
+            if self.boundaries.opens.any() and is_forced.any():
+                rows, others = np.flatnonzero(is_forced), np.flatnonzero(~self.boundaries.opens)
+                logits[torch.from_numpy(rows)[:, None], torch.from_numpy(others)] = -torch.inf
+        logits[torch.from_numpy(never).to(logits.device), self.control.end] = -torch.inf
         return logits
 
     def _force_control(

@@ -1,0 +1,140 @@
+"""Texts of policies with their scores and probabilities, kept on disk as they are finished."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from phf.evaluate.drawn import Drawn
+from phf.evaluate.judges import LoadedJudge
+from phf.evaluate.parts import Parts
+from phf.generate.engine import Written
+from phf.posterior.policy import Policy
+from phf.posterior.sources import Source
+from phf.records import FORMAT_VERSION, Number, Progress, Sample
+from phf.reward_models import score_samples
+
+_Values = npt.NDArray[np.float64]
+
+PARTS_FOLDER = "parts"
+_CHUNK = 2000
+"""Draws that are kept together: what a stopped command repeats at most."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of a policy.
+
+    Attributes:
+        ids, ended: see `phf.posterior.policy`.
+        text: the same, decoded.
+        log_prob: by the policy that wrote it.
+    """
+
+    ids: list[int]
+    ended: bool
+    text: str
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Texts of a policy, and their scores [judges, N], the annotator's first; NaN = unscored."""
+
+    texts: list[Text]
+    scores: _Values
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def written(self) -> list[Written]:
+        """As policies read them."""
+        return [(text.ids, text.ended) for text in self.texts]
+
+    @property
+    def log_probs(self) -> _Values:
+        """By the policy that wrote them, [N]."""
+        return np.array([text.log_prob for text in self.texts])
+
+    def take(self, chosen: Sequence[int] | npt.NDArray[np.int64]) -> "Draws":
+        """Some of them."""
+        return Draws([self.texts[index] for index in chosen], self.scores[:, chosen])
+
+    def describe(self, scenario: str, policy: Policy, slugs: Sequence[str]) -> Drawn:
+        """As samples.parquet has them."""
+        samples = [
+            Sample(policy.target.mode, index, text.text, len(text.ids), text.ended, "")
+            for index, text in enumerate(self.texts)
+        ]
+        columns = {slug: own.tolist() for slug, own in zip(slugs, self.scores, strict=True)}
+        return Drawn(scenario, policy.target.mode, samples, columns)
+
+
+@dataclass(frozen=True)
+class Library:
+    """Draws of policies in a folder: what is there is not made again.
+
+    Attributes:
+        judges: the annotator first.
+    """
+
+    folder: Path
+    judges: Sequence[LoadedJudge]
+    progress: Progress | None = None
+
+    @property
+    def slugs(self) -> list[str]:
+        """Of the judges."""
+        return [judge.slug for judge in self.judges]
+
+    def draw(self, source: Source, policy: Policy, num: int, stream: int) -> Draws:
+        """So many draws of a policy, of a stream of random numbers."""
+        found = [
+            self._draw(self._parts(source, policy), policy, range(start, min(start + _CHUNK, num)), stream)
+            for start in range(0, num, _CHUNK)
+        ]
+        return Draws(
+            [text for own in found for text in own.texts], np.concatenate([own.scores for own in found], 1)
+        )
+
+    def read(self, source: Source, policy: Policy, draws: Draws, name: str) -> _Values:
+        """log-probabilities of the draws of another policy, which `name` names, by this one: [N]."""
+
+        def read() -> list[float]:
+            found: list[float] = policy.log_probs(draws.written, self.progress).tolist()
+            return found
+
+        ids = [[text.ids, text.ended] for text in draws.texts]
+        return np.array(self._parts(source, policy).measure(f"of-{name}", ids, read, list[float]))
+
+    def _parts(self, source: Source, policy: Policy) -> Parts:
+        settings = policy.sampling.model_dump(mode="json", exclude={"batch_size", "num_samples"})
+        steer = None if policy.guidance is None else policy.guidance.model_dump(mode="json")
+        subject = [source.key, policy.target.mode, steer, settings, FORMAT_VERSION, version("phf")]
+        return Parts(self.folder / PARTS_FOLDER / policy.name.replace("/", "--"), subject)
+
+    def _draw(self, parts: Parts, policy: Policy, indices: range, stream: int) -> Draws:
+        where = [indices.start, indices.stop, stream]
+
+        def write() -> list[Text]:
+            written = policy.write(indices, stream, self.progress)
+            log_probs = policy.log_probs(written, self.progress)
+            return [
+                Text(list(text[0]), text[1], policy.decode(text), float(value))
+                for text, value in zip(written, log_probs, strict=True)
+            ]
+
+        name = f"{stream}-{indices.start}"
+        texts = parts.measure(f"texts-{name}", where, write, list[Text])
+        scores = []
+        for judge in self.judges:
+
+            def score(judge: LoadedJudge = judge) -> list[float]:
+                return score_samples(judge.model, [text.text for text in texts])
+
+            scores.append(parts.measure(f"{judge.slug}-{name}", [*where, judge.slug], score, list[Number]))
+        return Draws(texts, np.array(scores, np.float64))

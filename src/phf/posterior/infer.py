@@ -1,0 +1,396 @@
+"""`phf infer`: the frontier of a base model, and where runs, modes and methods stand beside it (docs/posterior.md)."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from phf.config.infer import InferConfig
+from phf.config.train import write_spec
+from phf.errors import PHFError
+from phf.evaluate.drawn import Drawn
+from phf.evaluate.metric import bare
+from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
+from phf.files import Place, as_list, write_bytes
+from phf.folders import lock_folder
+from phf.generate.engine import Written
+from phf.intervals import bootstrap_mean
+from phf.posterior.draws import Draws, Library
+from phf.posterior.frontier import (
+    Chosen,
+    Frontier,
+    Route,
+    best_of,
+    estimate,
+    find_bound,
+    measure_draws,
+    place,
+    reject,
+)
+from phf.posterior.policy import Policy
+from phf.posterior.results import (
+    CLOSEST_BETA,
+    ESS,
+    EXACT_SCORE,
+    EXCESS_KL,
+    JUDGE_CALLS,
+    KL_BOUND,
+    KL_FROM_BASE,
+    KL_TO_BASE,
+    KL_TO_TARGET,
+    LOG_Z,
+    LOG_Z_LOWER,
+    LOG_Z_UPPER,
+    PASSES,
+    PATH_KL,
+    PATH_SCORE,
+    SCORE,
+    TARGET_KL,
+    TARGET_SCORE,
+    PolicyResult,
+    PosteriorResults,
+    write_posterior,
+)
+from phf.posterior.sandwich import Believed, estimate_log_z
+from phf.posterior.sources import Source, check_sources, choose_judges, list_policies, open_source
+from phf.records import Estimate, Progress
+from phf.results import Measure, Measurement
+from phf.reward_models import RewardModel, load_reward_model, score_samples
+
+_Values = npt.NDArray[np.float64]
+
+RARE_Z = 0.05
+"""Below this share of draws that rejection keeps it is dear, and sequential Monte Carlo bounds log Z."""
+_BASE, _POLICIES, _PILOT = 0, 1, 2
+"""Streams of random numbers: draws of the base model and of the others are independent."""
+_CHANCES = 3
+_RESERVE = 1.1
+"""Draws are planned by an estimate of Z, and so many times as many are made."""
+_PILOT_DRAWS = 256
+_LEAST_HELD = 3
+"""Exact draws without which there is no upper bound."""
+
+
+def infer(
+    base: Place,
+    runs: Place | Sequence[Place] = (),
+    out: Place = "posterior",
+    config: InferConfig | None = None,
+    *,
+    load: Callable[[str], RewardModel] = load_reward_model,
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> PosteriorResults:
+    """Measure the frontier of a base model and where policies stand beside it; writes OUT/posterior.json and OUT/samples.parquet.
+
+    What is finished is kept in OUT/parts: a stopped command goes on, and one that asks for more runs, judges or draws repeats nothing.
+
+    Args:
+        base: a run that was trained without feedback, or the folder of any causal language model: p0, without control tokens.
+        runs: runs and releases over the same vocabulary, each in all its modes.
+
+    Raises:
+        PHFError: a folder is no model; the vocabularies differ; there is no judge; another process writes into `out`.
+    """
+    with lock_folder(Path(out), "inferring into"):
+        inference = _Inference.open(base, as_list(runs), Path(out), config or InferConfig(), load, progress)
+        results = inference.measure()
+        for note in results.notes:
+            say(note)
+        drawn = inference.list_samples()
+        samples = [(own.scenario, sample) for own in drawn for sample in own.samples]
+        columns = {
+            slug: [value for own in drawn for value in own.scores[slug]] for slug in inference.library.slugs
+        }
+        write_bytes(Path(out) / SAMPLES_FILE, encode_samples(samples, columns))
+        write_posterior(Path(out), results)
+    return results
+
+
+@dataclass(frozen=True)
+class _Inference:
+    """One base model, its draws, and what stands beside it.
+
+    Attributes:
+        base: p0.
+        policies: the others, each with its model.
+        draws: of p0.
+        kept: which of them are exact draws of the target, by beta: bool [N].
+    """
+
+    config: InferConfig
+    library: Library
+    source: Source
+    base: Policy
+    policies: Sequence[tuple[Source, Policy]]
+    threshold: float
+    notes: list[str]
+    draws: Draws
+    frontier: Frontier
+    whole: Route
+    kept: Mapping[float, npt.NDArray[np.bool_]]
+
+    @classmethod
+    def open(
+        cls,
+        base: Place,
+        runs: Sequence[Place],
+        out: Path,
+        config: InferConfig,
+        load: Callable[[str], RewardModel],
+        progress: Progress | None,
+    ) -> "_Inference":
+        """Opens all models and draws from the base model."""
+        source, others = open_source(base), [open_source(run) for run in runs]
+        check_sources(source, others)
+        judges, notes = choose_judges(source, others, config.judges, load)
+        library = Library(out, judges, progress)
+        p0 = Policy(source.name, source.plain, config.sampling, prompt=source.prompt)
+        has_modes = len(source.list_targets()) > 1
+        policies = list_policies([source, *others] if has_modes else others, config)
+        draws = _draw_base(library, source, p0, config)
+        frontier = Frontier(draws.scores, num_bootstrap=config.num_bootstrap, seed=config.sampling.seed)
+        chances = np.random.default_rng([config.sampling.seed, _CHANCES]).random(len(draws))
+        return cls(
+            config,
+            library,
+            source,
+            p0,
+            [(own, policy) for own, policy in policies if (own, policy.target.mode) != (source, "untagged")],
+            next((own.threshold for own in (source, *others) if not math.isnan(own.threshold)), math.nan),
+            notes,
+            draws,
+            frontier,
+            frontier.follow_whole(),
+            {beta: frontier.keep(chances, beta) for beta in config.betas},
+        )
+
+    def measure(self) -> PosteriorResults:
+        """All there is to measure."""
+        policies = [self._place_base(), *(self._place_policy(*own) for own in self.policies)]
+        policies += [self._place_chosen(*own) for own in self._list_chosen()]
+        measurements = [*self._describe_frontier(), *self._bound_rare()]
+        unscored = len(self.draws) - self.frontier.num_scored
+        return PosteriorResults(
+            settings=self.config.model_dump(mode="json"),
+            base=self.source.name,
+            base_key=self.source.key,
+            judges=[judge.describe() for judge in self.library.judges],
+            bound=self.frontier.bound,
+            threshold=self.threshold,
+            num_draws=len(self.draws),
+            num_unscored=unscored,
+            num_exact={f"{beta:g}": int(own.sum()) for beta, own in self.kept.items()},
+            notes=[*self.notes, *self._list_notes(unscored)],
+            measurements=measurements,
+            policies=policies,
+        )
+
+    def list_samples(self) -> list[Drawn]:
+        """What samples.parquet holds: the first draws of every policy, and exact draws of the target."""
+        num, slugs = self.config.sampling.num_samples, self.library.slugs
+        found = [self.draws.take(range(min(num, len(self.draws)))).describe(self.base.name, self.base, slugs)]
+        for source, policy in self.policies:
+            own = self.library.draw(source, policy, num, _POLICIES)
+            found.append(own.describe(policy.name, policy, slugs))
+        for beta, kept in self.kept.items():
+            exact = self.draws.take(np.flatnonzero(kept)[: self.config.num_exact])
+            found.append(exact.describe(f"exact, beta={beta:g}", self.base, slugs))
+        return found
+
+    def _place_base(self) -> PolicyResult:
+        """p0 itself."""
+        rows = [
+            self._score(slug, self.whole.scores[judge, :, 0], len(self.draws))
+            for judge, slug in enumerate(self.library.slugs)
+        ]
+        rows += [Measurement(KL_FROM_BASE.name, Estimate(0.0, 0.0, 0.0, len(self.draws))), *_count_cost(1, 0)]
+        unscored = len(self.draws) - self.frontier.num_scored
+        return PolicyResult(
+            self.base.name, self.source.name, self.source.objective, "untagged", "", unscored, rows
+        )
+
+    def _place_policy(self, source: Source, policy: Policy) -> PolicyResult:
+        """A policy by draws of its own, read by p0, and draws of p0, read by it."""
+        own = self.library.draw(source, policy, self.config.sampling.num_samples, _POLICIES)
+        gaps = own.log_probs - self.library.read(
+            self.source, self.base, own, f"{source.key[:8]}-{policy.name}"
+        )
+        base = self.draws.take(range(min(len(own), len(self.draws))))
+        reverse = base.log_probs - self.library.read(source, policy, base, self.source.key[:8])
+        settings = (self.config.num_bootstrap, self.config.sampling.seed)
+        kl, scores = measure_draws(
+            own.scores, gaps, self.whole.base_share, num_bootstrap=settings[0], seed=settings[1]
+        )
+        passes = 1 if policy.guidance is None else 2
+        rows = [
+            *self._describe_place(kl, scores, len(own)),
+            Measurement(KL_TO_BASE.name, bootstrap_mean(reverse, *settings)),
+            *_count_cost(passes, 0),
+        ]
+        method = "" if policy.guidance is None else write_spec(policy.guidance)
+        unscored = int(np.isnan(own.scores[0]).sum())
+        return PolicyResult(
+            policy.name, source.name, source.objective, policy.target.mode, method, unscored, rows
+        )
+
+    def _list_chosen(self) -> list[tuple[str, Chosen, float]]:
+        """Methods that choose among draws of p0: name, what they are, and the bound of the KL that is often given."""
+        found = [
+            (f"best of {n}", best_of(self.frontier, n), find_bound(n)) for n in sorted(self.config.best_of)
+        ]
+        if not math.isnan(self.threshold):
+            rejection = reject(self.frontier, self.threshold)
+            found.append((f"rejection, score <= {self.threshold:.4g}", rejection, math.nan))
+        return found
+
+    def _place_chosen(self, name: str, chosen: Chosen, bound: float) -> PolicyResult:
+        rows = [
+            *self._describe_place(chosen.kl, chosen.scores, self.frontier.num_scored),
+            *_count_cost(chosen.cost, chosen.cost),
+        ]
+        if not math.isnan(bound):
+            rows.append(Measurement(KL_BOUND.name, bare(bound)))
+        return PolicyResult(
+            f"{self.base.name}, {name}", self.source.name, self.source.objective, "untagged", name, 0, rows
+        )
+
+    def _describe_place(self, kl: _Values, scores: _Values, count: int) -> list[Measurement]:
+        standing = place(self.frontier, self.whole, kl, scores, self.config.betas)
+        rows = [Measurement(KL_FROM_BASE.name, estimate(kl, count))]
+        for judge, slug in enumerate(self.library.slugs):
+            rows.append(self._score(slug, scores[judge], count))
+            rows.append(Measurement(EXCESS_KL.name, estimate(standing.excess[judge], count), judge=slug))
+        rows.append(Measurement(CLOSEST_BETA.name, estimate(standing.beta, count)))
+        rows += [
+            Measurement(KL_TO_TARGET.name, estimate(values, count), at=beta)
+            for beta, values in zip(self.config.betas, standing.to_target, strict=True)
+        ]
+        return rows
+
+    def _score(self, slug: str, values: _Values, count: int) -> Measurement:
+        return Measurement(SCORE.name, estimate(values, count), judge=slug)
+
+    def _describe_frontier(self) -> list[Measurement]:
+        """p* at every beta, and the line of the picture."""
+        route = self.frontier.follow([1 / beta for beta in self.config.betas])
+        rows = self._describe_route(route, list(self.config.betas), (LOG_Z, TARGET_KL, ESS), TARGET_SCORE)
+        for beta, kept in self.kept.items():
+            for slug, score in zip(self.library.slugs, self.draws.scores, strict=True):
+                found = bootstrap_mean(score[kept], self.config.num_bootstrap, self.config.sampling.seed)
+                rows.append(Measurement(EXACT_SCORE.name, found, judge=slug, at=beta))
+        line = self._describe_route(self.whole, list(self.whole.lambdas), (PATH_KL,), PATH_SCORE)
+        return rows + line
+
+    def _describe_route(
+        self, route: Route, places: Sequence[float], measures: Sequence[Measure], score: Measure
+    ) -> list[Measurement]:
+        values = {
+            LOG_Z: self.frontier.correct_log_z(route),
+            TARGET_KL: route.kl,
+            PATH_KL: route.kl,
+            ESS: route.ess,
+        }
+        num, rows = self.frontier.num_scored, []
+        for column, at in enumerate(places):
+            rows += [
+                Measurement(measure.name, estimate(values[measure][:, column], num), at=float(at))
+                for measure in measures
+            ]
+            rows += [
+                Measurement(score.name, estimate(own[:, column], num), judge=slug, at=float(at))
+                for slug, own in zip(self.library.slugs, route.scores, strict=True)
+            ]
+        return rows
+
+    def _bound_rare(self) -> list[Measurement]:
+        """Bounds on log Z from both sides, where rejection keeps few draws."""
+        rows = []
+        for number, (beta, kept) in enumerate(self.kept.items()):
+            if self._find_z(beta) >= RARE_Z:
+                continue
+            low, high = self._bound(beta, np.flatnonzero(kept), number)
+            settings = (self.config.num_bootstrap, self.config.sampling.seed)
+            rows.append(Measurement(LOG_Z_LOWER.name, bootstrap_mean(low, *settings), at=beta))
+            if len(high):
+                rows.append(Measurement(LOG_Z_UPPER.name, bootstrap_mean(high, *settings), at=beta))
+        return rows
+
+    def _find_z(self, beta: float) -> float:
+        weights = self.frontier.weigh([1 / beta])
+        return float(weights.sum() / self.frontier.num_scored)
+
+    def _bound(self, beta: float, exact: npt.NDArray[np.int64], number: int) -> tuple[_Values, _Values]:
+        """log Z by populations of particles, and by others that hold an exact draw each: two of [populations]."""
+
+        def weigh(texts: Sequence[Written]) -> _Values:
+            scores = np.array(
+                score_samples(self.library.judges[0].model, [self.base.decode(text) for text in texts]),
+                np.float64,
+            )
+            return np.where(np.isnan(scores), -np.inf, -(scores - self.frontier.bound) / beta)
+
+        twist = self._find_twist(weigh)
+        held = [self.draws.written[index] for index in exact[: self.config.populations]]
+        shared = {"num_particles": self.config.particles, "stream": number, "progress": self.library.progress}
+        low, high = (
+            estimate_log_z(self.base, weigh, twist, num_populations=num, held=own, **shared)  # type: ignore[arg-type]
+            for num, own in ((self.config.populations, ()), (len(held), held))
+            if num >= _LEAST_HELD
+        )
+        # Z is of texts with a score.
+        share = math.log(self.frontier.num_scored / len(self.draws))
+        return low - share, high - share
+
+    def _find_twist(self, weigh: Callable[[Sequence[Written]], _Values]) -> Believed | None:
+        """By the first run that has a good and a bad mode; None where no run has."""
+        modes: dict[str, dict[str, Policy]] = {}
+        for source, policy in self.policies:
+            if policy.guidance is None and policy.target.mode in ("good", "bad"):
+                modes.setdefault(source.name, {})[policy.target.mode] = policy
+        both = next((own for own in modes.values() if len(own) == 2), None)
+        if both is None:
+            return None
+        pilot = self.base.write(range(_PILOT_DRAWS), _PILOT)
+        return Believed.fit(both["good"], both["bad"], pilot, weigh(pilot))
+
+    def _list_notes(self, unscored: int) -> list[str]:
+        notes = []
+        if unscored:
+            notes.append(
+                f"{unscored:,} of {len(self.draws):,} draws of {self.source.name} have no score and are left out"
+            )
+        if self.frontier.bound < 0:
+            notes.append(
+                f"the least score among the draws, {self.frontier.bound:.4g}, is taken for the bound of all scores: texts below it, of which "
+                "none was drawn, would be drawn too seldom"
+            )
+        for beta, kept in self.kept.items():
+            if kept.sum() < self.config.num_exact:
+                notes.append(
+                    f"beta {beta:g}: {int(kept.sum()):,} exact draws, not {self.config.num_exact:,}: rejection keeps one in "
+                    f"{1 / max(self._find_z(beta), 1e-9):,.0f}, and there were {len(self.draws):,}; give a higher --max-draws"
+                )
+        return notes
+
+
+def _draw_base(library: Library, source: Source, base: Policy, config: InferConfig) -> Draws:
+    """Draws of p0, so many that rejection keeps enough at every beta where it keeps more than `RARE_Z`."""
+    first = min(max(config.num_exact, config.sampling.num_samples), config.max_draws)
+    draws = library.draw(source, base, first, _BASE)
+    if np.isnan(draws.scores[0]).all():
+        raise PHFError(
+            f"{library.slugs[0]} gave none of {first:,} texts of {source.name} a score; give another --judge or --max-new-tokens"
+        )
+    pilot = Frontier(draws.scores, num_bootstrap=0, seed=0)
+    shares = pilot.weigh([1 / beta for beta in config.betas]).mean(0)
+    least = min((share for share in shares if share >= RARE_Z), default=1.0)
+    wanted = min(math.ceil(_RESERVE * config.num_exact / least), config.max_draws)
+    return library.draw(source, base, wanted, _BASE) if wanted > first else draws
+
+
+def _count_cost(passes: float, calls: float) -> list[Measurement]:
+    return [Measurement(PASSES.name, bare(passes)), Measurement(JUDGE_CALLS.name, bare(calls))]

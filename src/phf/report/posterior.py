@@ -1,0 +1,217 @@
+"""What a score costs: the frontier of a base model and the policies beside it, from a posterior.json, as a page and as a section."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from phf.files import write_bytes
+from phf.posterior.results import (
+    CLOSEST_BETA,
+    ESS,
+    EXACT_SCORE,
+    EXCESS_KL,
+    JUDGE_CALLS,
+    KL_BOUND,
+    KL_FROM_BASE,
+    KL_TO_BASE,
+    KL_TO_TARGET,
+    LOG_Z,
+    LOG_Z_LOWER,
+    LOG_Z_UPPER,
+    MEASURES,
+    PASSES,
+    PATH_KL,
+    PATH_SCORE,
+    SCORE,
+    TARGET_KL,
+    TARGET_SCORE,
+    PolicyResult,
+    PosteriorResults,
+)
+from phf.records import Estimate
+from phf.report.figures import (
+    FAINT,
+    INK,
+    OBJECTIVE_COLOURS,
+    Drawing,
+    draw_figure,
+    plot_point,
+    read_css,
+    scale_estimate,
+    shorten,
+)
+from phf.report.page import embed_figures, make_environment
+from phf.results import Judge
+
+_LINEAR = 0.1
+"""Nats below which the axis of KL is linear, above logarithmic: methods of choice spend tenths, trained models tens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of a table: its name and, per column, a number in shown units."""
+
+    name: str
+    note: str
+    cells: list[Estimate]
+
+
+class Posterior:
+    """What the page tells of a posterior.json."""
+
+    def __init__(self, results: PosteriorResults) -> None:
+        self.results = results
+        self.judges = results.judges
+
+    @property
+    def betas(self) -> list[float]:
+        """The temperatures of the targets, as they were given."""
+        return [row.at for row in self.results.results.of(LOG_Z.name) if row.at is not None]
+
+    @property
+    def targets(self) -> list[Row]:
+        """A line per beta: log Z, its bounds, KL, effective share, and the score by each judge, in two ways."""
+        find = self.results.results.find
+        return [
+            Row(
+                f"{beta:g}",
+                f"{self.results.num_exact[f'{beta:g}']:,} exact draws",
+                [
+                    *(
+                        find(measure.name, at=beta)
+                        for measure in (LOG_Z, LOG_Z_LOWER, LOG_Z_UPPER, TARGET_KL, ESS)
+                    ),
+                    *(
+                        scale_estimate(find(measure.name, judge=judge.slug, at=beta), judge.display_scale)
+                        for judge in self.judges
+                        for measure in (TARGET_SCORE, EXACT_SCORE)
+                    ),
+                ],
+            )
+            for beta in self.betas
+        ]
+
+    @property
+    def standings(self) -> list[Row]:
+        """A line per policy: score and excess by each judge, KL both ways, cost."""
+        return [
+            Row(
+                policy.name,
+                policy.objective or "base model",
+                [
+                    *(
+                        number
+                        for judge in self.judges
+                        for number in (
+                            self.score(policy, judge),
+                            policy.results.find(EXCESS_KL.name, judge=judge.slug),
+                        )
+                    ),
+                    *(
+                        policy.results.find(measure.name)
+                        for measure in (KL_FROM_BASE, KL_TO_BASE, CLOSEST_BETA, PASSES, JUDGE_CALLS)
+                    ),
+                ],
+            )
+            for policy in self.results.policies
+        ]
+
+    @property
+    def distances(self) -> list[Row]:
+        """A line per policy: KL to the target of each beta."""
+        return [
+            Row(policy.name, "", [policy.results.find(KL_TO_TARGET.name, at=beta) for beta in self.betas])
+            for policy in self.results.policies
+            if policy.results.of(KL_TO_TARGET.name)
+        ]
+
+    def score(self, policy: PolicyResult, judge: Judge) -> Estimate:
+        """In shown units."""
+        return scale_estimate(policy.results.find(SCORE.name, judge=judge.slug), judge.display_scale)
+
+    @property
+    def nearest(self) -> list[tuple[float, str]]:
+        """By beta, the policy that is nearest to its target."""
+        found = []
+        for place, beta in enumerate(self.betas):
+            known = [row for row in self.distances if math.isfinite(row.cells[place].mean)]
+            if known:
+                found.append((beta, min(known, key=lambda row: row.cells[place].mean).name))
+        return found
+
+    def draw(self, judge: Judge) -> Drawing:
+        """Score against KL: the frontier with its band, best of n as a dashed line, every policy as a point."""
+        find = self.results.results.find
+        places = [row.at for row in self.results.results.of(PATH_KL.name)]
+        line = [
+            (
+                find(PATH_KL.name, at=at).mean,
+                scale_estimate(find(PATH_SCORE.name, judge=judge.slug, at=at), judge.display_scale),
+            )
+            for at in places
+        ]
+        chosen = [policy for policy in self.results.policies if policy.results.of(KL_BOUND.name)]
+        dashed = [
+            (policy.results.find(KL_BOUND.name).mean, self.score(policy, judge).mean) for policy in chosen
+        ]
+
+        def draw(axes: Axes) -> None:
+            kls = [kl for kl, _ in line]
+            axes.fill_between(
+                kls,
+                [score.low for _, score in line],
+                [score.high for _, score in line],
+                color=FAINT,
+                alpha=0.25,
+                linewidth=0,
+            )
+            axes.plot(kls, [score.mean for _, score in line], color=INK, linewidth=1.4)
+            axes.plot(*zip(*dashed, strict=True), color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            labels = []
+            for policy in self.results.policies:
+                kl, score = policy.results.find(KL_FROM_BASE.name), self.score(policy, judge)
+                if not (math.isfinite(kl.mean) and math.isfinite(score.mean)):
+                    continue
+                colour = OBJECTIVE_COLOURS.get(policy.objective, INK)
+                plot_point(
+                    axes, shorten(policy.name), policy.mode, (kl.mean, score.mean), kl, score, colour=colour
+                )
+                labels.append((shorten(policy.name), kl.mean, score.mean))
+            axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.4)
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            axes.set_xlabel("KL from the base model, nats a text")
+            axes.set_ylabel(f"{judge.shown_unit}  (lower is better)")
+
+        whose = (
+            "the least KL at which a mean score can be had"
+            if judge.role == "annotator"
+            else f"what the annotator’s target scores by {judge.name}"
+        )
+        return draw_figure(
+            draw,
+            f"What a score costs, by {judge.name}",
+            f"Line: the frontier, {whose}, with a 95 % band. Dashed: the best of n draws, at the bound log n − (n − 1)/n that is often given "
+            "for its KL. Points: policies, with 95 % intervals. Down and left is better; nothing can lie left of the line by the annotator.",
+            3.6,
+        )
+
+
+def describe_posterior(results: PosteriorResults) -> dict[str, object]:
+    """What the section's template is given."""
+    posterior = Posterior(results)
+    return {
+        "posterior": posterior,
+        "posterior_figures": embed_figures(posterior.draw(judge) for judge in posterior.judges),
+        "posterior_terms": [measure for measure in MEASURES if measure not in (PATH_KL, PATH_SCORE)],
+    }
+
+
+def write_posterior_page(results: PosteriorResults, path: Path) -> Path:
+    """Write the page of a posterior.json to `path`: no script, nothing fetched; the same content gives the same bytes."""
+    template = make_environment().get_template("posterior_page.html")
+    page = template.render(css=read_css(), results=results, **describe_posterior(results))
+    write_bytes(path, page.encode("utf-8", "replace"))
+    return path
