@@ -47,12 +47,12 @@ class InferConfig(StrictConfig):
     @field_validator("steers")
     @classmethod
     def _have_probabilities(cls, values: tuple[SteerConfig, ...]) -> tuple[SteerConfig, ...]:
-        for value in values:
-            if not isinstance(value, Guidance):
-                raise ValueError(
-                    f"the texts of {write_spec(value)} have no probability that could be written down; give guidance, or --best-of N "
-                    "(rejection stands beside the frontier unasked)"
-                )
+        unknown = [write_spec(value) for value in values if not isinstance(value, Guidance)]
+        if unknown:
+            raise ValueError(
+                f"the texts of {unknown[0]} have no probability that could be written down; give guidance, or --best-of N "
+                "(rejection stands beside the frontier unasked)"
+            )
         return values
 
 

@@ -84,9 +84,10 @@ class Route:
     base_share: _Values
 
     def find_kl(self, score: _Values, judge: int = 0) -> _Values:
-        """The least KL on the path at which a judge's mean score is as low, resample by resample; 0 where p0's is, NaN where it is
-        lower than the path is known for: [R] -> [R]."""
-        return self._interpolate(score, judge, self.kl)
+        """The least KL on the route at which a judge's mean score is as low, resample by resample; 0 where p0's is, NaN where it is
+        lower than the route is known for: [R] -> [R]."""
+        # KL grows with the square of what the score falls by, at first: its root is nearly straight.
+        return self._interpolate(score, judge, np.sqrt(self.kl)) ** 2
 
     def find_lambda(self, score: _Values) -> _Values:
         """Where the annotator's mean score is as low: [R] -> [R]; see `find_kl`."""
@@ -322,5 +323,6 @@ def measure_draws(
     sums = Resamples(len(gaps), num_bootstrap, seed + 1).sum(lambda part: rows[part].astype(np.float64))
     num = len(scores)
     own_share = sums[:, 0] / sums[:, 2]
-    kl = sums[:, 1] / sums[:, 0] - np.log(own_share) + np.log(base_share)
-    return kl, (sums[:, 3 + num :] / sums[:, 3 : 3 + num]).T
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample in which none is scored
+        kl = sums[:, 1] / sums[:, 0] - np.log(own_share) + np.log(base_share)
+        return kl, (sums[:, 3 + num :] / sums[:, 3 : 3 + num]).T

@@ -17,7 +17,8 @@ from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.files import Place, as_list, write_bytes
 from phf.folders import lock_folder
 from phf.generate.engine import Written
-from phf.intervals import bootstrap_mean
+from phf.intervals import bootstrap_mean, pooled_t
+from phf.objective_facts import is_baseline
 from phf.posterior.draws import Draws, Library
 from phf.posterior.frontier import (
     Chosen,
@@ -313,10 +314,9 @@ class _Inference:
             if self._find_z(beta) >= RARE_Z:
                 continue
             low, high = self._bound(beta, np.flatnonzero(kept), number)
-            settings = (self.config.num_bootstrap, self.config.sampling.seed)
-            rows.append(Measurement(LOG_Z_LOWER.name, bootstrap_mean(low, *settings), at=beta))
+            rows.append(Measurement(LOG_Z_LOWER.name, pooled_t(low.tolist()), at=beta))
             if len(high):
-                rows.append(Measurement(LOG_Z_UPPER.name, bootstrap_mean(high, *settings), at=beta))
+                rows.append(Measurement(LOG_Z_UPPER.name, pooled_t(high.tolist()), at=beta))
         return rows
 
     def _find_z(self, beta: float) -> float:
@@ -335,12 +335,21 @@ class _Inference:
 
         twist = self._find_twist(weigh)
         held = [self.draws.written[index] for index in exact[: self.config.populations]]
-        shared = {"num_particles": self.config.particles, "stream": number, "progress": self.library.progress}
-        low, high = (
-            estimate_log_z(self.base, weigh, twist, num_populations=num, held=own, **shared)  # type: ignore[arg-type]
-            for num, own in ((self.config.populations, ()), (len(held), held))
-            if num >= _LEAST_HELD
-        )
+
+        def estimate_from(held: Sequence[Written], num: int) -> _Values:
+            return estimate_log_z(
+                self.base,
+                weigh,
+                twist,
+                num_particles=self.config.particles,
+                num_populations=num,
+                held=held,
+                stream=number,
+                progress=self.library.progress,
+            )
+
+        low = estimate_from((), self.config.populations)
+        high = estimate_from(held, len(held)) if len(held) >= _LEAST_HELD else np.empty(0)
         # Z is of texts with a score.
         share = math.log(self.frontier.num_scored / len(self.draws))
         return low - share, high - share
@@ -359,6 +368,11 @@ class _Inference:
 
     def _list_notes(self, unscored: int) -> list[str]:
         notes = []
+        if not any(is_baseline(source.objective) for source, _ in self.policies):
+            notes.append(
+                "no other run that was trained without feedback stands beside the base model: what training from other initial weights "
+                "costs by itself is not known here, and every trained model pays for it; add such a run, with another seed"
+            )
         if unscored:
             notes.append(
                 f"{unscored:,} of {len(self.draws):,} draws of {self.source.name} have no score and are left out"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from phf.files import write_bytes
 from phf.posterior.results import (
@@ -47,6 +48,9 @@ from phf.results import Judge
 
 _LINEAR = 0.1
 """Nats below which the axis of KL is linear, above logarithmic: methods of choice spend tenths, trained models tens."""
+_TICKS = (0, 0.1, 0.3, 1, 3, 10, 30, 100)
+_MAX_LABELS = 8
+"""With more policies than this, hovering alone names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,6 @@ class Posterior:
             )
             axes.plot(kls, [score.mean for _, score in line], color=INK, linewidth=1.4)
             axes.plot(*zip(*dashed, strict=True), color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            labels = []
             for policy in self.results.policies:
                 kl, score = policy.results.find(KL_FROM_BASE.name), self.score(policy, judge)
                 if not (math.isfinite(kl.mean) and math.isfinite(score.mean)):
@@ -178,9 +181,24 @@ class Posterior:
                 plot_point(
                     axes, shorten(policy.name), policy.mode, (kl.mean, score.mean), kl, score, colour=colour
                 )
-                labels.append((shorten(policy.name), kl.mean, score.mean))
+                if len(self.results.policies) <= _MAX_LABELS:
+                    is_right = kl.mean > 1
+                    axes.annotate(
+                        shorten(
+                            policy.method
+                            if policy.source == self.results.base and policy.method
+                            else policy.name
+                        ),
+                        (kl.mean, score.mean),
+                        xytext=(-7 if is_right else 6, 5),
+                        textcoords="offset points",
+                        ha="right" if is_right else "left",
+                        fontsize=8,
+                    )
             axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.4)
             axes.set_xlim(left=0)
+            axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
             axes.set_xlabel("KL from the base model, nats a text")
             axes.set_ylabel(f"{judge.shown_unit}  (lower is better)")
