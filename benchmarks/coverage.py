@@ -1,8 +1,9 @@
-"""How often intervals hold the truth, by simulation: the expected maximum of 25 and the calibration error.
+"""How often intervals hold the truth, by simulation: expected maximum of 25, calibration error, and what `phf infer` estimates.
 
     python benchmarks/coverage.py maximum --trials 1000
     python benchmarks/coverage.py calibration --trials 1000
     python benchmarks/coverage.py ratings --trials 1000     # the calibration error of scores against numbers, alone and in clusters
+    python benchmarks/coverage.py posterior --trials 200    # all that phf infer estimates, on sources of 800 texts
 
 A row per case: how often the interval holds the truth, how often the truth lies below and above it, and how often an end is refused
 (an interval without an end is open there).
@@ -17,6 +18,7 @@ from scipy.special import expit, logit
 
 from phf.calibration import estimate_error, find_error
 from phf.intervals import expected_max
+from phf.posterior.frontier import Frontier, estimate, measure_draws, place
 from phf.records import Estimate
 
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
@@ -126,6 +128,74 @@ def simulate_ratings(trials: int, num: int = 600) -> None:
                 print(f"{num:5} in {size}s  {name:11} {kind:18} {describe(found, truth)}", flush=True)
 
 
+POSTERIOR_BETAS = (0.3, 0.1, 0.05)
+
+
+def simulate_posterior(trials: int, sizes: tuple[int, ...] = (500, 2000), num_texts: int = 800) -> None:
+    """Coverage of what `phf infer` estimates, where every text, its probability and its score by two judges are known."""
+    rng = np.random.default_rng(0)
+    base = rng.dirichlet(np.exp(1.5 * rng.normal(size=num_texts)))
+    scores = np.stack([np.round(rng.beta(0.3, 1.5, num_texts), 2), rng.beta(0.5, 1.5, num_texts)])
+    scores[1] = (scores[0] + scores[1]) / 2
+    policies = {
+        "near": base * np.exp(-scores[0] / 0.3 + 0.3 * rng.normal(size=num_texts)),
+        "far": base * np.exp(-scores[0] / 0.1 + 1.5 * rng.normal(size=num_texts)),
+        "worse": base * np.exp(scores[0] / 0.3 + 0.3 * rng.normal(size=num_texts)),
+    }
+    lambdas = np.geomspace(1e-3, 300, 20_000)
+    curve = np.exp(-np.outer(lambdas, scores[0])) * base
+    log_z = np.log(curve.sum(1))
+    targets = curve / curve.sum(1, keepdims=True)
+    kls = -lambdas * (targets @ scores[0]) - log_z
+    for name, policy in policies.items():
+        policy /= policy.sum()
+        kl = float(policy @ np.log(policy / base))
+        truths = {"KL": kl, "score": float(scores[0] @ policy)}
+        for judge in range(2):
+            reached = np.minimum.accumulate(targets @ scores[judge])
+            least = np.interp(-float(scores[judge] @ policy), -reached, kls, left=0.0)
+            truths[f"excess KL, judge {judge}"] = kl - float(least)
+        for beta in POSTERIOR_BETAS:
+            z = float(base @ np.exp(-scores[0] / beta))
+            target = base * np.exp(-scores[0] / beta) / z
+            truths[f"log Z, beta {beta}"] = float(np.log(z))
+            truths[f"KL of p*, beta {beta}"] = float(target @ np.log(target / base))
+            truths[f"score of p*, beta {beta}"] = float(target @ scores[0])
+            truths[f"KL to p*, beta {beta}"] = float(policy @ np.log(policy / target))
+        for num in sizes:
+            found: dict[str, list[Estimate]] = {kind: [] for kind in truths}
+            for trial in range(trials):
+                for kind, values in _infer_once(base, policy, scores, num, trial).items():
+                    found[kind].append(values)
+            for kind, truth in truths.items():
+                if name == "near" or " of p*" not in kind and "log Z" not in kind:
+                    print(f"{num:5} draws  {name:6} {kind:24} {describe(found[kind], truth)}", flush=True)
+
+
+def _infer_once(
+    base: npt.NDArray[np.float64],
+    policy: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+    num: int,
+    trial: int,
+) -> dict[str, Estimate]:
+    rng = np.random.default_rng([trial, num])
+    drawn, own = rng.choice(len(base), num, p=base), rng.choice(len(base), num, p=policy)
+    frontier = Frontier(scores[:, drawn], num_bootstrap=300, seed=trial)
+    whole, route = frontier.follow_whole(), frontier.follow([1 / beta for beta in POSTERIOR_BETAS])
+    gaps = np.log(policy[own] / base[own])
+    kl, means = measure_draws(scores[:, own], gaps, whole.base_share, num_bootstrap=300, seed=trial)
+    standing = place(frontier, whole, kl, means, POSTERIOR_BETAS)
+    found = {"KL": estimate(kl, num), "score": estimate(means[0], num)}
+    found |= {f"excess KL, judge {judge}": estimate(standing.excess[judge], num) for judge in range(2)}
+    for place_, beta in enumerate(POSTERIOR_BETAS):
+        found[f"log Z, beta {beta}"] = estimate(frontier.correct_log_z(route)[:, place_], num)
+        found[f"KL of p*, beta {beta}"] = estimate(route.kl[:, place_], num)
+        found[f"score of p*, beta {beta}"] = estimate(route.scores[0, :, place_], num)
+        found[f"KL to p*, beta {beta}"] = estimate(standing.to_target[place_], num)
+    return found
+
+
 def describe(found: list[Estimate], truth: float) -> str:
     """`truth .398: .952 hold it, .021 lie above, .027 below; no low end .000, no high end .010`."""
     above = np.mean([one.low > truth for one in found])
@@ -143,10 +213,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["maximum", "calibration", "ratings"])
+    parser.add_argument("what", choices=["maximum", "calibration", "ratings", "posterior"])
     parser.add_argument("--trials", type=int, default=1000)
     args = parser.parse_args()
-    simulate = {"maximum": simulate_maximum, "calibration": simulate_calibration, "ratings": simulate_ratings}
+    simulate = {
+        "maximum": simulate_maximum,
+        "calibration": simulate_calibration,
+        "ratings": simulate_ratings,
+        "posterior": simulate_posterior,
+    }
     simulate[args.what](args.trials)
 
 

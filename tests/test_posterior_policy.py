@@ -104,7 +104,7 @@ def test_streams_are_independent_and_repeat(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        ({"top_p": 0.9}, "top_p 0.9 makes most texts impossible.*--top-p 1"),
+        ({"top_p": 0.9}, "top_p 0.9 makes most texts impossible.*--set sampling.top_p=1"),
         ({"control": "free"}, "sum over all placements; give --control forced or prefix"),
         ({"engine": "vllm"}, "the engine vllm gives no probabilities"),
     ],

@@ -52,7 +52,7 @@ def know(beginnings: Sequence[Ids]) -> np.ndarray:
 
 def guess(beginnings: Sequence[Ids]) -> np.ndarray:
     """A wrong one: as good as what is bad."""
-    return np.array([2.0 * sum(token in (3, 5) for token in ids) for ids in beginnings])
+    return np.array([0.7 * sum(token in (3, 5) for token in ids) for ids in beginnings])
 
 
 @cache

@@ -7,8 +7,26 @@ from pydantic import Field, field_validator
 from phf.config.fields import StrictConfig
 from phf.config.steer import Guidance, SteerConfig
 from phf.config.train import SamplingConfig, write_spec
+from phf.records import ControlStyle
 
 _Count = Annotated[int, Field(gt=0)]
+
+
+class TextSampling(SamplingConfig):
+    """How texts are drawn whose probabilities are wanted: from all tokens, as the model has them."""
+
+    num_samples: _Count = 2000
+    """Texts of each policy."""
+    temperature: Annotated[float, Field(gt=0)] = 1
+    """Logits are divided by this."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1
+    """1, or most texts would be impossible and divergences infinite."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 1
+    """Until so many tokens of text a sample cannot end."""
+    max_new_tokens: _Count = 64
+    """A sample ends after so many tokens of text; divergences a text grow with it."""
+    control: ControlStyle = "forced"
+    """Where the mode's control token stands: before every segment, as in training (forced), or before the first alone (prefix)."""
 
 
 class InferConfig(StrictConfig):
@@ -32,10 +50,8 @@ class InferConfig(StrictConfig):
     """A held-out judge beside the annotator: any reward model."""
     num_bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamplings behind every bootstrap interval."""
-    sampling: SamplingConfig = SamplingConfig(
-        num_samples=2000, temperature=1, top_p=1, min_new_tokens=1, max_new_tokens=64, control="forced"
-    )
-    """How all policies write; `num_samples` of each. Their texts must have probabilities, so `top_p` is 1 and `control` not free."""
+    sampling: TextSampling = TextSampling()
+    """How all policies write."""
 
     @field_validator("betas", "best_of")
     @classmethod

@@ -60,6 +60,9 @@ class Draws:
         """By the policy that wrote them, [N]."""
         return np.array([text.log_prob for text in self.texts])
 
+    def __add__(self, others: "Draws") -> "Draws":
+        return Draws(self.texts + others.texts, np.concatenate([self.scores, others.scores], 1))
+
     def take(self, chosen: Sequence[int] | npt.NDArray[np.int64]) -> "Draws":
         """Some of them."""
         return Draws([self.texts[index] for index in chosen], self.scores[:, chosen])
@@ -91,11 +94,13 @@ class Library:
         """Of the judges."""
         return [judge.slug for judge in self.judges]
 
-    def draw(self, source: Source, policy: Policy, num: int, stream: int) -> Draws:
-        """So many draws of a policy, of a stream of random numbers."""
+    def draw(self, source: Source, policy: Policy, num: int, stream: int, first: int = 0) -> Draws:
+        """So many draws of a policy, of a stream of random numbers, from the first one on."""
         found = [
-            self._draw(self._parts(source, policy), policy, range(start, min(start + _CHUNK, num)), stream)
-            for start in range(0, num, _CHUNK)
+            self._draw(
+                self.parts(source, policy), policy, range(start, min(start + _CHUNK, first + num)), stream
+            )
+            for start in range(first, first + num, _CHUNK)
         ]
         return Draws(
             [text for own in found for text in own.texts], np.concatenate([own.scores for own in found], 1)
@@ -109,9 +114,10 @@ class Library:
             return found
 
         ids = [[text.ids, text.ended] for text in draws.texts]
-        return np.array(self._parts(source, policy).measure(f"of-{name}", ids, read, list[float]))
+        return np.array(self.parts(source, policy).measure(f"of-{name}", ids, read, list[float]))
 
-    def _parts(self, source: Source, policy: Policy) -> Parts:
+    def parts(self, source: Source, policy: Policy) -> Parts:
+        """The finished parts of a policy."""
         settings = policy.sampling.model_dump(mode="json", exclude={"batch_size", "num_samples"})
         steer = None if policy.guidance is None else policy.guidance.model_dump(mode="json")
         subject = [source.key, policy.target.mode, steer, settings, FORMAT_VERSION, version("phf")]

@@ -323,21 +323,16 @@ class _Inference:
         weights = self.frontier.weigh([1 / beta])
         return float(weights.sum() / self.frontier.num_scored)
 
-    def _bound(self, beta: float, exact: npt.NDArray[np.int64], number: int) -> tuple[_Values, _Values]:
+    def _bound(self, beta: float, exact: npt.NDArray[np.int64], number: int) -> list[_Values]:
         """log Z by populations of particles, and by others that hold an exact draw each: two of [populations]."""
 
         def weigh(texts: Sequence[Written]) -> _Values:
-            scores = np.array(
-                score_samples(self.library.judges[0].model, [self.base.decode(text) for text in texts]),
-                np.float64,
-            )
+            judge = self.library.judges[0].model
+            scores = np.array(score_samples(judge, [self.base.decode(text) for text in texts]), np.float64)
             return np.where(np.isnan(scores), -np.inf, -(scores - self.frontier.bound) / beta)
 
-        twist = self._find_twist(weigh)
-        held = [self.draws.written[index] for index in exact[: self.config.populations]]
-
-        def estimate_from(held: Sequence[Written], num: int) -> _Values:
-            return estimate_log_z(
+        def estimate_from(held: Sequence[Written], num: int, twist: Believed | None) -> list[float]:
+            found = estimate_log_z(
                 self.base,
                 weigh,
                 twist,
@@ -347,24 +342,42 @@ class _Inference:
                 stream=number,
                 progress=self.library.progress,
             )
+            # Z is of texts with a score.
+            share = self.frontier.num_scored / len(self.draws)
+            return [float(value) for value in found - math.log(share)]
 
-        low = estimate_from((), self.config.populations)
-        high = estimate_from(held, len(held)) if len(held) >= _LEAST_HELD else np.empty(0)
-        # Z is of texts with a score.
-        share = math.log(self.frontier.num_scored / len(self.draws))
-        return low - share, high - share
+        def measure() -> list[list[float]]:
+            twist = None
+            if modes is not None:
+                pilot = self.base.write(range(_PILOT_DRAWS), _PILOT)
+                twist = Believed.fit(*modes, pilot, weigh(pilot))
+            low = estimate_from((), self.config.populations, twist)
+            return [low, estimate_from(held, len(held), twist) if len(held) >= _LEAST_HELD else []]
 
-    def _find_twist(self, weigh: Callable[[Sequence[Written]], _Values]) -> Believed | None:
-        """By the first run that has a good and a bad mode; None where no run has."""
-        modes: dict[str, dict[str, Policy]] = {}
-        for source, policy in self.policies:
-            if policy.guidance is None and policy.target.mode in ("good", "bad"):
-                modes.setdefault(source.name, {})[policy.target.mode] = policy
-        both = next((own for own in modes.values() if len(own) == 2), None)
-        if both is None:
-            return None
-        pilot = self.base.write(range(_PILOT_DRAWS), _PILOT)
-        return Believed.fit(both["good"], both["bad"], pilot, weigh(pilot))
+        held = [self.draws.written[index] for index in exact[: self.config.populations]]
+        source, modes = self._find_modes()
+        settings = [
+            self.config.particles,
+            self.config.populations,
+            number,
+            self.library.slugs[0],
+            len(self.draws),
+        ]
+        parts = self.library.parts(self.source, self.base)
+        key = [*settings, self.frontier.bound, held, source and source.key]
+        return [np.array(own) for own in parts.measure(f"bounds-{beta:g}", key, measure, list[list[float]])]
+
+    def _find_modes(self) -> tuple[Source | None, tuple[Policy, Policy] | None]:
+        """Good and bad mode of the first run that has both, which make the twist; None where no run has."""
+        for source, _ in self.policies:
+            own = {
+                policy.target.mode: policy
+                for other, policy in self.policies
+                if other is source and not policy.guidance
+            }
+            if {"good", "bad"} <= set(own):
+                return source, (own["good"], own["bad"])
+        return None, None
 
     def _list_notes(self, unscored: int) -> list[str]:
         notes = []
@@ -384,9 +397,11 @@ class _Inference:
             )
         for beta, kept in self.kept.items():
             if kept.sum() < self.config.num_exact:
+                is_rare = self._find_z(beta) < RARE_Z
+                remedy = "sequential Monte Carlo bounds log Z" if is_rare else "give a higher --max-draws"
                 notes.append(
                     f"beta {beta:g}: {int(kept.sum()):,} exact draws, not {self.config.num_exact:,}: rejection keeps one in "
-                    f"{1 / max(self._find_z(beta), 1e-9):,.0f}, and there were {len(self.draws):,}; give a higher --max-draws"
+                    f"{1 / max(self._find_z(beta), 1e-9):,.0f}, and there were {len(self.draws):,}; {remedy}"
                 )
         return notes
 
@@ -402,8 +417,9 @@ def _draw_base(library: Library, source: Source, base: Policy, config: InferConf
     pilot = Frontier(draws.scores, num_bootstrap=0, seed=0)
     shares = pilot.weigh([1 / beta for beta in config.betas]).mean(0)
     least = min((share for share in shares if share >= RARE_Z), default=1.0)
-    wanted = min(math.ceil(_RESERVE * config.num_exact / least), config.max_draws)
-    return library.draw(source, base, wanted, _BASE) if wanted > first else draws
+    # In whole multiples, so that another beta finds the same draws.
+    wanted = min(first * math.ceil(_RESERVE * config.num_exact / least / first), config.max_draws)
+    return draws + library.draw(source, base, wanted - first, _BASE, first) if wanted > first else draws
 
 
 def _count_cost(passes: float, calls: float) -> list[Measurement]:

@@ -171,7 +171,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
     """
     if sampling.top_p < 1:
         raise PHFError(
-            f"top_p {sampling.top_p:g} makes most texts impossible, and divergences infinite; give --top-p 1"
+            f"top_p {sampling.top_p:g} makes most texts impossible, and divergences infinite; give --set sampling.top_p=1"
         )
     if sampling.control == "free":
         raise PHFError(

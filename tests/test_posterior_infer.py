@@ -1,0 +1,201 @@
+"""`phf infer` over real folders: what it measures, keeps, says and refuses, and its page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from page_reader import read_page
+from release_runs import get_run
+
+from phf import cli
+from phf.config.infer import InferConfig
+from phf.config.recipes import apply_overrides
+from phf.config.train import parse
+from phf.errors import PHFError
+from phf.posterior import infer as module
+from phf.posterior.infer import infer
+from phf.posterior.policy import Policy
+from phf.posterior.results import read_posterior
+from phf.report.posterior import write_posterior_page
+from phf.results import to_json
+
+SMALL = {
+    "betas": [0.5, 0.02],
+    "num_exact": 40,
+    "max_draws": 90,
+    "best_of": [4],
+    "steers": [{"kind": "guidance", "scale": 2}],
+    "particles": 4,
+    "populations": 4,
+    "num_bootstrap": 100,
+    "sampling": {"num_samples": 30, "max_new_tokens": 12},
+}
+
+
+def settings(*overrides: str) -> InferConfig:
+    return parse(InferConfig, apply_overrides(SMALL, list(overrides)), "test")
+
+
+@pytest.fixture
+def places(small_config, tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [get_run(name, small_config, folder).folder for name in ("mle", "conditional")]
+
+
+def test_the_frontier_and_every_policy_beside_it(places, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "RARE_Z", 1.1)  # so that there are bounds
+    mle, conditional = places
+    said: list[str] = []
+    found = infer(mle, [conditional], tmp_path / "out", settings(), say=said.append)
+    assert to_json(read_posterior(tmp_path / "out")) == to_json(found)
+    assert [(one.name, one.method) for one in found.policies] == [
+        ("mle", ""),
+        ("conditional good", ""),
+        ("conditional bad", ""),
+        ("conditional untagged", ""),
+        ("conditional good + guidance 2", "guidance:scale=2.0"),
+        ("mle, best of 4", "best of 4"),
+        (f"mle, rejection, score <= {found.threshold:.4g}", f"rejection, score <= {found.threshold:.4g}"),
+    ]
+    (judge,) = found.judges
+    assert judge.role == "annotator"
+    for beta in (0.5, 0.02):
+        low, log_z, high = (
+            found.results.find(name, at=beta) for name in ("log_z_lower", "log_z", "log_z_upper")
+        )
+        assert low.low < log_z.mean < high.high
+        assert log_z.mean < 0
+    for policy in found.policies[1:5]:
+        find = policy.results.find
+        assert find("kl_from_base").high > 0
+        assert find("kl_to_base").high > 0
+        # The nearest target is at least as far as the excess says, and the identity holds.
+        expected = find("kl_from_base").mean + find("score", judge=judge.slug).mean / 0.5
+        assert find("kl_to_target", at=0.5).mean == pytest.approx(
+            expected + found.results.find("log_z", at=0.5).mean, abs=1e-6
+        )
+        assert find("kl_to_target", at=0.5).mean >= find("excess_kl", judge=judge.slug).mean - 0.05
+    assert found.policies[4].results.find("passes").mean == 2
+    assert found.policies[5].results.find("judge_calls").mean == 4
+    assert 40 <= found.num_draws <= 90
+    assert any("exact draws, not 40" in line and "sequential Monte Carlo" in line for line in said)
+    assert any("another seed" in line for line in said)
+    table = pq.read_table(tmp_path / "out" / "samples.parquet")
+    counts = {name: table["scenario"].to_pylist().count(name) for name in set(table["scenario"].to_pylist())}
+    assert counts["mle"] == counts["conditional good"] == 30
+    assert counts["exact, beta=0.5"] == min(found.num_exact["0.5"], 40)
+
+
+def test_what_is_finished_is_not_made_again(places, tmp_path, monkeypatch) -> None:
+    mle, conditional = places
+    first = infer(mle, [conditional], tmp_path, settings(), say=lambda line: None)
+    written = (tmp_path / "posterior.json").read_bytes()
+    draws: list[str] = []
+    real = Policy.write
+
+    def spy(self, *args, **kwargs):
+        draws.append(self.name)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "write", spy)
+    assert to_json(infer(mle, [conditional], tmp_path, settings(), say=lambda line: None)) == to_json(first)
+    assert (tmp_path / "posterior.json").read_bytes() == written
+    assert draws == []
+    infer(mle, [conditional], tmp_path, settings("betas=[0.3]", "steers=[]"), say=lambda line: None)
+    assert draws == []
+    infer(mle, [conditional], tmp_path, settings("sampling.seed=1", "steers=[]"), say=lambda line: None)
+    assert "mle" in draws
+
+
+def test_a_model_of_another_make_is_a_base(places, small_config, tmp_path) -> None:
+    """A folder with weights and a tokenizer: the run's own, as Hugging Face reads it."""
+    run = get_run("mle", small_config, tmp_path)
+    folder = tmp_path / "plain"
+    run.load_model().save_pretrained(folder)
+    run.load_tokenizer().save(folder)
+    with pytest.raises(
+        PHFError, match="plain does not say what scored its corpus; name a reward model with --judge"
+    ):
+        infer(folder, (), tmp_path / "out", settings())
+    found = infer(folder, (), tmp_path / "out", settings("judges=[toxicity-svm]"), say=lambda line: None)
+    assert [one.method for one in found.policies] == ["", "best of 4"]
+    own = infer(places[0], (), tmp_path / "own", settings("judges=[toxicity-svm]"), say=lambda line: None)
+    assert found.results.find("log_z", at=0.5) == own.results.find("log_z", at=0.5)
+
+
+def test_models_that_cannot_stand_beside_each_other_are_refused(places, tmp_path) -> None:
+    mle, conditional = places
+    with pytest.raises(PHFError, match="two models are named mle"):
+        infer(mle, [mle], tmp_path / "out", settings())
+    with pytest.raises(PHFError, match=r"no run \(run.json\), no release"):
+        infer(tmp_path, (), tmp_path / "out", settings())
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (other / name).write_bytes(
+            (
+                conditional / "checkpoints" / next(iter((conditional / "checkpoints").iterdir())).name / name
+            ).read_bytes()
+        )
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<|endoftext|>": 0, **{f"w{index}": index + 1 for index in range(50)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(other)
+    with pytest.raises(PHFError, match="different vocabularies"):
+        infer(mle, [other], tmp_path / "out", settings())
+
+
+def test_the_page_says_what_the_file_says_and_nothing_foreign_is_markup(places, tmp_path) -> None:
+    mle, conditional = places
+    found = infer(mle, [conditional], tmp_path, settings(), say=lambda line: None)
+    object.__setattr__(found.policies[1], "name", "<img src=x onerror=alert(1)>")
+    path = write_posterior_page(found, tmp_path / "posterior.html")
+    text = path.read_text()
+    assert "<img" not in text
+    assert "<script" not in text
+    page = read_page(path)
+    assert page is not None
+    assert write_posterior_page(found, tmp_path / "again.html").read_bytes() == path.read_bytes()
+
+
+def test_the_command(places, tmp_path, monkeypatch, capsys) -> None:
+    mle, conditional = places
+    out = tmp_path / "posterior"
+    arguments = ["infer", str(mle), str(conditional), "-o", str(out), "--beta", "0.5", "--beta", "0.1"]
+    arguments += ["--num-samples", "20", "--num-exact", "20", "--max-draws", "40", "--max-new-tokens", "8"]
+    arguments += ["--set", "num_bootstrap=100", "--steer", "guidance:scale=1.5"]
+    monkeypatch.setattr("sys.argv", ["phf", *arguments])
+    cli.main()
+    shown = capsys.readouterr()
+    assert "conditional good" in shown.out
+    assert (out / "posterior.html").exists()
+    for extra, message in (
+        (["--steer", "best-of-n:n=4"], "have no probability"),
+        (["--beta", "nan"], "betas"),
+        (["--set", "sampling.top_p=0.9"], "give --set sampling.top_p=1"),
+        (["--control", "free"], "--control forced or prefix"),
+    ):
+        monkeypatch.setattr("sys.argv", ["phf", *arguments, *extra])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_exact_draws_do_not_depend_on_how_many_there_are() -> None:
+    """The number by which a draw is kept is that of its index."""
+    assert (np.random.default_rng([0, 3]).random(10) == np.random.default_rng([0, 3]).random(99)[:10]).all()
+
+
+def test_json(places, tmp_path, monkeypatch, capsys) -> None:
+    arguments = ["infer", str(places[0]), "-o", str(tmp_path), "--num-samples", "20", "--num-exact", "20"]
+    arguments += ["--max-draws", "30", "--max-new-tokens", "6", "--set", "num_bootstrap=100", "--json"]
+    monkeypatch.setattr("sys.argv", ["phf", *arguments])
+    cli.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["base"] == "mle"
+    assert isinstance(found["measurements"], list)
