@@ -168,7 +168,7 @@ def simulate_posterior(trials: int, sizes: tuple[int, ...] = (500, 2000), num_te
                 for kind, values in _infer_once(base, policy, scores, num, trial).items():
                     found[kind].append(values)
             for kind, truth in truths.items():
-                if name == "near" or " of p*" not in kind and "log Z" not in kind:
+                if name == "near" or (" of p*" not in kind and "log Z" not in kind):
                     print(f"{num:5} draws  {name:6} {kind:24} {describe(found[kind], truth)}", flush=True)
 
 

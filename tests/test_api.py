@@ -231,6 +231,16 @@ def test_a_run_is_released_and_attacked(trained, tone, kind, tmp_path):
     assert [judge.name for judge in results.judges] == ["own_tone.score", "own_tone.length"]
 
 
+@pytest.mark.parametrize("kind", [as_text, as_path, as_itself])
+def test_what_a_score_costs(trained, tone, kind, tmp_path):
+    found = api.infer(
+        kind(trained), (), {as_text: str, as_path: Path, as_itself: Path}[kind](tmp_path), {"num_exact": 8, "max_draws": 8, "populations": 3,
+        "particles": 2, "num_bootstrap": 100, "sampling": {"num_samples": 8, "max_new_tokens": 6}}, judges=tone.length,
+    )  # fmt: skip
+    assert [judge.name for judge in found.judges] == ["own_tone.score", "own_tone.length"]
+    assert [policy.name for policy in found.policies][:3] == ["run", "run good", "run bad"]
+
+
 @pytest.mark.parametrize("place", [str, Path])
 def test_reward_models_are_trained_and_checked(tone, tmp_path, place):
     rows = [

@@ -199,3 +199,17 @@ def test_json(places, tmp_path, monkeypatch, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["base"] == "mle"
     assert isinstance(found["measurements"], list)
+
+
+def test_the_report_of_runs_has_it_as_a_section(places, tmp_path) -> None:
+    from fake_runs import make_run
+
+    from phf.report.page import write_report
+    from phf.report.posterior import make_section
+
+    found = infer(places[0], (), tmp_path / "posterior", settings(), say=lambda line: None)
+    run = make_run(tmp_path / "run")
+    page = write_report(run, tmp_path / "report.html", sections=[make_section(found)]).read_text()
+    assert '<a href="#posterior">What a score costs</a>' in page
+    assert page.count('<h2 id="posterior">') == 1
+    assert "posterior" not in write_report(run, tmp_path / "plain.html").read_text()

@@ -27,6 +27,7 @@ from phf.attack.results import AttackResults
 from phf.attack.suite import attack_targets
 from phf.config.attack import AttackConfig, AttackSuiteConfig
 from phf.config.evaluate import EvaluateConfig
+from phf.config.infer import InferConfig
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
 from phf.config.train import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
@@ -38,6 +39,8 @@ from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.files import Place, as_list
 from phf.objective_facts import is_baseline
+from phf.posterior.infer import infer as _infer
+from phf.posterior.results import PosteriorResults
 from phf.records import Mode, Progress, Sample
 from phf.release.checks import Finding
 from phf.release.folder import open_release, write_release
@@ -80,6 +83,7 @@ __all__ = [
     "check_reward_model",
     "compare",
     "evaluate",
+    "infer",
     "load_scores",
     "load_train_config",
     "open_release",
@@ -235,6 +239,31 @@ def attack(
     if named := name_reward_models(judges):
         given["judges"] = named
     return attack_targets(targets, out, parse(AttackSuiteConfig, given, "attack"))
+
+
+def infer(
+    base: Place,
+    runs: Place | Sequence[Place] = (),
+    out: Place = "posterior",
+    settings: Mapping[str, object] | None = None,
+    *,
+    judges: RewardSpec | Sequence[RewardSpec] = (),
+) -> PosteriorResults:
+    """The least KL from a base model that a score costs, and what runs, modes and methods pay; what OUT/posterior.json holds.
+
+    Args:
+        base: an MLE run, or the folder of any causal language model.
+        runs: runs and releases over the same vocabulary.
+        settings: of `InferConfig`, such as `{"betas": [0.1, 0.02]}`.
+        judges: held-out judges.
+
+    Raises:
+        PHFError: see `phf.posterior.infer.infer`; a setting is not known or out of range.
+    """
+    given = dict(settings or {})
+    if named := name_reward_models(judges):
+        given["judges"] = named
+    return _infer(base, runs, out, parse(InferConfig, given, "infer"))
 
 
 def check_reward_model(

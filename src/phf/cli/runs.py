@@ -137,11 +137,20 @@ def train(
 def report(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    posterior: Annotated[
+        Path | None, typer.Option(help="Show what scores cost, too: a folder made by 'phf infer'.")
+    ] = None,
 ) -> None:
     """Write one self-contained page that compares runs."""
     from phf.report.page import write_report
 
-    print(write_report(runs, out))
+    sections = []
+    if posterior is not None:
+        from phf.posterior.results import read_posterior
+        from phf.report.posterior import make_section
+
+        sections.append(make_section(read_posterior(posterior)))
+    print(write_report(runs, out, sections=sections))
 
 
 @app.command(epilog=examples("phf demo -o demo", "phf demo -o demo --seeds 3"))

@@ -130,14 +130,26 @@ _OPEN_RUNS = 4
 """With more runs than this, the samples of each run stand behind a click."""
 
 
-def write_report(runs: Place | Sequence[Place], out: Place) -> Path:
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of the page that is made elsewhere, such as by `phf.report.posterior`; `markup` is safe, by a template of ours."""
+
+    id: str
+    title: str
+    markup: Markup
+
+
+def write_report(runs: Place | Sequence[Place], out: Place, *, sections: Sequence[Section] = ()) -> Path:
     """Write the page that compares evaluated runs to `out`: no script, nothing fetched; the same runs give the same bytes.
+
+    Args:
+        sections: that stand behind what the runs themselves say.
 
     Raises:
         PHFError: a folder is no run, or has no evaluation (the message names the command that makes it).
     """
     folders, out = list(map(hide_folders, read_runs(runs))), Path(out)
-    text = make_environment().get_template("page.html").render(_describe(folders, out))
+    text = make_environment().get_template("page.html").render(_describe(folders, out), sections=sections)
     # A lone surrogate cannot be encoded; visible_text has already shown those that stand in samples.
     write_bytes(out, text.encode("utf-8", "replace"))
     return out

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
@@ -43,7 +44,7 @@ from phf.report.figures import (
     scale_estimate,
     shorten,
 )
-from phf.report.page import embed_figures, make_environment
+from phf.report.page import Section, embed_figures, make_environment
 from phf.results import Judge
 
 _LINEAR = 0.1
@@ -225,6 +226,13 @@ def describe_posterior(results: PosteriorResults) -> dict[str, object]:
         "posterior_figures": embed_figures(posterior.draw(judge) for judge in posterior.judges),
         "posterior_terms": [measure for measure in MEASURES if measure not in (PATH_KL, PATH_SCORE)],
     }
+
+
+def make_section(results: PosteriorResults) -> Section:
+    """The section for the page that compares runs."""
+    template = make_environment().get_template("posterior.html")
+    markup = Markup(template.render(describe_posterior(results)))
+    return Section("posterior", "What a score costs", markup)
 
 
 def write_posterior_page(results: PosteriorResults, path: Path) -> Path:
