@@ -231,7 +231,7 @@ def describe_posterior(results: PosteriorResults) -> dict[str, object]:
 def make_section(results: PosteriorResults) -> Section:
     """The section for the page that compares runs."""
     template = make_environment().get_template("posterior.html")
-    markup = Markup(template.render(describe_posterior(results)))
+    markup = Markup(template.render(describe_posterior(results)))  # noqa: S704 - escaped by the template
     return Section("posterior", "What a score costs", markup)
 
 
