@@ -31,6 +31,7 @@ class Command:
     def __init__(self, function, arguments, environment, *, has_children=False):
         folder = Path(tempfile.mkdtemp())
         self._output, self._errors = folder / "stdout", folder / "stderr"
+        self._output.touch(), self._errors.touch()
         self._process = _CONTEXT.Process(
             target=_run, args=(function, arguments, environment, str(folder)), daemon=not has_children
         )
@@ -82,7 +83,7 @@ def _run(function, arguments, environment, folder):
     torch.set_num_threads(1)
     os.environ.update(environment)
     for name, handle in (("stdout", 1), ("stderr", 2)):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), handle)
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), handle)
     function(*arguments)
 
 

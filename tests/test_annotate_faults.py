@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
