@@ -6,10 +6,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo
 # Which torch: PyPI's for Linux brings CUDA's libraries (6 GB), PyTorch's own index has one without (0.2 GB).
 TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# What Python compiles is kept, whatever is set outside: else each of some hundred processes compiles it again.
+export PYTHONDONTWRITEBYTECODE :=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 CAN_REACH = $(PYTHON) -c 'import signal, sys, urllib.request as r; signal.alarm(10); r.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: help demo data test check docs bench reference judge setup clean
+.PHONY: help demo data test check lint types floors docs bench reference judge setup clean
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
@@ -30,12 +32,18 @@ demo: setup  ## from raw text to a measured comparison: demo/report.html
 	$(BIN)/phf demo -o $(DEMO)
 
 test: setup  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations 30
 
-check: setup  ## format, lint, types, floors
+check: lint types floors  ## format, lint, types, floors
+
+lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: setup
 	$(BIN)/mypy
+
+floors: setup
 	$(BIN)/lint-imports
 
 docs: setup  ## the docs site, in build/site; a warning is an error

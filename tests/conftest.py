@@ -10,6 +10,12 @@ from jaxtyping import install_import_hook
 install_import_hook(["phf.objectives", "phf.objective_rewards", "phf.model.lm"], "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that at the end no worker has one left while the others have nothing."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory):
     """500 fortunes (offensive ones among them), scored by toxicity-svm as whole documents, tokenized with 512 ids."""

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from command_processes import Command, start_command
 
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.annotate.parts import ShardParts
@@ -54,32 +56,27 @@ def fail(how):
         os.kill(os.getpid(), 9)
 '''
 
-RUN = """
-import resource, sys
-from phf.annotate.annotate import annotate
-from phf.corpus.store import Corpus
-from phf.errors import PHFError
 
-if __name__ == "__main__":
-    limit = int(sys.argv[3])
+def annotate_corpus(workers, limit):
+    """In a process and a process group of its own: prints the number of segments scored."""
+    os.setsid()
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        print(annotate(Corpus.open(sys.argv[1]), "faulty:Model", "lines", workers=int(sys.argv[2])).num_scored_now)
+        print(annotate(Corpus.open("corpus"), "faulty:Model", "lines", workers=workers).num_scored_now)
     except PHFError as error:
         sys.exit(f"error: {error}")
-"""
+
 
 NUM_DOCUMENTS = 240
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the reward model, a script that annotates, and a corpus of twelve shards of several groups."""
+    """A folder with the reward model and a corpus of twelve shards of several groups."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "faulty.py").write_text(MODEL)
-    (tmp_path / "run.py").write_text(RUN)
     rows = [f"<{number}> x\n{'y' * (number % 90)}\nü😀" for number in range(NUM_DOCUMENTS)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     corpus = build_corpus(["a.jsonl"], "corpus", bytes_per_shard=1300, bytes_per_group=500)
@@ -88,24 +85,20 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("faulty", None)
 
 
-def start(folder, workers=1, limit=0, **environment):
-    return subprocess.Popen(
-        [sys.executable, "run.py", "corpus", str(workers), str(limit)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
+def start(workers=1, limit=0, **environment):
+    """Annotate the corpus of the current folder."""
+    process = Command(annotate_corpus, (workers, limit), environment, has_children=True)
+    while process.is_running and os.getpgid(process.pid) != process.pid:
+        time.sleep(0.001)
+    return process
 
 
-def finish(folder, **options):
+def finish(**options):
     """Run to the end; gives the number of segments scored."""
-    process = start(folder, **options)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return int(output)
+    process = start(**options)
+    code, errors = process.finish()
+    assert code == 0, errors
+    return int(process.read_output())
 
 
 def read_bytes(annotation):
@@ -134,32 +127,33 @@ def test_killed_at_ten_random_moments_and_rerun_gives_the_same_bytes(folder):
     counts = []
     for kill in range(10):
         before = count_entries(path)
-        process = start(folder, workers=1 + kill % 2, SECONDS_PER_DOCUMENT="0.02")
+        process = start(workers=1 + kill % 2, SECONDS_PER_DOCUMENT="0.04")
         deadline = time.monotonic() + 60
-        while count_entries(path) == before and rng.random() > 0.002 and time.monotonic() < deadline:
+        must_do_some = kill % 3 == 2
+        while count_entries(path) == before and (must_do_some or rng.random() > 0.01):
+            assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
-        assert process.poll() is None, process.communicate()
+        assert process.is_running, process.finish()
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.finish()
         counts.append(count_entries(path))
         assert counts[-1] < num_shards, "the work was finished before it was killed"
     assert counts[-1] > 0
-    assert 0 < finish(folder) < NUM_DOCUMENTS * 3
+    assert 0 < finish() < NUM_DOCUMENTS * 3
     assert read_bytes(path) == expected
 
 
 def test_a_limit_on_file_size_is_one_line_and_nothing_half_written(folder):
     expected, path = score_undisturbed(folder)
     sizes = sorted(len(data) for data in expected.values())
-    process = start(folder, limit=sizes[0] - 100)  # smaller than any file
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    code, errors = start(limit=sizes[0] - 100).finish()  # smaller than any file
+    assert code == 1
     assert errors.count("\n") == 1
     assert "File too large; what is done is kept: check the space" in errors
     assert count_entries(path) == 0
     assert set(read_bytes(path)) <= {"manifest.json"}
-    finish(folder)
+    finish()
     assert read_bytes(path) == expected
 
 
@@ -170,9 +164,8 @@ def test_a_full_disk_is_one_line_and_the_rerun_goes_on(folder):
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a small file system")
     try:
-        process = start(folder)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1
+        code, errors = start().finish()
+        assert code == 1
         assert errors.count("\n") == 1
         assert "No space left on device; what is done is kept: check the space" in errors
         half = read_bytes(path)
@@ -180,7 +173,7 @@ def test_a_full_disk_is_one_line_and_the_rerun_goes_on(folder):
         assert 0 < count_entries(path) < len(expected) - 1
         assert all(expected[name] == data for name, data in half.items() if name != "manifest.json")
         subprocess.run(["mount", "-o", "remount,size=10m", path], check=True)
-        assert 0 < finish(folder) < NUM_DOCUMENTS * 3
+        assert 0 < finish() < NUM_DOCUMENTS * 3
         assert read_bytes(path) == expected
     finally:
         subprocess.run(["umount", path], check=True)
@@ -375,17 +368,17 @@ def test_sigterm_says_how_to_go_on_and_loses_nothing(folder):
     rows = [f"<{number}> x\n{'y' * (number % 90)}" for number in range(60)]
     (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     build_corpus(["b.jsonl"], "one-shard", bytes_per_shard=10**6, bytes_per_group=300)
-    command = [sys.executable, "-m", "phf", "annotate", "one-shard", "-r", "faulty:Model", "-s", "lines"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SECONDS_PER_DOCUMENT": "0.05"}
-    with subprocess.Popen(
-        [*command, "--workers", "1"], cwd=folder, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stderr is not None
-        assert any("annotating documents" in line for line in process.stderr)
-        process.send_signal(signal.SIGTERM)
-        rest = process.stderr.read()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on from here" in rest
+    command = ["annotate", "one-shard", "-r", "faulty:Model", "-s", "lines", "--workers", "1"]
+    process = start_command(*command, SECONDS_PER_DOCUMENT="0.05")
+    deadline = time.monotonic() + 60
+    while "annotating documents" not in process.read_errors():
+        assert process.is_running, process.read_errors()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, errors = process.finish()
+    assert code == 128 + signal.SIGTERM
+    assert "the same command goes on from here" in errors
     assert list(folder.glob("one-shard/annotations/*/parts/*.parquet"))
 
 

@@ -1,6 +1,7 @@
 """What the server of our pages answers: its own page, and nothing to others; with real requests to `phf label --app`."""
 
 import http.client
+import importlib.util
 import json
 import signal
 import socket
@@ -11,7 +12,8 @@ import pytest
 
 from phf.corpus.store import build_corpus
 
-pytest.importorskip("gradio")
+if importlib.util.find_spec("gradio") is None:  # importing it takes seconds, and only the server needs it
+    pytest.skip("gradio is not installed", allow_module_level=True)
 JOIN = "/gradio_api/queue/join"
 
 

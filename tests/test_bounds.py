@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from command_processes import start_command
 from pydantic import ValidationError
 from release_runs import get_run
 
@@ -354,13 +355,12 @@ def test_what_has_no_end_is_refused(place, tmp_path, monkeypatch, capsys, kind):
         assert (code, "is not a regular file" in err) == (2, True), err
 
 
-def phf_process(*arguments, limit=None, **environment):
-    """A real process, as a shell starts it; `limit` is set in it before."""
+def phf_process(*arguments, **environment):
+    """A real process, as a shell starts it."""
     return subprocess.run(
         [sys.executable, "-m", "phf", *map(str, arguments)],
         timeout=100,
         capture_output=True,
-        preexec_fn=limit,
         env={**os.environ, **environment},
     )
 
@@ -382,15 +382,17 @@ def test_an_ascii_terminal_shows_what_it_can(tmp_path):
     assert b"na\\xefve" in done.stdout
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path):
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+def limit_disk():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = phf_process("release", run.folder, "-o", tmp_path / "release", limit=limit)
-    assert done.returncode == 2
-    assert b"Traceback" not in done.stderr
-    assert b"File too large; check the path, its permissions and the space on the disk" in done.stderr
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path):
+    release = start_command("release", run.folder, "-o", tmp_path / "release", prepare=limit_disk)
+    code, errors = release.finish()
+    assert code == 2
+    assert "Traceback" not in errors
+    assert "File too large; check the path, its permissions and the space on the disk" in errors
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from command_processes import warm_starts
 
-from phf import demo
+from phf import demo, processes
 from phf.config.objectives import built_in_kinds
 from phf.config.train import load_train_config
 from phf.errors import PHFError
@@ -30,6 +31,7 @@ SMALL = {"tokens": 9_000, "num_samples": 26, "say": lambda line: None}
 def small_demo(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(demo, "SOURCES", ("fortunes:offensive",))
+    patch.setattr(processes.multiprocessing, "get_context", warm_starts)
     out = tmp_path_factory.mktemp("demo")
     yield out, demo.run_demo(out, objectives="paper", **SMALL)
     patch.undo()

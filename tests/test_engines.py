@@ -111,7 +111,7 @@ def test_ray_gives_the_bytes_of_the_local_engine(folder, monkeypatch):
         }.items():
             (folder / "fail").write_text(how)
             with pytest.raises(PHFError, match=complaint) as error:
-                annotate(corpus, "noted:Model", "lines", **options)
+                annotate(corpus, "noted:Model", "lines", **{**options, "workers": 1})
             assert "\n" not in str(error.value)
             (folder / "fail").unlink()
         again = annotate(corpus, "noted:Model", "lines", workers=1)

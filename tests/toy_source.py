@@ -232,15 +232,22 @@ def log_probabilities(model: PreTrainedModel, source: ToySource, mode: str = "no
 
 
 def train(
-    source: ToySource, objective: Objective, num_steps: int, *, seed: int = 0, look_every: int = 0
+    source: ToySource,
+    objective: Objective,
+    num_steps: int,
+    *,
+    seed: int = 0,
+    look_every: int = 0,
+    width: int = 64,
+    learning_rate: float = 4e-3,
 ) -> Iterator[tuple[int, PreTrainedModel]]:
     """Train a two-layer model with the project's own blocks, loss, optimizer and schedule; yields it now and then."""
-    config = OptimConfig(learning_rate=4e-3, batch_blocks=32, weight_decay=0.0, final_fraction=0.0)
+    config = OptimConfig(learning_rate=learning_rate, batch_blocks=32, weight_decay=0.0, final_fraction=0.0)
     model = lm.create_model(
-        ModelConfig(preset="1M", layers=2, width=64, heads=2), vocab_size=8, control=CONTROL, context=32,
+        ModelConfig(preset="1M", layers=2, width=width, heads=2), vocab_size=8, control=CONTROL, context=32,
         seed=seed,
     )  # fmt: skip
-    values = lm.ValueHead(64, sigmoid=False) if objective.has_value_head else None
+    values = lm.ValueHead(width, sigmoid=False) if objective.has_value_head else None
     blocks = Blocks(source.tokens, objective.rule, source.all_scores, split="train", context=32, seed=seed)
     optimizers = make_optimizers(model, values, config)
     for step in range(num_steps + 1):
