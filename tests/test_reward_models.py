@@ -103,7 +103,12 @@ def test_empty_segments_and_samples_are_unscored_never_zero(models):
     [
         (lambda ends: [0.0] * (len(ends) + 1), "returned 3 scores for the 2 segments of document 0"),
         (lambda ends: [0.0] * (len(ends) - 1), "returned 1 scores"),
-        (lambda ends: [math.inf] * len(ends), "infinite score"),
+        (
+            lambda ends: [math.inf] * len(ends),
+            "returned the score inf; a score lies within ±1e.09, or is NaN",
+        ),
+        (lambda ends: [0.0, -1e38], "returned the score -1e.38; a score lies within"),
+        (lambda ends: [1.1e9, math.nan], "returned the score 1.1e.09; a score lies within"),
     ],
 )
 def test_wrong_answers_of_a_model_are_refused(wrong, message):

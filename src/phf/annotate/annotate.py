@@ -25,7 +25,7 @@ from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import Place, hash_json
 from phf.processes import count_cores
-from phf.records import Progress
+from phf.records import MAX_SCORE, Progress
 from phf.reward_models.catalogue import name_reward_model
 from phf.reward_models.combination import Combination
 from phf.reward_models.protocol import RewardSpec
@@ -75,7 +75,7 @@ def annotate(
 
     Raises:
         PHFError: the reward model is unknown, fails or hangs on a document, or gives a wrong number of scores or an
-            infinite one (names the document); a worker was killed; another process writes the same annotation; the
+            infinite or huge one (names the document); a worker was killed; another process writes the same annotation; the
             disk is full.
     """
     if workers is not None and workers < 1:
@@ -206,12 +206,12 @@ def _combine_shard(model: Combination, parts: Sequence[Annotation], index: int) 
                 f"{part.path} has other segment ends than {parts[0].path}; delete the one that is wrong"
             )
     scores = [part_scores for _, _, part_scores in joined]
-    with np.errstate(over="ignore"):
-        combined = model.combine(scores).astype(np.float32)
-    if np.isinf(combined).any():
+    combined = model.combine(scores)
+    if (np.abs(combined) > MAX_SCORE).any():
         raise PHFError(
-            f"the weighted sum {model.identity.name} is too large for float32; choose smaller weights"
+            f"the weighted sum {model.identity.name} lies beyond ±{MAX_SCORE:g}; choose smaller weights"
         )
+    combined = combined.astype(np.float32)
     # Of each segment without a score: which part has none.
     first_missing = np.argmax(np.isnan(scores), axis=0)
     start = stop = first_document = 0

@@ -11,7 +11,13 @@ import numpy.typing as npt
 
 from phf.code import refuse_exit
 from phf.errors import PHFError
-from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unscored, split_segments
+from phf.records import MAX_SCORE
+from phf.reward_models.protocol import (
+    RewardModel,
+    SegmentRewardModel,
+    Unscored,
+    split_segments,
+)
 
 
 def score_documents(model: RewardModel, documents: Sequence[tuple[str, Sequence[int]]]) -> list[list[float]]:
@@ -25,14 +31,10 @@ def score_documents(model: RewardModel, documents: Sequence[tuple[str, Sequence[
         One list per document, one score per segment; `Unscored` or NaN where there is none.
 
     Raises:
-        PHFError: the model returned a wrong number of scores, or an infinite one.
+        PHFError: the model returned a wrong number of scores, or one beyond `MAX_SCORE`.
     """
     scored = [list(scores) for scores in _score_each(model, documents)]
-    if np.isinf(_to_array(chain.from_iterable(scored))).any():
-        index = next(index for index, scores in enumerate(scored) if np.isinf(scores).any())
-        raise PHFError(
-            f"reward model {model.identity.name} returned an infinite score for document {index} of the batch"
-        )
+    _refuse_huge(model, _to_array(chain.from_iterable(scored)))
     return scored
 
 
@@ -50,7 +52,7 @@ def score_segments(
         scores [num_segments], NaN = unscored; the model's own answers for those, in order, which carry the reasons.
 
     Raises:
-        PHFError: the model returned a wrong number of scores, or one that is infinite as float32.
+        PHFError: the model returned a wrong number of scores, or one beyond `MAX_SCORE`.
     """
     flat: Sequence[float]
     if _looks_at_segments_alone(model):
@@ -69,15 +71,21 @@ def score_segments(
     name = model.identity.name
     if values.shape != (num_segments,):
         raise PHFError(f"reward model {name} returned {len(values)} scores for {num_segments} segments")
-    with np.errstate(over="ignore"):  # a score too large for float32 becomes infinite
-        scores = values.astype(np.float32)
-    if np.isinf(scores).any():
-        raise PHFError(f"reward model {name} returned an infinite score")
+    _refuse_huge(model, values)
+    scores = values.astype(np.float32)
     return scores, [flat[index] for index in np.flatnonzero(np.isnan(scores)).tolist()]
 
 
 def _refuse_exit(model: RewardModel) -> AbstractContextManager[None]:
     return refuse_exit(f"reward model {model.identity.name}")
+
+
+def _refuse_huge(model: RewardModel, scores: npt.NDArray[np.floating]) -> None:
+    beyond = scores[np.abs(scores) > MAX_SCORE]  # NaN is not
+    if len(beyond) > 0:
+        raise PHFError(
+            f"reward model {model.identity.name} returned the score {beyond[0]:g}; a score lies within ±{MAX_SCORE:g}, or is NaN"
+        )
 
 
 def _looks_at_segments_alone(model: RewardModel) -> TypeGuard[SegmentRewardModel]:
