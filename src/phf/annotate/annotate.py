@@ -48,6 +48,7 @@ def annotate(
     timeout: float = TIMEOUT,
     verify: bool = False,
     wait: bool = False,
+    isolated: bool = False,
     progress: Progress | None = None,
 ) -> Annotation:
     """Score every segment of a corpus, or what an earlier call has left unscored.
@@ -69,6 +70,7 @@ def annotate(
         timeout: seconds that a reward model may take for 1 MB of text before it counts as hung and is killed.
         verify: check the bytes of the corpus and of what was scored before, and score again what is damaged.
         wait: for another process that writes the same annotation, instead of an error.
+        isolated: run a user's own code in a process of its own, also with one worker: its crash is an error then.
 
     Returns:
         The finished annotation; its `num_scored_now` says how many segments this call has scored.
@@ -90,7 +92,7 @@ def annotate(
         unchecked = Corpus.open(corpus.path)
         for index in range(len(unchecked.shards)):
             unchecked.open_shard(index).close()
-    job = _Job(engine, workers, ray_address, gpus_per_worker, timeout, verify, wait, progress)
+    job = _Job(engine, workers, ray_address, gpus_per_worker, timeout, verify, wait, isolated, progress)
     if isinstance(scorer.model, Combination):
         return job.combine(scorer, scorer.model)
     return job.annotate(scorer)
@@ -107,6 +109,7 @@ class _Job:
     timeout: float
     verify: bool
     wait: bool
+    isolated: bool
     progress: Progress | None
 
     def annotate(self, scorer: Scorer) -> Annotation:
@@ -176,6 +179,7 @@ class _Job:
             parts[index], turns[index] = shard, list_turns(writer.corpus, index)[len(shard.scored) :]
         all_turns = list(chain.from_iterable(turns.values()))
         workers = max(1, min(self.workers or count_cores(), len(all_turns)))
+        isolated = self.isolated and "sources" in scorer.model.identity.parameters
         num_documents = sum(writer.corpus.shards[index].num_documents for index in writer.pending)
         kept = list(chain.from_iterable(shard.scored for shard in parts.values()))
         num_done = 0
@@ -187,7 +191,7 @@ class _Job:
                 self.progress("annotating documents", num_done, num_documents)
             return scored
 
-        with closing(score_in_order(all_turns, scorer, workers, self.timeout)) as scored:
+        with closing(score_in_order(all_turns, scorer, workers, self.timeout, isolated)) as scored:
             for index in writer.pending:
                 with closing(parts[index].keep(islice(scored, len(turns[index])))) as whole:
                     writer.write_shard(index, map(report, whole))
