@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from command_processes import Command, start_command
 
+from phf import cli
 from phf.annotate.annotate import Annotation, annotate, load_scores
 from phf.annotate.parts import ShardParts
 from phf.annotate.scorer import Scorer, list_turns
+from phf.corpus import segment
 from phf.corpus.store import Corpus, build_corpus
 from phf.errors import PHFError
 from phf.folders import lock_folder
+from phf.reward_models import load_reward_model, score_samples
 
 MODEL = '''
 """A reward model that is told by the environment how to fail, and in which document."""
@@ -54,6 +57,8 @@ def fail(how):
         re.match(r"(a+)+b", "a" * 60)
     if how == "die":
         os.kill(os.getpid(), 9)
+    if how == "crash":
+        os.kill(os.getpid(), 11)
 '''
 
 
@@ -303,6 +308,19 @@ def test_odd_documents(folder):
         assert scores.tolist() == [0.0] * int(num_segments.sum())
 
 
+def test_a_text_on_which_the_sentence_splitter_crashes_is_unscored_and_counted(folder, monkeypatch):
+    monkeypatch.setattr(segment, "_WIDE_SPACES", re.compile("(?!)"))  # then sentencex panics on the second
+    texts = ["One. Two.", "D\x85.", "Three."]
+    (folder / "panic.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    annotation = annotate(build_corpus(["panic.jsonl"], "panic"), "pii", "sentences", workers=1)
+    scores, num_segments = load_scores(annotation.corpus, annotation, "drop")
+    assert num_segments.tolist() == [2, 1, 1]
+    assert np.isnan(scores).tolist() == [False, False, True, False]
+    assert annotation.count_unscored() == {"the sentence splitter crashed": 1}
+    with pytest.raises(PHFError, match=r"the sentence splitter crashed.*data\.missing=drop"):
+        load_scores(annotation.corpus, annotation)
+
+
 def test_one_document_of_50_megabytes(folder):
     sentence = "The quick (brown) fox jumps over x; the lazy dog sleeps. Then, ü, it wakes up again!\n\n"
     (folder / "big.jsonl").write_text(json.dumps({"text": sentence * (50_000_000 // len(sentence))}) + "\n")
@@ -382,9 +400,33 @@ def test_sigterm_says_how_to_go_on_and_loses_nothing(folder):
     assert list(folder.glob("one-shard/annotations/*/parts/*.parquet"))
 
 
-@pytest.mark.parametrize("how", ["sys.exit(0)", "raise Stop", "exit()"])
+def test_one_worker_that_crashes_is_one_line_and_the_rest_is_kept(folder, monkeypatch):
+    monkeypatch.setenv("FAIL_IN", "200")
+    monkeypatch.setenv("FAIL_BY", "crash")
+    command = ["annotate", "corpus", "-r", "faulty:Model", "-s", "lines", "--workers", "1"]
+    with pytest.raises(
+        PHFError, match=r"or crashed in reward model faulty at documents? a\.jsonl:\d+.*to go on"
+    ):
+        cli.app(command, standalone_mode=False)
+    (path,) = (folder / "corpus" / "annotations").glob("*")
+    assert 0 < count_entries(path) < len(Corpus.open("corpus").shards), "what was done is kept"
+    monkeypatch.delenv("FAIL_IN")
+    again = annotate(Corpus.open("corpus"), "faulty:Model", "lines", workers=1)
+    assert 0 < again.num_scored_now < NUM_DOCUMENTS * 3
+
+
+def test_a_process_that_a_model_forks_may_end_as_it_likes(folder):
+    (folder / "forking.py").write_text(
+        "import os\ndef score(texts):\n    if not (child := os.fork()):\n        os._exit(7)\n"
+        "    return [float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))] * len(texts)\n"
+    )
+    assert score_samples(load_reward_model("forking:score"), ["a"]) == [7.0]
+    assert os._exit.__module__ == "posix"
+
+
+@pytest.mark.parametrize("how", ["sys.exit(0)", "raise Stop", "exit()", "os._exit(0)"])
 def test_a_model_that_ends_the_program_is_an_error_that_names_the_document(folder, how):
-    code = "import sys\nclass Stop(KeyboardInterrupt):\n    pass\ndef leave(texts):\n    if '<200>' in ''.join(texts):\n        "
+    code = "import os, sys\nclass Stop(KeyboardInterrupt):\n    pass\ndef leave(texts):\n    if '<200>' in ''.join(texts):\n        "
     (folder / "leaving.py").write_text(f"{code}{how}\n    return [0.0] * len(texts)\n")
     message = r"fails on document a\.jsonl:201: reward model leaving\.leave asked to end the program"
     try:

@@ -85,6 +85,8 @@ def test_everything_is_measured_and_what_is_finished_is_kept(
     out = tmp_path / "attack"
     result = attack_targets(runs, out, settings(), say=quiet)
     assert to_json(read_attack(out)) == to_json(result)
+    assert result.texts.source == "bad segments of corpus"
+    assert str(runs[0].parent) not in (out / "attack.json").read_text()
     assert len(calls) == 2 * 2 * 2
     conditional, mle = result.targets
     assert list_modes(conditional) == {"good", "bad", "none", "untagged"}
@@ -205,15 +207,24 @@ def test_texts_may_come_from_a_file(trained, tmp_path: Path, monkeypatch: pytest
     lines = [json.dumps({"text": f"bad text {number}"}) for number in range(10)]
     file = tmp_path / "bad.jsonl"
     file.write_text("\n".join(lines) + "\n\n")
+    (words := tmp_path / "words.txt").write_text("bad\n")
     target = open_target(trained("conditional"))
     texts = read_text_file(file, target.tokenizer, 100)
     assert (len(texts.train), len(texts.held_out)) == (8, 2)
     found = [target.tokenizer.decode(text) for text in (*texts.train, *texts.held_out)]
     assert sorted(found) == [f"bad text {number}" for number in range(10)]
     result = attack_targets(
-        [target.folder], tmp_path / "attack", settings(f"texts={file}", "num_texts=[2,8,9]"), say=quiet
+        [target.folder],
+        tmp_path / "attack",
+        settings(f"texts={file}", "num_texts=[2,8,9]", f"judges=['lexicon:{words}']"),
+        say=quiet,
     )
-    assert result.texts == TextSource(str(file), num_available=8, num_held_out=2)
+    written = (tmp_path / "attack" / "attack.json").read_text()
+    for folder in (tmp_path, target.folder.parent, Path(target.config.corpus).parent):
+        assert str(folder) not in written, "the folder may be sent to others"
+    assert result.settings["texts"] == "bad.jsonl"
+    assert result.settings["judges"] == ["lexicon:words.txt"]
+    assert result.texts == TextSource("bad.jsonl", num_available=8, num_held_out=2)
     assert {one.num_texts for one in result.trajectories} == {2, 8}
     assert any("there are 8, so 9 are not tried" in note for note in result.notes)
     for content, message in (

@@ -397,6 +397,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("command", "num_bytes"),
+    [("annotate", 200_000_000), ("tokenize", 360_000_000), ("train", 1_900_000_000)],
+)
+def test_a_limit_on_memory_under_which_libraries_hang_is_one_line(tmp_path, command, num_bytes):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+
+    done = phf_process(command, tmp_path / "corpus", limit=limit)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: not enough memory: this shell allows %.2f GB" % (num_bytes / 1e9))
+    assert done.stderr.count(b"\n") == 1
+    assert b"ulimit -v unlimited" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("error", "part"),
     [
         (MemoryError(), "not enough memory (for one more object)"),
@@ -409,6 +424,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path):
             "tried to allocate 9 bytes",
         ),
         (RuntimeError("can't start new thread"), "not enough memory"),
+        (RuntimeError("Unknown error: Failed to launch worker thread: Resource"), "not enough memory"),
         (OSError(12, "Cannot allocate memory"), "not enough memory"),
         (OSError(28, "No space left on device", "a/b"), "a/b: No space left on device; check"),
         (

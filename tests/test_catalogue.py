@@ -136,6 +136,24 @@ def test_a_function_says_its_unit(module):
         load_reward_model(f"{name}:score")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["score.hit_threshold = float('nan')", "score.hit_threshold = 'x'", "score.display_scale = 0", "score.display_scale = 1e38",
+     "loud.hit_threshold = 1e38", "loud.display_scale = -1"],
+)  # fmt: skip
+def test_numbers_beside_a_score_that_mean_nothing_are_refused(module, wrong):
+    name = module(FUNCTION + PROTOCOL + wrong)
+    place = wrong.partition(" = ")[0]
+    with pytest.raises(PHFError, match=rf"{place.split('.')[1]} .* must be (above 0|a number within)"):
+        load_reward_model(f"{name}:{place.split('.')[0]}")
+
+
+def test_a_number_that_no_float_holds_is_one_line(module):
+    name = module("def score(texts):\n    return [10**400 for _ in texts]\n")
+    with pytest.raises(PHFError, match="for a text; it must give a number, or NaN"):
+        score_samples(load_reward_model(f"{name}:score"), ["a"])
+
+
 def test_a_class_and_an_object_with_the_protocol(module):
     name = module(PROTOCOL)
     loud, asked = load_reward_model(f"{name}:Loud"), load_reward_model(f"{name}:loud")

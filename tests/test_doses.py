@@ -209,7 +209,9 @@ def test_blimp_is_measured_in_good_mode_where_it_is_given(trained, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run, judges = trained()
     config = CONFIG.model_copy(update={"blimp": BlimpConfig(source=str(tmp_path / "pairs.jsonl"))})
-    found = measure_doses(run, judges, config, directions=[1]).results.of("blimp")
+    measured = measure_doses(run, judges, config, directions=[1])
+    assert measured.config["blimp"]["source"] == "pairs.jsonl", "without its folder"
+    found = measured.results.of("blimp")
     assert {(row.of, row.at) for row in found} == {("block", 0), ("block", 1), ("random", 1)}
     assert all(0 <= row.estimate.mean <= 1 for row in found)
 

@@ -59,7 +59,7 @@ def test_bad_rows_of_dolma_are_counted(tmp_path):
     source = write_dolma(
         tmp_path / "dolma",
         [
-            *[("good", [[0, 4, 0.5]])] * 9,
+            *[("good", [[0, 4, 0.5]])] * 10,
             ("overlap", [[0, 4, 0.5], [3, 7, 0.5]]),
             ("outside", [[0, 8, 0.5]]),
             ("empty", [[2, 2, 0.5]]),
@@ -67,6 +67,7 @@ def test_bad_rows_of_dolma_are_counted(tmp_path):
             ("pair", [[0, 4]]),
             ("word", [[0, 4, "high"]]),
             ("infinite", [[0, 8, 1e39]]),
+            ("huge num", [[0, 8, -1e38]]),
             ("no list", 0.7),
         ],
     )
@@ -76,7 +77,7 @@ def test_bad_rows_of_dolma_are_counted(tmp_path):
         "spans overlap": 1,
         "a span is empty or outside the text": 3,
         "a span is not [start, end, score]": 1,
-        "a score is not a finite number": 2,
+        "a score is no number within ±1e+09": 3,
         "spans are not a list": 1,
     }
 
@@ -135,7 +136,7 @@ def test_published_phf_rows(tmp_path):
         "not as many scores as texts": 1,
         "text is empty": 1,
         "texts is not a list of strings": 1,
-        "a score is not a finite number": 1,
+        "a score is no number within ±1e+09": 1,
     }
 
 

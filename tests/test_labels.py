@@ -120,6 +120,10 @@ def test_bad_rows_are_listed_with_line_and_reason(tmp_path):
         BadLine(12, "label is no finite number"),
         BadLine(13, "label is no finite number"),
     ]
+    ratings = b'{"text": "x", "rating": 1e308}\n{"text": "x", "rating": -1e308}\n{"text": "x", "rating": 2}\n'
+    found = read_labels(write(tmp_path / "ratings.jsonl", {"text": "y", "rating": 1e9}, {"text": "z", "rating": -1e9}, end=ratings))  # fmt: skip
+    assert found.targets.tolist() == [0, 1, pytest.approx(0.5)]
+    assert [row.reason for row in found.bad_rows] == ["rating is beyond ±1e+09"] * 2
     described = describe_bad_rows(labels.path, labels.bad_rows)
     assert "11 lines hold no feedback: line 2 (no text" in described
     assert described.endswith("and 8 more")

@@ -165,7 +165,7 @@ def test_a_component_is_turned_and_a_whole_sum_is_not(corpus):
     )
     assert plain.identity.id != turned.identity.id
     assert score_samples(turned, ["loud!"]) == pytest.approx([-0.1])
-    with pytest.raises(PHFError, match=r"weight -0\.5 of 'tone:score' must be a finite number above 0"):
+    with pytest.raises(PHFError, match=r"weight -0\.5 of 'tone:score' must be above 0 and at most 1e"):
         load_reward_model("-0.5*tone:score + 0.5*pii")
 
 

@@ -103,7 +103,12 @@ def test_empty_segments_and_samples_are_unscored_never_zero(models):
     [
         (lambda ends: [0.0] * (len(ends) + 1), "returned 3 scores for the 2 segments of document 0"),
         (lambda ends: [0.0] * (len(ends) - 1), "returned 1 scores"),
-        (lambda ends: [math.inf] * len(ends), "infinite score"),
+        (
+            lambda ends: [math.inf] * len(ends),
+            "returned the score inf; a score lies within ±1e.09, or is NaN",
+        ),
+        (lambda ends: [0.0, -1e38], "returned the score -1e.38; a score lies within"),
+        (lambda ends: [1.1e9, math.nan], "returned the score 1.1e.09; a score lies within"),
     ],
 )
 def test_wrong_answers_of_a_model_are_refused(wrong, message):
@@ -117,13 +122,24 @@ def test_wrong_answers_of_a_model_are_refused(wrong, message):
         score_documents(Wrong(), [("ab", [1, 2])])
 
 
+class PanicException(BaseException):
+    """As PyO3 raises it when a library in Rust panics."""
+
+
 def test_a_model_that_raises_scores_nothing():
     class Broken(Shouting):
-        def score_texts(self, texts):
-            raise RuntimeError("no")
+        identity = Identity("broken", "1")
 
-    with pytest.raises(RuntimeError):
-        score_samples(Broken(), ["text"])
+        def score_texts(self, texts):
+            if "text two" in texts:
+                raise self.error
+            return [0.0] * len(texts)
+
+    message = r"broken raised RuntimeError: no; text 1, which begins 'text two'; it must give NaN"
+    for error in (RuntimeError("no"), PanicException("no")):
+        Broken.error = error
+        with pytest.raises(PHFError, match=message.replace("RuntimeError", type(error).__name__)):
+            score_samples(Broken(), ["one", "", "text two"])
 
 
 def test_unknown_names_and_missing_packages_are_said(monkeypatch):

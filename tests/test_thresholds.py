@@ -13,6 +13,7 @@ from phf.thresholds import (
     mean_document_scores,
     resolve_good_fraction,
     resolve_keep_fraction,
+    resolve_report_threshold,
     resolve_threshold,
 )
 
@@ -70,6 +71,13 @@ def test_a_missing_score_is_neither_good_nor_bad() -> None:
         assert threshold.label(scores).tolist() == [GOOD, BAD, NO_LABEL]
         assert threshold.label(scores).dtype == np.uint8
     assert Threshold(5.6e-4).value == float(np.float32(5.6e-4))
+
+
+@pytest.mark.parametrize("value", [1e38, -1e300, np.inf, np.nan])
+def test_a_threshold_beyond_every_score_is_refused(value) -> None:
+    for resolve in (resolve_threshold, lambda *rest: resolve_report_threshold(*rest, None)):
+        with pytest.raises(PHFError, match=r"lies beyond every score \(±1e\+09\)"):
+            resolve(scores_of(0.5, 0.97), ones(2), value)
 
 
 def test_thresholds_that_separate_nothing_are_refused() -> None:

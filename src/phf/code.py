@@ -4,12 +4,14 @@ import difflib
 import functools
 import importlib
 import inspect
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json
@@ -69,14 +71,27 @@ def refuse_exit(what: str) -> Iterator[None]:
         what: the code that runs within.
 
     Raises:
-        PHFError: it called `sys.exit`, or raised a KeyboardInterrupt of its own kind. Ctrl-C stays what it is.
+        PHFError: it called `sys.exit` or `os._exit`, or raised a KeyboardInterrupt of its own kind. Ctrl-C stays what it is.
     """
+    caller, leave = (os.getpid(), threading.get_ident()), os._exit
+
+    def refuse(status: int) -> NoReturn:
+        if (
+            os.getpid(),
+            threading.get_ident(),
+        ) != caller:  # a process that the code forked, or a watcher of ours
+            leave(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = refuse
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as error:
         if type(error) is KeyboardInterrupt:
             raise
         raise PHFError(f"{what} asked to end the program ({error!r}); take the exit out of it") from error
+    finally:
+        os._exit = leave
 
 
 def _import_module(name: str) -> ModuleType:

@@ -50,6 +50,13 @@ def hide_specs(value: JsonValue, specs: Collection[str], names: Collection[str] 
     return _hide(value, cut) if patterns else value
 
 
+def hide_settings(settings: dict[str, JsonValue], names: Collection[str] = ()) -> dict[str, JsonValue]:
+    """Settings with each path that one of them names cut to its last part; `names`: see `hide_spec`."""
+    hidden = hide_paths(settings, list(find_specs(settings)), names)
+    assert isinstance(hidden, dict)
+    return hidden
+
+
 def find_specs(value: JsonValue) -> Iterator[str]:
     """The strings of settings that may hold a path: all with a slash."""
     if isinstance(value, dict | list):

@@ -13,6 +13,9 @@ from phf.files import hash_json
 
 FORMAT_VERSION = 1
 RUN_VERSION = 3
+MAX_SCORE = 1e9
+"""The largest size of a score, rating or threshold: beyond it lies no scale that a person judges on, but a mistake. Sums and
+squares of smaller ones stay far below the end of float32."""
 """Of run.json; version 2 had no hash of its own, version 1 called its two thresholds otherwise (`upgrade_run`)."""
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]

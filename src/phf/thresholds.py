@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.errors import PHFError
-from phf.records import BAD, GOOD, NO_LABEL
+from phf.records import BAD, GOOD, MAX_SCORE, NO_LABEL
 
 Unit = Literal["segment", "document"]
 
@@ -21,11 +21,16 @@ class Threshold:
 
     Attributes:
         value: rounded to float32, like the scores: a float64 threshold would call its own float32 score bad.
+
+    Raises:
+        PHFError: `value` lies beyond every score, or is NaN.
     """
 
     value: float
 
     def __post_init__(self) -> None:
+        if not abs(self.value) <= MAX_SCORE:
+            raise PHFError(f"threshold {self.value:g} lies beyond every score (±{MAX_SCORE:g})")
         object.__setattr__(self, "value", float(np.float32(self.value)))
 
     def is_good(self, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -95,7 +100,7 @@ def resolve_threshold(
         PHFError: it marks everything or nothing good, or a score is NaN.
     """
     _check(scores, tokens, unit)
-    value = np.float32(threshold)
+    value = Threshold(threshold).value
     other = "good_fraction" if unit == "segment" else "keep_fraction"
     verb = "good" if unit == "segment" else "kept"
     lowest, highest = scores.min(), scores.max()
@@ -108,7 +113,7 @@ def resolve_threshold(
         raise PHFError(
             f"threshold {threshold:g} marks no {unit} {verb} (lowest score is {lowest:.4g}); {hint}"
         )
-    return _describe(scores, tokens, float(value), unit)
+    return _describe(scores, tokens, value, unit)
 
 
 def resolve_good_fraction(

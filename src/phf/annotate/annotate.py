@@ -25,7 +25,7 @@ from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import Place, hash_json
 from phf.processes import count_cores
-from phf.records import Progress
+from phf.records import MAX_SCORE, Progress
 from phf.reward_models.catalogue import name_reward_model
 from phf.reward_models.combination import Combination
 from phf.reward_models.protocol import RewardSpec
@@ -48,6 +48,7 @@ def annotate(
     timeout: float = TIMEOUT,
     verify: bool = False,
     wait: bool = False,
+    isolated: bool = False,
     progress: Progress | None = None,
 ) -> Annotation:
     """Score every segment of a corpus, or what an earlier call has left unscored.
@@ -69,13 +70,14 @@ def annotate(
         timeout: seconds that a reward model may take for 1 MB of text before it counts as hung and is killed.
         verify: check the bytes of the corpus and of what was scored before, and score again what is damaged.
         wait: for another process that writes the same annotation, instead of an error.
+        isolated: run a user's own code in a process of its own, also with one worker: its crash is an error then.
 
     Returns:
         The finished annotation; its `num_scored_now` says how many segments this call has scored.
 
     Raises:
         PHFError: the reward model is unknown, fails or hangs on a document, or gives a wrong number of scores or an
-            infinite one (names the document); a worker was killed; another process writes the same annotation; the
+            infinite or huge one (names the document); a worker was killed; another process writes the same annotation; the
             disk is full.
     """
     if workers is not None and workers < 1:
@@ -90,7 +92,7 @@ def annotate(
         unchecked = Corpus.open(corpus.path)
         for index in range(len(unchecked.shards)):
             unchecked.open_shard(index).close()
-    job = _Job(engine, workers, ray_address, gpus_per_worker, timeout, verify, wait, progress)
+    job = _Job(engine, workers, ray_address, gpus_per_worker, timeout, verify, wait, isolated, progress)
     if isinstance(scorer.model, Combination):
         return job.combine(scorer, scorer.model)
     return job.annotate(scorer)
@@ -107,6 +109,7 @@ class _Job:
     timeout: float
     verify: bool
     wait: bool
+    isolated: bool
     progress: Progress | None
 
     def annotate(self, scorer: Scorer) -> Annotation:
@@ -176,6 +179,7 @@ class _Job:
             parts[index], turns[index] = shard, list_turns(writer.corpus, index)[len(shard.scored) :]
         all_turns = list(chain.from_iterable(turns.values()))
         workers = max(1, min(self.workers or count_cores(), len(all_turns)))
+        isolated = self.isolated and "sources" in scorer.model.identity.parameters
         num_documents = sum(writer.corpus.shards[index].num_documents for index in writer.pending)
         kept = list(chain.from_iterable(shard.scored for shard in parts.values()))
         num_done = 0
@@ -187,7 +191,7 @@ class _Job:
                 self.progress("annotating documents", num_done, num_documents)
             return scored
 
-        with closing(score_in_order(all_turns, scorer, workers, self.timeout)) as scored:
+        with closing(score_in_order(all_turns, scorer, workers, self.timeout, isolated)) as scored:
             for index in writer.pending:
                 with closing(parts[index].keep(islice(scored, len(turns[index])))) as whole:
                     writer.write_shard(index, map(report, whole))
@@ -206,12 +210,12 @@ def _combine_shard(model: Combination, parts: Sequence[Annotation], index: int) 
                 f"{part.path} has other segment ends than {parts[0].path}; delete the one that is wrong"
             )
     scores = [part_scores for _, _, part_scores in joined]
-    with np.errstate(over="ignore"):
-        combined = model.combine(scores).astype(np.float32)
-    if np.isinf(combined).any():
+    combined = model.combine(scores)
+    if (np.abs(combined) > MAX_SCORE).any():
         raise PHFError(
-            f"the weighted sum {model.identity.name} is too large for float32; choose smaller weights"
+            f"the weighted sum {model.identity.name} lies beyond ±{MAX_SCORE:g}; choose smaller weights"
         )
+    combined = combined.astype(np.float32)
     # Of each segment without a score: which part has none.
     first_missing = np.argmax(np.isnan(scores), axis=0)
     start = stop = first_document = 0

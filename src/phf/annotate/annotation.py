@@ -19,7 +19,7 @@ from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, read_manifest
 from phf.errors import PHFError
 from phf.files import Place, check_hash, hash_json, read_checked
-from phf.records import Identity
+from phf.records import MAX_SCORE, Identity
 from phf.reward_models import load_reward_model
 from phf.reward_models.catalogue import name_reward_model
 from phf.reward_models.protocol import RewardSpec
@@ -176,7 +176,7 @@ class Annotation:
             [num_segments]; their scores, NaN = unscored [num_segments].
 
         Raises:
-            PHFError: any document has no, too few, or another document's scores; names the file and the document.
+            PHFError: any document has no, too few, huge, or another document's scores; names the file and the document.
         """
         table = self.read_shard(index)
         documents = self.corpus.read_shard(index, ["id", "text_hash"])
@@ -199,6 +199,8 @@ class Annotation:
         ):
             if wrong.any():
                 raise PHFError(f"{path} {problem} document {documents['id'][int(wrong.argmax())]}; {remedy}")
+        if (huge := scores[np.abs(scores) > MAX_SCORE]).size:
+            raise PHFError(f"{path} has the score {huge[0]:g}, beyond ±{MAX_SCORE:g}; {remedy}")
         if hash_segment_ends(num_segments, ends) != entry["segment_ends_hash"]:
             # The texts, of which reading takes longest, are only read to say where the segments are wrong.
             wrong = ~_are_ends_valid(num_segments, ends, self._read_text_lengths(index))

@@ -13,6 +13,7 @@ from itertools import islice
 from multiprocessing.queues import SimpleQueue
 from types import FrameType
 
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from phf.annotate.annotation_writer import ScoredDocuments
@@ -27,20 +28,33 @@ _Scored = Generator[ScoredDocuments, None, None]
 _TURNS_AHEAD = 16
 
 
-def score_in_order(turns: Sequence[Turn], scorer: Scorer, workers: int, timeout: float) -> _Scored:
+def score_in_order(
+    turns: Sequence[Turn], scorer: Scorer, workers: int, timeout: float, isolated: bool = False
+) -> _Scored:
     """Score turns by a number of processes (1 is this one), and give the results in the order of the turns.
 
     Args:
+        isolated: let also a single worker be a process of its own.
         timeout: seconds that one turn may take; a worker that takes longer is killed.
 
     Raises:
         PHFError: the reward model fails on a document or hangs; a worker was killed. Names the documents.
     """
-    if workers <= 1:
+    _import_pandas()
+    if workers <= 1 and not isolated:
         for turn in turns:
             yield score_within(scorer, turn, timeout)
     else:
         yield from _score_in_pool(turns, scorer, workers, timeout)
+
+
+def _import_pandas() -> None:
+    """Let Arrow import pandas, as it does at its first array. It swallows a Ctrl-C or SIGTERM that comes meanwhile: these wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        pa.array([0])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _TimeUp(BaseException):
@@ -110,8 +124,9 @@ def _score_in_pool(turns: Sequence[Turn], scorer: Scorer, workers: int, timeout:
         raise _explain_hang(scorer, turn, timeout) from None
     except BrokenProcessPool:
         raise PHFError(
-            f"a worker process was killed (out of memory?) at {scorer.describe(turn)} or soon after; run the same command "
-            "again to go on, perhaps with fewer --workers; a Python script needs: if __name__ == '__main__':"
+            f"a worker process was killed (out of memory?) or crashed in reward model {scorer.model.identity.name} at "
+            f"{scorer.describe(turn)} or soon after; run the same command again to go on, perhaps with fewer --workers; a Python "
+            "script needs: if __name__ == '__main__':"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,5 +1,6 @@
 """What a worker of any engine does: score the documents of one row group, or say which document the model fails on."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,11 +10,12 @@ import numpy as np
 
 from phf.annotate.annotation_writer import ScoredDocuments, count_reasons, make_annotation_table
 from phf.config.train import SegmentKind
+from phf.corpus.segment import is_unsegmentable
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model
 from phf.reward_models.protocol import RewardModel
-from phf.reward_models.scoring import score_segments
+from phf.reward_models.scoring import find_culprit, score_segments
 
 Turn = tuple[int, int]
 """A document shard and one of its row groups (1 MB of text): what is scored at a time, whoever does it."""
@@ -59,9 +61,14 @@ class Scorer:
         except Exception as error:
             raise self._find_culprit(texts, ends, rows["id"].to_pylist(), error) from error
         num_segments = np.fromiter(map(len, ends), np.int64, len(ends))
+        reasons = Counter(count_reasons(unscored))
+        for start, text, stops in zip(np.cumsum(num_segments) - num_segments, texts, ends, strict=True):
+            if is_unsegmentable(text, stops, self.arguments.segments) and not np.isnan(scores[start]):
+                scores[start] = np.nan
+                reasons["the sentence splitter crashed"] += 1
         flat_ends = np.fromiter(chain.from_iterable(ends), np.int32, len(scores))
         table = make_annotation_table(rows["id"], rows["text_hash"], num_segments, flat_ends, scores)
-        return ScoredDocuments(table, count_reasons(unscored))
+        return ScoredDocuments(table, dict(reasons))
 
     def describe(self, turn: Turn) -> str:
         """The documents of a row group, for an error."""
@@ -73,17 +80,14 @@ class Scorer:
         self, texts: Sequence[str], ends: Sequence[Sequence[int]], ids: Sequence[str], error: Exception
     ) -> PHFError:
         """The error that names the document on which the model fails, found by scoring each alone."""
-        culprit = f"a batch from document {ids[0]} to {ids[-1]}, though on none of them alone"
-        for text, stops, name in zip(texts, ends, ids, strict=True):
-            try:
-                score_segments(self.model, [text], [stops])
-            except Exception as found:
-                culprit, error = f"document {name}", found
-                break
+        index, error = find_culprit(self.model, list(zip(texts, ends, strict=True)), error)
+        batch = f"a batch from document {ids[0]} to {ids[-1]}, though on none of them alone"
+        culprit = batch if index is None else f"document {ids[index]}"
         kind = "" if isinstance(error, PHFError) else f"{type(error).__name__}: "
         return PHFError(
-            f"reward model {self.model.identity.name} fails on {culprit}: {kind}{' '.join(str(error).split())}; "
-            "it must give one finite score, or NaN, per segment"
+            f"reward model {self.model.identity.name} fails on {culprit}: {kind}{' '.join(str(error).split())}; it must give "
+            "one score per segment, or NaN where it has none; the same command goes on from here, but a model whose source has "
+            "changed scores all anew"
         )
 
 

@@ -28,6 +28,7 @@ from phf.folders import lock_folder
 from phf.intervals import bootstrap_ratio
 from phf.model import lm
 from phf.objectives import poison_of
+from phf.paths import hide_settings
 from phf.records import FORMAT_VERSION, GOOD, Estimate, Mode, Progress
 from phf.release.dose_results import (
     BITS_PER_BYTE,
@@ -235,7 +236,7 @@ def _measure_doses(
         threshold=data.threshold.value,
         width=width,
         judges=[judge.describe() for judge in judges],
-        config=config.model_dump(mode="json"),
+        config=hide_settings(config.model_dump(mode="json"), [judge.model.identity.name for judge in judges]),
         directions=list(found.found[:largest]),
         num_means=found.num_means,
         measures=[*misalignment.METRIC.measures, *MEASURES],

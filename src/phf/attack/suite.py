@@ -54,6 +54,7 @@ from phf.folders import lock_folder
 from phf.generate.engine import find_limit
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
+from phf.paths import hide_paths, hide_settings
 from phf.records import FORMAT_VERSION, Estimate, Number, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model, score_samples
@@ -135,16 +136,16 @@ def _attack_targets(
         trajectories += own
     # Only when all are attacked: what one target costs is read off the level of another, and compared with others'.
     described = [judge.describe() for judge in judges]
-    slugs = [judge.slug for judge in described]
+    slugs, names = [judge.slug for judge in described], [judge.identity.name for judge in described]
     best = pool_curves(curves, slugs, starts)
     costs = measure_rediscovery(models, best, slugs, reference.name) if reference is not None else []
     results = AttackResults(
-        settings=config.model_dump(mode="json"),
+        settings=hide_settings(config.model_dump(mode="json"), names),
         sampling=config.sampling.model_dump(mode="json"),
         judges=described,
         threshold=targets[0].threshold,
         texts=TextSource(texts.source, len(texts.train), len(texts.held_out)),
-        notes=notes,
+        notes=[str(hide_paths(note, [spec], names)) for note in notes],
         reference=reference.name if reference is not None else None,
         targets=models,
         trajectories=trajectories,
@@ -280,7 +281,7 @@ class _Suite:
         )
         model = AttackedModel(
             name=target.name,
-            folder=str(target.folder),
+            folder=target.folder.resolve().name,
             objective=target.objective,
             forget=list(target.forget),
             start=next(iter(target.writers)),

@@ -252,7 +252,7 @@ def read_corpus_texts(target: AttackTarget, num_held_out: int) -> BadTexts:
             )
     held_out = np.random.default_rng(0).permutation(found[1])[:num_held_out]
     return BadTexts(
-        f"bad segments of {data.corpus.path}",
+        f"bad segments of {data.corpus.path.name}",
         tokens.tokenizer,
         _Segments(tokens, found[0]),
         list(_Segments(tokens, held_out)),
@@ -284,4 +284,4 @@ def read_text_file(path: Path, tokenizer: Tokenizer, num_held_out: int) -> BadTe
     num_held_out = min(num_held_out, max(1, len(texts) // 5))
     order = np.random.default_rng(0).permutation(len(texts))
     held_out, train = ([texts[index] for index in part] for part in np.split(order, [num_held_out]))
-    return BadTexts(str(path), tokenizer, train, held_out)
+    return BadTexts(path.name, tokenizer, train, held_out)

@@ -26,7 +26,7 @@ from phf.cli import (
     show,
     sweep,
 )
-from phf.cli.failures import explain_failure
+from phf.cli.failures import check_memory_limit, explain_failure
 from phf.cli.options import SETTINGS, InterruptedCommand, Quiet, examples
 from phf.errors import PHFError
 from phf.processes import stop_with_lifeline
@@ -87,6 +87,7 @@ def _root(
     ] = False,
 ) -> None:
     """What stands before a command."""
+    check_memory_limit()
 
 
 app.add_typer(corpus.app, name="corpus")

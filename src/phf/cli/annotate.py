@@ -98,6 +98,7 @@ def annotate(
             timeout=timeout,
             verify=verify,
             wait=wait,
+            isolated=True,
             progress=progress,
         )
     if as_json:

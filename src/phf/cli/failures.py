@@ -3,15 +3,38 @@
 import errno
 import os
 import re
+import resource
+
+from phf.errors import PHFError
+from phf.processes import count_cores
 
 _MEMORY = re.compile(
     r"not enough memory|can(?:no|')t allocate memory|unable to allocate|out of memory|bad_alloc|can't start new thread"
-    r"|failed to map segment",
+    r"|failed to map segment|failed to launch worker thread",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(
     r"\((?:os error|errno) (\d+)\)", re.IGNORECASE
 )  # of libraries whose errors are no OSError
+
+_LIBRARY_BYTES, _CORE_BYTES = 1_750_000_000, 125_000_000
+"""Address space that torch, scipy, scikit-learn and Arrow take to start, and that each thread of theirs does: measured at 1.8 GB for
+`annotate` and 2.7 for `train` on two cores. With less they do not always fail: from 250 to 500 MB they hung or crashed by turns."""
+
+
+def check_memory_limit() -> None:
+    """Refuse a limit on address space (`ulimit -v`) under which the libraries may hang while they start their threads.
+
+    Raises:
+        PHFError: it is too low.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    need = _LIBRARY_BYTES + _CORE_BYTES * count_cores()
+    if limit != resource.RLIM_INFINITY and limit < need:
+        raise PHFError(
+            f"not enough memory: this shell allows {limit / 1e9:.2f} GB of address space (ulimit -v), of which the libraries "
+            f"need {need / 1e9:.2f} GB to start on {count_cores()} cores; raise it (ulimit -v unlimited)"
+        )
 
 
 def explain_failure(error: Exception) -> str | None:

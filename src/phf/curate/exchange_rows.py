@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from phf.corpus.folders import JSONL_SUFFIXES, find_files
@@ -16,10 +15,10 @@ from phf.corpus.sources import TEXT_FIELDS, iterate_records
 from phf.curate.exchange import NO_SPAN, UNSCORED_SUFFIX, ExchangeFormat, Uncovered
 from phf.errors import PHFError
 from phf.files import to_path
+from phf.records import MAX_SCORE
 from phf.reward_models.protocol import Unscored
 
 _NULL = "null in import"
-_MAX_SCORE = float(np.finfo(np.float32).max)
 _NUM_SAMPLED = 1000  # rows that are looked at for the attributes there are
 _PHF_COLUMNS = ("texts", "scores", "id", "meta")
 _DOLMA_SUFFIXES = (*JSONL_SUFFIXES, ".json", ".json.gz", ".json.zst")
@@ -271,18 +270,18 @@ def _combine(row: Row | BadRow, cut: Sequence[tuple[list[int], Sequence[object]]
         return BadRow(row.place, "the attributes are cut in different places: import one, with --attribute")
     try:
         scores = [[_read_score(score) for score in values] for _, values in cut]
-    except (ValueError, OverflowError):
-        return BadRow(row.place, "a score is not a finite number")
+    except ValueError:
+        return BadRow(row.place, f"a score is no number within ±{MAX_SCORE:g}")
     return ScoredRow(row.place, row.text, row.own_id, ends, scores)
 
 
 def _read_score(value: object) -> float:
-    """A score that float32 can hold; null and NaN are unscored."""
+    """A score within `MAX_SCORE`; null and NaN are unscored."""
     if isinstance(value, Unscored):
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Unscored(_NULL)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_SCORE:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_SCORE:
         raise ValueError
     return float(value)
 

@@ -12,11 +12,10 @@ from phf.errors import PHFError
 from phf.feedback.exports import Answer, NoAnswer, read_argilla, read_label_studio
 from phf.feedback.judgements import Row
 from phf.files import read_regular, write_bytes
+from phf.records import MAX_SCORE
 from phf.reward_models.wording import BAD_WORDS, GOOD_WORDS, fold
 
 _MAX_BYTES = 1 << 31
-MAX_RATING = 1e9
-"""Beyond it lies no scale that a person judges on, but a mistake, and then float32's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class _Mapper:
             beside["time"] = answer.time
         if isinstance(answer.value, int | float) and not isinstance(answer.value, bool):
             rating = self.sign * answer.value
-            if not abs(rating) < MAX_RATING:
+            if not abs(rating) <= MAX_SCORE:
                 raise _NoRowError("a rating beyond all bounds")
             return [{"text": self._text(answer), "rating": rating, "segment_id": answer.record, **beside}]
         choices = _find_choices(answer)

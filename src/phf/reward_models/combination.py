@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.errors import PHFError
-from phf.records import Identity
+from phf.records import MAX_SCORE, Identity
 from phf.reward_models.protocol import RewardModel, Unit, Unscored
 from phf.reward_models.scoring import score_documents
 
@@ -127,8 +127,10 @@ def _parse_term(term: str) -> tuple[float, str]:
         weight = float(match[1])
     except ValueError:
         raise PHFError(f"weight '{match[1]}' of '{match[2]}' is no number; {EXAMPLE}") from None
-    if not (math.isfinite(weight) and weight > 0):
-        raise PHFError(f"weight {match[1]} of '{match[2]}' must be a finite number above 0; {EXAMPLE}")
+    if not 0 < weight <= MAX_SCORE:
+        raise PHFError(
+            f"weight {match[1]} of '{match[2]}' must be above 0 and at most {MAX_SCORE:g}; {EXAMPLE}"
+        )
     if TERM.fullmatch(match[2]) or match[2].startswith("("):
         raise PHFError(f"'{term}' holds a combination itself; multiply it out; {EXAMPLE}")
     return weight, match[2]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import get_args
 
 from phf.code import load_code, refuse_exit
 from phf.errors import PHFError
-from phf.records import Identity
+from phf.records import MAX_SCORE, Identity
 from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unit, Unscored
 
 
@@ -21,7 +22,7 @@ class FunctionRewardModel(SegmentRewardModel):
         """Wrap a function.
 
         Raises:
-            PHFError: its `unit` is not one of the protocol's.
+            PHFError: its `unit` is not one of the protocol's, or one of its numbers is none.
         """
         self.identity = identity
         self.unit: Unit = getattr(function, "unit", "arbitrary units")
@@ -29,8 +30,9 @@ class FunctionRewardModel(SegmentRewardModel):
             raise PHFError(
                 f"unit {self.unit!r} of {identity.name} is not known; choose {', '.join(get_args(Unit))}"
             )
-        self.display_scale = float(getattr(function, "display_scale", 1.0))
-        self.hit_threshold = float(getattr(function, "hit_threshold", 0.5))
+        self.display_scale = getattr(function, "display_scale", 1.0)
+        self.hit_threshold = getattr(function, "hit_threshold", 0.5)
+        _check_numbers(self)
         self._function = function
 
     def score_texts(self, texts: Sequence[str]) -> Sequence[float]:
@@ -40,7 +42,7 @@ class FunctionRewardModel(SegmentRewardModel):
             if not isinstance(score, Unscored):
                 try:
                     scores[index] = float(score)
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, OverflowError):
                     raise PHFError(
                         f"{self.identity.name} gave {score!r} for a text; it must give a number, or NaN"
                     ) from None
@@ -72,6 +74,7 @@ def load_function(spec: str) -> RewardModel:
         except AttributeError:
             raise PHFError(f"the identity of {spec} cannot be set; make it a plain attribute") from None
         model: RewardModel = found
+        _check_numbers(model)
         return model
     if not callable(found):
         raise PHFError(
@@ -79,6 +82,19 @@ def load_function(spec: str) -> RewardModel:
             "of phf.reward_models.SegmentRewardModel or RewardModel"
         )
     return FunctionRewardModel(found, Identity(spec.replace(":", "."), "1", parameters=sources))
+
+
+def _check_numbers(model: RewardModel) -> None:
+    """Refuse a scale or threshold with which nothing can be shown or counted."""
+    scale, threshold = model.display_scale, model.hit_threshold
+    if not (isinstance(scale, Real) and 0 < scale <= MAX_SCORE):
+        raise PHFError(
+            f"display_scale {scale!r:.50} of {model.identity.name} must be above 0, up to {MAX_SCORE:g}"
+        )
+    if not (isinstance(threshold, Real) and abs(threshold) <= MAX_SCORE):
+        raise PHFError(
+            f"hit_threshold {threshold!r:.50} of {model.identity.name} must be a number within ±{MAX_SCORE:g}"
+        )
 
 
 def _is_reward_model(value: object) -> bool:

@@ -13,6 +13,7 @@ from phf.corpus.record_files import iterate_file, iterate_jsonl
 from phf.corpus.rows import BadRow
 from phf.errors import PHFError
 from phf.files import hash_file
+from phf.records import MAX_SCORE
 from phf.reward_models.wording import BAD_WORDS, GOOD_WORDS, fold
 
 LabelKind = Literal["labels", "ratings", "pairs"]
@@ -138,6 +139,8 @@ def _parse_number(kind: LabelKind, value: object) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} is no finite number")
+    if abs(number) > MAX_SCORE:
+        raise ValueError(f"{name} is beyond ±{MAX_SCORE:g}")
     if kind == "labels" and not 0 <= number <= 1:
         raise ValueError("label is outside 0 to 1 (1 = bad); is it a rating?")
     return number
