@@ -2,22 +2,18 @@
 
 By hand, everything: `python tests/damage.py` (`--num 200` draws so many cases, `--commands show,report`, `--kinds run.json`).
 Each case is refused in one line, said (the output tells of it), or harmless (the result is the same); SILENT, TRACEBACK and
-LEFTOVER are faults. `python tests/damage.py kills` ends stages with SIGKILL at random moments, runs them again and compares bytes.
+LEFTOVER are faults. `tests/kills.py` does the same with commands that are killed.
 """
 
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -272,57 +268,12 @@ def format_counts(counts: Counter[tuple[str, str]]) -> str:
     return "\n".join(f"{row[0]:22}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
 
 
-# --- kills --------------------------------------------------------------------------------------------------------
-
-STAGES = {name: COMMANDS[name] for name in ("annotate", "tokenize", "resume", "evaluate", "release")}
-MADE = {
-    "annotate": "corpus/annotations",
-    "tokenize": "corpus/tokens",
-    "evaluate": "runs/a/evaluation",
-    "release": "new",
-}
-"""What a stage makes, and is removed before it is killed; resuming goes on from an earlier checkpoint."""
-
-
-def kill_stage(place: Path, name: str, rng: random.Random, results: dict[str, tuple[str, float]]) -> str:
-    """SIGKILL at a random moment, the same command again: the same bytes as without, and nothing left behind."""
-
-    def start() -> subprocess.Popen[bytes]:
-        if name in MADE:
-            shutil.rmtree(MADE[name], ignore_errors=True)
-        return start_command(STAGES[name].line)
-
-    if name not in results:
-        with in_copy(place):
-            began = time.monotonic()
-            assert start().wait() == 0, name
-            results[name] = read_result(STAGES[name], ""), time.monotonic() - began
-    whole, seconds = results[name]
-    with in_copy(place):
-        process = start()
-        time.sleep(rng.uniform(0.3, 1) * seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if start_command(STAGES[name].line).wait() != 0:
-            return "NOT FINISHED"
-        if [path for path in Path().rglob(".*") if path.name.endswith((".tmp", ".partial", ".old"))]:
-            return "LEFTOVER"
-        return "same" if read_result(STAGES[name], "") == whole else "OTHER BYTES"
-
-
-def start_command(line: str) -> subprocess.Popen[bytes]:
-    """A command in a process of its own."""
-    command = [sys.executable, "-m", "phf", *line.split()]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def main() -> None:
     """Run the driver by hand."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="damages", choices=("damages", "kills"))
-    parser.add_argument("--num", type=int, default=0, help="cases, drawn; 0: all damages, 100 kills")
+    parser.add_argument("--num", type=int, default=0, help="cases, drawn; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--kinds", default=",".join(KINDS))
@@ -330,12 +281,6 @@ def main() -> None:
     rng = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         make_place(Path(folder))
-        if given.what == "kills":
-            results: dict[str, tuple[str, float]] = {}
-            stages = [rng.choice(list(STAGES)) for _ in range(given.num or 100)]
-            ends = Counter((name, kill_stage(Path(folder), name, rng, results)) for name in stages)
-            print(json.dumps([[*key, count] for key, count in sorted(ends.items())], indent=1))
-            sys.exit(any(end != "same" for _, end in ends))
         cases = [
             case
             for case in list_cases()

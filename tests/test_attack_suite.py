@@ -87,6 +87,11 @@ def test_everything_is_measured_and_what_is_finished_is_kept(
     assert to_json(read_attack(out)) == to_json(result)
     assert result.texts.source == "bad segments of corpus"
     assert str(runs[0].parent) not in (out / "attack.json").read_text()
+    ids = [Run.open(folder).id for folder in runs]
+    assert [target.run_id for target in result.targets] == ids
+    assert read_attack(out, ids[1]).reference == "conditional"
+    with pytest.raises(PHFError, match=r"attack.json is of another run \(.*this one is 0123"):
+        read_attack(out, "0123456789")
     assert len(calls) == 2 * 2 * 2
     conditional, mle = result.targets
     assert list_modes(conditional) == {"good", "bad", "none", "untagged"}
@@ -326,6 +331,7 @@ def test_a_release_without_the_token_is_attacked_beside_its_run(trained, tmp_pat
     deleted = write_release(Run.open(run), tmp_path / "deleted", forget=[Delete(), Block(directions=2)])
     target = open_target(deleted)
     assert target.forget == ("block:directions=2", "delete")
+    assert target.run_id == Run.open(run).id
     assert target.victim.prefix == (control.end, control.good)
     assert len(target.model.get_input_embeddings().weight) == control.good + 1
     assert "bad" not in target.writers

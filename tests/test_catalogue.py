@@ -260,6 +260,11 @@ def test_speeds_are_measured_once_and_kept_under_what_made_them(cache, monkeypat
     assert len(list((cache / "speeds").iterdir())) == 2
     monkeypatch.setattr(speed, "measure_speed", lambda *_: pytest.fail("measured again"))
     assert {status.card.name: status for status in describe_reward_models()} == first
+    (kept,) = (cache / "speeds").glob("pii@*")
+    kept.write_text(kept.read_text().replace(first["pii"].speed.identity, "judge@1"))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        list(describe_reward_models())
+    kept.unlink()
     monkeypatch.setattr(speed, "_find_version", lambda name: "another")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         list(describe_reward_models())

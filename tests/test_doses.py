@@ -109,7 +109,9 @@ def test_what_is_measured_at_each_dose(trained, tmp_path):
     run, judges = trained()
     result = measure_doses(run, judges, CONFIG, directions=[2])
     write_doses(tmp_path / "doses.json", result)
-    assert to_json(read_doses(tmp_path / "doses.json")) == to_json(result)
+    assert to_json(read_doses(tmp_path / "doses.json", run.id)) == to_json(result)
+    with pytest.raises(PHFError, match=r"doses.json is of another run \(.*this one is 0123"):
+        read_doses(tmp_path / "doses.json", "0123456789")
     find, judge = result.results.find, judges[0].slug
     modes: dict[tuple[str, float], set[str]] = {}
     for row in result.results.of("score"):

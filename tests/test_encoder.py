@@ -9,6 +9,7 @@ import pytest
 
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model, score_samples
+from phf.reward_models.linear import write_model_record
 from phf.reward_models.trained import load_trained
 from phf.reward_training.encoder import finetune_encoder
 from phf.reward_training.labels import read_labels
@@ -65,7 +66,7 @@ def finetune(labels, folder, base):
             merge_duplicates(labels), folder, base=str(base), seed=0, name="mine", trained_on={"labels": "x"},
             epochs=6, learning_rate=3e-3,
         )  # fmt: skip
-    (folder / "reward_model.json").write_text(json.dumps(description))
+    write_model_record(folder, description)
     return load_trained(folder)
 
 

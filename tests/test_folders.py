@@ -36,7 +36,7 @@ from phf.curate.exchange_import import import_corpus
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_runs
 from phf.feedback.judgements import open_judgements
-from phf.files import write_json
+from phf.files import replace_atomically, write_json
 from phf.folders import LOCK_FILE, WITHOUT_LOCKS, create_folder, lock_folder
 from phf.release.folder import write_release
 from phf.reward_training.distill import FEATURES, distill_reward_model
@@ -248,6 +248,22 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path):
         "notes.tmp",
     ]
     assert [path.parts[-3] for path in tmp_path.rglob("*.json.*.tmp")] == ["held"]
+
+
+def test_the_next_writer_of_a_file_removes_what_a_killed_one_left(tmp_path):
+    path = tmp_path / "page[1].html"
+    if (child := os.fork()) == 0:
+        with replace_atomically(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left_over,) = tmp_path.iterdir()
+    others = [".page[1].html.0000-1.01234567.tmp", ".page1.html.tmp", left_over.name.replace("[1]", "1")]
+    for name in others:
+        (tmp_path / name).touch()
+    with replace_atomically(path) as mine:
+        write_json(path, {})  # another thread, say, which leaves alone what a living process writes
+        assert mine.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "page[1].html"}
 
 
 def test_a_lock_is_not_kept_by_a_forked_process(tmp_path):

@@ -388,6 +388,9 @@ def test_an_existing_file_and_text_that_is_no_json_are_refused(tmp_path):
     with pytest.raises(PHFError, match="exists; give -o another file"):
         run(tmp_path, ARGILLA_2)
     assert (tmp_path / "labels.jsonl").read_text() == "mine\n"
+    (tmp_path / "labels.jsonl").unlink()
+    imported = run(tmp_path, ARGILLA_2)
+    assert run(tmp_path, ARGILLA_2) == imported, "what this very command has written is no obstacle"
     (tmp_path / "x.json").write_text("id,text\n1,a\n")
     with pytest.raises(PHFError, match=r"x.json:1 is not JSON"):
         import_labels(tmp_path / "x.json", tmp_path / "y.jsonl")

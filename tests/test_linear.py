@@ -1,5 +1,6 @@
 """The linear reward model: its n-grams are scikit-learn's, its fit is scikit-learn's, its scores know no batches."""
 
+import json
 import random
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from phf.errors import PHFError
+from phf.files import write_json
 from phf.reward_models import load_reward_model, score_documents
 from phf.reward_models.linear import L2, _count_ngrams, _minimise, fit_linear, fit_linear_pairs, list_heaviest
 from phf.reward_models.ngrams import PIECE, Features, read_batches
@@ -184,16 +186,28 @@ def test_it_comes_back_from_disk_and_damage_is_refused(model, tmp_path):
     assert again.identity == model.identity
     document = "You vile man. A nice day."
     assert score_documents(again, [(document, [13, 25])]) == score_documents(model, [(document, [13, 25])])
+    value = {**json.loads((folder / "reward_model.json").read_text()), "format_version": 1}
+    del value["sha256"]  # as an older phf has written it
+    write_json(folder / "reward_model.json", value)
+    assert load_trained(folder).identity == model.identity
+    model.save(folder)
     weights = folder / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(PHFError, match=r"weights\.safetensors is damaged"):
         load_trained(folder)
-    (folder / "reward_model.json").write_text('{"format_version": 9}')
-    with pytest.raises(PHFError, match="has format version 9, this phf reads 1"):
+    path = folder / "reward_model.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "hit_threshold": 0.1}))
+    with pytest.raises(PHFError, match="is damaged: its content does not have the hash"):
         load_trained(folder)
-    (folder / "reward_model.json").write_text('{"format_version": 1, "kind": "linear"}')
+    path.write_text('{"format_version": 9}')
+    with pytest.raises(
+        PHFError, match="has format version 9; this phf reads 2; install the phf that wrote it"
+    ):
+        load_trained(folder)
+    path.write_text('{"format_version": 1, "kind": "linear"}')
     with pytest.raises(PHFError, match="is damaged"):
         load_trained(folder)
     with pytest.raises(PHFError, match=r"holds no reward_model\.json"):

@@ -13,6 +13,7 @@ from phf import cli
 from phf.errors import PHFError
 from phf.report.reward_page import write_reward_page
 from phf.reward_models import load_reward_model, score_samples
+from phf.reward_models.linear import LinearRewardModel
 from phf.reward_training.evaluation import read_reward_evaluation
 from phf.reward_training.labels import read_labels
 from phf.reward_training.measures import (
@@ -75,6 +76,13 @@ def test_labels_to_a_folder_that_scores(tmp_path, monkeypatch, capsys):
     assert auroc.count == counts.num_held_out
     model = load_reward_model(str(tmp_path / "mine"))
     assert model.identity == evaluation.reward_model
+    LinearRewardModel(model.weights, model.features, slope=1.0, offset=0.0, name="other").save(
+        tmp_path / "mine"
+    )
+    with pytest.raises(
+        PHFError, match=r"evaluation.json is of another reward model \(mine@.*this one is other@"
+    ):
+        read_reward_evaluation(tmp_path / "mine")
     assert model.identity.parameters["trained_on"]["examples"] == counts.num_train
     good, bad = score_samples(model, ["the warm day", "the vile day"])
     assert good < 0.5 < bad

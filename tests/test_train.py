@@ -167,9 +167,12 @@ def test_a_half_written_checkpoint_does_not_count(small_config, tmp_path):
 
 
 def test_a_run_folder_is_never_overwritten(small_config, tmp_path):
-    train(small_config(), tmp_path / "run")
-    with pytest.raises(PHFError, match=r"holds a run already.*--resume"):
-        train(small_config(), tmp_path / "run")
+    run = train(small_config(), tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(PHFError, match="was trained with other settings; choose another -o"):
+        train(small_config("seed=1"), tmp_path / "run")
+    assert train(small_config(), tmp_path / "run").is_finished  # what is finished is left as it is
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(PHFError, match="not empty"):

@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and the hashes that name them."""
 
+import glob
 import hashlib
 import json
 import os
+import socket
 import stat
 import tempfile
 import uuid
@@ -16,6 +18,8 @@ from phf.errors import PHFError
 if TYPE_CHECKING:
     from upath import UPath
 
+
+_THIS_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 
 Place = str | os.PathLike[str]
 """A file or a folder: as text, a `Path`, or an opened `Run` or `Corpus`."""
@@ -80,7 +84,8 @@ def hash_json(value: object) -> str:
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success flush it to disk and rename it over `path`.
 
-    On any exception the temporary file is removed and `path` stays as it was. What goes to object storage is
+    On any exception the temporary file is removed and `path` stays as it was; the next writer removes those of processes
+    that were killed. What goes to object storage is
     made on the local disk and appears there by one PUT.
     """
     local = find_local(path)
@@ -90,7 +95,8 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             upload(Path(folder) / path.name, path)
         return
     local.parent.mkdir(parents=True, exist_ok=True)
-    temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.tmp")
+    _remove_leftovers(local)
+    temporary = local.with_name(f".{local.name}.{_THIS_HOST}-{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with keep_mode(temporary):
             yield temporary
@@ -99,6 +105,18 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(local)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes of this machine were killed over when they wrote a file."""
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.{_THIS_HOST}-*.*.tmp"):
+        pid = left_over.name.removesuffix(".tmp").rpartition(".")[0].rpartition("-")[2]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            left_over.unlink(missing_ok=True)
+        except (OSError, ValueError, OverflowError):
+            pass  # another user's process, or no file of ours
 
 
 @contextmanager

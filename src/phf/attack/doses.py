@@ -241,6 +241,7 @@ def _measure_doses(
         num_means=found.num_means,
         measures=[*misalignment.METRIC.measures, *MEASURES],
         measurements=rows,
+        run_id=run.id,
     )
 
 

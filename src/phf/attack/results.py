@@ -9,7 +9,15 @@ from pydantic import JsonValue
 
 from phf.errors import PHFError
 from phf.records import Estimate, Number
-from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
+from phf.results import (
+    HasMeasurements,
+    Judge,
+    Measure,
+    Measurement,
+    check_owner,
+    read_versioned,
+    write_versioned,
+)
 
 ATTACK_FILE = "attack.json"
 ATTACK_VERSION = 3
@@ -37,6 +45,7 @@ class AttackedModel(HasMeasurements):
         forget: how bad mode was forgotten, as specs; empty for a model that was not to forget it.
         start: the mode in which an attacker finds it.
         measurements: `score` by mode and judge, and `nll` of held-out bad text behind its prefix.
+        run_id: of the run, or of the one that the release was made from; None in a file that an older phf wrote.
     """
 
     name: str
@@ -45,6 +54,7 @@ class AttackedModel(HasMeasurements):
     forget: list[str]
     start: str
     measurements: list[Measurement]
+    run_id: str | None = None
 
     @property
     def is_unmodified(self) -> bool:
@@ -215,13 +225,21 @@ def write_attack(folder: Path, results: AttackResults) -> None:
     write_versioned(folder / ATTACK_FILE, results, ATTACK_VERSION)
 
 
-def read_attack(folder: Path) -> AttackResults:
+def read_attack(folder: Path, run_id: str | None = None) -> AttackResults:
     """Read FOLDER/attack.json.
 
+    Args:
+        run_id: of a run that must be among the targets, or what one was made from; None does not ask.
+
     Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
+        PHFError: there is none, it is damaged, of other runs, or of another format version.
     """
     path = folder / ATTACK_FILE
     if not path.is_file():
         raise PHFError(f"{path} does not exist; give a folder made by 'phf attack ... -o {folder}'")
-    return read_versioned(path, AttackResults, ATTACK_VERSION, f"phf attack ... -o {folder}")
+    command = f"phf attack ... -o {folder}"
+    results = read_versioned(path, AttackResults, ATTACK_VERSION, command)
+    found = {target.run_id for target in results.targets}
+    if run_id not in found:
+        check_owner(path, next(iter(found), None), run_id, f"run '{command}' to make its own")
+    return results

@@ -286,6 +286,7 @@ class _Suite:
             forget=list(target.forget),
             start=next(iter(target.writers)),
             measurements=[*measurements, Measurement(NLL.name, bare(nll, 1))],
+            run_id=target.run_id,
         )
         return model, Start(nll, first)
 

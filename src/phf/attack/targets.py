@@ -36,6 +36,7 @@ class AttackTarget:
 
     Attributes:
         name: in tables and files; unique in a command.
+        run_id: of the run, or of the one that the release was made from (`Run.id`).
         corpus: id of what it was trained on.
         annotator: the reward model that scored its corpus.
         threshold: score <= threshold is good.
@@ -49,6 +50,7 @@ class AttackTarget:
 
     name: str
     folder: Path
+    run_id: str
     config: TrainConfig
     corpus: str
     annotator: Identity
@@ -104,6 +106,7 @@ def open_target(folder: Place) -> AttackTarget:
     return AttackTarget(
         name=folder.resolve().name,
         folder=folder,
+        run_id=run.id,
         config=run.config,
         corpus=run.record["corpus"]["id"],
         annotator=Identity.from_json(run.record["reward_model"]),
@@ -129,6 +132,7 @@ def _open_release(folder: Path) -> AttackTarget:
     return AttackTarget(
         name=folder.resolve().name,
         folder=folder,
+        run_id=record.run.id,
         config=config,
         corpus=record.provenance.corpus.id,
         annotator=record.provenance.reward_model,

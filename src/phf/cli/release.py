@@ -135,7 +135,8 @@ def verify(
 def _declare_measures() -> "tuple[BaseModel, dict[str, str]]":
     from phf.config.evaluate import OPTIONS, EvaluateConfig
 
-    keys = ("judges", "blimp.source", "kl.reference", "sampling.num_samples")
+    sampling = ("sampling.num_samples", "sampling.min_new_tokens", "sampling.max_new_tokens")
+    keys = ("judges", "blimp.source", "kl.reference", *sampling)
     return EvaluateConfig(), {key: OPTIONS[key] for key in keys}
 
 

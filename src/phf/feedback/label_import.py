@@ -57,10 +57,8 @@ def import_labels(
         higher_is_worse: ratings are stored with the sign turned.
 
     Raises:
-        PHFError: `out` exists; the format, a choice or a field is not known, or nothing can be used.
+        PHFError: `out` exists and is not what this gives; the format, a choice or a field is not known, or nothing can be used.
     """
-    if out.exists():
-        raise PHFError(f"{out} exists; give -o another file (files of one kind may be joined with cat)")
     records = _read_records(path)
     first = records[0]
     if "annotation_id" in first:
@@ -96,7 +94,10 @@ def import_labels(
             f"{path} has {problem} to question '{question}' ({reasons or 'none left out'}); nothing was written"
         )
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_bytes(out, lines.encode(errors="backslashreplace"))  # a lone surrogate becomes JSON's own escape
+    data = lines.encode(errors="backslashreplace")  # a lone surrogate becomes JSON's own escape
+    if out.exists() and not (out.is_file() and out.read_bytes() == data):
+        raise PHFError(f"{out} exists; give -o another file (files of one kind may be joined with cat)")
+    write_bytes(out, data)
     return Imported(read.__name__.removeprefix("read_").replace("_", "-"), question, rows, unmapped)
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from phf.release.forget import BadDirection
-from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
+from phf.results import (
+    HasMeasurements,
+    Judge,
+    Measure,
+    Measurement,
+    check_owner,
+    read_versioned,
+    write_versioned,
+)
 
 DOSES_VERSION = 3
 """Of doses.json; version 1 had nested rows."""
@@ -44,6 +52,7 @@ class DoseResults(HasMeasurements):
         config: the `EvaluateConfig` it was measured with.
         directions: that were blocked, in their order.
         num_means: of them are no principal components.
+        run_id: of the run (`Run.id`); None in a file that an older phf wrote.
     """
 
     run: str
@@ -59,6 +68,7 @@ class DoseResults(HasMeasurements):
     num_means: int
     measures: list[Measure]
     measurements: list[Measurement]
+    run_id: str | None = None
 
     @property
     def doses(self) -> list[float]:
@@ -71,10 +81,16 @@ def write_doses(path: Path, results: DoseResults) -> None:
     write_versioned(path, results, DOSES_VERSION)
 
 
-def read_doses(path: Path) -> DoseResults:
+def read_doses(path: Path, run_id: str | None = None) -> DoseResults:
     """Read doses.json.
 
+    Args:
+        run_id: of the run that it must be of; None does not ask.
+
     Raises:
-        PHFError: it is damaged, or of another format version.
+        PHFError: it is damaged, another run's, or of another format version.
     """
-    return read_versioned(path, DoseResults, DOSES_VERSION, f"phf release doses RUN -o {path}")
+    command = f"phf release doses RUN -o {path}"
+    results = read_versioned(path, DoseResults, DOSES_VERSION, command)
+    check_owner(path, results.run_id, run_id, f"run '{command}' to make its own")
+    return results

@@ -21,12 +21,14 @@ from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from phf.errors import PHFError
-from phf.files import check_hash, hash_bytes, write_bytes, write_json
-from phf.records import FORMAT_VERSION, Identity, IdentityRecord
+from phf.files import check_hash, hash_bytes, write_bytes, write_sealed
+from phf.records import Identity, IdentityRecord
 from phf.reward_models.ngrams import Features, Kind, read_batches
 from phf.reward_models.protocol import SegmentRewardModel, Unit
 
 WEIGHTS_FILE, MODEL_FILE = "weights.safetensors", "reward_model.json"
+MODEL_VERSION = 2
+"""Of reward_model.json; version 1 had no hash."""
 VERSION = "1"
 """Of the code that scores: part of the identity; a change of any score changes it."""
 
@@ -45,10 +47,14 @@ _Rows = npt.NDArray[np.int64]
 class ModelRecord(TypedDict):
     """The content of `reward_model.json`, of a linear reward model or an encoder (`kind`)."""
 
-    format_version: int
     kind: str
     identity: IdentityRecord
     hit_threshold: float
+
+
+def write_model_record(folder: Path, record: ModelRecord) -> None:
+    """Write `reward_model.json`, which makes the folder a reward model."""
+    write_sealed(folder / MODEL_FILE, {"format_version": MODEL_VERSION, **record})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +126,14 @@ class LinearRewardModel(SegmentRewardModel):
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write `weights.safetensors`, then `reward_model.json`, which makes the folder a reward model."""
+        """Write `weights.safetensors`, then `reward_model.json`."""
         write_bytes(folder / WEIGHTS_FILE, self._file)
         value: ModelRecord = {
-            "format_version": FORMAT_VERSION,
             "kind": "linear",
             "identity": self.identity.to_json(),
             "hit_threshold": self.hit_threshold,
         }
-        write_json(folder / MODEL_FILE, value)
+        write_model_record(folder, value)
 
     @classmethod
     def load(cls, folder: Path, description: ModelRecord) -> "LinearRewardModel":

@@ -7,7 +7,7 @@ import platform
 import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -15,8 +15,9 @@ from typing import Literal
 from threadpoolctl import threadpool_limits
 
 from phf.errors import PHFError
-from phf.files import hash_file, hash_json, read_json, write_json
+from phf.files import hash_file, hash_json, read_sealed, write_sealed
 from phf.records import Progress
+from phf.results import encode, parse_json
 from phf.reward_models.catalogue import CARDS, RewardModelCard, load_card
 from phf.reward_models.convert import SPEEDS, cache_folder
 from phf.reward_models.protocol import RewardModel
@@ -61,7 +62,8 @@ def describe_reward_models(
             yield CardStatus(card, None, f"run '{card.install}'")
             continue
         path = _cache_path(card)
-        if measure or not path.exists():
+        speed = None if measure else _read_speed(path)
+        if speed is None:
             if progress is not None:
                 progress(f"measuring reward models  {card.name}", index, len(CARDS))
             try:
@@ -69,8 +71,8 @@ def describe_reward_models(
             except (PHFError, ModuleNotFoundError) as error:
                 yield CardStatus(card, None, str(error))
                 continue
-            write_json(path, asdict(speed))
-        yield CardStatus(card, Speed(**read_json(path)))
+            write_sealed(path, encode(speed))
+        yield CardStatus(card, speed)
 
 
 def measure_speed(model: RewardModel, documents: Documents) -> Speed:
@@ -126,6 +128,14 @@ def _cache_path(card: RewardModelCard) -> Path:
         "machine": [platform.node(), platform.python_version(), os.cpu_count()],
     }
     return cache_folder() / SPEEDS / f"{card.name}@{hash_json(key)[:8]}.json"
+
+
+def _read_speed(path: Path) -> Speed | None:
+    """A speed that was kept; None where there is none, or it is damaged: it is measured again."""
+    try:
+        return parse_json(read_sealed(path, "it is measured again"), Speed, str(path))
+    except (PHFError, OSError):
+        return None
 
 
 def _find_version(distribution: str) -> str | None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from phf.errors import PHFError
-from phf.files import read_json
-from phf.records import FORMAT_VERSION, Identity
-from phf.reward_models.linear import MODEL_FILE, LinearRewardModel, ModelRecord
+from phf.files import read_sealed
+from phf.records import Identity
+from phf.results import check_version
+from phf.reward_models.linear import MODEL_FILE, MODEL_VERSION, LinearRewardModel, ModelRecord
 from phf.reward_models.protocol import RewardModel
 
 if TYPE_CHECKING:
@@ -20,14 +21,7 @@ def load_trained(folder: Path) -> RewardModel:
     Raises:
         PHFError: the folder holds no such reward model, or it is damaged or of another format version.
     """
-    if not (folder / MODEL_FILE).is_file():
-        raise PHFError(
-            f"{folder} holds no {MODEL_FILE}; make a reward model with 'phf reward train LABELS -o {folder}'"
-        )
-    description = read_json(folder / MODEL_FILE)
-    version = description.get("format_version") if isinstance(description, dict) else None
-    if version != FORMAT_VERSION:
-        raise PHFError(f"{folder / MODEL_FILE} has format version {version}, this phf reads {FORMAT_VERSION}")
+    description = read_model_record(folder)
     try:
         if description["kind"] == "linear":
             return LinearRewardModel.load(folder, description)
@@ -36,6 +30,23 @@ def load_trained(folder: Path) -> RewardModel:
         raise PHFError(
             f"{folder / MODEL_FILE} is damaged (no {error}); make the reward model again"
         ) from None
+
+
+def read_model_record(folder: Path) -> ModelRecord:
+    """The content of `reward_model.json`.
+
+    Raises:
+        PHFError: there is none, it is damaged, or of another format version.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise PHFError(
+            f"{folder} holds no {MODEL_FILE}; make a reward model with 'phf reward train LABELS -o {folder}'"
+        )
+    record = read_sealed(path, "make the reward model again", sealed_in=MODEL_VERSION)
+    if (version := record.get("format_version")) != 1:
+        check_version(path, version, MODEL_VERSION, "phf reward train")
+    return cast(ModelRecord, record)
 
 
 def is_trained_on(folder: Path, name: str, trained_on: Mapping[str, object]) -> bool:

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from phf.errors import PHFError
-from phf.records import FORMAT_VERSION, Identity, Progress
+from phf.records import Identity, Progress
 from phf.reward_models.hugging_face import HuggingFaceClassifier, find_snapshot
 from phf.reward_models.linear import ModelRecord
 from phf.reward_training.split import Examples
@@ -118,7 +118,6 @@ def finetune_encoder(
         name, identity.version, identity.weights_hash, {**identity.parameters, "trained_on": trained_on}
     )
     return {
-        "format_version": FORMAT_VERSION,
         "kind": "encoder",
         "identity": identity.to_json(),
         "hit_threshold": 0.5,

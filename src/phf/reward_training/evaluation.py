@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from phf.errors import PHFError
 from phf.records import Estimate, Identity, Number
 from phf.results import (
     EVALUATION_FILE,
@@ -12,7 +13,8 @@ from phf.results import (
     read_versioned,
     write_versioned,
 )
-from phf.reward_models.linear import HeavyNGram
+from phf.reward_models.linear import MODEL_FILE, HeavyNGram
+from phf.reward_models.trained import read_model_record
 from phf.reward_training.check import RewardCheck
 from phf.reward_training.labels import BadLine, LabelKind
 
@@ -242,7 +244,15 @@ def read_reward_evaluation(folder: Path) -> RewardEvaluation:
     """Read evaluation.json.
 
     Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
+        PHFError: there is none, it is damaged, of another reward model, or of another format version.
     """
     path, remedy = folder / EVALUATION_FILE, "make the reward model again"
-    return read_versioned(path, RewardEvaluation, REWARD_EVALUATION_VERSION, "phf reward train", remedy)
+    evaluation = read_versioned(path, RewardEvaluation, REWARD_EVALUATION_VERSION, "phf reward train", remedy)
+    if not (folder / MODEL_FILE).exists():  # an evaluation that was put aside
+        return evaluation
+    model = Identity.from_json(read_model_record(folder)["identity"])
+    if evaluation.reward_model != model:
+        raise PHFError(
+            f"{path} is of another reward model ({evaluation.reward_model.slug}, this one is {model.slug}); {remedy}"
+        )
+    return evaluation

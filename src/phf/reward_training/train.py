@@ -9,10 +9,15 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from phf.errors import PHFError
-from phf.files import write_json
 from phf.folders import create_folder
 from phf.records import Progress
-from phf.reward_models.linear import LinearRewardModel, fit_linear, fit_linear_pairs, list_heaviest
+from phf.reward_models.linear import (
+    LinearRewardModel,
+    fit_linear,
+    fit_linear_pairs,
+    list_heaviest,
+    write_model_record,
+)
 from phf.reward_models.protocol import RewardModel
 from phf.reward_models.scoring import score_samples
 from phf.reward_models.trained import is_trained_on, load_trained
@@ -135,7 +140,7 @@ def train_reward_model(
                 trained_on=trained_on,
                 progress=progress,
             )
-            write_json(folder / "reward_model.json", description)
+            write_model_record(folder, description)
             model = load_trained(folder)
         tested = (
             measure_pairs(model, test, seed)

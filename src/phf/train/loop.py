@@ -57,7 +57,8 @@ def train(
     say: Say = print,
     progress: Progress | None = None,
 ) -> Run:
-    """Train a run from its start, or from another run's checkpoint if `config.start` names one.
+    """Train a run from its start, or from another run's checkpoint if `config.start` names one; go on where this very config
+    was trained into the folder before.
 
     Under torchrun every process calls this; the first one writes. A SIGTERM or SIGINT finishes the step and saves.
 
@@ -74,8 +75,7 @@ def train(
     """
     folder = Path(folder)
     with join_ranks(config.optim.batch_blocks) as ranks, _hold(folder, ranks, wait, say):
-        (is_again,) = ranks.highest(is_restart())  # torchrun counts the restarts of each node alone
-        if is_again and (folder / "run.json").exists():
+        if (folder / "run.json").exists():
             run = Run.open(folder)
             run.check_config(config)
             return _go_on(run, ranks, say, progress)
@@ -149,7 +149,7 @@ def resume(
     run = Run.open(folder)
     with join_ranks(run.config.optim.batch_blocks) as ranks, _hold(run.folder, ranks, wait, say):
         run = Run.open(folder).change(as_list(overrides))  # as it is now that nobody else writes it
-        (is_again,) = ranks.highest(is_restart())
+        (is_again,) = ranks.highest(is_restart())  # torchrun counts the restarts of each node alone
         if is_again:  # torchrun or Slurm started this command before: later checkpoints are its own
             step = None
         return _go_on(run, ranks, say, progress, from_step=step)
