@@ -121,7 +121,7 @@ def test_turns_have_their_length_and_their_own_random_numbers() -> None:
 
 def test_a_page_without_a_score_is_refused() -> None:
     game = Game(2, 1, 1, candidates=1, draws=1, endings=1, fresh=1)
-    with pytest.raises(PHFError, match="2 of 2 pages have no score; give a reward model"):
+    with pytest.raises(PHFError, match="2 of 2 texts have no score; give a reward model"):
         measure_optimism(
             create_target(MODEL),
             fill_slots([[1]], 0),

@@ -22,12 +22,11 @@ import numpy.typing as npt
 from scipy.special import logsumexp, softmax
 
 from phf.config.train import SamplingConfig
-from phf.errors import PHFError
-from phf.generate.engine import Ids, write_pages
-from phf.generate.target import REDRAW, Target
+from phf.generate.engine import Ids
+from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
+from phf.posterior.draws import Score, score_texts, write_behind
 from phf.results import Measure, Measurement
-from phf.steer.streams import Score
 
 Recipe = Literal["prior", "posterior", "regularised"]
 Other = Callable[[Sequence[Ids], int], list[list[int]]]
@@ -39,51 +38,16 @@ NUM_BINS = 4
 """Of the reliability curve, each of as many episodes."""
 _NUM_BOOTSTRAP = 1000
 
-_BLIND_SPOT = "Of few draws the best candidate is in part the luckiest: `chosen_luck` says how much of the promise that is."
 MEASURES = tuple(
-    Measure(
-        name,
-        title,
-        "share of texts",
-        note,
-        _BLIND_SPOT,
-        lower_is_better=lower,
-        group="Control as inference",
-        of="recipe",
-        at=at,
-    )
+    Measure(name, title, "share of texts", note, "Candidates and draws are few: `chosen_luck` says what of the promise is that.", lower, "Control as inference", of="recipe", at=at)
     for name, title, note, lower, at in (
-        (
-            "promised_good",
-            "Promised P(good)",
-            "At the agent's last token before the other's turn.",
-            None,
-            "beta",
-        ),
-        (
-            "realised_good",
-            "Realised P(good)",
-            "Of the same beginnings, over fresh turns of the other.",
-            False,
-            "beta",
-        ),
-        ("optimism", "Promised minus realised", "By episode; 0 is an honest promise.", None, "beta"),
-        (
-            "chosen_luck",
-            "Of that, luck of the draws",
-            "The promise on the draws that chose, minus on fresh ones.",
-            None,
-            "beta",
-        ),
-        (
-            "promise_reliability",
-            "Realised P(good) by promise",
-            "Bins of as many episodes; honest ones lie on the diagonal.",
-            None,
-            "promised",
-        ),
+        ("promised_good", "Promised P(good)", "At the agent's last token before the other's turn.", None, "beta"),
+        ("realised_good", "Realised P(good)", "Of the same beginnings, over fresh turns of the other.", False, "beta"),
+        ("optimism", "Promised less realised", "By episode; 0 is an honest promise.", None, "beta"),
+        ("chosen_luck", "Of that, luck of the draws", "The promise on the draws that chose, less that on fresh ones.", None, "beta"),
+        ("promise_reliability", "Realised P(good) by promise", "Bins of as many episodes; an honest one lies on the diagonal.", None, "promised"),
     )
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -209,12 +173,8 @@ class _Players:
         turns = self.other(texts, next(self.calls))
         pages = [[*text, *turn] for text, turn in zip(texts, turns, strict=True) for _ in range(game.endings)]
         ends = write_turn(self.agent, pages, game.last, self.sampling, next(self.calls))
-        whole = [self.agent.tokenizer.decode([*page, *end]) for page, end in zip(pages, ends, strict=True)]
-        scores = np.asarray(self.score(whole), np.float64).reshape(len(firsts), draws, game.endings)
-        if num_unscored := int(np.isnan(scores).sum()):
-            raise PHFError(
-                f"{num_unscored} of {scores.size} pages have no score; give a reward model that scores every text"
-            )
+        whole = [[*page, *end] for page, end in zip(pages, ends, strict=True)]
+        scores = score_texts(self.agent, self.score, whole).reshape(len(firsts), draws, game.endings)
         return -scores / game.beta, scores <= game.threshold
 
 
@@ -225,10 +185,8 @@ def write_turn(
     if num_tokens == 0:
         return [[] for _ in texts]
     lengths = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens, "control": "prefix"}
-    drawer = target.drawer(sampling.model_copy(update=lengths))
-    pages = [[*drawer.rules.prefix, *text] for text in texts]
-    indices = [call * REDRAW + place for place in range(len(texts))]
-    return [ids for ids, _ in write_pages(target.model, drawer, pages, indices, lambda done: None)]
+    written = write_behind(target, texts, sampling.model_copy(update=lengths), call)
+    return [ids for ids, _ in written]
 
 
 def let_write(target: Target, num_tokens: int, sampling: SamplingConfig) -> Other:
