@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy.special import logsumexp
 
 from phf.errors import PHFError
-from phf.records import Estimate
+from phf.evaluate.metric import bare
 from phf.results import Measure, Measurement
 
 Recipe = Literal["posterior", "regularised"]
@@ -225,6 +225,5 @@ def measure_examples(beta: float) -> list[Measurement]:
                 ("promised_return", plan.promise()),
                 ("realised_return", plan.realise()),
             ):
-                estimate = Estimate(float(values[0]), np.nan, np.nan, 0)
-                found.append(Measurement(measure, estimate, of=f"{name}: {recipe}", at=beta))
+                found.append(Measurement(measure, bare(values[0]), of=f"{name}: {recipe}", at=beta))
     return found
