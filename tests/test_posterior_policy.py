@@ -14,7 +14,13 @@ from phf.posterior.policy import Policy
 
 LETTERS = range(1, 10)
 SAMPLING = SamplingConfig(
-    num_samples=1, temperature=1.3, top_p=1, min_new_tokens=1, max_new_tokens=3, control="forced"
+    num_samples=1,
+    temperature=1.3,
+    top_p=1,
+    min_new_tokens=1,
+    max_new_tokens=3,
+    control="forced",
+    batch_size=10_000,
 )
 
 
@@ -66,7 +72,7 @@ def test_a_text_is_drawn_with_its_probability(
     texts = enumerate_texts(policy.sampling)
     probs = np.exp(policy.log_probs(texts))
     places = {(tuple(ids), ended): place for place, (ids, ended) in enumerate(texts)}
-    drawn = policy.write(range(4000), stream=1)
+    drawn = policy.write(range(3000), stream=1)
     counts = np.bincount([places[tuple(ids), ended] for ids, ended in drawn], minlength=len(texts))
     common = probs > 1e-3  # rare texts together, as a chi-square test wants it
     merged = np.append(counts[common], counts[~common].sum()), np.append(probs[common], probs[~common].sum())

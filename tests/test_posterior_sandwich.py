@@ -52,7 +52,7 @@ def know(beginnings: Sequence[Ids]) -> np.ndarray:
 
 def guess(beginnings: Sequence[Ids]) -> np.ndarray:
     """A wrong one: as good as what is bad."""
-    return np.array([0.7 * sum(token in (3, 5) for token in ids) for ids in beginnings])
+    return np.array([1.3 * sum(token in (3, 5) for token in ids) for ids in beginnings])
 
 
 @cache
@@ -75,8 +75,8 @@ def run(twist: LogTwist | None, is_held: bool, runs: int = RUNS) -> np.ndarray:
     ).reshape(runs, PER_RUN)
 
 
-@pytest.mark.parametrize("twist", [None, know, guess], ids=["no twist", "right", "wrong"])
-def test_the_sandwich_holds_log_z_whatever_the_twist(twist: LogTwist | None) -> None:
+@pytest.mark.parametrize("twist", [know, guess], ids=["right", "wrong"])
+def test_the_sandwich_holds_log_z_whatever_the_twist(twist: LogTwist) -> None:
     """In 95 of 100 runs at least, but for the wrong twist, whose estimates few populations describe badly. Z is unbiased with every
     twist, and its inverse is where a particle is held to an exact draw."""
     log_z = np.log(enumerate_target()[3].sum())
