@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DEMO ?= demo
 # Which torch: PyPI's for Linux brings CUDA's libraries (6 GB), PyTorch's own index has one without (0.2 GB).
 TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 # What Python compiles is kept, whatever is set outside: else each of some hundred processes compiles it again.
 export PYTHONDONTWRITEBYTECODE :=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Of the tests: more than cores, since they wait for processes that they kill (with one a core, 15 % of the time was idle).
+WORKERS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
 CAN_REACH = $(PYTHON) -c 'import signal, sys, urllib.request as r; signal.alarm(10); r.urlopen(sys.argv[1], timeout=5)'
 
 .PHONY: help demo data test check lint types floors docs bench reference judge setup clean
@@ -25,14 +27,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-no-deps.txt
 		echo "torch without CUDA, from $(CPU_INDEX)"; $(PIP) --index-url $(CPU_INDEX) torch || true; fi
 	$(PIP) torch  # there already, unless a GPU wants CUDA's or that index did not give it
 	$(PIP) -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-no-deps.txt
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true  # pip would do it on one core; a few files are templates
 	touch $@
 
 demo: setup  ## from raw text to a measured comparison: demo/report.html
 	$(BIN)/phf demo -o $(DEMO)
 
 test: setup  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations 30
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 30
 
 check: lint types floors  ## format, lint, types, floors
 
