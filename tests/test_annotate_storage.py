@@ -72,8 +72,12 @@ def test_two_workers_read_a_url(source, tmp_path):
 
 def test_what_is_refused_is_one_line(source, tmp_path, monkeypatch):
     remote = build_corpus([source], "memory://bucket/corpus")
-    with pytest.raises(PHFError, match="memory://bucket/corpus exists and is not empty"):
-        build_corpus([source], "memory://bucket/corpus")
+    assert build_corpus([source], "memory://bucket/corpus").id == remote.id, "as on a disk, it is there"
+    with pytest.raises(PHFError, match="memory://bucket/corpus exists and is not empty; delete"):
+        build_corpus([source], "memory://bucket/corpus", validation_fraction=0.5)
+    (other := tmp_path / "other.jsonl").write_text('{"text": "another"}\n')
+    with pytest.raises(PHFError, match=r"not empty; .* \(its documents/.* is not what this command makes\)"):
+        build_corpus([str(other)], "memory://bucket/corpus")
     with pytest.raises(PHFError, match="memory://bucket/none holds no corpus"):
         Corpus.open("memory://bucket/none")
     with pytest.raises(PHFError, match=r"is not on a local disk.*copy the corpus to one"):

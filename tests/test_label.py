@@ -156,14 +156,13 @@ def test_an_import_says_what_it_left_out(monkeypatch, capsys, tmp_path):
     assert read(tmp_path / "l.jsonl")[0]["label"] == 1
 
 
-@pytest.mark.parametrize("end", [b"q", b"\x03", b"\x04", signal.SIGTERM, signal.SIGKILL])
-def test_single_keys_in_a_real_terminal_which_is_restored(tmp_path, corpus, end):
-    out = tmp_path / "l.jsonl"
+def open_terminal(*arguments, **environment):
+    """Label in a real terminal: the process, the terminal's two ends, a function that waits for what is shown, and how it was set."""
     ours, theirs = pty.openpty()
-    before = termios.tcgetattr(theirs)
+    settings = termios.tcgetattr(theirs)
     script = "import sys; from phf.cli import main; sys.argv[0] = 'phf'; main()"
-    command = [sys.executable, "-c", script, "label", str(corpus), "-o", str(out), "-t", "pair"]
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    command = [sys.executable, "-c", script, "label", *map(str, arguments)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"} | environment
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=environment,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, termios.TIOCSCTTY, 0),
@@ -177,8 +176,35 @@ def test_single_keys_in_a_real_terminal_which_is_restored(tmp_path, corpus, end)
             assert time.monotonic() < deadline, seen
             if select.select([ours], [], [], 1)[0]:
                 seen += os.read(ours, 65536)
-        seen = seen[seen.index(part) + len(part) :]
+        before, _, seen = seen.partition(part)
+        return before
 
+    return process, ours, theirs, wait_for, settings
+
+
+def test_an_ascii_terminal_shows_what_it_can(tmp_path):
+    text = "na\u00efve \u6a21\u578b \U0001f600."
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": "\u6a21", "text": text}))
+    corpus = build_corpus([str(tmp_path / "t.jsonl")], tmp_path / "corpus", validation_fraction=0).path
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    process, ours, theirs, wait_for, _ = open_terminal(corpus, "-o", tmp_path / "l.jsonl", **ascii_only)
+    shown = wait_for(b"q quit")
+    assert rb"na\xefve \u6a21\u578b \U0001f600." in shown
+    assert b"-" * 80 in shown, "rules of one character"
+    os.write(ours, "\u6a21".encode())
+    wait_for(rb"key \u6a21 means nothing here")
+    os.write(ours, b"b")
+    wait_for(b"next: phf reward train")
+    assert process.wait() == 0
+    assert [(row["text"], row["label"]) for row in read(tmp_path / "l.jsonl")] == [(text, 1)]
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("end", [b"q", b"\x03", b"\x04", signal.SIGTERM, signal.SIGKILL])
+def test_single_keys_in_a_real_terminal_which_is_restored(tmp_path, corpus, end):
+    out = tmp_path / "l.jsonl"
+    process, ours, theirs, wait_for, before = open_terminal(corpus, "-o", out, "-t", "pair")
     wait_for(b"q quit")
     assert not termios.tcgetattr(theirs)[3] & termios.ICANON
     for key, answer in ((b"\x1b[C", b"second, saved"), (b"1", b"first, saved"), (b"u", b"taken back")):

@@ -215,10 +215,10 @@ def create_folder(out: Path, activity: str, *, is_own: Callable[[], bool] = lamb
     with create_beside(out, activity) as made:
         yield made
         apply_umask(made)
-        if not is_filled(out):
+        if is_filled(out):
+            refuse_difference(made, out)
+        else:
             made.rename(out)
-        elif (other := find_difference(made, out)) is not None:
-            refuse_filled(out, f" (its {other} is not what this command makes)")
 
 
 @contextmanager
@@ -243,10 +243,20 @@ def create_beside(out: Path, activity: str) -> Iterator[Path]:
             partial.rmdir()
 
 
+def refuse_difference(made: Path, there: Path) -> None:
+    """Refuse a folder, which may be an object storage's, that holds other files than those just made.
+
+    Raises:
+        PHFError: names the first that is missing or other.
+    """
+    if (other := find_difference(made, there)) is not None:
+        refuse_filled(there, f" (its {other} is not what this command makes)")
+
+
 def find_difference(made: Path, there: Path) -> str | None:
     """The first file of one folder that is missing or other in a second one, by its path within; None: that has them all."""
     for path in sorted(path for path in made.rglob("*") if path.is_file()):
-        other = there / path.relative_to(made)
+        other = there / path.relative_to(made).as_posix()
         if not other.is_file() or hash_file(path) != hash_file(other):
             return path.relative_to(made).as_posix()
     return None

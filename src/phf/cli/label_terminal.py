@@ -41,21 +41,23 @@ def _show(console: Console, session: LabelSession, notice: str) -> None:
     assert session.question is not None
     if console.is_terminal:
         console.clear()
+    is_ascii = console.options.ascii_only
+    rule = Rule(characters="-" if is_ascii else "─", style="dim")
+    marks = ("", "") if console.is_terminal else (">>", "<<") if is_ascii else ("»", "«")
     console.print(Text(session.describe(), style="dim"))
-    console.print(Rule(style="dim"))
+    console.print(rule)
     for number, segment in enumerate(session.question, start=1):
         heading = f"{number}  {segment.id}" if len(session.question) > 1 else segment.id
         console.print(Text(printable(heading).replace("\n", " "), style="cyan"))
-        console.print(_spell(segment, marks=not console.is_terminal))
-        console.print(Rule(style="dim"))
+        console.print(_spell(segment, *marks))
+        console.print(rule)
     console.print(Text(PROMPTS[session.task] + "   " + COMMANDS))
     if notice:
         console.print(Text(printable(notice), style="dim"))
 
 
-def _spell(segment: Segment, marks: bool) -> Text:
-    """The segment in bold, the document around it dimmed; with marks where there are no styles."""
-    left, right = ("»", "«") if marks else ("", "")
+def _spell(segment: Segment, left: str, right: str) -> Text:
+    """The segment in bold, the document around it dimmed; between marks where there are no styles."""
     return Text.assemble(
         (printable(segment.before), "dim"),
         (left + printable(segment.text) + right, "bold"),

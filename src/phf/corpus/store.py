@@ -35,7 +35,7 @@ from phf.files import (
     upload,
     write_sealed,
 )
-from phf.folders import create_folder, refuse_filled
+from phf.folders import create_folder, is_filled, refuse_difference, refuse_filled
 from phf.records import FORMAT_VERSION, Document, Progress, Split
 
 DOCUMENT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "text_hash", "source", "split")])
@@ -291,10 +291,14 @@ def _create_place(out: Path, is_own: Callable[[], bool]) -> Iterator[Path]:
         with create_folder(local, "building", is_own=is_own) as folder:
             yield folder
         return
-    refuse_filled(out)  # before any work
+    if not is_own():
+        refuse_filled(out)  # before any work
     with tempfile.TemporaryDirectory(prefix="phf-") as temporary:
         built = Path(temporary)
         yield built
+        if is_filled(out):
+            refuse_difference(built, out)
+            return
         files = [path for path in sorted(built.rglob("*")) if path.is_file()]
         for path in sorted(files, key=lambda path: path.name == "manifest.json"):
             upload(path, out / path.relative_to(built).as_posix())
