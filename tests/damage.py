@@ -8,6 +8,7 @@ LEFTOVER are faults. `tests/kills.py` does the same with commands that are kille
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import random
 import re
@@ -34,6 +35,14 @@ STEPS = 20
 EVALUATE = (
     "evaluate {run} --num-samples 8 --max-new-tokens 12 --min-new-tokens 2 --set capability_documents=8"
 )
+ATTACK = (
+    "attack release runs/a -o attack --attack few-shot --attack finetune --num-texts 4 --num-samples 4 --set steps=[1,2] "
+    "--set num_reference=8 --set num_held_out=8 --set sampling.max_new_tokens=4 --set sampling.min_new_tokens=1"
+)
+DOSES = (
+    "release doses runs/a -o doses.json --directions 1 --num-samples 4 --min-new-tokens 1 --max-new-tokens 4"
+)
+REWARD = "reward train labels.jsonl -o rewards"
 SAID = re.compile(
     r"damaged|missing|has no|have no|are gone|another run|not evaluated|next: phf evaluate|ESTIMATE|No samples|cannot be read"
 )
@@ -60,9 +69,15 @@ COMMANDS = {
     "stats": Command("corpus stats corpus"),
     "annotate": Command("annotate corpus --reward-model pii --segments lines --workers 1 --verify", ("corpus/annotations/**/*",)),
     "tokenize": Command("tokenize corpus --tokenizer train:320 --segments lines --workers 1", ("corpus/tokens/**/*",)),
+    "score": Command("annotate corpus --reward-model rewards --segments lines --workers 1", ("corpus/annotations/rewards*/*",)),
+    "train rewards": Command(REWARD, ("rewards/*",)),
+    "attack": Command(ATTACK, ("attack/attack.json", "attack/attack.html")),
+    "doses": Command(DOSES, ("doses.json", "doses.svg")),
+    "balance": Command("corpus balance corpus -r pii -s lines --threshold 0 -o new", ("new/**/*",)),
+    "export": Command("corpus export corpus -o new --format dolma -r pii -s lines", ("new/**/*",)),
 }  # fmt: skip
-_RUN = ("show", "compare", "report", "sample", "resume", "evaluate", "release")
-_CORPUS = ("stats", "resume", "evaluate")
+_RUN = ("show", "compare", "report", "sample", "resume", "evaluate", "release", "attack", "doses")
+_CORPUS = ("stats", "resume", "evaluate", "balance", "export")
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "run.json": ("runs/a/run.json", _RUN),
     "metrics.jsonl": ("runs/a/metrics.jsonl", ("show", "compare", "report", "resume")),
@@ -80,17 +95,38 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "documents": ("corpus/documents/00000.parquet", ("annotate", "tokenize", *_CORPUS)),
     "annotation manifest": ("corpus/annotations/*/manifest.json", ("annotate", *_CORPUS)),
     "annotation": ("corpus/annotations/*/00000.parquet", ("annotate", *_CORPUS)),
-    "tokens manifest": ("corpus/tokens/*/manifest.json", ("tokenize", *_CORPUS)),
+    "tokens manifest": ("corpus/tokens/*/manifest.json", ("tokenize", "stats", "resume", "evaluate")),
     "token ids": ("corpus/tokens/*/00000.ids", ("tokenize", "resume", "evaluate")),
-    "phf.json": ("release/phf.json", ("verify",)),
+    "segment ends": ("corpus/tokens/*/00000.segment_ends", ("tokenize", "resume", "evaluate")),
+    "document ends": ("corpus/tokens/*/00000.document_ends", ("tokenize", "resume", "evaluate")),
+    "segment bytes": ("corpus/tokens/*/00000.segment_bytes", ("tokenize", "evaluate")),
+    "split": ("corpus/tokens/*/00000.is_train", ("tokenize", "resume", "evaluate")),
+    "corpus's tokenizer.json": ("corpus/tokens/*/tokenizer/tokenizer.json", ("tokenize", "resume")),
+    "phf.json": ("release/phf.json", ("verify", "attack")),
     "SHA256SUMS": ("release/SHA256SUMS", ("verify",)),
-    "released weights": ("release/model.safetensors", ("verify",)),
+    "released weights": ("release/model.safetensors", ("verify", "attack")),
+    "released tokenizer.json": ("release/tokenizer.json", ("verify", "attack")),
+    "released config.json": ("release/config.json", ("verify", "attack")),
+    "generation_config.json": ("release/generation_config.json", ("verify",)),
+    "card": ("release/README.md", ("verify",)),
+    "reward_model.json": ("rewards/reward_model.json", ("score", "train rewards")),
+    "reward weights": ("rewards/weights.safetensors", ("score", "train rewards")),
+    "reward evaluation": ("rewards/evaluation.json", ("train rewards",)),
+    "attack.json": ("attack/attack.json", ("attack",)),
+    "attack part": ("attack/parts/*/few-shot-4-seed0.json", ("attack",)),
+    "doses.json": ("doses.json", ("doses",)),
+    "dose part": ("runs/a/doses/*/block-1/capability.json", ("doses",)),
 }  # fmt: skip
 
 
-def make_place(folder: Path, *, is_whole: bool = True) -> None:
-    """A corpus and two runs that were evaluated; where it is whole also a release, and in `other` all of that once more."""
-    for name, seed, num in (("", 0, 120), ("other", 7, 100))[: 2 if is_whole else 1]:
+def make_place(folder: Path, *, is_whole: bool = True, has_other: bool = True) -> None:
+    """A corpus and two runs that were evaluated.
+
+    Args:
+        is_whole: also a release, attacks on it, doses, and a reward model.
+        has_other: in `other` all of that once more, with other data: what is put in the place of a file.
+    """
+    for name, seed, num in (("", 0, 120), ("other", 7, 100))[: 1 + has_other]:
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)
         with contextlib.chdir(place):
@@ -106,14 +142,22 @@ def make_place(folder: Path, *, is_whole: bool = True) -> None:
                 )  # fmt: skip
                 run_command(EVALUATE.format(run=f"runs/{run}"))
             if is_whole:
-                run_command("release runs/a -o release")
+                labels = [
+                    {"text": f"the {word} {number * (seed + 1)}", "label": int(word == "idiot")}
+                    for number in range(40)
+                    for word in ("idiot", "garden")
+                ]
+                Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+                for line in ("release runs/a -o release", ATTACK, DOSES, REWARD):
+                    output, error = run_command(line)
+                    assert error is None, (line, output, error)
 
 
 def run_command(line: str) -> tuple[str, BaseException | None]:
     """What a command prints, and what it ended with; None for a good end."""
     result = CliRunner().invoke(cli.app, line.split(), standalone_mode=False)
-    is_good = result.exit_code == 0 and result.exception is None
-    return result.output, None if is_good else result.exception or SystemExit(result.exit_code)
+    code = result.exit_code or result.return_value  # of `typer.Exit`, which no exception tells of
+    return result.output, result.exception or (SystemExit(code) if code else None)
 
 
 def read_result(command: Command, output: str) -> str:
@@ -121,7 +165,24 @@ def read_result(command: Command, output: str) -> str:
     if not command.results:
         return output
     paths = sorted(path for pattern in command.results for path in Path().glob(pattern) if path.is_file())
-    return "\n".join(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in paths)
+    return "\n".join(f"{path} {hashlib.sha256(read_timeless(path)).hexdigest()}" for path in paths)
+
+
+def read_timeless(path: Path) -> bytes:
+    """The bytes of a file; of attack.json without how long an attack took."""
+    if path.name != "attack.json":
+        return path.read_bytes()
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: strip(one) for key, one in value.items() if key != "sha256"}
+        if isinstance(value, list):
+            return [
+                strip(one) for one in value if not (isinstance(one, dict) and one.get("measure") == "seconds")
+            ]
+        return value
+
+    return json.dumps(strip(json.loads(path.read_bytes()))).encode()
 
 
 def read_said(command: Command, output: str) -> int:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from damage import EVALUATE, in_copy, make_place, run_command
+from damage import ATTACK, DOSES, EVALUATE, REWARD, in_copy, make_place, run_command
 from golden_runs import write_mails
 
 from phf.errors import PHFError
@@ -58,14 +58,9 @@ STAGES = {
     "evaluate": Stage(EVALUATE.format(run="runs/a"), ("runs/a/evaluation", "runs/a/evaluation.json", "runs/a/samples.parquet")),
     "report": Stage("report runs/a runs/b -o new.html"),
     "release": Stage("release runs/a -o release --forget block:directions=1 --forget delete"),
-    "doses": Stage(
-        "release doses runs/a -o new.json --directions 1 --num-samples 4 --min-new-tokens 1 --max-new-tokens 4"
-    ),
-    "attack": Stage(
-        "attack release runs/a -o new --attack few-shot --attack finetune --num-texts 4 --num-samples 4 --set steps=[1,2] "
-        "--set num_reference=8 --set num_held_out=8 --set sampling.max_new_tokens=4 --set sampling.min_new_tokens=1"
-    ),
-    "reward train": Stage("reward train labels.jsonl -o new"),
+    "doses": Stage(DOSES, ("runs/a/doses", "doses.json", "doses.svg", "doses.png")),
+    "attack": Stage(ATTACK, ("attack",)),
+    "reward train": Stage(REWARD, ("rewards",)),
     "reward distill": Stage("reward distill --teacher pii --corpus large -s lines -o new"),
     "reward check": Stage("reward check rewards -o new.json"),
 }  # fmt: skip
@@ -73,34 +68,31 @@ STAGES = {
 
 def make_kill_place(folder: Path) -> None:
     """The place of the damages, and what these stages read beside it."""
-    make_place(folder)
-    shutil.rmtree(folder / "other")
+    make_place(folder, has_other=False)
     with contextlib.chdir(folder):
         config = json.loads(Path("runs/a/run.json").read_text())["config"]
         Path("tiny.yaml").write_text(yaml.safe_dump({**config, "validate_every": 10}))
-        labels = [
-            {"text": f"the {word} {number}", "label": int(word == "idiot")}
-            for number in range(40)
-            for word in ("idiot", "garden")
-        ]
-        Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
-        tasks = [
-            {
-                "id": number,
-                "data": {"text": f"text {number}"},
-                "annotations": [{"result": [{"type": "choices", "value": {"choices": [choice]}}]}],
-            }
-            for number, choice in enumerate(["good", "bad"] * 3)
-        ]
-        Path("labelled.json").write_text(json.dumps(tasks))
+        write_answers(Path("labelled.json"))
         write_mails(Path("large.jsonl"), 440)
         for line in (
             "corpus build large.jsonl -o large",
             "corpus export corpus -o exported --format parquet -r pii -s lines",
-            "reward train labels.jsonl -o rewards",
         ):
             output, error = run_command(line)
             assert error is None, (line, output, error)
+
+
+def write_answers(path: Path) -> None:
+    """An export of Label Studio."""
+    tasks = [
+        {
+            "id": number,
+            "data": {"text": f"text {number}"},
+            "annotations": [{"result": [{"type": "choices", "value": {"choices": [choice]}}]}],
+        }
+        for number, choice in enumerate(["good", "bad"] * 3)
+    ]
+    path.write_text(json.dumps(tasks))
 
 
 # --- a command in a process of its own ----------------------------------------------------------------------------
@@ -237,15 +229,23 @@ def run_whole(place: Path, stage: Stage) -> Whole:
     return Whole(second, timed, end.num_changes, end.seconds)
 
 
-def kill_stage(place: Path, stage: Stage, whole: Whole, rng: random.Random) -> tuple[str, str]:
+def draw_moment(whole: Whole, rng: random.Random) -> int | float:
+    """When to kill: before which change of the disk, or, one time in three, after how many seconds."""
+    return (
+        rng.uniform(0, whole.seconds) if rng.random() < 1 / 3 else rng.randint(1, max(whole.num_changes, 1))
+    )
+
+
+def kill_stage(place: Path, stage: Stage, whole: Whole, moment: int | float) -> tuple[str, str]:
     """Kill the stage once, run it again: what came of it, and details."""
-    is_timed = rng.random() < 1 / 3
-    change, after = rng.randint(1, whole.num_changes), rng.uniform(0, whole.seconds)
     with in_copy(place):
         begin(stage)
-        killed = run_apart(stage.line, after=after) if is_timed else run_apart(stage.line, at_change=change)
-        assert is_timed or killed is None, stage
-        where = f"after {after:.2f} s" if is_timed else f"before change {change} of {whole.num_changes}"
+        if isinstance(moment, int):
+            where = f"before change {moment} of {whole.num_changes}"
+            assert run_apart(stage.line, at_change=moment) is None, stage
+        else:
+            where = f"after {moment:.2f} of {whole.seconds:.2f} s"
+            run_apart(stage.line, after=moment)
         end = run_apart(stage.line)
         assert end is not None
         if end.is_traceback:
@@ -271,15 +271,17 @@ def compare(tree: dict[str, bytes], whole: Whole) -> tuple[str, str]:
 def run_kills(
     place: Path, names: list[str], seed: int, say: Callable[[str], None]
 ) -> Counter[tuple[str, str]]:
-    """Counts by (stage, outcome) of one kill for each name; faults are told as they are found."""
+    """Counts by (stage, outcome) of one kill for each name; faults, and a row for each stage, are told as they are found."""
     counts: Counter[tuple[str, str]] = Counter()
     for name in dict.fromkeys(names):
         whole = run_whole(place, STAGES[name])
         for number in range(names.count(name)):
-            outcome, detail = kill_stage(place, STAGES[name], whole, random.Random(f"{name} {number} {seed}"))
+            moment = draw_moment(whole, random.Random(f"{name} {number} {seed}"))
+            outcome, detail = kill_stage(place, STAGES[name], whole, moment)
             counts[name, outcome] += 1
             if outcome != "same":
                 say(f"{outcome}: {name}: {detail}")
+        say(f"{name:16}" + "".join(f"{counts[name, outcome]:14}" for outcome in OUTCOMES))
     return counts
 
 
@@ -299,10 +301,8 @@ def main() -> None:
         maker.start()
         maker.join()
         assert maker.exitcode == 0
+        print(f"{'stage':16}" + "".join(f"{outcome:>14}" for outcome in OUTCOMES), flush=True)
         counts = run_kills(Path(folder), names, given.seed, lambda line: print(line, flush=True))
-    print(f"{'stage':16}" + "".join(f"{outcome:>14}" for outcome in OUTCOMES))
-    for name in dict.fromkeys(names):
-        print(f"{name:16}" + "".join(f"{counts[name, outcome]:14}" for outcome in OUTCOMES))
     sys.exit(any(outcome != "same" for _, outcome in counts))
 
 

@@ -9,7 +9,7 @@ COMMANDS = ("show", "compare", "sample", "resume", "evaluate")
 
 
 def test_a_damaged_file_of_a_run_is_never_used_in_silence(tmp_path: Path) -> None:
-    make_place(tmp_path, is_whole=False)
+    make_place(tmp_path, is_whole=False, has_other=False)
     cases = [case for case in list_cases() if case.command in COMMANDS]
     said: list[str] = []
     counts = run_cases(tmp_path, random.Random(3).sample(cases, 30), 0, said.append)

@@ -386,3 +386,20 @@ def test_a_folder_that_claims_deleted_tokens_it_has_is_not_ours(trained: Tokeniz
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "control_tokens": claim}))
         with pytest.raises(PHFError, match="is not a tokenizer saved by phf"):
             Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_that_transformers_has_saved_again_is_still_ours(
+    trained: Tokenizer, tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    trained.save(tmp_path)
+    again = PreTrainedTokenizerFast(
+        tokenizer_object=trained.backend, eos_token=trained.backend.id_to_token(trained.control.end)
+    )
+    again.save_pretrained(tmp_path / "again")
+    found = load_tokenizer(str(tmp_path / "again"))
+    assert (found.name, found.control) == ("again", trained.control)
+    (tmp_path / "again" / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(PHFError, match=r"tokenizer_config.json is not a JSON object"):
+        load_tokenizer(str(tmp_path / "again"))

@@ -257,12 +257,13 @@ class Tokenizer:
         Raises:
             PHFError: the folder is missing, damaged, or not one of ours.
         """
-        config = read_json(folder / "tokenizer_config.json")
+        config = _read_config(folder)
         backend = _read_backend(folder / "tokenizer.json")
         control = _find_control(backend, config)
         if control is None:
             raise PHFError(f"{folder} is not a tokenizer saved by phf; give it to 'phf tokenize --tokenizer'")
-        return cls(backend, control, str(config["name_or_path"]))
+        # transformers, where it has saved one of ours again, leaves its name out.
+        return cls(backend, control, str(config.get("name_or_path") or folder.name))
 
 
 def byte_letters() -> list[str]:
@@ -325,13 +326,20 @@ def load_tokenizer(spec: str) -> Tokenizer:
         )
     folder = Path(spec)
     if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
-        config = read_json(folder / "tokenizer_config.json")
+        config = _read_config(folder)
         backend = _read_backend(folder / "tokenizer.json")
         if _find_control(backend, config) is not None:
             return _restore_control(Tokenizer.load(folder))
     backend, end_token = _load_foreign(spec)
     name = Path(spec).name if Path(spec).is_dir() else spec.replace("/", "--")
     return _with_control(backend, end_token, re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer")
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    config = read_json(folder / "tokenizer_config.json")
+    if not isinstance(config, dict):
+        raise PHFError(f"{folder}/tokenizer_config.json is not a JSON object; make it again")
+    return config
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
