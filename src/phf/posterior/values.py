@@ -25,9 +25,10 @@ from phf.errors import PHFError
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.model import lm
-from phf.posterior.draws import Score, score_texts, write_behind
+from phf.posterior.draws import score_texts, write_behind
 from phf.records import Estimate
 from phf.results import Measure, Measurement
+from phf.steer.streams import Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
