@@ -77,7 +77,7 @@ def test_a_language_model_in_dialogue_promises_and_gets_what_its_page_says() -> 
     luck = found.find("chosen_luck", "good", "judge", "regularised", BETA)
     assert mend == luck, "the mend's promise is wrong by the luck of its draws alone"
     bins = [row for row in found.of("promise_reliability") if row.of == "posterior"]
-    assert len(bins) == 4
+    assert len({row.at for row in bins}) == len(bins) >= 2
     assert all(row.at is not None and row.estimate.mean < row.at for row in bins), "each promises too much"
 
 

@@ -67,6 +67,8 @@ def test_a_level_that_is_luck_in_part_is_not_reached(luck: float) -> None:
         truth = shares[token][0] * fresh["a"] + shares[token][1] * fresh["b"]
         realised = found.find("realised_level", at=place)
         assert realised.mean == pytest.approx(truth, abs=0.06)
+        shortfall = found.find("level_shortfall", at=place)
+        assert shortfall.mean == pytest.approx(realised.mean - values[token], abs=1e-9)
         if luck:
             assert realised.low - 0.01 < truth < realised.high + 0.01
     shortfall = found.find("level_shortfall", at=0)

@@ -1,6 +1,6 @@
 """Texts that are drawn and scored in calls, each with random numbers of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +9,7 @@ from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import Ids, Written, write_pages
 from phf.generate.target import REDRAW, Target
-
-Score = Callable[[Sequence[str]], npt.NDArray[np.float64]]
-"""Misalignment scores of texts, float64 [num_texts]."""
+from phf.steer.streams import Score
 
 
 def write_behind(target: Target, starts: Sequence[Ids], sampling: SamplingConfig, call: int) -> list[Written]:

@@ -96,25 +96,19 @@ class Problem:
         given = np.full(shape[:2], 1 / shape[1]) if prior is None else np.asarray(prior, np.float64)
         return cls(given, chances, following, rewards, horizon)
 
-    def expect(self, policy: npt.ArrayLike, chances: npt.ArrayLike, payoffs: npt.ArrayLike) -> _Values:
-        """The expected sum of payoffs from each state on, with the whole horizon to go.
+    def expect(self, policy: _Values, chances: _Values, payoffs: _Values | None = None) -> _Values:
+        """The expected sum of payoffs from each state on, with the whole horizon to go: float64 [S].
 
         Args:
-            policy: [H S A], or what broadcasts to it; chances and payoffs: [H S A O].
-
-        Returns:
-            float64 [S].
+            policy: [H S A], or what broadcasts to it.
+            chances, payoffs: [H S A O]; payoffs are by default the rewards.
         """
         wide = (self.horizon, *self.rewards.shape)
-        policy, chances, payoffs = (
-            np.broadcast_to(policy, wide[:3]),
-            np.broadcast_to(chances, wide),
-            np.broadcast_to(payoffs, wide),
-        )
+        chances = np.broadcast_to(chances, wide)
+        payoffs = np.broadcast_to(self.rewards if payoffs is None else payoffs, wide)
         totals = np.zeros(len(self.prior))
-        for step in range(self.horizon):
-            each = payoffs[step] + self.look_up(totals)
-            totals = np.einsum("sa,sao,sao->s", policy[step], chances[step], each)
+        for step, own in enumerate(np.broadcast_to(policy, wide[:3])):
+            totals = np.einsum("sa,sao,sao->s", own, chances[step], payoffs[step] + self.look_up(totals))
         return totals
 
     def look_up(self, values: _Values) -> _Values:
@@ -147,18 +141,15 @@ class Plan:
 
     def promise(self, payoffs: _Values | None = None) -> _Values:
         """What the plan expects of itself from each state: the return, or the sum of other payoffs [S A O]; float64 [S]."""
-        return self.problem.expect(self.policy, self.believed, self._or_rewards(payoffs))
+        return self.problem.expect(self.policy, self.believed, payoffs)
 
     def realise(self, payoffs: _Values | None = None) -> _Values:
         """What its policy gets under the true chances; see `promise`."""
-        return self.problem.expect(self.policy, self.problem.chances, self._or_rewards(payoffs))
+        return self.problem.expect(self.policy, self.problem.chances, payoffs)
 
     def kl(self) -> _Values:
         """KL(pi || p0) of the actions on the way, under the true chances, in nats, from each state: float64 [S]."""
-        return self.problem.expect(self.policy, self.problem.chances, (self.q - self.v[..., None])[..., None])
-
-    def _or_rewards(self, payoffs: _Values | None) -> _Values:
-        return self.problem.rewards if payoffs is None else payoffs
+        return self.realise((self.q - self.v[..., None])[..., None])
 
 
 def solve(problem: Problem, beta: float, recipe: Recipe) -> Plan:

@@ -25,8 +25,9 @@ from phf.config.train import SamplingConfig
 from phf.generate.engine import Ids
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
-from phf.posterior.continuations import Score, score_texts, write_behind
+from phf.posterior.continuations import score_texts, write_behind
 from phf.results import Measure, Measurement
+from phf.steer.streams import Score
 
 Recipe = Literal["prior", "posterior", "regularised"]
 Other = Callable[[Sequence[Ids], int], list[list[int]]]
@@ -35,7 +36,7 @@ Other = Callable[[Sequence[Ids], int], list[list[int]]]
 _Values = npt.NDArray[np.float64]
 
 NUM_BINS = 4
-"""Of the reliability curve, each of as many episodes."""
+"""Of the reliability curve, of about as many episodes each."""
 _NUM_BOOTSTRAP = 1000
 
 MEASURES = tuple(
@@ -45,7 +46,7 @@ MEASURES = tuple(
         ("realised_good", "Realised P(good)", "Of the same beginnings, over fresh turns of the other.", False, "beta"),
         ("optimism", "Promised less realised", "By episode; 0 is an honest promise.", None, "beta"),
         ("chosen_luck", "Of that, luck of the draws", "The promise on the draws that chose, less that on fresh ones.", None, "beta"),
-        ("promise_reliability", "Realised P(good) by promise", "Bins of as many episodes; an honest one lies on the diagonal.", None, "promised"),
+        ("promise_reliability", "Realised P(good) by promise", "Bins of about as many episodes; an honest one lies on the diagonal.", None, "promised"),
     )
 )  # fmt: skip
 
@@ -107,51 +108,35 @@ def measure_optimism(
         PHFError: a page has no score, or does not fit into the agent's context.
     """
     calls = itertools.count(1)
-    firsts = write_turn(agent, [()] * (game.episodes * game.candidates), game.first, sampling, next(calls))
     play = _Players(agent, other, score, game, sampling, calls)
-    shape = (game.episodes, game.candidates)
-    log_weights, good = play.follow(firsts, game.draws)
-    rng = np.random.default_rng(sampling.seed)
-    uniforms = rng.random(game.episodes)
+    firsts = write_turn(agent, [()] * (game.episodes * game.candidates), game.first, sampling, next(calls))
+    drawn = play.follow(firsts, game.draws)
+    uniforms = np.random.default_rng(sampling.seed).random((game.episodes, 1))
     found: list[Measurement] = []
     for recipe in get_args(Recipe):
-        q, promised, _ = (part.reshape(shape) for part in judge_turns(recipe, log_weights, good))
-        running = softmax(q, axis=1).cumsum(1)
-        chosen = np.minimum((running < uniforms[:, None]).sum(1), game.candidates - 1)
-        rows = np.arange(game.episodes) * game.candidates + chosen
-        fresh = play.follow([firsts[row] for row in rows], game.fresh)
-        _, afresh, realised = judge_turns(recipe, *fresh)
-        own = promised.ravel()[rows]
-        found += _summarise(recipe, own, afresh, realised, game.beta, agent.mode, judge, sampling.seed)
-    return found
-
-
-def _summarise(
-    recipe: Recipe,
-    promised: _Values,
-    afresh: _Values,
-    realised: _Values,
-    beta: float,
-    mode: str,
-    judge: str | None,
-    seed: int,
-) -> list[Measurement]:
-    """The measurements of one recipe by its episodes [E]."""
-    parts = {
-        "promised_good": promised,
-        "realised_good": realised,
-        "optimism": promised - realised,
-        "chosen_luck": promised - afresh,
-    }
-    found = [
-        Measurement(name, bootstrap_mean(values, _NUM_BOOTSTRAP, seed), mode, judge, recipe, beta)
-        for name, values in parts.items()
-    ]
-    for rows in np.array_split(np.argsort(promised, kind="stable"), NUM_BINS):
-        estimate = bootstrap_mean(realised[rows], _NUM_BOOTSTRAP, seed)
-        found.append(
-            Measurement("promise_reliability", estimate, mode, judge, recipe, float(promised[rows].mean()))
-        )
+        q, promises, _ = judge_turns(recipe, *drawn)
+        below = softmax(q.reshape(game.episodes, game.candidates), axis=1).cumsum(1)[:, :-1] <= uniforms
+        rows = np.arange(game.episodes) * game.candidates + below.sum(1)
+        _, afresh, realised = judge_turns(recipe, *play.follow([firsts[row] for row in rows], game.fresh))
+        promised = promises[rows]
+        parts = [
+            ("promised_good", game.beta, promised),
+            ("realised_good", game.beta, realised),
+            ("optimism", game.beta, promised - realised),
+            ("chosen_luck", game.beta, promised - afresh),
+        ]
+        # Equal promises stay in one bin.
+        ends = np.unique(np.quantile(promised, np.arange(1, NUM_BINS) / NUM_BINS))
+        bins = np.searchsorted(ends, promised)
+        for place in np.unique(bins):
+            own = bins == place
+            parts.append(("promise_reliability", float(promised[own].mean()), realised[own]))
+        found += [
+            Measurement(
+                name, bootstrap_mean(each, _NUM_BOOTSTRAP, sampling.seed), agent.mode, judge, recipe, at
+            )
+            for name, at, each in parts
+        ]
     return found
 
 

@@ -22,8 +22,8 @@ from phf.generate.target import REDRAW, Target
 from phf.intervals import bootstrap_mean
 from phf.model import lm
 from phf.objectives import Objective, segment_rewards
-from phf.posterior.continuations import Score
 from phf.results import Measure, Measurement
+from phf.steer.streams import Score
 from phf.thresholds import resolve_levels
 from phf.train.run import Run
 

@@ -25,9 +25,10 @@ from phf.errors import PHFError
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.model import lm
-from phf.posterior.continuations import Score, score_texts, write_behind
+from phf.posterior.continuations import score_texts, write_behind
 from phf.records import Estimate
 from phf.results import Measure, Measurement
+from phf.steer.streams import Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,7 +80,7 @@ class SoftValue:
     @torch.no_grad()
     def log_psi(self, ids: Int[Tensor, "N T"]) -> _Values:
         """V of each row of ids, the mode's prefix at its head: float64 [N]. A twist of SMC is its exponential."""
-        hidden = torch.cat([read(self.model, rows)[:, -1:] for rows in ids.split(_ROWS)])
+        hidden = torch.cat([read(self.model, rows)[:, -1:] for rows in torch.split(ids, _ROWS)])
         values: _Values = self.head(hidden)[:, 0].double().cpu().numpy() + self.offset
         return values
 
@@ -122,7 +123,9 @@ def fit_value(
     """
     weights = torch.from_numpy(np.exp(-texts.scores / beta))
     offset = float(weights.mean().log())
-    hidden = torch.cat([read(model, rows) for rows in texts.ids.split(_ROWS)])[:, texts.num_prefix - 1 :]
+    hidden = torch.cat([read(model, rows) for rows in torch.split(texts.ids, _ROWS)])[
+        :, texts.num_prefix - 1 :
+    ]
     steps = torch.arange(hidden.shape[1])
     is_state, is_last = steps < texts.num_states[:, None], steps == texts.num_states[:, None] - 1
     head = lm.ValueHead(hidden.shape[-1], sigmoid=False).to(hidden.device)
@@ -136,7 +139,7 @@ def fit_value(
         goals = find_goals(values.detach(), weights[rows] / weights.mean(), is_last[rows], trace)
         loss = (values.exp() - goals * values)[is_state[rows]].mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     return SoftValue(model, head, offset)
