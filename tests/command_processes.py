@@ -81,6 +81,8 @@ def _run(function, arguments, environment, folder):
     import torch
 
     torch.set_num_threads(1)
+    # Python takes a .pyc for whole that a limit on the size of files has cut off.
+    sys.dont_write_bytecode = True
     os.environ.update(environment)
     for name, handle in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), handle)

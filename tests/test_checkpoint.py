@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import sys
 import time
 
 import pytest
@@ -67,8 +68,9 @@ def test_a_signal_waits_for_its_checkpoint(small_config, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def limit_file_size():
+def limit_file_size(monkeypatch):
     """Returns a function after which no file may grow beyond some bytes, as if the disk were full."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # one that is cut off would be taken for whole
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
