@@ -65,7 +65,7 @@ def walk_chain(num: int, longest: int = 12) -> Texts:
 
 @pytest.mark.parametrize("trace", [1.0, 0.5, 0.0], ids=["monte-carlo", "between", "temporal-difference"])
 def test_a_fitted_head_finds_the_soft_values_of_a_chain(trace: float) -> None:
-    value = fit_value(create_chain(), walk_chain(3000), BETA, trace=trace)
+    value = fit_value(create_chain(), walk_chain(6000), BETA, trace=trace)
     found = value.log_psi(torch.tensor([[END, 2, 0], [END, 0, 1], [END, 1, 2], [END, 2, 3]]))
     assert np.ptp(solve_chain()) > 0.3
     assert found == pytest.approx(solve_chain(), abs=0.06)
@@ -112,19 +112,19 @@ def test_the_truth_is_that_of_the_prefix_and_a_right_value_has_no_bias() -> None
     right = Measurements(measure_value("exact", lambda ids: exact[ids[:, -1]], truths, BETA))
     assert set(right.measures) == {one.name for one in MEASURES}
     for measure in ("value_bias", "value_excess"):
-        estimate = right.find(measure, of="exact")
+        estimate = right.find(measure, of="exact, beta 0.4")
         assert estimate.low - 0.01 < 0 < estimate.high + 0.01, measure
-    assert right.find("value_rank_correlation", of="exact").high > 0.8
-    assert right.find("value_rank_correlation", of="truth by halves").high > 0.8
+    assert right.find("value_rank_correlation", of="exact, beta 0.4").high > 0.8
+    assert right.find("value_rank_correlation", of="truth by halves, beta 0.4").high > 0.8
     high = Measurements(measure_value("high", lambda ids: exact[ids[:, -1]] + np.log(2), truths, BETA))
-    assert high.find("value_bias", of="high", at=1).mean == pytest.approx(
-        right.find("value_bias", of="exact", at=1).mean + np.log(2)
+    assert high.find("value_bias", of="high, beta 0.4", at=1).mean == pytest.approx(
+        right.find("value_bias", of="exact, beta 0.4", at=1).mean + np.log(2)
     )
-    assert high.find("value_excess", of="high").mean == pytest.approx(
-        1 + 2 * right.find("value_excess", of="exact").mean
+    assert high.find("value_excess", of="high, beta 0.4").mean == pytest.approx(
+        1 + 2 * right.find("value_excess", of="exact, beta 0.4").mean
     )
     flat = Measurements(measure_value("flat", lambda ids: np.zeros(len(ids)), truths, BETA))
-    assert np.isnan(flat.find("value_rank_correlation", of="flat").mean)
+    assert np.isnan(flat.find("value_rank_correlation", of="flat, beta 0.4").mean)
 
 
 def test_the_interval_of_a_rank_correlation_covers_as_often_as_it_says() -> None:

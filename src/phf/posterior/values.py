@@ -209,11 +209,13 @@ def draw_truth(
     return found
 
 
-def measure_value(name: str, log_psi: LogPsi, truths: Sequence[Truth], beta: float) -> list[Measurement]:
+def measure_value(
+    name: str, log_psi: LogPsi, truths: Sequence[Truth], beta: float, seed: int = 0
+) -> list[Measurement]:
     """How far a soft value is from the truth, at each length of prefix and (`at` None) at all of them.
 
     Args:
-        name: what is measured, for `Measurement.of`.
+        name: what is measured; with beta it becomes `Measurement.of`.
     """
     parts = [(truth.num_tokens, log_psi(truth.ids), np.exp(-truth.scores / beta)) for truth in truths]
     found: list[Measurement] = []
@@ -225,12 +227,12 @@ def measure_value(name: str, log_psi: LogPsi, truths: Sequence[Truth], beta: flo
         half = weights.shape[1] // 2
         halves = rank_correlation(weights[:, :half].mean(1), weights[:, half:].mean(1))
         for measure, of, estimate in (
-            ("value_bias", name, bootstrap_mean(values - logs, _NUM_BOOTSTRAP, 0)),
-            ("value_excess", name, bootstrap_ratio(np.exp(values) - means, means, _NUM_BOOTSTRAP, 0)),
+            ("value_bias", name, bootstrap_mean(values - logs, _NUM_BOOTSTRAP, seed)),
+            ("value_excess", name, bootstrap_ratio(np.exp(values) - means, means, _NUM_BOOTSTRAP, seed)),
             ("value_rank_correlation", name, rank_correlation(values, means)),
             ("value_rank_correlation", "truth by halves", halves),
         ):
-            found.append(Measurement(measure, estimate, of=of, at=at))
+            found.append(Measurement(measure, estimate, of=f"{of}, beta {beta:g}", at=at))
     return found
 
 
