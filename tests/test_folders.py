@@ -21,7 +21,7 @@ from test_distill import WordTeacher, make_documents, time_briefly  # noqa: F401
 from test_reward_train import make_rows
 from test_reward_train import write as write_labels
 
-from phf import demo
+from phf import demo, folders
 from phf.annotate.annotate import annotate
 from phf.annotate.annotation import Annotation
 from phf.attack.doses import measure_doses
@@ -266,7 +266,10 @@ def test_the_next_writer_of_a_file_removes_what_a_killed_one_left(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {*others, "page[1].html"}
 
 
-def test_a_lock_is_not_kept_by_a_forked_process(tmp_path):
+def test_a_lock_is_not_kept_by_a_forked_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Path, "unlink", lambda *_, **__: None
+    )  # as where nothing may be removed: the file stays
     reading, writing = os.pipe()
     with lock_folder(tmp_path, "writing"):
         if (child := os.fork()) == 0:
@@ -284,6 +287,21 @@ def test_a_lock_that_was_removed_meanwhile_is_no_lock(tmp_path):
         (tmp_path / LOCK_FILE).unlink()  # by hand
         with lock_folder(tmp_path, "writing"):
             pass
+
+
+def test_who_locked_a_file_that_was_removed_meanwhile_takes_the_new_one(tmp_path, monkeypatch):
+    calls, lock = [], folders._lock
+
+    def remove_then_lock(*arguments):
+        if not calls:
+            (tmp_path / LOCK_FILE).unlink()  # of a holder that ends between our opening and our locking
+        calls.append(1)
+        return lock(*arguments)
+
+    monkeypatch.setattr(folders, "_lock", remove_then_lock)
+    with lock_folder(tmp_path, "writing"):
+        assert (tmp_path / LOCK_FILE).exists(), "others would find no lock"
+    assert len(calls) == 2
 
 
 def test_modes_follow_the_umask(made, tmp_path):

@@ -131,6 +131,9 @@ def test_items_that_real_mails_taught(text, items):
             ["4111\xa01111\xa01111\xa01111", "123\u201145\u20116789"],
         ),
         ("+44 20 7946 0958 (555) 123-4567", ["+44 20 7946 0958", "(555) 123-4567"]),
+        ("212 555 1234 7", []),  # a row of a table
+        ("f(x)+44 20 7946 0958, x.+442079460958, ++442079460958", []),  # sums, not numbers
+        ("41111111111114", []),  # its check digit is right, but no card of this issuer is so long
         ("4111111111111 41111111111112 4111111111111111*x", []),  # Visa's have 13 digits (and pass), 16 or 19
     ],
 )
