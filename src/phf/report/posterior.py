@@ -173,7 +173,8 @@ class Posterior:
                 linewidth=0,
             )
             axes.plot(kls, [score.mean for _, score in line], color=INK, linewidth=1.4)
-            axes.plot(*zip(*dashed, strict=True), color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            if len(dashed) > 1:
+                axes.plot(*zip(*sorted(dashed), strict=True), color=INK, linewidth=1, linestyle=(0, (4, 3)))
             for policy in self.results.policies:
                 kl, score = policy.results.find(KL_FROM_BASE.name), self.score(policy, judge)
                 if not (math.isfinite(kl.mean) and math.isfinite(score.mean)):
@@ -209,11 +210,11 @@ class Posterior:
             if judge.role == "annotator"
             else f"what the annotator’s target scores by {judge.name}"
         )
+        also = "Dashed: the best of n draws, at the bound log n − (n − 1)/n that is often given for its KL. "
         return draw_figure(
             draw,
             f"What a score costs, by {judge.name}",
-            f"Line: the frontier, {whose}, with a 95 % band. Dashed: the best of n draws, at the bound log n − (n − 1)/n that is often given "
-            "for its KL. Points: policies, with 95 % intervals. Down and left is better; nothing can lie left of the line by the annotator.",
+            f"Line: the frontier, {whose}, with a 95 % band. {also * (len(dashed) > 1)}Points: policies, with 95 % intervals. Down and left is better; nothing can lie left of the line by the annotator.",
             3.6,
         )
 
