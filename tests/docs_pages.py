@@ -38,6 +38,10 @@ _SMALL = {
         *("--attack", "few-shot", "--num-texts", "2", "--num-samples", "4", "--set", "steps=[1]"),
         *("--set", "sampling.max_new_tokens=12"),
     ],
+    ("infer",): [
+        *("--num-samples", "12", "--num-exact", "12", "--max-draws", "24", "--max-new-tokens", "8"),
+        *("--set", "num_bootstrap=100", "--set", "populations=3", "--set", "particles=2"),
+    ],
     ("reward", "distill"): ["--num-segments", "1500"],
     ("release", "verify"): ["--num-samples", "4"],
 }

@@ -169,6 +169,15 @@ def test_an_interval_without_a_lower_end_says_so() -> None:
     assert found.high > 1.4
     assert found.count == 7
     assert np.isnan(estimate(np.array([np.nan, 1.0, 2.0]), 7).low)
+    rare = estimate(np.array([2.5, *[1.5] * 90, *[np.inf] * 10]), 7)  # resamples in which nothing was kept
+    assert np.isnan(rare.high)
+    assert rare.low == 1.5
+
+
+def test_equal_scores_have_a_frontier_of_one_point() -> None:
+    whole = create_frontier(np.full((1, 50), 0.2)).follow_whole()
+    assert whole.kl == pytest.approx(0, abs=1e-12)
+    assert whole.scores == pytest.approx(0.2)
 
 
 def test_intervals_hold_the_truth() -> None:

@@ -55,7 +55,7 @@ def estimate(values: _Values, count: int) -> Estimate:
     """The first value, with the percentile interval of the others. A NaN among these is one that lies below what is known:
     where there are too many of them, the lower end is unknown."""
     tail = (1 - CONFIDENCE) / 2
-    others = np.sort(np.nan_to_num(values[1:], nan=-np.inf))
+    others = np.sort(np.where(np.isnan(values[1:]), -np.inf, values[1:]))
     if np.isnan(values[0]) or len(others) == 0:
         return Estimate(float(values[0]), np.nan, np.nan, count)
     ends = (float(end) for end in np.quantile(others, [tail, 1 - tail], method="nearest"))
@@ -161,7 +161,8 @@ class Frontier:
     def _grid(self) -> _Values:
         """Lambdas whose mean scores are close together."""
         longest = 1.0
-        spread = float(np.nanstd(self.scores[0])) or 1.0
+        spread = float(np.nanstd(self.scores[0]))
+        spread = spread if spread > 1e-9 else 1.0  # equal scores differ by rounding
         for exponent in range(40):
             weights = self.weigh([2.0**exponent / spread])
             if weights.sum() ** 2 / max((weights**2).sum(), 1e-300) < LEAST_DRAWS:

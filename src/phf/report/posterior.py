@@ -162,6 +162,8 @@ class Posterior:
             (policy.results.find(KL_BOUND.name).mean, self.score(policy, judge).mean) for policy in chosen
         ]
 
+        spent = [policy.results.find(KL_FROM_BASE.name).high for policy in self.results.policies]
+
         def draw(axes: Axes) -> None:
             kls = [kl for kl, _ in line]
             axes.fill_between(
@@ -197,8 +199,9 @@ class Posterior:
                         ha="right" if is_right else "left",
                         fontsize=8,
                     )
+            # Before the scale: margins in the units of this scale overflow where all is near 0.
+            axes.set_xlim(0, 2 * max([1.0, *(kl for kl in [*kls, *spent] if math.isfinite(kl))]))
             axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.4)
-            axes.set_xlim(left=0)
             axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
