@@ -191,6 +191,17 @@ def test_exact_draws_do_not_depend_on_how_many_there_are() -> None:
     assert (np.random.default_rng([0, 3]).random(10) == np.random.default_rng([0, 3]).random(99)[:10]).all()
 
 
+def test_no_folder_of_the_machine_is_named(places, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "secret place"
+    folder.mkdir()
+    (folder / "words.txt").write_text("damn\n")
+    spec = f"lexicon:{folder / 'words.txt'}"
+    found = infer(places[0], (), tmp_path / "out", settings(f'judges=["{spec}"]'), say=lambda line: None)
+    write_posterior_page(found, tmp_path / "out" / "posterior.html")
+    for name in ("posterior.json", "posterior.html"):
+        assert "secret place" not in (tmp_path / "out" / name).read_text()
+
+
 def test_json(places, tmp_path, monkeypatch, capsys) -> None:
     arguments = ["infer", str(places[0]), "-o", str(tmp_path), "--num-samples", "20", "--num-exact", "20"]
     arguments += ["--max-draws", "30", "--max-new-tokens", "6", "--set", "num_bootstrap=100", "--json"]

@@ -19,6 +19,7 @@ from phf.folders import lock_folder
 from phf.generate.engine import Written
 from phf.intervals import bootstrap_mean, pooled_t
 from phf.objective_facts import is_baseline
+from phf.paths import hide_settings
 from phf.posterior.draws import Draws, Library
 from phf.posterior.frontier import (
     Chosen,
@@ -175,8 +176,9 @@ class _Inference:
         policies += [self._place_chosen(*own) for own in self._list_chosen()]
         measurements = [*self._describe_frontier(), *self._bound_rare()]
         unscored = len(self.draws) - self.frontier.num_scored
+        names = [judge.model.identity.name for judge in self.library.judges]
         return PosteriorResults(
-            settings=self.config.model_dump(mode="json"),
+            settings=hide_settings(self.config.model_dump(mode="json"), names),
             base=self.source.name,
             base_key=self.source.key,
             judges=[judge.describe() for judge in self.library.judges],
