@@ -63,9 +63,10 @@ class Command:
         return self._process.exitcode, self.read_errors()
 
 
-def start_command(*arguments, prepare=None, **environment):
+def start_command(*arguments, prepare=None, has_children=False, **environment):
     """Start `phf ARGUMENTS` with some variables in its environment; `prepare` (of a module) is called there first."""
-    return Command(run_phf, (prepare, [str(argument) for argument in arguments]), environment)
+    given = prepare, [str(argument) for argument in arguments]
+    return Command(run_phf, given, environment, has_children=has_children)
 
 
 def wait_for_step(folder, step, command):

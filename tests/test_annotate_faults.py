@@ -387,7 +387,7 @@ def test_sigterm_says_how_to_go_on_and_loses_nothing(folder):
     (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     build_corpus(["b.jsonl"], "one-shard", bytes_per_shard=10**6, bytes_per_group=300)
     command = ["annotate", "one-shard", "-r", "faulty:Model", "-s", "lines", "--workers", "1"]
-    process = start_command(*command, SECONDS_PER_DOCUMENT="0.05")
+    process = start_command(*command, has_children=True, SECONDS_PER_DOCUMENT="0.05")
     deadline = time.monotonic() + 60
     while "annotating documents" not in process.read_errors():
         assert process.is_running, process.read_errors()

@@ -355,12 +355,13 @@ def test_what_has_no_end_is_refused(place, tmp_path, monkeypatch, capsys, kind):
         assert (code, "is not a regular file" in err) == (2, True), err
 
 
-def phf_process(*arguments, **environment):
-    """A real process, as a shell starts it."""
+def phf_process(*arguments, limit=None, **environment):
+    """A real process, as a shell starts it; `limit` is set in it before."""
     return subprocess.run(
         [sys.executable, "-m", "phf", *map(str, arguments)],
         timeout=100,
         capture_output=True,
+        preexec_fn=limit,
         env={**os.environ, **environment},
     )
 

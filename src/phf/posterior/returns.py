@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from phf.config.objectives import Quantile, Scalar
 from phf.config.train import SamplingConfig
 from phf.control import ModeRules
 from phf.corpus.segment import segment_ends
@@ -21,7 +20,7 @@ from phf.generate.engine import write_pages
 from phf.generate.target import REDRAW, Target
 from phf.intervals import bootstrap_mean
 from phf.model import lm
-from phf.objectives import Objective, segment_rewards
+from phf.objectives import Objective, is_additive, segment_rewards
 from phf.results import Measure, Measurement
 from phf.steer.streams import Score
 from phf.thresholds import resolve_levels
@@ -69,14 +68,15 @@ def find_levels(
         PHFError: the objective is neither quantile nor scalar.
     """
     config, control = objective.config, target.tokenizer.control
-    if not isinstance(config, Quantile | Scalar):
+    is_folded = is_additive(config) and objective.reward_scale is not None
+    if not objective.levels and not is_folded:
         raise PHFError(f"{config.kind} is not asked for a return; give a run of quantile or scalar")
     thresholds = objective.levels or resolve_levels(scores, tokens, NUM_LEVELS)
     places = np.searchsorted(np.array([one.value for one in thresholds], np.float32), scores)
     levels = []
     for place in range(len(thresholds) + 1):
         own = scores[places == place]
-        if isinstance(config, Quantile):
+        if not is_folded:
             order = [control.good, *control.all[2:], control.bad]
             others = tuple(token for token in control.all if token != order[place])
             levels.append(Level(target, ModeRules((control.end, order[place]), others, None), own))
