@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
+import transformers  # its classes are named where they are used: they take seconds to load
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json
@@ -72,8 +71,8 @@ class HuggingFaceClassifier(SegmentRewardModel):
         self._folder = folder
         name = name or folder.resolve().name
         try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise PHFError(f"{name} cannot be loaded by transformers: {_first_line(error)}") from error
         if not any("ForSequenceClassification" in made for made in config.architectures or ()):
@@ -170,7 +169,7 @@ class HuggingFaceClassifier(SegmentRewardModel):
         Raises:
             PHFError: weights are missing, such as those of the classification head.
         """
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
             self._folder,
             trust_remote_code=False,
             use_safetensors=True,
