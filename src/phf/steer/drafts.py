@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from phf.config.train import SamplingConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.generate.engine import (
     COMPACT_SHARE,
     Ids,
@@ -327,9 +327,11 @@ class Pages:
         """
         mode, control = target.page_mode, target.tokenizer.control
         if has_twin and mode not in ("good", "bad"):
-            raise PHFError(f"mode {mode} has no control token to tell two streams apart; choose good or bad")
+            raise NotApplicableError(
+                f"mode {mode} has no control token to tell two streams apart; choose good or bad"
+            )
         if has_twin and control.bad >= target.tokenizer.vocab_size:
-            raise PHFError(
+            raise NotApplicableError(
                 "this model has no <|bad|> any more, and so no bad mode to compare with; steer the run it came from"
             )
         if sampling.engine != "phf":

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.generate.cache import create_cache, evaluation_mode, is_alike, select_rows
 from phf.records import Number, Sample
 
@@ -184,7 +184,7 @@ def check_streams(model: "PreTrainedModel") -> None:
         with torch.inference_mode(), evaluation_mode(model):
             model.has_streams = _has_streams(model)
     if not model.has_streams:
-        raise PHFError(
+        raise NotApplicableError(
             f"{type(model).__name__} cannot leave out tokens that it has read or copy its rows, which steering needs; sample it "
             "without steering"
         )
