@@ -338,14 +338,14 @@ class Pages:
             raise PHFError(
                 f"the engine {sampling.engine} cannot write two streams at once; give the engine phf"
             )
-        check_streams(target.model)
         drawer = target.drawer(sampling)
         ids = [
             [*drawer.rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)
         ]
+        limit = find_limit(target.model, max(map(len, ids)), sampling)
+        check_streams(target.model, limit)
         own, other = (control.bad, control.good) if mode == "bad" else (control.good, control.bad)
         model = cast_parameters(target.model, sampling.precision)
-        limit = find_limit(target.model, max(map(len, ids)), sampling)
         return cls(target, model, drawer, ids, prompts, limit, own, other)
 
     def batches(self, copies: int = 1) -> list[list[int]]:
