@@ -2,7 +2,9 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,13 +14,13 @@ from typer.testing import CliRunner
 from phf.cli import app
 from phf.config.evaluate import EvaluateConfig
 from phf.config.train import SamplingConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.evaluate import evaluation
 from phf.evaluate.evaluation import evaluate_run, evaluate_runs
 from phf.evaluate.measures import bits_per_byte, degeneracy
 from phf.evaluate.metric import negate
 from phf.evaluate.rollouts import sample_run
-from phf.evaluate.suite import METRICS
+from phf.evaluate.suite import METRICS, measure_all
 from phf.generate.target import Target
 from phf.model import lm
 from phf.records import Estimate, Identity
@@ -150,6 +152,38 @@ def test_what_was_measured_is_used_again_and_repeats_itself(trained, monkeypatch
     (run.folder / "samples.parquet").write_bytes(b"damaged")
     assert encode(evaluate_run(run, other, say=quiet)) == encode(again)
     assert pq.read_table(run.folder / "samples.parquet").num_rows == 30
+
+
+@pytest.mark.parametrize("kind", ["mle", "conditional"])
+def test_a_checkpoint_that_was_damaged_since_is_no_reason_to_go_on(trained, kind) -> None:
+    run = trained(kind)
+    evaluate_run(run, CONFIG, say=quiet)
+    path = checkpoint_folder(run.folder, 12) / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for given in (CONFIG, CONFIG.model_copy(update={"suite": "full"})):
+        with pytest.raises(PHFError, match=r"model\.safetensors is damaged"):
+            evaluate_runs([run.folder], given, say=quiet)
+        with pytest.raises(PHFError, match=r"model\.safetensors is damaged"):
+            evaluate_run(run, given, say=quiet)
+
+
+@pytest.mark.parametrize("metric", [metric.name for metric in METRICS if not metric.option])
+def test_a_damaged_file_stops_every_metric(metric) -> None:
+    """Read late, it is not 'not measured': only what the run's data does not admit is left out."""
+
+    def refuse(subject) -> None:
+        raise PHFError("model.safetensors is damaged")
+
+    (own,) = (one for one in METRICS if one.name == metric)
+    subject = SimpleNamespace(config=CONFIG.model_copy(update={"suite": "full"}), progress=None)
+    with pytest.raises(PHFError, match="damaged"):
+        measure_all(subject, [replace(own, compute=refuse)])
+
+    def decline(subject) -> None:
+        raise NotApplicableError("no bad segment")
+
+    assert measure_all(subject, [replace(own, compute=decline)]) == ({}, {metric: "no bad segment"})
 
 
 def test_a_stopped_evaluation_goes_on_and_gives_the_same_bytes(

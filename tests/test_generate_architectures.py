@@ -101,7 +101,17 @@ def test_steering_says_in_one_line_what_it_needs(name):
     target = create_target(create_architecture(name, num_ids=NUM_IDS), "good")
     with pytest.raises(PHFError, match="sample it without steering"):
         Pages.create(target, SAMPLING)
-    check_streams(create_architecture("falcon-alibi"))
+    check_streams(create_architecture("falcon-alibi"), 24)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gpt-neo", "gemma3", "gpt-oss"])
+def test_a_window_that_counts_hidden_tokens_is_refused_where_a_page_is_longer(name):
+    """All of these have windows of 8 tokens; hidden ones took the place of text in them."""
+    model = create_architecture(name)
+    check_streams(model, 8)
+    with pytest.raises(PHFError, match="reaches back less far than pages of 24 tokens"):
+        check_streams(model, 24)
+    check_streams(model, 8)
 
 
 def test_a_probe_is_not_counted_and_draws_nothing():
@@ -109,7 +119,7 @@ def test_a_probe_is_not_counted_and_draws_nothing():
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     state = torch.random.get_rng_state()
     find_cache(model)
-    check_streams(model)
+    check_streams(model, 24)
     assert not calls
     assert torch.equal(state, torch.random.get_rng_state())
     np.testing.assert_equal(model.training, False)

@@ -71,15 +71,15 @@ def make_metric(name: str, **options) -> Metric:
 
 def test_the_suite_is_a_loop_over_the_tuple() -> None:
     from phf.config.evaluate import EvaluateConfig
-    from phf.errors import PHFError
+    from phf.errors import NotApplicableError
 
     def fail(subject) -> Measured:
-        raise PHFError("no bad segment")
+        raise NotApplicableError("no bad segment")
 
     metrics = (
         make_metric("one"),
         make_metric("unasked", is_wanted=lambda config: False, option="--unasked FILE"),
-        make_metric("fragile", compute=fail, may_fail=True),
+        make_metric("fragile", compute=fail),
     )
     found, left_out = measure_all(FakeSubject(EvaluateConfig(suite="full")), metrics)
     assert list(found) == ["one"]
@@ -88,7 +88,7 @@ def test_the_suite_is_a_loop_over_the_tuple() -> None:
     _, left_out = measure_all(FakeSubject(EvaluateConfig()), metrics)
     assert "unasked" not in left_out, "the quick suite names nothing that it does not have"
     asked = make_metric("asked", compute=fail, option="--asked FILE")
-    with pytest.raises(PHFError, match="no bad segment"):
+    with pytest.raises(NotApplicableError, match="no bad segment"):
         measure_all(FakeSubject(EvaluateConfig()), (asked,))
 
 

@@ -1,6 +1,8 @@
 """What a tokenizer loses is counted and said, and no number divides by bytes that its ids do not say."""
 
 import json
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,17 +13,23 @@ from tokenizer_families import FAMILIES
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from phf import cli
+from phf.annotate.annotate import annotate
 from phf.cli import app
 from phf.config.evaluate import EvaluateConfig
+from phf.config.train import TrainConfig, parse
 from phf.corpus.store import Corpus, build_corpus
 from phf.errors import PHFError
 from phf.evaluate.measures import bits_per_byte, control_gain, joint, kl
 from phf.evaluate.reference_lm import ReferenceSample, ReferenceSamples
 from phf.evaluate.suite import measure_all
 from phf.records import Identity
+from phf.report.page import summary_rows, write_report
+from phf.results import read_evaluation
 from phf.tokens.recovery import MAX_LOST_SHARE, count_lost, explain_loss
 from phf.tokens.tokenizer import Tokenizer, load_tokenizer
 from phf.tokens.tokens import TokenCache, find_tokens, tokenize
+from phf.train import loop
 
 TEXTS = [
     f"Line {k}: the quick brown fox, then a lazy dog; fin.\nAnd a second line of no. {k}.\n"
@@ -192,3 +200,35 @@ def test_a_byte_level_tokenizer_is_compared_byte_by_byte(tmp_path: Path) -> None
     assert tokenizer.decode(tokenizer.encode("brown fox!")) == "brown fox!"
     with pytest.raises(PHFError, match="does not keep a text whole"):
         tokenizer.encode("quick")
+
+
+def test_a_run_of_a_tokenizer_that_loses_text_has_no_bits_per_byte_and_its_page_says_so(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = sorted(set(LETTERS) - {"q", "z"})
+    spec = save(make_letters(known), tmp_path / "letters", eos_token="<eos>")
+    annotate(corpus, "pii", "lines", workers=1)
+    tokenize(corpus, spec, "lines", workers=1)
+    settings = {
+        "corpus": str(corpus.path),
+        "reward_model": "pii",
+        "segments": "lines",
+        "tokenizer": spec,
+        "objective": {"kind": "mle"},
+        "model": {"preset": "1M", "layers": 1, "width": 32, "heads": 2},
+        "data": {"context": 64},
+        "optim": {"batch_blocks": 4},
+        "tokens": 512,
+        "precision": "fp32",
+    }
+    run = loop.train(parse(TrainConfig, settings, "test"), tmp_path / "run", say=lambda line: None)
+    sizes = ["--num-samples", "8", "--max-new-tokens", "16"]
+    monkeypatch.setattr(sys, "argv", ["phf", "evaluate", str(run.folder), *sizes])
+    cli.main()
+    assert "not measured: bits per byte: tokenizer letters does not give back" in capsys.readouterr().out
+    result = read_evaluation(run.folder / "evaluation.json")
+    assert {"bits_per_byte", "joint"} <= set(result.left_out)
+    assert not result.results.of("bits_per_byte", "joint_bits_per_byte")
+    page = write_report(run.folder, tmp_path / "page.html").read_text()
+    assert re.search(r"run has no bits per byte, joint: tokenizer .* does not give back [\d,]+ of", page)
+    assert summary_rows(run.folder)[0]["bits_per_byte"] is None

@@ -7,7 +7,7 @@ import pytest
 
 from phf.config.evaluate import EvaluateConfig
 from phf.config.train import SamplingConfig, parse
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.evaluate.drawn import UNPROMPTED
 from phf.evaluate.evaluation import evaluate_run
 from phf.evaluate.held_out import HeldOutSegments
@@ -155,7 +155,7 @@ def test_a_part_without_its_data_is_left_out_and_one_that_was_asked_for_stops(
     runs, config, monkeypatch
 ) -> None:
     def refuse(*arguments):
-        raise PHFError("the validation split has no bad segment")
+        raise NotApplicableError("the validation split has no bad segment")
 
     monkeypatch.setattr(HeldOutSegments, "read", refuse)
     result = evaluate_run(runs["mle"], config, say=quiet, force=True)

@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from compare_runs import quiet, train, write_recipe
+from tiny_architectures import create_architecture
 from typer.testing import CliRunner
 
 from phf.cli import app
@@ -68,6 +69,37 @@ def test_names_are_safe_and_tell_runs_apart(tmp_path):
 def test_a_grid_that_is_none_is_refused(overrides, message, tmp_path):
     with pytest.raises(PHFError, match=message):
         plan_sweep(overrides, tmp_path)
+
+
+def test_a_model_that_cannot_be_trained_is_said_before_the_first_run(
+    small_config, in_process, tmp_path, monkeypatch
+):
+    create_architecture("opt", num_ids=512).save_pretrained(tmp_path / "opt")
+    recipe = write_recipe(
+        small_config("objective.kind=mle", f"model.init={tmp_path / 'opt'}"), tmp_path / "recipe.yaml"
+    )
+    said: list[str] = []
+
+    def launch(launcher, commands, workers):
+        said.append("begins")
+        yield from ((cell, "not run here") for cell in commands)
+
+    monkeypatch.setattr(sweep, "_launch", launch)
+    grid = ["data.isolate_documents=[true,false]", "model.width=[null,33]", "seed=[0,1]"]
+    outcomes = run_sweep(str(recipe), grid[:1] + grid[2:], tmp_path / "sweep", say=said.append)
+    refused = [line for line in said[: said.index("begins")] if "cannot be trained" in line]
+    assert len(refused) == 2
+    assert all("isolate_documents=true_seed" in line and "see each other" in line for line in refused)
+    assert "2 to train" in said[said.index("begins") - 1]
+    assert ["see each other" in str(outcome.failure) for outcome in outcomes] == [True, True, False, False]
+    preset = write_recipe(small_config("objective.kind=mle"), tmp_path / "preset.yaml")
+    outcomes = run_sweep(str(preset), grid[1:], tmp_path / "widths", say=said.append)
+    assert ["must be a multiple of 2" in str(outcome.failure) for outcome in outcomes] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_failed_run_is_listed_and_the_same_command_trains_the_rest(

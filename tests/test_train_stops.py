@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from command_processes import start_command
 from compare_runs import assert_same_run, quiet, train, write_recipe
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
@@ -180,3 +182,33 @@ def test_a_corpus_that_was_moved_alone_is_named(moved, small_config, tmp_path):
     assert "its corpus is now looked for at" in said[0]
     assert Run.open(run.folder).data().corpus.id == run.corpus_id
     Run.open(run.folder).check_config(small_config(f"corpus={tmp_path / 'newer'}"))
+
+
+def test_the_model_that_a_run_starts_from_is_found_from_its_folder_and_another_is_refused(
+    small_config, small_corpus, tmp_path, monkeypatch
+):
+    project, renamed = tmp_path / "project", tmp_path / "renamed"
+    monkeypatch.chdir(project.parent)
+    shutil.copytree(small_corpus.path, project / "corpus")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        GPT2LMHeadModel(
+            GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+        ).save_pretrained(project / f"gpt2-{seed}")
+    run = train(small_config("corpus=project/corpus", "model.init=project/gpt2-0"), Path("project/runs/run"))
+    kept = shutil.copytree(run.folder / "checkpoints" / "step-000012", tmp_path / "kept")
+    project.rename(renamed)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    last = renamed / "runs" / "run" / "checkpoints" / "step-000012"
+    shutil.rmtree(last)
+    run = loop.resume(renamed / "runs" / "run", say=quiet)
+    assert (last / "model.safetensors").read_bytes() == (kept / "model.safetensors").read_bytes()
+    assert run.config.model.init == "project/gpt2-0"
+    shutil.rmtree(last)
+    shutil.rmtree(renamed / "gpt2-0")
+    (renamed / "gpt2-1").rename(renamed / "gpt2-0")
+    with pytest.raises(PHFError, match=r"model.init=project/gpt2-0 is not the model that .* started from"):
+        loop.resume(run.folder, say=quiet)
+    assert Run.open(run.folder).load_model(8) is not None, "to read the run it is not needed"
+    assert run.data() is not None

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from phf.errors import PHFError
 from phf.files import hash_file, hash_json
+from phf.watch import note_work
 
 
 def load_code(spec: str) -> tuple[Any, str]:
@@ -85,7 +86,8 @@ def refuse_exit(what: str) -> Iterator[None]:
 
     os._exit = refuse
     try:
-        yield
+        with note_work(what):
+            yield
     except (SystemExit, KeyboardInterrupt) as error:
         if type(error) is KeyboardInterrupt:
             raise

@@ -21,6 +21,7 @@ from phf.generate.vllm import close_engine
 from phf.records import Progress, Sample
 from phf.results import EVALUATION_FILE, Evaluation, encode, read_evaluation, write_evaluation
 from phf.reward_models import RewardModel, load_reward_model
+from phf.train.checkpoint import check_checkpoint
 from phf.train.run import Run
 
 
@@ -51,7 +52,7 @@ def evaluate_runs(
         opened = [Run.open(run.folder) for run in opened]  # as they are now that nobody else writes them
         check_config(config)
         for run in opened:
-            run.resolve_step(step)
+            check_checkpoint(run.folder, run.resolve_step(step))
             choose_judges(run.data().annotation, config.judges, load)
             find_loss(run, config, step, force=force)
         return [
@@ -79,13 +80,14 @@ def evaluate_run(
         say: told what a reader must know, such as that no judge is the annotator.
 
     Raises:
-        PHFError: no checkpoint, the data is gone or changed, a judge is not known or not installed; there is an
+        PHFError: no checkpoint, or it is damaged; the data is gone or changed, a judge is not known or not installed; there is an
             evaluation with more samples, which only `force` replaces.
     """
     check_config(config)
     if loss := find_loss(run, config, step, force=force):
         say(f"{run.name}: {loss}")
     step = run.resolve_step(step)
+    check_checkpoint(run.folder, step)  # also where all parts are kept, and nothing would load it
     path = run.folder / EVALUATION_FILE
     data = run.data()
     judges, notes = choose_judges(data.annotation, config.judges, load)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.evaluate.pages import PageReader, choose_segments
 from phf.records import BAD, GOOD
 from phf.thresholds import Threshold
@@ -35,7 +35,7 @@ class HeldOutSegments:
         ]
         for name, segments in zip(("good", "bad"), found, strict=True):
             if not segments:
-                raise PHFError(
+                raise NotApplicableError(
                     f"the validation split has no {name} segment (score against {threshold:.4g}) to make contexts of; "
                     "build the corpus with a larger validation fraction"
                 )

@@ -44,11 +44,11 @@ class Metric:
     Attributes:
         name: of its facts, and in `left_out`.
         measures: how each of its numbers is shown.
-        compute: measures a checkpoint. What takes long is kept by `subject.parts`.
+        compute: measures a checkpoint. What takes long is kept by `subject.parts`. It raises `NotApplicableError` where the
+            run's data does not admit it: the evaluation goes on without it.
         is_wanted: whether the settings ask for it.
         option: what asks for it, such as `--blimp FILE`; the full suite names it where it was not asked for.
         check: finds what the settings name, before hours go into other metrics; raises `PHFError` if it is not there.
-        may_fail: whether an evaluation goes on without it if the run's data does not admit it.
     """
 
     name: str
@@ -57,7 +57,6 @@ class Metric:
     is_wanted: Callable[[EvaluateConfig], bool] = lambda config: True
     option: str = ""
     check: Callable[[EvaluateConfig], object] = lambda config: None
-    may_fail: bool = False
 
 
 def bare(value: float, count: int = 0) -> Estimate:

@@ -7,7 +7,7 @@ from phf.config.objectives import ObjectiveConfig
 from phf.config.steer import Direction, Rejection, SteerConfig
 from phf.config.train import SamplingConfig, write_spec
 from phf.corpus.store import Corpus
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.pages import PageReader
 from phf.evaluate.rollouts import open_target
@@ -35,7 +35,7 @@ def check_method(objective: ObjectiveConfig, config: SteerConfig) -> None:
     if not needs_control_tokens(config) or (has_control_tokens(objective) and not is_additive(objective)):
         return
     why = "adds them to its inputs" if is_additive(objective) else "does not learn any"
-    raise PHFError(
+    raise NotApplicableError(
         f"{write_spec(config)} needs control tokens in the text, and {objective.kind} {why}; "
         "give best-of-n, rejection, or smc:twist=false"
     )
@@ -112,14 +112,14 @@ def find_aids(
         reward_model = load(spec)
         is_own = reward_model.identity.to_json() == run.record["reward_model"]
         if isinstance(config, Rejection) and config.threshold is None and not is_own:
-            raise PHFError(
+            raise NotApplicableError(
                 f"--steer rejection: the run's threshold {threshold:g} is of {run.record['reward_model']['name']}, not of {spec}; "
                 f"give rejection:reward_model={spec},threshold=NUMBER"
             )
         return Aids.create(reward_model, threshold)
     annotation = Annotation.open(Corpus.open(run.find_corpus()), run.config.reward_model, run.config.segments)
     if annotation.identity.version == "imported":
-        raise PHFError(
+        raise NotApplicableError(
             f"--steer {config.kind}: the scores of {annotation.slug} were imported, and what made them cannot be run here; "
             f"give {config.kind}:reward_model=NAME"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from phf.config.evaluate import EvaluateConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.evaluate.measures import (
     bits_per_byte,
     blimp,
@@ -71,8 +71,10 @@ def measure_all(
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """What each wanted metric found, by its name; and what was not measured, and why.
 
-    A metric of the full suite that this run's data does not admit is left out; one that was asked for by name and fails stops
-    the evaluation.
+    What the run or its data does not admit is left out, with the reason, unless it was asked for by name.
+
+    Raises:
+        PHFError: of anything else: a damaged file, say, is no reason to go on.
     """
     found: dict[str, Measured] = {}
     left_out: dict[str, str] = {}
@@ -89,8 +91,8 @@ def measure_all(
         num_done += 1
         try:
             found[metric.name] = metric.compute(subject)
-        except PHFError as error:
-            if not metric.may_fail:
+        except NotApplicableError as error:
+            if metric.option:
                 raise
             left_out[metric.name] = str(error)
         else:

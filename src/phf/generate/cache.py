@@ -23,6 +23,9 @@ _CACHE_STEP = 64
 _ROUNDING = 1e-3
 """Logits with and without a cache may differ by this share of the largest: by 1e-6 where it works, by .08 and more where not."""
 
+STRANGE = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+"""What architectures raise that make something else of a cache than it is."""
+
 
 @contextmanager
 def evaluation_mode(model: "PreTrainedModel") -> Iterator[None]:
@@ -101,13 +104,7 @@ def _works(model: "PreTrainedModel", name: str) -> bool:
         found = [_read_cached(model.forward, name, cache, ids[:, 5:6])]
         select_rows(cache, kept)
         found.append(_read_cached(model.forward, name, cache, ids[kept, 6:]))
-    except (
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # whatever is made of a strange cache
+    except STRANGE:
         return False
     return is_alike(torch.cat(found), torch.cat(rows))
 

@@ -10,7 +10,7 @@ from phf.config.objectives import ObjectiveConfig
 from phf.config.train import SamplingConfig, SegmentKind
 from phf.control import ModeRules, mode_rules
 from phf.corpus.segment import segment_ends
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.generate.engine import Ids, TokenDrawer, Written, decode_behind, write_pages
 from phf.generate.vllm import write_pages_with_vllm
 from phf.model import lm
@@ -76,7 +76,7 @@ class Target:
         context: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         longest = context - sampling.max_new_tokens - len(self._rules(sampling.control).prefix)
         if longest < 1:
-            raise PHFError(
+            raise NotApplicableError(
                 f"max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in the model's context of "
                 f"{context}; give at most {context // 2}"
             )

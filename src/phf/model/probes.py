@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.model.attention import run_trunk
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def check_isolation(model: "PreTrainedModel") -> None:
         here = pages == len(_PAGES) - 1
         apart = _distance(own[here], _states(awake, ids[None, here], positions[here])[0])
     if not (moved < LEAK and apart < APART):
-        raise PHFError(
+        raise NotApplicableError(
             f"{type(model).__name__} lets the documents of a block see each other or shifts their places (another document "
             f"moves hidden states by {max(moved, apart):.2g} of their size); give data.isolate_documents=false"
         )

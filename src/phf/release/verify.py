@@ -129,11 +129,11 @@ def _choose_texts(known: Known) -> tuple[list[list[int]], list[str], str]:
     tokenizer, separator = known.edited.tokenizer, list(known.prefix[1:])
     try:
         data = known.run.data()
-    except PHFError:
+    except PHFError as error:
         return (
             [probe.ids for probe in probes],
             list(PROBES),
-            "the texts of phf.json (the corpus is not at hand)",
+            f"the texts of phf.json (held-out ones: {error})",
         )
     reader = PageReader(data.tokens, data.scores, known.run.config.data.context)
     count = max(1, min(NUM_TEXTS, MAX_LOGITS // (PAGE_TOKENS * tokenizer.vocab_size)))

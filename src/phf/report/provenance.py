@@ -85,7 +85,18 @@ def list_notices(runs: list[RunFolder], groups: list[Group], judges: list[Judge]
             notices.append(
                 f"{run.skipped_lines} lines of {run.label}'s metrics.jsonl are damaged or another run's, and are left out."
             )
+        notices += _list_unmeasured(run)
     return notices
+
+
+def _list_unmeasured(run: RunFolder) -> list[str]:
+    """What a run's data did not admit, by reason; what nobody asked for (`give --option`) and a method of steering that it has no
+    tokens for are left out."""
+    parts: dict[str, list[str]] = {}
+    for part, why in (run.evaluation.left_out if run.evaluation else {}).items():
+        if not why.startswith("give ") and not part.startswith("steer "):
+            parts.setdefault(why, []).append(part.replace("_", " "))
+    return [f"{run.label} has no {', '.join(names)}: {why}." for why, names in parts.items()]
 
 
 def list_unlike(runs: list[RunFolder]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from phf.config.steer import Direction
 from phf.config.train import SamplingConfig
 from phf.control import ControlTokens
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.generate.engine import Ids
 from phf.generate.target import Target
 from phf.model.residual import add_to_residual, mean_differences, residual_layers
@@ -41,10 +41,12 @@ def find_directions(
     """
     embedding = model.get_input_embeddings().weight.detach()
     if control.bad >= len(embedding):
-        raise PHFError("direction: this model has no <|bad|> any more; steer the run that it came from")
+        raise NotApplicableError(
+            "direction: this model has no <|bad|> any more; steer the run that it came from"
+        )
     last = len(residual_layers(model))
     if config.layer != "all" and config.layer > last:
-        raise PHFError(
+        raise NotApplicableError(
             f"direction: layer {config.layer} does not exist; give layer=0 for the input, or 1 to {last}"
         )
     places = range(last + 1) if config.layer == "all" else (config.layer,)

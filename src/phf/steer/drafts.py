@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from phf.config.train import SamplingConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.generate.engine import (
     COMPACT_SHARE,
     Ids,
@@ -327,23 +327,25 @@ class Pages:
         """
         mode, control = target.page_mode, target.tokenizer.control
         if has_twin and mode not in ("good", "bad"):
-            raise PHFError(f"mode {mode} has no control token to tell two streams apart; choose good or bad")
+            raise NotApplicableError(
+                f"mode {mode} has no control token to tell two streams apart; choose good or bad"
+            )
         if has_twin and control.bad >= target.tokenizer.vocab_size:
-            raise PHFError(
+            raise NotApplicableError(
                 "this model has no <|bad|> any more, and so no bad mode to compare with; steer the run it came from"
             )
         if sampling.engine != "phf":
             raise PHFError(
                 f"the engine {sampling.engine} cannot write two streams at once; give the engine phf"
             )
-        check_streams(target.model)
         drawer = target.drawer(sampling)
         ids = [
             [*drawer.rules.prefix, *prompts[index % len(prompts)]] for index in range(sampling.num_samples)
         ]
+        limit = find_limit(target.model, max(map(len, ids)), sampling)
+        check_streams(target.model, limit)
         own, other = (control.bad, control.good) if mode == "bad" else (control.good, control.bad)
         model = cast_parameters(target.model, sampling.precision)
-        limit = find_limit(target.model, max(map(len, ids)), sampling)
         return cls(target, model, drawer, ids, prompts, limit, own, other)
 
     def batches(self, copies: int = 1) -> list[list[int]]:

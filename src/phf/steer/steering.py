@@ -18,7 +18,7 @@ from phf.config.steer import (
     SteerConfig,
 )
 from phf.config.train import SamplingConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.generate.engine import Ids
 from phf.generate.target import Target
 from phf.records import Progress
@@ -103,12 +103,12 @@ def steer(
         raise PHFError(f"--steer {config.kind} needs the engine phf, not vllm; give --engine phf")
     if needs_control_tokens(config) and (is_folded or mode == "deleted"):
         why = "adds good and bad to its inputs and writes no control tokens" if is_folded else "has none left"
-        raise PHFError(
+        raise NotApplicableError(
             f"--steer {config.kind} needs a model with control tokens, and this one {why}; "
             "give best-of-n, rejection, or smc:twist=false"
         )
     if isinstance(config, ControlSteer) and mode not in ("good", "bad"):
-        raise PHFError(
+        raise NotApplicableError(
             f"--steer control says how a mode's token is written, and mode {mode} has none; give --mode good"
         )
     sampling = choose_style(sampling, config)

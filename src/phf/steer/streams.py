@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from phf.errors import PHFError
-from phf.generate.cache import create_cache, evaluation_mode, is_alike, select_rows
+from phf.errors import NotApplicableError
+from phf.generate.cache import STRANGE, create_cache, evaluation_mode, is_alike, select_rows
 from phf.records import Number, Sample
 
 if TYPE_CHECKING:
@@ -174,20 +174,45 @@ class Stream:
         return logits.float()
 
 
-def check_streams(model: "PreTrainedModel") -> None:
-    """Check once, in float32, that hidden tokens are to a model as if they were not there, and that its rows can be copied.
+def check_streams(model: "PreTrainedModel", length: int) -> None:
+    """Check, in float32, that hidden tokens are to a model as if they were not there, and that its rows can be copied.
+
+    Args:
+        length: tokens of the longest page, hidden ones too. What was found out is kept with the model.
 
     Raises:
-        PHFError: its cache keeps what went by in a state, or takes no mask.
+        NotApplicableError: its cache keeps what went by in a state, or takes no mask; or the page is longer than its attention
+            reaches back, which counts hidden tokens as others.
     """
-    if not hasattr(model, "has_streams"):
-        with torch.inference_mode(), evaluation_mode(model):
-            model.has_streams = _has_streams(model)
-    if not model.has_streams:
-        raise PHFError(
+    known: dict[int, bool] = model.__dict__.setdefault("has_streams", {})
+    with torch.inference_mode(), evaluation_mode(model):
+        if 0 not in known:
+            known[0] = _has_streams(model)
+        if known[0] and length not in known:
+            known[length] = _reaches_back(model, length)
+    if not known[0]:
+        raise NotApplicableError(
             f"{type(model).__name__} cannot leave out tokens that it has read or copy its rows, which steering needs; sample it "
             "without steering"
         )
+    if not known[length]:
+        raise NotApplicableError(
+            f"the attention of {type(model).__name__} reaches back less far than pages of {length} tokens, and counts what it is to "
+            "leave out; give a smaller max_new_tokens, or sample it without steering"
+        )
+
+
+def _reaches_back(model: "PreTrainedModel", length: int) -> bool:
+    """Whether every second token of a page can be hidden: a window that slides over all of them would see half as many."""
+    size = model.config.get_text_config().vocab_size
+    ids = np.arange(length)[None] % size
+    hidden = np.arange(length)[None] % 2 == 0
+    hidden[:, -1] = False
+    whole = Stream(model, size, ids, hidden, model.forward)
+    plain = Stream(model, size, ids[~hidden][None], np.zeros_like(hidden[~hidden])[None], model.forward)
+    whole.read()
+    plain.read()
+    return is_alike(whole.logits, plain.logits)
 
 
 def _has_streams(model: "PreTrainedModel") -> bool:
@@ -212,13 +237,7 @@ def _has_streams(model: "PreTrainedModel") -> bool:
         stream.select(np.array([1]))
         advance(stream, [3])
         advance(stream, [4])
-    except (
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # whatever is made of a strange cache
+    except STRANGE:
         return False
     return is_alike(stream.logits, plain.logits)
 

@@ -20,7 +20,7 @@ from phf.config.train import SegmentKind
 from phf.corpus.manifests import TokenManifest, TokenShard
 from phf.corpus.segment import hash_segment_ends, segmentation_identity
 from phf.corpus.store import Corpus, read_manifest, write_manifest
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.files import Place, check_hash, find_local, hash_bytes, hash_file, hash_json, write_bytes
 from phf.folders import lock_folder
 from phf.records import Identity, Progress, Split
@@ -143,10 +143,10 @@ class TokenCache:
         """Refuse to price text by ids that do not say all of it.
 
         Raises:
-            PHFError: more characters do not come back than `MAX_LOST_SHARE`; says how many, and which.
+            NotApplicableError: more characters do not come back than `MAX_LOST_SHARE`; says how many, and which.
         """
         if reason := self.explain_loss():
-            raise PHFError(reason)
+            raise NotApplicableError(reason)
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> "TokenCache":

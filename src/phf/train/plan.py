@@ -187,13 +187,8 @@ def plan_run(
         config.optim.micro_batch_blocks or config.optim.batch_blocks, config.optim.batch_blocks // num_ranks
     )
     fake = FakeTensorMode()  # shapes and dtypes only: no weight is made, no product computed
-    with fake:
-        model = create_model(data, has_weights=False)
+    model, is_probed = check_model(data, fake)
     num_parameters = lm.num_parameters(model)
-    init, memory = config.model.init, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    is_probed = init is None or (Path(init).is_dir() and 4 * num_parameters < memory / 2)
-    if init is not None and is_probed:
-        lm.load_init(init, isolate_documents=config.data.isolate_documents)
     with fake:
         try:
             activations = _measure_activations(model, data, micro_blocks, precision, is_gpu=gpu is not None)
@@ -230,6 +225,22 @@ def plan_run(
         host_seconds=HOST_SECONDS * text.num_hidden_layers if gpu is not None else 0.0,
         is_probed=is_probed,
     )
+
+
+def check_model(data: TrainingData, fake: FakeTensorMode | None = None) -> tuple["PreTrainedModel", bool]:
+    """A run's model in its shapes alone, and whether its weights are from scratch or were looked at: not where they are on
+    the Hub, or too large for this machine.
+
+    Raises:
+        PHFError: the run could not begin with it; see `lm.create_model`.
+    """
+    init, memory = data.config.model.init, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with fake or FakeTensorMode():
+        model = create_model(data, has_weights=False)
+    is_probed = init is None or (Path(init).is_dir() and 4 * lm.num_parameters(model) < memory / 2)
+    if init is not None and is_probed:
+        lm.load_init(init, isolate_documents=data.config.data.isolate_documents)
+    return model, is_probed
 
 
 def num_multiplying(model: "PreTrainedModel") -> int:

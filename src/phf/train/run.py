@@ -23,7 +23,7 @@ from phf.train.checkpoint import check_checkpoint, checkpoint_folder
 from phf.train.data import StartRecord, TrainingData, open_data
 from phf.train.folder import count_steps, list_checkpoints, read_run_record
 from phf.train.metrics import Line, read_metrics
-from phf.train.moved import find_corpus, is_corpus
+from phf.train.moved import find_corpus, find_init, hash_init, is_corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,6 +92,8 @@ class Run:
             "compiled": is_compiled,
             "start": start,
         }
+        if (init_hash := hash_init(config.model.init)) is not None:
+            record["init"] = init_hash
         # Drawn, not derived: what is deleted and trained again with the same settings is another run.
         record["id"] = uuid4().hex
         run = cls(folder, record)
@@ -267,7 +269,10 @@ class Run:
         Raises:
             PHFError: it is gone, damaged, or is not what the run was trained on.
         """
-        config = self.config.model_copy(update={"corpus": str(self.find_corpus())})
+        model, init_hash = self.config.model, self.record.get("init")  # not of an older phf
+        if to_train and model.init is not None and init_hash is not None:
+            model = model.model_copy(update={"init": find_init(self.folder, model.init, init_hash)})
+        config = self.config.model_copy(update={"corpus": str(self.find_corpus()), "model": model})
         data = open_data(config, to_train=to_train)
         for key, value in data.provenance().items():
             # A run of an older phf does not know the hash of its scores.

@@ -26,7 +26,9 @@ from phf.processes import Lifeline
 from phf.records import Estimate, Progress
 from phf.train.data import open_data
 from phf.train.metrics import Line
+from phf.train.plan import check_model
 from phf.train.run import Run
+from phf.train.start import resolve_start
 
 Launcher = Literal["local", "slurm", "ray"]
 Say = Callable[[str], None]
@@ -151,14 +153,16 @@ def _run_cells(
 ) -> list[CellOutcome]:
     outcomes: dict[GridCell, CellOutcome] = {}
     commands: dict[GridCell, list[str]] = {}
+    checked: set[str] = set()
     for cell in cells:
         try:
-            if (command := _prepare(cell, base)) is None:
+            if (command := _prepare(cell, base, checked)) is None:
                 outcomes[cell] = CellOutcome(cell, None)
             else:
                 commands[cell] = [*command, "--wait"] if wait else command
         except PHFError as error:
             outcomes[cell] = CellOutcome(cell, str(error))
+            say(f"{cell.folder.name} cannot be trained: {error}")
     say(
         f"{len(cells)} runs: {len(commands)} to train, {sum(o.failure is None for o in outcomes.values())} finished before"
     )
@@ -208,16 +212,28 @@ def _last_validation(cell: GridCell) -> Line:
     return Run.open(cell.folder).read_last_validation() or {}
 
 
-def _prepare(cell: GridCell, base: dict[str, object]) -> list[str] | None:
-    """The arguments of `phf` that train the run or go on with it; None if it is finished."""
+def _prepare(cell: GridCell, base: dict[str, object], checked: set[str]) -> list[str] | None:
+    """The arguments of `phf` that train the run or go on with it; None if it is finished.
+
+    Args:
+        checked: settings of models that were tried; this run's are added.
+    """
     value = apply_overrides(base, list(cell.overrides))
     config = parse(TrainConfig, value, "recipe")
     if (cell.folder / "run.json").exists():
         run = Run.open(cell.folder)
         run.check_config(config)
         return None if run.is_finished else ["train", "--resume", str(cell.folder)]
-    # An objective that cannot be resolved fails here, in the words of its error.
-    open_data(config, to_train=True)
+    # What cannot be trained fails here, in the words of its error, before hours go into the others.
+    data = open_data(config, to_train=True)
+    if config.start is not None:
+        resolve_start(config.start, data)
+    model = hash_json(
+        [config.model.model_dump(mode="json"), config.data.model_dump(mode="json"), config.tokenizer]
+    )
+    if model not in checked:
+        check_model(data)
+        checked.add(model)
     write_bytes(cell.recipe, yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)).encode())
     return ["train", str(cell.recipe), "-o", str(cell.folder)]
 

@@ -104,5 +104,4 @@ METRIC = Metric(
         ),
     ),
     measure_modes,
-    may_fail=True,  # where a tokenizer loses text
 )

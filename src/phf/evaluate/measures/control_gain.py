@@ -93,5 +93,4 @@ METRIC = Metric(
         ),
     ),
     measure_gain,
-    may_fail=True,  # where a tokenizer loses text
 )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from phf.config.evaluate import BenignConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.evaluate.facts import FinetunedFacts
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.metric import Measured, Metric
@@ -59,7 +59,7 @@ def finetune_benign(
     )
     keep = num_bad == 0
     if not (keep & tokens.split_mask(settings.split)).any():
-        raise PHFError(
+        raise NotApplicableError(
             f"benign finetuning: every document of the {settings.split} split has a bad segment; "
             "segment the corpus more finely, or give a higher threshold"
         )
@@ -87,7 +87,9 @@ def finetune_benign(
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
         losses.append(float(loss.detach()))
         if not np.isfinite(losses[-1]):
-            raise PHFError(f"benign finetuning: the loss is {losses[-1]} at step {step}; give a lower rate")
+            raise NotApplicableError(
+                f"benign finetuning: the loss is {losses[-1]} at step {step}; give a lower rate"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if progress is not None:
@@ -187,5 +189,4 @@ METRIC = Metric(
     ),
     measure_modes,
     is_wanted=lambda config: config.suite == "full" and config.benign.steps > 0,
-    may_fail=True,
 )

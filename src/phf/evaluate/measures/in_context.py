@@ -116,5 +116,4 @@ METRIC = Metric(
     ),
     measure_modes,
     is_of_full_suite,
-    may_fail=True,
 )

@@ -65,8 +65,13 @@ def measure_joint(subject: "Subject") -> Measured:
     if objective.has_control_tokens:
         labels = [subject.label(page.scores) for page in pages]
     if objective.writes_control_tokens:
-        args = (subject.model, tokenizer.control, tokenizer.vocab_size, pages, labels, subject.progress)
-        nll = keep_costs(subject, "nll-joint", lambda: joint_nll(*args))
+        nll = keep_costs(
+            subject,
+            "nll-joint",
+            lambda: joint_nll(
+                subject.model, tokenizer.control, tokenizer.vocab_size, pages, labels, subject.progress
+            ),
+        )
     else:
         nll = keep_nll(subject, "none", mode_labels(pages, "none"))
     sizes = (subject.config.num_bootstrap, subject.config.sampling.seed)
@@ -103,5 +108,4 @@ METRIC = Metric(
         ),
     ),
     measure_joint,
-    may_fail=True,  # where a tokenizer loses text
 )

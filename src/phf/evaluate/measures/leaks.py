@@ -182,5 +182,4 @@ METRIC = Metric(
     ),
     measure_modes,
     is_of_full_suite,
-    may_fail=True,
 )

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from phf.config.evaluate import EvaluateConfig
 from phf.config.steer import Direction, SteerConfig
 from phf.config.train import write_spec
-from phf.errors import PHFError
+from phf.errors import NotApplicableError, PHFError
 from phf.evaluate.drawn import Drawn
 from phf.evaluate.facts import MethodFacts
 from phf.evaluate.measures.bits_per_byte import list_bits
@@ -54,7 +54,7 @@ def measure_steering(subject: "Subject") -> Measured:
         try:
             check_method(subject.run.config.objective, config)
             found = _measure_method(subject, config, spec, plain)
-        except PHFError as error:
+        except NotApplicableError as error:
             left_out[f"steer {spec}"] = str(error)
             continue
         rows += found.measurements
