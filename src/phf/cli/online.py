@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, print_json, warn_of_rewards
+from phf.errors import PHFError
 from phf.terminal import hint, make_table, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def _declare() -> "tuple[BaseModel, dict[str, str]]":
         "phf online runs/conditional --rounds 4 -o loops/conditional --judge toxicity-lstm",
         "phf online runs/conditional --rounds 4 --control shuffled -o loops/shuffled --judge toxicity-lstm",
         "phf report loops/conditional loops/shuffled -o loops.html",
+        "phf online --check-lemma runs/conditional -o lemma --case unfiltered --case 'top-p .95'",
     ),
 )
 def online(
@@ -40,7 +42,20 @@ def online(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="The run to go on from, in its last checkpoint.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The loop's folder.")] = Path("loop"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write; default: loop, or lemma.")
+    ] = None,
+    lemma: Annotated[
+        bool,
+        typer.Option(
+            "--check-lemma",
+            help="In place of rounds: whether the mean gradient of log p over own samples is 0, case by case. --mode, --seed and "
+            "--set (groups=64, cases=[...]) are its settings.",
+        ),
+    ] = False,
+    cases: Annotated[
+        list[str] | None, typer.Option("--case", help="With --check-lemma: these cases alone; repeatable.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as schedule=constant."),
@@ -55,6 +70,14 @@ def online(
     from phf.config.recipes import apply_overrides
     from phf.config.train import parse
 
+    if lemma:
+        given = {"seed": ctx.obj["sampling"]["seed"], "mode": ctx.obj.get("mode")}
+        given |= {"cases": cases} if cases else {}
+        _check_lemma(run, out or Path("lemma"), apply_overrides(given, settings or []), as_json)
+        return
+    if cases:
+        raise PHFError("--case belongs to --check-lemma: rounds have no cases")
+    out = out or Path("loop")
     config = parse(OnlineConfig, apply_overrides(ctx.obj, settings or []), "phf online")
     warn_of_rewards(config.judges)
     from phf.loops.rounds import run_rounds
@@ -66,6 +89,25 @@ def online(
         return
     print_table(list_rounds(results))
     hint(f"next: phf report {quote(out)} -o loops.html, with its controls beside it")
+
+
+def _check_lemma(run: Path, out: Path, given: "dict[str, object]", as_json: bool) -> None:
+    from phf.config.online import LemmaConfig
+    from phf.config.train import parse
+    from phf.loops.lemma_cases import check_lemma
+    from phf.report.loops import tabulate_lemma, write_lemma_page
+
+    config = parse(LemmaConfig, given, "phf online --check-lemma")
+    with show_progress() as progress:
+        results = check_lemma(run, out, config, say=say, progress=progress)
+    write_lemma_page(results, out / "lemma.html")
+    if as_json:
+        print_json(results)
+        return
+    heads, rows = tabulate_lemma(results)
+    title = f"{results.run}, {results.mode} mode: |E grad log p|^2 over own samples"
+    print_table(_tabulate(title, "case", heads, [(row.name, row.cells) for row in rows]))
+    hint(f"next: open {quote(out / 'lemma.html')}")
 
 
 def list_rounds(loop: "LoopResults") -> Table:

@@ -149,9 +149,13 @@ def report(
         list[Path] | None,
         typer.Option(help="Show rounds on own text, too: a folder made by 'phf online'; repeatable."),
     ] = None,
+    lemma: Annotated[
+        Path | None,
+        typer.Option(help="Show what own samples teach, too: a folder made by 'phf online --check-lemma'."),
+    ] = None,
 ) -> None:
     """Write one self-contained page that compares runs, or the loops of 'phf online'."""
-    from phf.loops.results import are_loops, read_loop
+    from phf.loops.results import are_loops, read_lemma, read_loop
 
     if are_loops(runs):
         from phf.report.loops import write_loops_page
@@ -170,6 +174,10 @@ def report(
         from phf.report import loops
 
         sections.append(loops.make_section([read_loop(folder) for folder in loop]))
+    if lemma is not None:
+        from phf.report.loops import make_lemma_section
+
+        sections.append(make_lemma_section(read_lemma(lemma)))
     print(write_report(runs, out, sections=sections))
 
 

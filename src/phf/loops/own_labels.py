@@ -51,15 +51,16 @@ def write_labelled(target: Target, sampling: SamplingConfig, stream: int = 0) ->
         logits = target.model(input_ids=begin, use_cache=False).logits[0, -1, list(control.all)]
         shares = logits.double().softmax(-1).cpu().numpy()
     first = rng.choice(list(control.all), sampling.num_samples, p=shares).tolist()
-    written = write_freely(target, sampling, [[control.end, token] for token in first], stream)
+    free = sampling.model_copy(update={"control": "free"})
+    written = write_ids(target, free, [[control.end, token] for token in first], stream)
     return [_read_labels(target, [token, *ids]) for token, ids in zip(first, written, strict=True)]
 
 
-def write_freely(
+def write_ids(
     target: Target, sampling: SamplingConfig, pages: Sequence[Ids], stream: int = 0
 ) -> list[list[int]]:
     """All that a model writes behind each page, control tokens and the end included."""
-    drawer, found = target.drawer(sampling.model_copy(update={"control": "free"})), []
+    drawer, found = target.drawer(sampling), []
     limit = find_limit(target.model, max(map(len, pages)), sampling)
     with evaluation_mode(target.model):
         for start in range(0, len(pages), sampling.batch_size):

@@ -236,6 +236,18 @@ def write_lemma(folder: Path, results: LemmaResults) -> None:
     write_versioned(folder / LEMMA_FILE, results, LEMMA_VERSION)
 
 
+def read_lemma(folder: Path) -> LemmaResults:
+    """Read FOLDER/lemma.json.
+
+    Raises:
+        PHFError: there is none, it is damaged, or it is of another format version.
+    """
+    path, command = folder / LEMMA_FILE, f"phf online --check-lemma RUN -o {folder}"
+    if not path.is_file():
+        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
+    return read_versioned(path, LemmaResults, LEMMA_VERSION, command)
+
+
 def are_loops(folders: Sequence[Path]) -> bool:
     """Whether folders are of loops.
 

@@ -14,10 +14,12 @@ from phf.loops.results import (
     DISTINCT_2,
     JUDGE_DRIFT,
     KL_FROM_START,
+    LEMMA_MEASURES,
     MEASURES,
     OWN_SHARE,
     REPETITION,
     SCORE,
+    LemmaResults,
     LoopResults,
 )
 from phf.records import Estimate
@@ -206,6 +208,34 @@ def _name(loop: LoopResults, loops: Sequence[LoopResults]) -> str:
         if any(other.settings.get(key) != value for other in loops):
             parts.append(f"{key}={value}")
     return ", ".join(parts)
+
+
+def tabulate_lemma(results: LemmaResults) -> tuple[list[str], list[Row]]:
+    """Heads, and a line per case."""
+    find = results.results.find
+    rows = [
+        Row(case, "", [find(measure.name, of=case) for measure in LEMMA_MEASURES]) for case in results.cases
+    ]
+    return [measure.title for measure in LEMMA_MEASURES], rows
+
+
+def _describe_lemma(results: LemmaResults) -> dict[str, object]:
+    heads, rows = tabulate_lemma(results)
+    return {"lemma": results, "lemma_heads": heads, "lemma_rows": rows, "lemma_terms": LEMMA_MEASURES}
+
+
+def make_lemma_section(results: LemmaResults) -> Section:
+    """The lemma's table for the page that compares runs."""
+    markup = make_environment().get_template("lemma.html").render(_describe_lemma(results))
+    return Section("lemma", "What own samples teach", Markup(markup))  # noqa: S704 - escaped by the template
+
+
+def write_lemma_page(results: LemmaResults, path: Path) -> Path:
+    """Write the page of a lemma.json to `path`: no script, nothing fetched; the same content gives the same bytes."""
+    template = make_environment().get_template("lemma_page.html")
+    page = template.render(css=read_css(), **_describe_lemma(results))
+    write_bytes(path, page.encode("utf-8", "replace"))
+    return path
 
 
 def describe_loops(loops: Sequence[LoopResults]) -> dict[str, object]:
