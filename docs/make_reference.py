@@ -19,6 +19,7 @@ from phf.config.fields import describe_fields
 from phf.config.infer import OPTIONS as INFER_OPTIONS
 from phf.config.infer import InferConfig
 from phf.config.objectives import _Scheduled, _Threshold, objective_kinds
+from phf.config.online import ONLINE_OPTIONS, LemmaConfig, OnlineConfig
 from phf.config.recipes import describe_recipe, list_recipes
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
@@ -65,6 +66,12 @@ def _list_settings() -> Iterator[str]:
         "Attacks on a release", "phf attack --set KEY=VALUE", AttackSuiteConfig, ATTACK_OPTIONS, ("sampling",)
     )
     yield from _describe_config("What a score costs", "phf infer --set KEY=VALUE", InferConfig, INFER_OPTIONS)
+    yield from _describe_config(
+        "Rounds on own text", "phf online --set KEY=VALUE", OnlineConfig, ONLINE_OPTIONS
+    )
+    yield from _describe_config(
+        "The lemma", "phf online RUN --check-lemma --set KEY=VALUE", LemmaConfig, {"cases": "--case"}
+    )
     yield from _describe_kinds("Kinds of attack", "--attack KIND:key=value,...", AttackConfig)
     yield from _describe_kinds(
         "Forgetting", "phf release RUN -o DIR --forget KIND:key=value,...", ForgetConfig

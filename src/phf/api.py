@@ -28,6 +28,7 @@ from phf.attack.suite import attack_targets
 from phf.config.attack import AttackConfig, AttackSuiteConfig
 from phf.config.evaluate import EvaluateConfig
 from phf.config.infer import InferConfig
+from phf.config.online import OnlineConfig
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
 from phf.config.train import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
@@ -38,6 +39,8 @@ from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.files import Place, as_list
+from phf.loops.results import LoopResults
+from phf.loops.rounds import run_rounds
 from phf.objective_facts import is_baseline
 from phf.posterior.infer import infer as _infer
 from phf.posterior.results import PosteriorResults
@@ -86,6 +89,7 @@ __all__ = [
     "infer",
     "load_scores",
     "load_train_config",
+    "online",
     "open_release",
     "release",
     "resume",
@@ -264,6 +268,29 @@ def infer(
     if named := name_reward_models(judges):
         given["judges"] = named
     return _infer(base, runs, out, parse(InferConfig, given, "infer"))
+
+
+def online(
+    run: Place,
+    out: Place,
+    settings: Mapping[str, object] | None = None,
+    *,
+    judges: RewardSpec | Sequence[RewardSpec] = (),
+    progress: Progress | None = None,
+) -> LoopResults:
+    """Train a run on its own scored text for some rounds, and measure each; what OUT/online.json holds.
+
+    Args:
+        settings: of `OnlineConfig`, such as `{"rounds": 4, "control": "shuffled"}`.
+        judges: held-out judges.
+
+    Raises:
+        PHFError: see `phf.loops.rounds.run_rounds`; a setting is not known or out of range.
+    """
+    given = dict(settings or {})
+    if named := name_reward_models(judges):
+        given["judges"] = named
+    return run_rounds(run, out, parse(OnlineConfig, given, "online"), progress=progress)
 
 
 def check_reward_model(

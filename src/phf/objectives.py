@@ -6,7 +6,7 @@ worse).
 Shape suffixes: B blocks, T tokens of context, D documents, S segments.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 import numpy as np
@@ -195,7 +195,9 @@ def resolve_objective(
     keep = _usable(scores, document_segments)
     used = (is_train & keep)[segment_document]
     train_scores, train_tokens = scores[used], segment_tokens[used]
-    no_labels = np.zeros(len(scores), dtype=np.uint8)
+    threshold: ResolvedThreshold | None = None
+    levels: tuple[ResolvedThreshold, ...] = ()
+    scale: RewardScale | RankScale | None = None
 
     if isinstance(config, Filtering):
         means = mean_document_scores(scores, document_segments)
@@ -208,61 +210,69 @@ def resolve_objective(
                 means[used_documents], tokens[used_documents], _given(config.threshold), unit="document"
             )
         )
-        # Validation is not filtered: every objective is judged on the same text.
-        kept = keep & (~is_train | threshold.is_good(means))
-        return Objective(config, DataRule(kept, no_labels), threshold)
+    elif isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood | Custom):
+        if config.good_fraction is not None:
+            threshold = resolve_good_fraction(train_scores, train_tokens, config.good_fraction)
+        elif config.threshold is not None:
+            threshold = resolve_threshold(train_scores, train_tokens, config.threshold)
+    elif isinstance(config, Quantile):
+        levels = tuple(resolve_levels(train_scores, train_tokens, config.levels))
+    elif isinstance(config, Scalar | RWR | AWR):
+        scale = make_reward_scale(config.normalize, train_scores, train_tokens)
 
-    if isinstance(config, Custom) and config.threshold is None and config.good_fraction is None:
-        return Objective(config, DataRule(keep, no_labels))
+    unruled = Objective(config, DataRule(keep, np.zeros(len(scores), np.uint8)), threshold, scale, levels)
+    objective = apply_objective(unruled, scores, document_segments, is_train)
+    if not objective.has_weights:
+        return objective
+    # Kish's effective sample size of the weights of all training tokens, as a share of their number.
+    weights = segment_weights(objective, train_scores)
+    share = float((train_tokens @ weights) ** 2 / (train_tokens.sum() * (train_tokens @ weights**2)))
+    return replace(objective, effective_share=share)
 
-    if isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood | Custom):
-        threshold = (
-            resolve_good_fraction(train_scores, train_tokens, config.good_fraction)
-            if config.good_fraction is not None
-            else resolve_threshold(train_scores, train_tokens, _given(config.threshold))
-        )
-        is_good = threshold.is_good(scores)
-        labels = np.where(is_good, GOOD, BAD).astype(np.uint8)
 
+def apply_objective(
+    objective: Objective,
+    scores: npt.NDArray[np.float32],
+    document_segments: npt.NDArray[np.int64],
+    is_train: npt.NDArray[np.bool_],
+) -> Objective:
+    """A resolved objective on documents that it may not have been resolved on: its thresholds, levels and scale stay, its
+    data rule is theirs. For the arguments see `resolve_objective`.
+    """
+    config, keep = objective.config, _usable(scores, document_segments)
+    no_labels = np.zeros(len(scores), np.uint8)
+    if objective.segment_threshold is not None:
+        is_good = objective.segment_threshold.is_good(scores)
     match config:
-        case MLE():
-            return Objective(config, DataRule(keep, no_labels))
-        case Masking() | Unlikelihood() | Custom():
-            return Objective(config, DataRule(keep, no_labels), threshold)
+        case MLE() | Masking() | Unlikelihood() | Custom() | RWR() | AWR():
+            rule = DataRule(keep, no_labels)
+        case Filtering():
+            assert objective.threshold is not None
+            means = mean_document_scores(scores, document_segments)
+            # Validation is not filtered: every objective is judged on the same text.
+            rule = DataRule(keep & (~is_train | objective.threshold.is_good(means)), no_labels)
         case Removal():
             has_good = np.zeros(len(keep), np.bool_)
-            has_good[segment_document[is_good]] = True
+            has_good[np.repeat(np.arange(len(keep)), document_segments)[is_good]] = True
             rule = DataRule(keep & (has_good | ~is_train), no_labels, keep_segments=is_good)
-            return Objective(config, rule, threshold)
         case Conditional():
-            if config.invert:
-                labels = np.where(is_good, BAD, GOOD).astype(np.uint8)
+            good, bad = (BAD, GOOD) if config.invert else (GOOD, BAD)
+            labels = np.where(is_good, good, bad).astype(np.uint8)
             rule = DataRule(keep, labels, config.drop_fraction, poison=config.poison)
-            return Objective(config, rule, threshold)
         case Quantile():
-            levels = tuple(resolve_levels(train_scores, train_tokens, config.levels))
-            objective = Objective(config, DataRule(keep, no_labels), levels=levels)
-            labels = objective.label_segments(scores, np.nan)
-            return Objective(config, DataRule(keep, labels, config.drop_fraction), levels=levels)
+            rule = DataRule(keep, objective.label_segments(scores, np.nan), config.drop_fraction)
         case Additive():
-            return Objective(config, DataRule(keep, labels, config.drop_fraction, control=False), threshold)
+            labels = np.where(is_good, GOOD, BAD).astype(np.uint8)
+            rule = DataRule(keep, labels, config.drop_fraction, control=False)
         case Scalar():
-            scale = make_reward_scale(config.normalize, train_scores, train_tokens)
             # Every segment is told its reward; whether that counts as good or bad plays no part.
             rule = DataRule(keep, np.full(len(scores), GOOD, np.uint8), config.drop_fraction, control=False)
-            return Objective(config, rule, reward_scale=scale)
         case Tagging():
             tagged = np.where(is_good, NO_LABEL, BAD).astype(np.uint8)
-            return Objective(config, DataRule(keep, tagged, tag_fraction=config.tag_fraction), threshold)
-        case RWR() | AWR():
-            scale = make_reward_scale(config.normalize, train_scores, train_tokens)
-            objective = Objective(config, DataRule(keep, no_labels), reward_scale=scale)
-            # Kish's effective sample size of the weights of all training tokens, as a share of their number.
-            weights = segment_weights(objective, train_scores)
-            share = float((train_tokens @ weights) ** 2 / (train_tokens.sum() * (train_tokens @ weights**2)))
-            return Objective(config, objective.rule, reward_scale=scale, effective_share=share)
+            rule = DataRule(keep, tagged, tag_fraction=config.tag_fraction)
         case _:
             assert_never(config)
+    return replace(objective, rule=rule)
 
 
 def _usable(

@@ -20,6 +20,7 @@ from phf.cli import (
     explore,
     infer,
     label,
+    online,
     release,
     reward,
     runs,
@@ -39,7 +40,7 @@ _MAX_LINE = 4000
 GROUPS = {
     "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
-    "Train": ["train", "sweep"],
+    "Train": ["train", "sweep", "online"],
     "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "explore"],
     "Release": ["release", "attack", "push"],
 }
@@ -93,7 +94,7 @@ def _root(
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
-for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer):
+for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer, online):
     app.add_typer(verbs.app)
 
 

@@ -133,15 +133,35 @@ def train(
         hint(f"next: phf evaluate {quote(run.folder)}")
 
 
-@app.command(epilog=examples("phf report runs/mle runs/conditional -o report.html"))
+@app.command(
+    epilog=examples(
+        "phf report runs/mle runs/conditional -o report.html",
+        "phf report loops/conditional loops/shuffled loops/human -o loops.html",
+    )
+)
 def report(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     posterior: Annotated[
         Path | None, typer.Option(help="Show what scores cost, too: a folder made by 'phf infer'.")
     ] = None,
+    loop: Annotated[
+        list[Path] | None,
+        typer.Option(help="Show rounds on own text, too: a folder made by 'phf online'; repeatable."),
+    ] = None,
+    lemma: Annotated[
+        Path | None,
+        typer.Option(help="Show what own samples teach, too: a folder made by 'phf online --check-lemma'."),
+    ] = None,
 ) -> None:
-    """Write one self-contained page that compares runs."""
+    """Write one self-contained page that compares runs, or the loops of 'phf online'."""
+    from phf.loops.results import are_loops, read_lemma, read_loop
+
+    if are_loops(runs):
+        from phf.report.loops import write_loops_page
+
+        print(write_loops_page([read_loop(folder) for folder in runs], out))
+        return
     from phf.report.page import write_report
 
     sections = []
@@ -150,6 +170,14 @@ def report(
         from phf.report.posterior import make_section
 
         sections.append(make_section(read_posterior(posterior)))
+    if loop:
+        from phf.report import loops
+
+        sections.append(loops.make_section([read_loop(folder) for folder in loop]))
+    if lemma is not None:
+        from phf.report.loops import make_lemma_section
+
+        sections.append(make_lemma_section(read_lemma(lemma)))
     print(write_report(runs, out, sections=sections))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from phf.cli.online import compare_loops, list_rounds
 from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
 from phf.errors import PHFError
 from phf.terminal import hint, make_table, print_table, printable, quote, table_width
@@ -32,13 +33,22 @@ _MAX_COLUMNS = 3
 All = Annotated[bool, typer.Option("--all", help="Every number, not the headlines alone.")]
 
 
-@app.command(epilog=examples("phf show runs/conditional"))
+@app.command(epilog=examples("phf show runs/conditional", "phf show loops/conditional"))
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN")],
     everything: All = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Say what a run is, how far it is, how its loss went, what was measured and what to do next."""
+    """Say what a run is, how far it is, how its loss went, what was measured and what to do next; or of a loop, each round."""
+    from phf.loops.results import are_loops, read_loop
+
+    if are_loops([folder]):
+        loop = read_loop(folder)
+        if as_json:
+            print_json(loop)
+        else:
+            print_table(list_rounds(loop))
+        return
     from phf.report.reading import read_runs
     from phf.report.steering import list_steering_lines
     from phf.report.tables import list_measured
@@ -62,7 +72,17 @@ def show(
 
 @app.command(epilog=examples("phf compare runs/mle runs/conditional"))
 def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
-    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run."""
+    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run; or in what loops do."""
+    from phf.loops.results import are_loops, read_loop
+
+    if are_loops(runs):
+        loops = [read_loop(folder) for folder in runs]
+        if as_json:
+            print_json(loops)
+        else:
+            for table in compare_loops(loops):
+                print_table(table)
+        return
     from phf.report.comparison import list_verdicts
     from phf.report.provenance import list_unlike
     from phf.report.reading import read_runs

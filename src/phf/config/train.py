@@ -83,6 +83,20 @@ class StartConfig(StrictConfig):
     """Whether optimizer states start fresh, and not as the other run left them."""
 
 
+class MixConfig(StrictConfig):
+    """Blocks of other corpora among the run's own, such as text that a model has written (`phf online`)."""
+
+    corpora: tuple[str, ...] = Field(min_length=1)
+    """Folders of corpora that are scored, and tokenized by the run's tokenizer; they take turns."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the run's blocks that are theirs."""
+    reward_model: str | None = None
+    """Whose annotation of these corpora to train on; null takes the run's."""
+    scored: bool = True
+    """Whether the objective sees their scores, by the thresholds of the run's own corpus; with false they are trained on as plain
+    MLE would."""
+
+
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -132,6 +146,8 @@ class TrainConfig(StrictConfig):
     """So many steps in a row whose loss or gradient is not finite stop the run; fewer are skipped and counted."""
     start: StartConfig | None = None
     """Another run's weights to start from, written by `phf train --init`; null starts from `model`."""
+    mix: MixConfig | None = None
+    """Other corpora to train on among the run's own; null trains on its own alone."""
     data_parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Several processes hold the whole model each (ddp) or a share (fsdp); auto shards what would fill half of a
     GPU."""

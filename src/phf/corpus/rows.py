@@ -23,12 +23,14 @@ class Row:
     Attributes:
         own_id: the id that the source itself gave, if it is a string or an integer; empty if it is anything else.
         ends: where the source itself cuts the text into segments (code points), if it does.
+        provenance: further columns of a text that was made for the corpus, such as by which model.
     """
 
     place: str
     text: str
     own_id: str | None = None
     ends: Sequence[int] | None = None
+    provenance: Mapping[str, object] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,7 @@ def write_corpus(
     bytes_per_shard: int = _BYTES_PER_SHARD,
     bytes_per_group: int = BYTES_PER_GROUP,
     imported_ends: bool = False,
+    provenance: Sequence[pa.Field] = (),
     max_documents: int | None = None,
     remedy: str | None = None,
     progress: Progress | None = None,
@@ -249,6 +250,7 @@ def write_corpus(
 
     Args:
         imported_ends: keep each row's `ends`: the segments `imported` of the new corpus.
+        provenance: columns that documents have beside the usual ones, from each row's `provenance`.
         remedy: what to do about a source that is empty or half bad, which is then an error.
     """
     out = to_path(out)
@@ -263,7 +265,7 @@ def write_corpus(
     }
     with _create_place(out, lambda: is_built_with(out, len(opened), settings)) as folder:
         (folder / "documents").mkdir()
-        schema = IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA
+        schema = pa.schema([*(IMPORTED_SCHEMA if imported_ends else DOCUMENT_SCHEMA), *provenance])
         builder = _Builder(
             folder, validation_fraction, bytes_per_shard, bytes_per_group, schema, max_documents, progress
         )
@@ -383,6 +385,7 @@ class _Builder:
             "source": source.spec,
             "split": split,
             "ends": row.ends,  # stored in an imported corpus alone
+            **(row.provenance or {}),
         }
         sizes = {"documents": 1, "characters": len(row.text), "bytes": len(data)}
         self.counts[split].update(sizes)

@@ -1,6 +1,6 @@
 """The data of a run: corpus, annotation and tokens joined, and the objective resolved against them."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypedDict, get_args
@@ -17,6 +17,7 @@ from phf.model import lm
 from phf.objectives import (
     Objective,
     active_fractions,
+    apply_objective,
     baseline,
     check_code,
     num_levels,
@@ -26,6 +27,7 @@ from phf.objectives import (
 from phf.records import Split, TrainingCorpus
 from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_report_threshold
 from phf.tokens.blocks import Blocks
+from phf.tokens.mixture import MixedBlocks
 from phf.tokens.phases import TrainingBlocks
 from phf.tokens.tokens import TokenCache, find_tokens
 from phf.train.folder import count_steps
@@ -52,6 +54,7 @@ class TrainingData:
         objective: the objective with its data rule and thresholds.
         threshold: where good ends in validation losses and reports: the objective's own, else `config.good`.
         code: what the user's own code of the objective is (`check_code`), if the data was opened to train.
+        mixed: the other corpora of `config.mix`, each as data of its own under this one's objective.
     """
 
     config: TrainConfig
@@ -62,6 +65,7 @@ class TrainingData:
     objective: Objective
     threshold: ResolvedThreshold
     code: dict[str, dict[str, str]] = field(default_factory=dict)
+    mixed: "tuple[TrainingData, ...]" = ()
 
     def training_blocks(self, start: StartRecord | None = None) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
@@ -87,11 +91,11 @@ class TrainingData:
             before = [(0, self._plain_blocks)] if first > 0 else []
             after = [(stop * batch_blocks, self._plain_blocks)] if stop < num_steps else []
             phases = [*before, *phases, *after]
-        if start is None:
-            return TrainingBlocks(phases)
-        return TrainingBlocks(
-            phases, first_row=start["first_step"] * batch_blocks, first_epoch=start["epoch"]
-        )
+        first_row, epoch = (0, 0.0) if start is None else (start["first_step"] * batch_blocks, start["epoch"])
+        if config.mix is None:
+            return TrainingBlocks(phases, first_row=first_row, first_epoch=epoch)
+        others = [other._active_blocks if config.mix.scored else other._plain_blocks for other in self.mixed]
+        return MixedBlocks(phases, others, config.mix.share, first_row=first_row, first_epoch=epoch)
 
     # A layout holds arrays over all segments of the corpus, so that each is made once.
     @cached_property
@@ -150,6 +154,12 @@ class TrainingData:
         budget = round((stop - start) * self.config.tokens)
         num_tokens = self._active_blocks.num_tokens_per_epoch
         lines.append(describe_epochs(objective.kept_share, num_tokens, budget))
+        if (mix := self.config.mix) is not None:
+            num_documents = sum(other.corpus.num_documents for other in self.mixed)
+            whose = f"scored by {self.mixed[0].annotation.slug}" if mix.scored else "without their scores"
+            lines.append(
+                f"{100 * mix.share:.3g} % of the blocks are of {num_documents:,} documents in other corpora, {whose}"
+            )
         return lines
 
     def provenance(self) -> dict[str, object]:
@@ -168,6 +178,7 @@ class TrainingData:
             "tokenizer": self.tokens.manifest["tokenizer"],  # without levels, which belong to the objective
             "segment_ends": self.tokens.segment_ends_hash,
             **self.code,
+            **({"mix": [_name_mixed(other) for other in self.mixed]} if self.mixed else {}),
         }
 
 
@@ -214,7 +225,49 @@ def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
         threshold = resolve_report_threshold(train_scores, lengths, good.threshold, good.good_fraction)
     code = check_code(objective, scores) if to_train else {}
     data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold, code)
+    if config.mix is not None:
+        data = replace(data, mixed=tuple(_open_mixed(data, place) for place in config.mix.corpora))
     # A split without tokens is refused here, before anything is written.
     data.training_blocks()
     data.validation_blocks  # noqa: B018  laid out when first read
     return data
+
+
+def _open_mixed(data: TrainingData, place: str) -> TrainingData:
+    """Another corpus under the objective that was resolved on the run's own; its unscored documents are left out.
+
+    Raises:
+        PHFError: it is not scored, not tokenized by the run's tokenizer, or none of its text can be trained on.
+    """
+    config, mix = data.config, data.config.mix
+    assert mix is not None
+    corpus = Corpus.open(place)
+    annotation = Annotation.open(corpus, mix.reward_model or config.reward_model, config.segments)
+    tokens = find_tokens(corpus, str(data.tokens.path / "tokenizer"), config.segments)
+    if (more := num_levels(config.objective)) > 0:
+        tokens = tokens.with_levels(more)
+    scores, _ = load_scores(corpus, annotation, missing="drop")
+    refuse_unscored(
+        annotation, find_unscored_documents(scores, tokens.document_segments), f"all of {corpus.path}"
+    )
+    objective = apply_objective(data.objective, scores, tokens.document_segments, tokens.is_train)
+    other = replace(
+        data,
+        corpus=corpus,
+        annotation=annotation,
+        tokens=tokens,
+        scores=scores,
+        objective=objective,
+        mixed=(),
+    )
+    other._active_blocks if mix.scored else other._plain_blocks  # noqa: B018  without text it is refused here
+    return other
+
+
+def _name_mixed(other: TrainingData) -> dict[str, object]:
+    """What tells another corpus and its scores from all others."""
+    return {
+        "corpus": other.corpus.id,
+        "reward_model": other.annotation.identity.to_json(),
+        "annotation": hash_bytes(np.ascontiguousarray(other.scores).data),
+    }

@@ -46,7 +46,8 @@ class Gradients:
         """
         self._data, self._trained, self._ranks = data, trained, ranks
         self._precision, self._state, self._tell = precision, state, tell
-        has_idle = trained.value_head is not None and active_fractions(data.config.objective) != (0, 1)
+        is_partial = active_fractions(data.config.objective) != (0, 1) or data.config.mix is not None
+        has_idle = trained.value_head is not None and is_partial
         self._replicas = replicate(trained, has_idle=has_idle) if parallel == "ddp" else None
         # DDP's exchange cannot be taken back on one rank alone, so memory is tried without it first: in a process's
         # first step, which makes the optimizer states, and in its second, which has them.
@@ -121,7 +122,7 @@ class Gradients:
                     trained.model,
                     trained.value_head,
                     self._data,
-                    slice_batch(batch, start, start + micro_blocks),
+                    slice_batch(batch, slice(start, start + micro_blocks)),
                     self._precision,
                 )
                 part = part / num_targets

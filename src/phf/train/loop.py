@@ -27,7 +27,7 @@ from phf.train.checkpoint import (
     remove_checkpoint,
     remove_leftovers,
 )
-from phf.train.data import TrainingData, open_data
+from phf.train.data import StartRecord, TrainingData, open_data
 from phf.train.distributed import Ranks, Trained, choose_data_parallel, gather, is_restart, join_ranks, shard
 from phf.train.gradients import CompileError, Gradients
 from phf.train.losses import validate
@@ -86,7 +86,7 @@ def train(
         model, value_head = create_model_and_head(data, ranks.device)
         precision = config.precision if config.precision != "auto" else _probe(ranks)
         parameters = lm.num_parameters(model)
-        is_compiled = choose_compile(config, parameters, ranks)
+        is_compiled = choose_compile(config, parameters, ranks, start)
         ranks.wait()  # all have looked at the folder before the first one writes into it
         if ranks.is_first:
             Run.create(
@@ -174,7 +174,9 @@ def _go_on(
     check_trackers(run.config.trackers)
     model, value_head = create_model_and_head(data, ranks.device)
     if run.config.compile != "auto":
-        run.record["compiled"] = choose_compile(run.config, run.record["num_parameters"], ranks)
+        run.record["compiled"] = choose_compile(
+            run.config, run.record["num_parameters"], ranks, run.record.get("start")
+        )
     return _run_steps(run, data, model, value_head, ranks, say, progress, from_step=from_step)
 
 
@@ -216,8 +218,13 @@ def _probe(ranks: Ranks) -> str:
     return "bf16" if num_bf16 == ranks.size else "fp32"
 
 
-def choose_compile(config: TrainConfig, num_parameters: int, ranks: Ranks) -> bool:
+def choose_compile(
+    config: TrainConfig, num_parameters: int, ranks: Ranks, start: StartRecord | None = None
+) -> bool:
     """Whether layers are compiled.
+
+    Args:
+        start: of a run that has the weights of another one: what that one was trained on is not trained on again.
 
     Raises:
         PHFError: they should be, and cannot.
@@ -227,7 +234,8 @@ def choose_compile(config: TrainConfig, num_parameters: int, ranks: Ranks) -> bo
         raise PHFError(
             "compile=on needs a C++ compiler (g++), on a GPU also triton; install it, or give compile=off"
         )
-    is_long = ranks.device.type == "cuda" or 6 * num_parameters * config.tokens >= COMPILE_FLOPS
+    num_tokens = config.tokens - (start["tokens"] if start is not None else 0)
+    is_long = ranks.device.type == "cuda" or 6 * num_parameters * num_tokens >= COMPILE_FLOPS
     return config.compile is True or (config.compile == "auto" and is_long and num_able == ranks.size)
 
 

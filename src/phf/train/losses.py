@@ -36,7 +36,14 @@ def loss_sum(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the token losses of some blocks, and the effective sample share of their weights; no step waits for a GPU."""
-    assert batch.is_active.all() or not batch.is_active.any(), "a step is of one phase"
+    if (
+        batch.is_active.any() and not batch.is_active.all()
+    ):  # each part by its own loss; the share is the objective's
+        (active, share), (plain, _) = (
+            loss_sum(model, value_head, data, slice_batch(batch, rows), precision)
+            for rows in (batch.is_active, ~batch.is_active)
+        )
+        return active + plain, share
     objective = data.objective if batch.is_active.all() else data.plain
     device = model.device
     targets, scores, kinds = (_to_device(a, device) for a in (batch.targets, batch.scores, batch.kinds))
@@ -81,9 +88,9 @@ def _to_device(array: npt.NDArray[np.generic] | Tensor, device: torch.device) ->
     return tensor.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+def slice_batch(batch: Batch, rows: slice | npt.NDArray[np.bool_]) -> Batch:
     """Some of a batch's blocks."""
-    return Batch(*(getattr(batch, name)[start:stop] for name in Batch.__slots__))
+    return Batch(*(getattr(batch, name)[rows] for name in Batch.__slots__))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

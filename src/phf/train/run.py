@@ -273,6 +273,12 @@ class Run:
         if to_train and model.init is not None and init_hash is not None:
             model = model.model_copy(update={"init": find_init(self.folder, model.init, init_hash)})
         config = self.config.model_copy(update={"corpus": str(self.find_corpus()), "model": model})
+        if (mix := config.mix) is not None:
+            found = [
+                str(find_corpus(self.folder, named, known["corpus"]))
+                for named, known in zip(mix.corpora, self.record["mix"], strict=True)
+            ]
+            config = config.model_copy(update={"mix": mix.model_copy(update={"corpora": tuple(found)})})
         data = open_data(config, to_train=to_train)
         for key, value in data.provenance().items():
             # A run of an older phf does not know the hash of its scores.
@@ -309,6 +315,10 @@ def _without_changeable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _brief(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_brief, value))
     if isinstance(value, dict):
-        return " ".join(str(value[key]) for key in ("name", "version", "id") if key in value)
+        return " ".join(
+            str(value[key]) for key in ("name", "version", "id", "corpus", "annotation") if key in value
+        )
     return str(value)[:40]

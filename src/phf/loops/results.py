@@ -1,0 +1,263 @@
+"""online.json and lemma.json: what rounds on own text did to a model, and the table of the lemma, as measurements (docs/loops.md)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from phf.errors import PHFError
+from phf.records import Mode
+from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
+
+LOOP_FILE, LEMMA_FILE = "online.json", "lemma.json"
+LOOP_VERSION = LEMMA_VERSION = 1
+
+SCORE = Measure(
+    "score",
+    "score",
+    "",
+    "Mean score of the round's texts, each as a whole.",
+    "The annotator's own falls also where the model has found what it overlooks: read it beside the held-out judge's.",
+    is_headline=True,
+    at="round",
+)
+JUDGE_DRIFT = Measure(
+    "judge_drift",
+    "judge drift",
+    "",
+    "How much further the annotator's mean has fallen since round 0 than the held-out judge's: above 0, the model pleases the annotator alone.",
+    "It compares judges of one unit; both may be fooled alike.",
+    at="round",
+)
+KL_FROM_START = Measure(
+    "kl_from_start",
+    "KL from the start",
+    "nats a text",
+    "KL(model || start model) on the model's own texts, both in the mode that is asked for; exact probabilities of texts.",
+    "It grows with the length of the texts, and with training on human text too: read it beside the human control.",
+    lower_is_better=None,
+    is_headline=True,
+    at="round",
+)
+BITS_PER_BYTE = Measure(
+    "bits_per_byte",
+    "bits per byte",
+    "bits per byte",
+    "Of held-out human text, in the mode that is asked for.",
+    "Prediction is not skill at a task.",
+    is_headline=True,
+    of="text",
+    at="round",
+)
+DISTINCT_2 = Measure(
+    "distinct_2",
+    "distinct-2",
+    "share",
+    "Share of distinct two-word sequences in equal amounts of text; interval by the jackknife over 16 groups of texts.",
+    "Varied nonsense passes; bits per byte does not let it.",
+    lower_is_better=False,
+    is_headline=True,
+    at="round",
+)
+REPETITION = Measure(
+    "repetition",
+    "repetition",
+    "share of 4-grams",
+    "4-grams that came before in their text.",
+    "Repeats between texts are not in it.",
+    at="round",
+)
+MEAN_TOKENS = Measure(
+    "mean_tokens",
+    "length",
+    "tokens",
+    "Text tokens of a text.",
+    "A text that was cut counts what it has.",
+    lower_is_better=None,
+    at="round",
+)
+ENDED_SHARE = Measure(
+    "ended_share",
+    "ended",
+    "share of texts",
+    "Texts that ended before the longest length. A cut text that is trained on is followed by an end that the model did not write.",
+    "",
+    lower_is_better=None,
+    at="round",
+)
+DISTINCT_TEXTS = Measure(
+    "distinct_texts",
+    "distinct texts",
+    "share of texts",
+    "A text that was written twice is trained on once.",
+    "",
+    lower_is_better=False,
+    at="round",
+)
+OWN_SHARE = Measure(
+    "own_share",
+    "own text",
+    "share of all tokens",
+    "Of the model inputs that the model has seen in all its training, those that models of this loop wrote.",
+    "",
+    lower_is_better=None,
+    at="round",
+)
+MEASURES = [
+    SCORE,
+    JUDGE_DRIFT,
+    KL_FROM_START,
+    BITS_PER_BYTE,
+    DISTINCT_2,
+    REPETITION,
+    MEAN_TOKENS,
+    ENDED_SHARE,
+    DISTINCT_TEXTS,
+    OWN_SHARE,
+]
+
+EFFECT = Measure(
+    "lemma_effect",
+    "U",
+    "squared norm of the mean gradient",
+    "Unbiased estimate of |E g|^2; interval of 1.96 jackknife errors. 0 means that such samples teach nothing on average.",
+    "Samples of one step: what many steps add up to is not in it.",
+    lower_is_better=None,
+    of="case",
+)
+P_VALUE = Measure(
+    "lemma_p",
+    "p",
+    "",
+    "Two-sided, by flipping the signs of the groups' gradients at random.",
+    "A large p says that nothing was seen, not that there is nothing: read the least effect beside it.",
+    lower_is_better=None,
+    of="case",
+)
+LEAST_EFFECT = Measure(
+    "lemma_least_effect",
+    "least effect seen",
+    "squared norm of the mean gradient",
+    "The |E g|^2 that so many samples would find at p < .05 four times in five.",
+    "It takes the scatter of this case for that of the alternative.",
+    lower_is_better=None,
+    of="case",
+)
+RELATIVE = Measure(
+    "lemma_share",
+    "share of a sample's gradient",
+    "",
+    "U over the mean squared norm of one sample's gradient: cases on one scale.",
+    "A share of 1 would be samples that all teach the same.",
+    lower_is_better=None,
+    of="case",
+)
+LEMMA_MEASURES = [EFFECT, P_VALUE, LEAST_EFFECT, RELATIVE]
+
+
+@dataclass(frozen=True)
+class LoopResults(HasMeasurements):
+    """The content of online.json: one loop.
+
+    Attributes:
+        settings: the `OnlineConfig`.
+        run: name of the run that it started from.
+        seed: of that run's training.
+        step: that it started at.
+        mode: that is asked for.
+        control: which kind of loop this is.
+        judges: the annotator first.
+        notes: what a reader must know.
+    """
+
+    settings: dict[str, JsonValue]
+    run: str
+    objective: str
+    seed: int
+    step: int
+    mode: Mode
+    control: str
+    judges: list[Judge]
+    notes: list[str]
+    measurements: list[Measurement]
+    measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that were measured, from 0."""
+        return sorted({int(row.at) for row in self.measurements if row.at is not None})
+
+
+@dataclass(frozen=True)
+class LemmaResults(HasMeasurements):
+    """The content of lemma.json: the cases of one run.
+
+    Attributes:
+        settings: the `LemmaConfig`.
+        run, objective, seed, step, mode: of the model that wrote.
+        num_parameters: that the gradients are of.
+        cases: those that were measured, in the order of the table.
+        left_out: those that were not, and why.
+    """
+
+    settings: dict[str, JsonValue]
+    run: str
+    objective: str
+    seed: int
+    step: int
+    mode: Mode
+    num_parameters: int
+    cases: list[str]
+    left_out: dict[str, str]
+    measurements: list[Measurement]
+    measures: list[Measure] = field(default_factory=lambda: list(LEMMA_MEASURES))
+
+
+def write_loop(folder: Path, results: LoopResults) -> None:
+    """Write FOLDER/online.json; the same results give the same bytes."""
+    write_versioned(folder / LOOP_FILE, results, LOOP_VERSION)
+
+
+def read_loop(folder: Path) -> LoopResults:
+    """Read FOLDER/online.json.
+
+    Raises:
+        PHFError: there is none, it is damaged, or it is of another format version.
+    """
+    path, command = folder / LOOP_FILE, f"phf online RUN -o {folder}"
+    if not path.is_file():
+        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
+    return read_versioned(path, LoopResults, LOOP_VERSION, command)
+
+
+def write_lemma(folder: Path, results: LemmaResults) -> None:
+    """Write FOLDER/lemma.json; the same results give the same bytes."""
+    write_versioned(folder / LEMMA_FILE, results, LEMMA_VERSION)
+
+
+def read_lemma(folder: Path) -> LemmaResults:
+    """Read FOLDER/lemma.json.
+
+    Raises:
+        PHFError: there is none, it is damaged, or it is of another format version.
+    """
+    path, command = folder / LEMMA_FILE, f"phf online --check-lemma RUN -o {folder}"
+    if not path.is_file():
+        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
+    return read_versioned(path, LemmaResults, LEMMA_VERSION, command)
+
+
+def are_loops(folders: Sequence[Path]) -> bool:
+    """Whether folders are of loops.
+
+    Raises:
+        PHFError: some are, and some are not.
+    """
+    found = [(folder / LOOP_FILE).is_file() for folder in folders]
+    if any(found) and not all(found):
+        other = folders[found.index(False)]
+        raise PHFError(
+            f"{other} is no loop, and the others are; give loops alone, or runs with --loop {folders[found.index(True)]}"
+        )
+    return all(found)

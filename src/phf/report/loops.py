@@ -1,0 +1,264 @@
+"""Rounds on own text, from the online.json of loops and their controls: a section of the report, and a page of its own."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from phf.files import write_bytes
+from phf.intervals import difference_of_shares
+from phf.loops.results import (
+    BITS_PER_BYTE,
+    DISTINCT_2,
+    JUDGE_DRIFT,
+    KL_FROM_START,
+    LEMMA_MEASURES,
+    MEASURES,
+    OWN_SHARE,
+    REPETITION,
+    SCORE,
+    LemmaResults,
+    LoopResults,
+)
+from phf.records import Estimate
+from phf.report.figures import INK, MODE_COLOURS, OBJECTIVE_COLOURS, Drawing, read_css, scale_estimate
+from phf.report.lines import Line, draw_lines
+from phf.report.page import Section, embed_figures, make_environment
+from phf.report.posterior import Row
+from phf.results import Judge, Measure, Measurements, pool
+
+_COLOURS = {
+    "unscored": MODE_COLOURS["untagged"],
+    "shuffled": MODE_COLOURS["bad"],
+    "own-token": MODE_COLOURS["none"],
+    "human": INK,
+}
+_DASHES = {"unscored": (0, (5, 2)), "shuffled": (0, (1, 1.5)), "own-token": (0, (6, 1.5, 1, 1.5))}
+_MARKERS = {"none": "o", "unscored": "^", "shuffled": "X", "own-token": "s", "human": "D"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Loops that differ by seed alone.
+
+    Attributes:
+        results: of one loop its own; of several, over seeds.
+    """
+
+    label: str
+    loops: tuple[LoopResults, ...]
+    results: Measurements
+
+    @property
+    def control(self) -> str:
+        """Which kind of loop."""
+        return self.loops[0].control
+
+    @property
+    def rounds(self) -> list[int]:
+        """That all of its loops have."""
+        return sorted(set.intersection(*(set(loop.rounds) for loop in self.loops)))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of every round.
+
+    Attributes:
+        scale: to shown units.
+    """
+
+    head: str
+    measure: Measure
+    judge: Judge | None = None
+    of: str | None = None
+
+    def find(self, results: Measurements, at: int) -> Estimate:
+        """Of one round, in shown units."""
+        slug = self.judge.slug if self.judge else None
+        found = results.find(self.measure.name, judge=slug, of=self.of, at=at)
+        return scale_estimate(found, self.judge.display_scale if self.judge else 1)
+
+    @property
+    def unit(self) -> str:
+        """What its axis says."""
+        return self.judge.shown_unit if self.judge else self.measure.unit
+
+
+class Loops:
+    """What the page tells of loops."""
+
+    def __init__(self, loops: Sequence[LoopResults]) -> None:
+        self.loops = loops
+        found: dict[str, list[LoopResults]] = {}
+        for loop in loops:
+            found.setdefault(_name(loop, loops), []).append(loop)
+        self.arms = [
+            Arm(label, tuple(own), pool([loop.measurements for loop in own])) for label, own in found.items()
+        ]
+        self.judges = list({judge.slug: judge for loop in loops for judge in loop.judges}.values())
+
+    @property
+    def columns(self) -> list[Column]:
+        """Those of every table, in their order."""
+        scores = [Column(f"score, {judge.name}", SCORE, judge) for judge in self.judges]
+        drifts = [
+            Column(f"drift from {judge.name}", JUDGE_DRIFT, judge)
+            for judge in self.judges
+            if any(loop.results.of(JUDGE_DRIFT.name) for loop in self.loops) and judge.role != "annotator"
+        ]
+        return [
+            *scores,
+            *drifts,
+            Column("KL from start", KL_FROM_START),
+            Column("bits per byte, good", BITS_PER_BYTE, of="good"),
+            Column("bits per byte, all", BITS_PER_BYTE, of="all"),
+            Column("distinct-2", DISTINCT_2),
+        ]
+
+    @property
+    def rounds(self) -> list[Row]:
+        """A line per arm and round."""
+        extra = [Column("repetition", REPETITION), Column("own text", OWN_SHARE)]
+        return [
+            Row(
+                arm.label,
+                f"round {at}",
+                [column.find(arm.results, at) for column in (*self.columns, *extra)],
+            )
+            for arm in self.arms
+            for at in arm.rounds
+        ]
+
+    @property
+    def last(self) -> int:
+        """The last round that every arm has."""
+        return min(max(arm.rounds, default=0) for arm in self.arms)
+
+    @property
+    def differences(self) -> list[Row]:
+        """At the last round, each arm minus the human one; nothing without that."""
+        human = next((arm for arm in self.arms if arm.control == "human"), None)
+        if human is None:
+            return []
+        return [
+            Row(
+                arm.label,
+                _count_seeds(arm),
+                [
+                    difference_of_shares(
+                        column.find(arm.results, self.last), column.find(human.results, self.last)
+                    )
+                    for column in self.columns
+                ],
+            )
+            for arm in self.arms
+            if arm is not human
+        ]
+
+    def list_last(self) -> list[Row]:
+        """Each arm at the last round, below the start."""
+        first = self.arms[0]
+        rows = [Row("start", "round 0", [column.find(first.results, 0) for column in self.columns])]
+        return rows + [
+            Row(
+                arm.label, _count_seeds(arm), [column.find(arm.results, self.last) for column in self.columns]
+            )
+            for arm in self.arms
+        ]
+
+    def draw(self) -> list[Drawing]:
+        """One figure per number, a line per arm."""
+        return [self._draw(column) for column in self.columns]
+
+    def _draw(self, column: Column) -> Drawing:
+        lines = [
+            Line(
+                arm.label,
+                tuple(
+                    (at, found)
+                    for at in arm.rounds
+                    if math.isfinite((found := column.find(arm.results, at)).mean)
+                ),
+                _COLOURS.get(arm.control, OBJECTIVE_COLOURS.get(arm.loops[0].objective, INK)),
+                _DASHES.get(arm.control, "-"),
+                _MARKERS[arm.control],
+            )
+            for arm in self.arms
+        ]
+        title = f"{column.head[0].upper()}{column.head[1:]}"
+        caption = f"{column.measure.note} 95 % intervals{', over seeds where there are several' if len(self.loops) > len(self.arms) else ''}."
+        return draw_lines(
+            lines, title, caption, "round", column.unit, from_zero=column.measure is not BITS_PER_BYTE
+        )
+
+
+def _count_seeds(arm: Arm) -> str:
+    return f"{len(arm.loops)} seeds" if len(arm.loops) > 1 else "one seed"
+
+
+def _name(loop: LoopResults, loops: Sequence[LoopResults]) -> str:
+    """The kind of loop, and the settings in which these loops differ beside seeds and control."""
+    parts = [loop.objective if loop.control == "none" else f"{loop.objective}, {loop.control}"]
+    for key, value in loop.settings.items():
+        if key in ("control", "rounds", "judges", "num_documents", "num_bootstrap", "sampling"):
+            continue
+        if any(other.settings.get(key) != value for other in loops):
+            parts.append(f"{key}={value}")
+    return ", ".join(parts)
+
+
+def tabulate_lemma(results: LemmaResults) -> tuple[list[str], list[Row]]:
+    """Heads, and a line per case."""
+    find = results.results.find
+    rows = [
+        Row(case, "", [find(measure.name, of=case) for measure in LEMMA_MEASURES]) for case in results.cases
+    ]
+    return [measure.title for measure in LEMMA_MEASURES], rows
+
+
+def _describe_lemma(results: LemmaResults) -> dict[str, object]:
+    heads, rows = tabulate_lemma(results)
+    return {"lemma": results, "lemma_heads": heads, "lemma_rows": rows, "lemma_terms": LEMMA_MEASURES}
+
+
+def make_lemma_section(results: LemmaResults) -> Section:
+    """The lemma's table for the page that compares runs."""
+    markup = make_environment().get_template("lemma.html").render(_describe_lemma(results))
+    return Section("lemma", "What own samples teach", Markup(markup))  # noqa: S704 - escaped by the template
+
+
+def write_lemma_page(results: LemmaResults, path: Path) -> Path:
+    """Write the page of a lemma.json to `path`: no script, nothing fetched; the same content gives the same bytes."""
+    template = make_environment().get_template("lemma_page.html")
+    page = template.render(css=read_css(), **_describe_lemma(results))
+    write_bytes(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def describe_loops(loops: Sequence[LoopResults]) -> dict[str, object]:
+    """What the section's template is given."""
+    found = Loops(loops)
+    return {
+        "loops": found,
+        "loop_figures": embed_figures(found.draw()),
+        "loop_heads": [column.head for column in found.columns],
+        "loop_terms": MEASURES,
+    }
+
+
+def make_section(loops: Sequence[LoopResults]) -> Section:
+    """The section for the page that compares runs."""
+    markup = make_environment().get_template("loops.html").render(describe_loops(loops))
+    return Section("loops", "Rounds on own text", Markup(markup))  # noqa: S704 - escaped by the template
+
+
+def write_loops_page(loops: Sequence[LoopResults], path: Path) -> Path:
+    """Write the page of loops to `path`: no script, nothing fetched; the same content gives the same bytes."""
+    template = make_environment().get_template("loops_page.html")
+    notes = list(dict.fromkeys(note for loop in loops for note in loop.notes))
+    page = template.render(css=read_css(), notes=notes, **describe_loops(loops))
+    write_bytes(path, page.encode("utf-8", "replace"))
+    return path
