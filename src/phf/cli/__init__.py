@@ -18,6 +18,7 @@ from phf.cli import (
     corpus,
     evaluate,
     explore,
+    finetune,
     infer,
     label,
     release,
@@ -39,7 +40,7 @@ _MAX_LINE = 4000
 GROUPS = {
     "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
-    "Train": ["train", "sweep"],
+    "Train": ["train", "finetune", "sweep"],
     "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "explore"],
     "Release": ["release", "attack", "push"],
 }
@@ -93,7 +94,7 @@ def _root(
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
-for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer):
+for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer, finetune):
     app.add_typer(verbs.app)
 
 
