@@ -27,6 +27,7 @@ from phf.attack.results import AttackResults
 from phf.attack.suite import attack_targets
 from phf.config.attack import AttackConfig, AttackSuiteConfig
 from phf.config.evaluate import EvaluateConfig
+from phf.config.finetune import FinetuneConfig, parse_method
 from phf.config.infer import InferConfig
 from phf.config.online import OnlineConfig
 from phf.config.release import ForgetConfig
@@ -39,6 +40,7 @@ from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.files import Place, as_list
+from phf.finetune.loop import finetune as _finetune
 from phf.loops.results import LoopResults
 from phf.loops.rounds import run_rounds
 from phf.objective_facts import is_baseline
@@ -86,6 +88,7 @@ __all__ = [
     "check_reward_model",
     "compare",
     "evaluate",
+    "finetune",
     "infer",
     "load_scores",
     "load_train_config",
@@ -291,6 +294,36 @@ def online(
     if named := name_reward_models(judges):
         given["judges"] = named
     return run_rounds(run, out, parse(OnlineConfig, given, "online"), progress=progress)
+
+
+def finetune(
+    run: Place,
+    out: Place,
+    method: str = "rloo",
+    settings: Mapping[str, object] | None = None,
+    *,
+    reward: RewardSpec | None = None,
+    judges: RewardSpec | Sequence[RewardSpec] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Finetune a run on feedback; the run that comes out, with OUT/finetune.json.
+
+    Args:
+        run: where it starts; `RUN@STEP` for another checkpoint than the last.
+        method: such as `"rloo:beta=0.1"`, `"dpo"`, `"phf:conditional:threshold=0.3"`.
+        settings: of `FinetuneConfig`, such as `{"steps": 20}`.
+        reward: what is learned from; by default what scored the run's corpus.
+        judges: held-out judges.
+
+    Raises:
+        PHFError: see `phf.finetune.loop.finetune`; a method or a setting is not known or out of range.
+    """
+    given = {**(settings or {}), "method": parse_method(method).model_dump()}
+    if reward is not None:
+        (given["reward"],) = name_reward_models(reward)
+    if named := name_reward_models(judges):
+        given["judges"] = named
+    return _finetune(run, out, parse(FinetuneConfig, given, "finetune"), progress=progress)
 
 
 def check_reward_model(

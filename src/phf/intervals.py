@@ -140,7 +140,7 @@ def best_of(keys: npt.ArrayLike, values: npt.ArrayLike, k: int, num_bootstrap: i
     num = pairs.shape[1]
     if num < k:
         return Estimate(np.nan, np.nan, np.nan, num)
-    weights = _maximum_weights(num, k)[::-1]
+    order, weights, shared = _share_ties(pairs[0], k)
 
     def average(rows: npt.NDArray[np.int64]) -> _Values:
         """[resamples, num] -> [resamples]; resampled rows come in random order, which settles ties."""
@@ -148,10 +148,23 @@ def best_of(keys: npt.ArrayLike, values: npt.ArrayLike, k: int, num_bootstrap: i
         result: _Values = np.take_along_axis(pairs[1][rows], order, axis=1) @ weights
         return result
 
-    order = np.argsort(pairs[0], kind="stable")
-    _, ties, sizes = np.unique(pairs[0][order], return_inverse=True, return_counts=True)
-    shared = (np.bincount(ties, weights) / sizes)[ties]
     return _bootstrap(lambda: float(pairs[1][order] @ shared), average, num, num_bootstrap, seed)
+
+
+def best_weights(keys: npt.ArrayLike, k: int) -> _Values:
+    """The chance of each key to be the smallest of `k` drawn without replacement; equal keys share evenly: float64 [num], num >= k."""
+    order, _, shared = _share_ties(np.asarray(keys, np.float64), k)
+    weights = np.empty(len(order))
+    weights[order] = shared
+    return weights
+
+
+def _share_ties(keys: _Values, k: int) -> tuple[npt.NDArray[np.int64], _Values, _Values]:
+    """Keys in order, smallest first; the chance of each place in it to be the best of k; and that shared among equal keys."""
+    weights = _maximum_weights(len(keys), k)[::-1]
+    order = np.argsort(keys, kind="stable")
+    _, ties, sizes = np.unique(keys[order], return_inverse=True, return_counts=True)
+    return order, weights, (np.bincount(ties, weights) / sizes)[ties]
 
 
 def wilson(hits: float, num: float, z: float = float(ndtri((1 + CONFIDENCE) / 2))) -> Estimate:

@@ -229,7 +229,7 @@ def _measure_doses(
         progress("doses", len(doses), len(doses))
     return DoseResults(
         run=run.name,
-        objective=run.config.objective.kind,
+        objective=run.objective,
         poison=poison_of(run.config.objective),
         seed=run.config.seed,
         step=step,

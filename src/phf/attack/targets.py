@@ -37,6 +37,7 @@ class AttackTarget:
     Attributes:
         name: in tables and files; unique in a command.
         run_id: of the run, or of the one that the release was made from (`Run.id`).
+        objective: what it was trained with: the objective's kind, and how it was finetuned.
         corpus: id of what it was trained on.
         annotator: the reward model that scored its corpus.
         threshold: score <= threshold is good.
@@ -51,6 +52,7 @@ class AttackTarget:
     name: str
     folder: Path
     run_id: str
+    objective: str
     config: TrainConfig
     corpus: str
     annotator: Identity
@@ -60,11 +62,6 @@ class AttackTarget:
     tokenizer: Tokenizer
     prefix: tuple[int, ...]
     writers: Mapping[Mode, Target]
-
-    @property
-    def objective(self) -> str:
-        """The kind of its objective."""
-        return self.config.objective.kind
 
     @property
     def victim(self) -> Victim:
@@ -107,6 +104,7 @@ def open_target(folder: Place) -> AttackTarget:
         name=folder.resolve().name,
         folder=folder,
         run_id=run.id,
+        objective=run.objective,
         config=run.config,
         corpus=run.record["corpus"]["id"],
         annotator=Identity.from_json(run.record["reward_model"]),
@@ -133,6 +131,7 @@ def _open_release(folder: Path) -> AttackTarget:
         name=folder.resolve().name,
         folder=folder,
         run_id=record.run.id,
+        objective=record.objective,
         config=config,
         corpus=record.provenance.corpus.id,
         annotator=record.provenance.reward_model,
@@ -217,7 +216,7 @@ class BadTexts:
         return [tokenizer.encode(self.tokenizer.decode(text)) for text in texts]
 
 
-class _Segments(Sequence[Ids]):
+class Segments(Sequence[Ids]):
     """Some segments of a token cache, read when they are asked for."""
 
     def __init__(self, tokens: TokenCache, chosen: npt.NDArray[np.int64]) -> None:
@@ -258,8 +257,8 @@ def read_corpus_texts(target: AttackTarget, num_held_out: int) -> BadTexts:
     return BadTexts(
         f"bad segments of {data.corpus.path.name}",
         tokens.tokenizer,
-        _Segments(tokens, found[0]),
-        list(_Segments(tokens, held_out)),
+        Segments(tokens, found[0]),
+        list(Segments(tokens, held_out)),
     )
 
 

@@ -18,6 +18,7 @@ from phf.cli import (
     corpus,
     evaluate,
     explore,
+    finetune,
     infer,
     label,
     online,
@@ -40,7 +41,7 @@ _MAX_LINE = 4000
 GROUPS = {
     "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
-    "Train": ["train", "sweep", "online"],
+    "Train": ["train", "finetune", "online", "sweep"],
     "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "explore"],
     "Release": ["release", "attack", "push"],
 }
@@ -94,7 +95,20 @@ def _root(
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
-for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer, online):
+for verbs in (
+    annotate,
+    label,
+    runs,
+    evaluate,
+    release,
+    attack,
+    show,
+    explore,
+    sweep,
+    infer,
+    online,
+    finetune,
+):
     app.add_typer(verbs.app)
 
 

@@ -14,7 +14,7 @@ from phf.errors import PHFError
 from phf.terminal import hint, make_table, print_table, printable, quote, table_width
 
 if TYPE_CHECKING:
-    from phf.report.reading import RunFolder
+    from phf.report.reading import FinetuneFacts, RunFolder
     from phf.report.tables import Table as MeasureTable
     from phf.report.verdict import Group
     from phf.results import Judge, Measure
@@ -139,6 +139,8 @@ def _describe(run: "RunFolder") -> list[tuple[str, str]]:
     ]
     if record.start and record.start.run:
         lines.append(("start", record.start.run))
+    if record.finetune:
+        lines.append(("finetuned", _describe_finetuning(record.finetune)))
     lines += _list_curves(run)
     lines.append(("checkpoints", _join([f"{step:,}" for step in run.checkpoints]) or "none yet"))
     if run.skipped_lines:
@@ -148,6 +150,17 @@ def _describe(run: "RunFolder") -> list[tuple[str, str]]:
             ("damaged", "the last lines of metrics.jsonl are gone: its curves end before the last checkpoint")
         )
     return lines
+
+
+def _describe_finetuning(facts: "FinetuneFacts") -> str:
+    """The method with its settings, what was learned from, and the other settings that have no default worth a name."""
+    method = facts.settings.get("method")
+    given = {key: value for key, value in method.items() if key != "kind"} if isinstance(method, dict) else {}
+    spec = ",".join(f"{key}={_show_value(value)}" for key, value in given.items() if value is not None)
+    size = " x ".join(_show_value(facts.settings.get(key)) for key in ("steps", "texts"))
+    return (
+        f"{facts.method}:{spec}, in mode {facts.mode}, on {facts.reward_model.get('name', '–')}, {size} texts"
+    )
 
 
 def _describe_progress(run: "RunFolder") -> str:
@@ -171,6 +184,8 @@ def _list_curves(run: "RunFolder") -> list[tuple[str, str]]:
         ("  good text", "validation", "nll_good"),
         ("  bad text", "validation", "nll_bad"),
         ("control gain", "validation", "control_gain"),
+        ("score", "train", "score"),
+        ("KL a text", "train", "kl_text"),
     )
     lines = []
     for name, kind, key in wanted:
@@ -191,6 +206,8 @@ def draw_sparkline(values: list[float]) -> str:
 
 def _name_next(run: "RunFolder") -> str:
     """The command that a person would type next."""
+    if not run.is_finished and run.record.finetune:
+        return f"the 'phf finetune' that began it, with -o {quote(run.path)}: it goes on"
     if not run.is_finished and run.num_steps is not None:
         return f"phf train --resume {quote(run.path)}"
     if not run.evaluation:

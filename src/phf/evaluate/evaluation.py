@@ -100,7 +100,7 @@ def evaluate_run(
     measurements = [row for metric in found.values() for row in metric.measurements]
     evaluation = Evaluation(
         run=run.name,
-        objective=run.config.objective.kind,
+        objective=run.objective,
         seed=run.config.seed,
         step=step,
         tokens_seen=step * run.tokens_per_step,

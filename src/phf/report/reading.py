@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
 from phf.files import Place, as_list, check_hash, hash_json
+from phf.finetune.results import FINETUNE_FILE, read_finetune
 from phf.paths import find_specs, hide_specs
 from phf.records import TrainingCorpus
 from phf.results import (
@@ -26,6 +27,7 @@ from phf.results import (
     Judge,
     Measurement,
     Measurements,
+    check_owner,
     encode,
     parse_json,
     read_evaluation,
@@ -90,6 +92,16 @@ class StartFacts:
 
 
 @dataclass(frozen=True)
+class FinetuneFacts:
+    """How a run was finetuned: by which method, in which mode, and all its settings."""
+
+    method: str
+    mode: str
+    reward_model: dict[str, JsonValue] = field(default_factory=dict)
+    settings: dict[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The content of run.json that pages speak of; what a record that was cut does not say is None.
 
@@ -112,6 +124,7 @@ class RunRecord:
     precision: str | None = None
     start: StartFacts | None = None
     objective_function: JsonValue = None
+    finetune: FinetuneFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +164,10 @@ class RunFolder:
     @property
     def objective(self) -> str:
         """The objective's kind."""
-        return self.evaluation.objective if self.evaluation else self.settings.objective.kind
+        if self.evaluation:
+            return self.evaluation.objective
+        kind, finetuned = self.settings.objective.kind, self.record.finetune
+        return kind if finetuned is None else f"{kind} + {finetuned.method}"
 
     @property
     def seed(self) -> int | None:
@@ -263,7 +279,7 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
     is_evaluated = (path / EVALUATION_FILE).is_file()
     if must_be_evaluated and not is_evaluated:
         raise PHFError(f"run {path} has no evaluation.json; run 'phf evaluate {path}' first")
-    evaluation = read_evaluation(path / EVALUATION_FILE, record.id) if is_evaluated else None
+    evaluation = _read_evaluation(path, record.id) if is_evaluated else None
     metrics = read_metrics(path, record.id or "")
     return RunFolder(
         path=path,
@@ -275,7 +291,30 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         skipped_lines=metrics.num_damaged,
         # Without evaluation the samples are those of one that was interrupted: nothing says what they are.
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
-        settings_hash=hash_json([{**record.config, "seed": None}, record.objective_function]),
+        settings_hash=_hash_settings(record),
+    )
+
+
+def _hash_settings(record: RunRecord) -> str:
+    shared = [{**record.config, "seed": None}, record.objective_function]
+    if record.finetune is None:
+        return hash_json(shared)
+    # Each seed may have a start of its own.
+    return hash_json([{**record.config, "seed": None, "start": None}, encode(record.finetune)])
+
+
+def _read_evaluation(path: Path, run_id: str | None) -> Evaluation:
+    """The evaluation, and what finetuning has measured beside it."""
+    evaluation, finetuned = read_evaluation(path / EVALUATION_FILE, run_id), read_finetune(path)
+    if finetuned is None:
+        return evaluation
+    check_owner(path / FINETUNE_FILE, finetuned.run_id, run_id, "finetune again")
+    rows = finetuned.measurements
+    used = {row.measure for row in rows}
+    return replace(
+        evaluation,
+        measures=[*evaluation.measures, *(own for own in finetuned.measures if own.name in used)],
+        measurements=[*evaluation.measurements, *rows],
     )
 
 

@@ -1,5 +1,6 @@
 """What a run folder says without torch, so that tables and pages of runs are quick."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def read_run_id(folder: Path) -> str | None:
     if not (folder / "run.json").is_file():
         return None
     return read_run_record(folder).get("id")
+
+
+def name_objective(record: Mapping[str, Any]) -> str:
+    """What a run was trained with, by its run.json: the objective's kind, and how it was finetuned, such as `mle + rloo`."""
+    kind = str(record["config"]["objective"]["kind"])
+    return f"{kind} + {record['finetune']['method']}" if record.get("finetune") else kind
 
 
 def count_steps(tokens: int, batch_blocks: int, context: int) -> int:

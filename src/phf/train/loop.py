@@ -158,6 +158,10 @@ def resume(
 def _go_on(
     run: Run, ranks: Ranks, say: Say, progress: Progress | None, *, from_step: int | None = None
 ) -> Run:
+    if run.record.get("finetune"):
+        raise PHFError(
+            f"{run.folder} was made by 'phf finetune'; the same command goes on with it, training does not"
+        )
     if from_step is not None:
         run.resolve_step(from_step)
     elif run.is_finished:

@@ -21,7 +21,7 @@ from phf.records import RUN_VERSION
 from phf.tokens.tokenizer import Tokenizer
 from phf.train.checkpoint import check_checkpoint, checkpoint_folder
 from phf.train.data import StartRecord, TrainingData, open_data
-from phf.train.folder import count_steps, list_checkpoints, read_run_record
+from phf.train.folder import count_steps, list_checkpoints, name_objective, read_run_record
 from phf.train.metrics import Line, read_metrics
 from phf.train.moved import find_corpus, find_init, hash_init, is_corpus
 
@@ -188,6 +188,11 @@ class Run:
     def corpus_id(self) -> str:
         """The id of the corpus that it was trained on; empty if its record does not say."""
         return str(self.record.get("corpus", {}).get("id", ""))
+
+    @property
+    def objective(self) -> str:
+        """What it was trained with, for tables: the objective's kind, and how it was finetuned."""
+        return name_objective(self.record)
 
     @property
     def name(self) -> str:

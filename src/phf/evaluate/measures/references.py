@@ -35,7 +35,7 @@ def measure_references(subject: "Subject") -> Measured:
         lambda: training_reference(judges, texts, *sizes),
         list[Measurement],
     )
-    if is_baseline(subject.run.config.objective.kind):
+    if is_baseline(subject.run.objective):
         scores = subject.drawn["none"].scores
         found += rejection_reference(judges, scores, subject.data.threshold.value, *sizes)
         found += best_of_reference(judges, scores, config.best_of, *sizes)

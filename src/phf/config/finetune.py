@@ -1,0 +1,165 @@
+"""What a user may choose of `phf finetune` (docs/finetune.md)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from phf.config.fields import StrictConfig
+from phf.config.infer import TextSampling
+from phf.config.objectives import ObjectiveConfig
+from phf.config.train import parse_spec
+from phf.errors import PHFError
+from phf.records import ControlStyle
+
+_Count = Annotated[int, Field(gt=0)]
+_Rate = Annotated[float, Field(gt=0)]
+
+
+class RLOO(StrictConfig):
+    """REINFORCE with the mean of the other samples as baseline, on samples of the current policy."""
+
+    kind: Literal["rloo"] = "rloo"
+    beta: Annotated[float, Field(ge=0)] = 0.05
+    """What a nat of KL from the start costs, in units of the score: the reward is -score - beta log(policy / start)."""
+    group: Annotated[int, Field(ge=2)] | None = None
+    """Samples of one prompt, whose mean is the baseline of the others; null takes a step's whole batch, for one prompt."""
+    passes: _Count = 1
+    """Optimizer steps on one batch of samples; beyond the first the ratio to the policy that wrote them is not 1."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio of a text's probabilities is clipped to 1 - clip and 1 + clip; with one pass it is 1."""
+
+
+class _Pairs(StrictConfig):
+    """Texts of two kinds, the better and the worse."""
+
+    data: str = "samples"
+    """Where they come from: samples of the start model, segments of its corpus (corpus), or a file, folder or hf:ID of preferences."""
+    beta: _Rate = 0.1
+    """How dearly the policy pays for leaving the start model."""
+
+
+class DPO(_Pairs):
+    """Direct preference optimisation on pairs, by TRL's loss (Rafailov et al. 2023)."""
+
+    kind: Literal["dpo"] = "dpo"
+
+
+class KTO(_Pairs):
+    """Kahneman-Tversky optimisation on good and bad texts, by TRL's loss (Ethayarajh et al. 2024)."""
+
+    kind: Literal["kto"] = "kto"
+
+
+class BestOfN(StrictConfig):
+    """Likelihood of one pool of samples, each weighed by its chance to be the best of n."""
+
+    kind: Literal["bestofn"] = "bestofn"
+    n: Annotated[int, Field(ge=2)] = 16
+    """Samples of which the best is learned."""
+
+
+class Pretraining(StrictConfig):
+    """An objective of pretraining, gone on with."""
+
+    kind: Literal["phf"] = "phf"
+    objective: ObjectiveConfig
+    """The objective, as `phf train` takes it."""
+    data: Literal["samples", "corpus"] = "samples"
+    """What it reads: scored samples of the start model, or its corpus."""
+
+
+Method = Annotated[RLOO | DPO | KTO | BestOfN | Pretraining, Field(discriminator="kind")]
+_Plain = Annotated[RLOO | DPO | KTO | BestOfN, Field(discriminator="kind")]
+
+
+def parse_method(text: str) -> "RLOO | DPO | KTO | BestOfN | Pretraining":
+    """A method from `rloo`, `rloo:beta=0.1,group=8`, `phf:conditional`, `phf:rwr:beta=0.5`, `phf:corpus:filtering:threshold=0.3`.
+
+    Raises:
+        PHFError: the method, a key or a value is not known.
+    """
+    if text == "phf":
+        raise PHFError("--method phf names no objective; give one, such as phf:conditional:threshold=0.3")
+    if not text.startswith("phf:"):
+        found: RLOO | DPO | KTO | BestOfN = parse_spec(_Plain, text, "--method")
+        return found
+    rest = text.removeprefix("phf:")
+    is_corpus = rest.startswith("corpus:")
+    objective = parse_spec(ObjectiveConfig, rest.removeprefix("corpus:"), "--method phf:")
+    return Pretraining(objective=objective, data="corpus" if is_corpus else "samples")
+
+
+class PolicySampling(TextSampling):
+    """How texts are drawn to learn from and to measure: from all tokens, as the policy has them."""
+
+    num_samples: _Count = 512
+    """Texts by which the result is measured at the end."""
+    control: ControlStyle = "prefix"
+    """Where the mode's control token stands: before the first segment alone (prefix)."""
+
+
+class FinetuneConfig(StrictConfig):
+    """How a run is finetuned on feedback."""
+
+    method: Method = RLOO()
+    """rloo, dpo, kto, bestofn, or phf:OBJECTIVE, with their settings."""
+    steps: _Count = 40
+    """Batches of texts that are learned from."""
+    texts: _Count = 64
+    """Texts in a batch; pairs for dpo. Prompts and texts go through the model at once."""
+    learning_rate: _Rate = 3e-4
+    """AdamW's, constant; without weight decay."""
+    clip_norm: _Rate = 1.0
+    """The gradient's norm is clipped to this."""
+    mode: Literal["good", "untagged"] | None = None
+    """What is finetuned: the model without control tokens (untagged) or in good mode; null takes the mode that one would release."""
+    reward: str | None = None
+    """The reward model to learn from, higher = worse as everywhere; null takes the one that scored the start run's corpus."""
+    judges: tuple[str, ...] = ()
+    """Held-out judges that measure the result and are not learned from."""
+    prompts: str | None = None
+    """A text file with a prompt a line; null writes from nothing."""
+    pool: _Count = 2048
+    """Texts of the start model that are drawn and scored once, for the methods that learn from fixed texts."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 10
+    """Steps between two checkpoints; 0 saves only at the end (and when stopped)."""
+    num_bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamplings behind every bootstrap interval."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Decides every random number; null takes the start run's."""
+    sampling: PolicySampling = PolicySampling()
+    """How texts are drawn."""
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> "FinetuneConfig":
+        if self.sampling.control != "prefix":
+            raise ValueError(
+                f"sampling.control {self.sampling.control} is not finetuned here; give --set sampling.control=prefix"
+            )
+        if self.sampling.top_p < 1:
+            raise ValueError(
+                f"sampling.top_p {self.sampling.top_p:g} draws from another policy than the one that learns; give 1"
+            )
+        if isinstance(self.method, RLOO):
+            group = self.method.group or self.texts
+            if group < 2 or self.texts % group:
+                raise ValueError(
+                    f"texts {self.texts} is no multiple of a group of {group}; give --texts {2 * group}"
+                )
+        return self
+
+
+OPTIONS = {
+    "steps": "--steps",
+    "texts": "--texts",
+    "learning_rate": "--learning-rate",
+    "mode": "--mode",
+    "reward": "--reward",
+    "judges": "--judge",
+    "prompts": "--prompts",
+    "pool": "--pool",
+    "sampling.max_new_tokens": "--max-new-tokens",
+    "sampling.num_samples": "--num-samples",
+    "seed": "--seed",
+}
+"""Settings that have an option of their own, by dotted key; for the others there is `--set`."""

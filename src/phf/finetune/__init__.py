@@ -1,0 +1,1 @@
+"""`phf finetune`: a run's policy trained further on feedback."""

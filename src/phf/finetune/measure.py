@@ -1,0 +1,134 @@
+"""What came out: score, KL from the start and length, by texts of the result and of the start with the same random numbers."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from phf.evaluate.metric import bare
+from phf.finetune.learners import Used
+from phf.finetune.pool import Pool
+from phf.finetune.results import (
+    BEST_KL,
+    BEST_SCORE,
+    CALLS,
+    KL_TEXT,
+    KL_TOKEN,
+    LENGTH,
+    SCORE,
+    WRITTEN,
+    FinetuneResults,
+)
+from phf.finetune.start import Start
+from phf.generate.engine import Ids, Written
+from phf.generate.target import REDRAW
+from phf.intervals import best_of, bootstrap_mean
+from phf.paths import hide_settings
+from phf.posterior.frontier import Frontier, Resamples, estimate
+from phf.posterior.frontier import best_of as find_best
+from phf.records import Estimate, Progress
+from phf.results import Measurement
+from phf.reward_models import score_samples
+from phf.train.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_Values = npt.NDArray[np.float64]
+
+_STREAM = 2
+_CHUNK = 128
+"""Texts that go through the model at once."""
+
+
+def measure_result(
+    start: Start,
+    run: Run,
+    model: "PreTrainedModel",
+    used: Used,
+    pool: Pool | None,
+    progress: Progress | None = None,
+) -> FinetuneResults:
+    """Draw from the result and the start, score, and read the KL."""
+    config = start.config
+    num, settings = config.sampling.num_samples, (config.num_bootstrap, config.seed or 0)
+    prompts = [start.prompts[index % len(start.prompts)] for index in range(num)]
+    rows: list[Measurement] = []
+    notes = list(start.notes)
+    for name, own in (("start", start.model), ("result", model)):
+
+        def report(done: int, name: str = name) -> None:
+            if progress is not None:
+                progress(f"measuring {name}", done, num)
+
+        texts = start.drawing.write(own, prompts, [index + _STREAM * REDRAW for index in range(num)], report)
+        decoded = [start.drawing.decode(*pair) for pair in zip(prompts, texts, strict=True)]
+        for judge in start.judges:
+            scores = score_samples(judge.model, decoded)
+            rows.append(Measurement(SCORE.name, bootstrap_mean(scores, *settings), judge=judge.slug, of=name))
+            if num_unscored := int(np.isnan(scores).sum()):
+                notes.append(
+                    f"{num_unscored:,} of {num:,} texts ({name}) have no score by {judge.model.identity.name}"
+                )
+        lengths = np.array([len(ids) + ended for ids, ended in texts], np.float64)
+        rows.append(Measurement(LENGTH.name, bootstrap_mean(lengths, *settings), of=name))
+    gaps = _read_gaps(start, model, prompts, texts)
+    rows.append(Measurement(KL_TEXT.name, bootstrap_mean(gaps, *settings)))
+    rows.append(Measurement(KL_TOKEN.name, find_ratio(gaps, lengths, *settings)))
+    tokens = used.tokens if used.tokens >= 0 else _count_tokens(run, config.texts)
+    rows += [Measurement(CALLS.name, bare(used.calls)), Measurement(WRITTEN.name, bare(tokens))]
+    if pool is not None:
+        rows += list_best(pool, *settings)
+    names = [judge.model.identity.name for judge in start.judges]
+    return FinetuneResults(
+        run_id=run.id,
+        reward=start.reward.slug,
+        judges=[judge.describe() for judge in start.judges],
+        settings=hide_settings(config.model_dump(mode="json"), names),
+        notes=notes,
+        measurements=rows,
+    )
+
+
+def _read_gaps(
+    start: Start, model: "PreTrainedModel", prompts: Sequence[Ids], texts: Sequence[Written]
+) -> _Values:
+    """log result - log start of each text: [N]."""
+    gaps = []
+    for first in range(0, len(texts), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        laid = start.drawing.lay_out(prompts[part], texts[part])
+        with torch.no_grad():
+            own, other = (start.drawing.log_probs(one, laid).double() for one in (model, start.model))
+        gaps.append((own - other).sum(1).cpu().numpy())
+    return np.concatenate(gaps)
+
+
+def find_ratio(sums: _Values, counts: _Values, num_bootstrap: int, seed: int) -> Estimate:
+    """The sum of one over the sum of the other, with a percentile interval over texts."""
+    found = Resamples(len(sums), num_bootstrap, seed).sum(
+        lambda part: np.stack([sums[part], counts[part]], 1)
+    )
+    return estimate(found[:, 0] / found[:, 1], len(sums))
+
+
+def _count_tokens(run: Run, texts: int) -> float:
+    """Tokens that the steps wrote, by the lengths that they logged."""
+    return float(sum(line["length"] * texts for line in run.read_metrics() if line["kind"] == "train"))
+
+
+def list_best(pool: Pool, num_bootstrap: int, seed: int) -> list[Measurement]:
+    """Score and KL of the best of n at powers of two, as far as a pool goes."""
+    scores = pool.scores[np.isfinite(pool.scores)]
+    frontier, rows = Frontier(scores, num_bootstrap=0, seed=seed), []
+    n = 1
+    while n <= len(scores) // 4:
+        found = best_of(scores, scores, n, num_bootstrap, seed)
+        rows.append(Measurement(BEST_SCORE.name, found, at=n))
+        rows.append(
+            Measurement(BEST_KL.name, bare(float(find_best(frontier, n).kl[0]) if n > 1 else 0.0), at=n)
+        )
+        n *= 2
+    return rows

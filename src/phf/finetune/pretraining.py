@@ -1,0 +1,114 @@
+"""`--method phf:OBJECTIVE`: pretraining gone on with under an objective, on scored samples of the start model or on its corpus.
+
+What comes out is a run of `phf train --init`, which goes on and is read as such.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from phf.annotate.annotate import annotate
+from phf.config.finetune import FinetuneConfig, Pretraining
+from phf.config.train import TrainConfig, parse
+from phf.corpus.store import build_corpus
+from phf.errors import PHFError
+from phf.files import Place, hash_json, write_bytes
+from phf.finetune.start import Start
+from phf.folders import lock_folder
+from phf.generate.target import REDRAW
+from phf.records import Progress
+from phf.reward_models import RewardModel
+from phf.tokens.tokens import tokenize
+from phf.train.checkpoint import checkpoint_folder
+from phf.train.loop import train
+from phf.train.run import Run
+
+_STREAM = 1
+
+
+def train_further(
+    place: Place,
+    folder: Path,
+    config: FinetuneConfig,
+    method: Pretraining,
+    load: Callable[[str], RewardModel],
+    *,
+    wait: bool,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> Run:
+    """Train a run further for `config.steps` batches of its own size, at a constant rate.
+
+    Samples make a corpus of their own in OUT-samples/, documents that are scored as the run's own were.
+
+    Raises:
+        PHFError: see `Start.open` and `phf.train.loop.train`; prompts are given.
+    """
+    start = Start.open(place, config, load)
+    base, config = start.run, start.config
+    own = {"corpus": str(base.find_corpus()), "reward_model": config.reward or base.config.reward_model}
+    if method.data == "samples":
+        own |= _make_corpus(start, folder.with_name(f"{folder.name}-samples"), own["reward_model"], progress)
+    optim = base.config.optim.model_copy(
+        update={
+            "name": "adamw",
+            "learning_rate": config.learning_rate,
+            "warmup_fraction": 0.0,
+            "final_fraction": 1.0,
+            "weight_decay": 0.0,
+            "clip_norm": config.clip_norm,
+        }
+    )
+    value = {
+        **base.config.model_dump(mode="json"),
+        **own,
+        "objective": method.objective.model_dump(mode="json"),
+        "optim": optim.model_dump(mode="json"),
+        "tokens": (start.step + config.steps) * base.tokens_per_step,
+        "seed": config.seed,
+        "compile": False,
+        "checkpoint_every": config.checkpoint_every,
+        "start": {"run": str(base.folder), "step": start.step, "reset_optimizer": True},
+    }
+    return train(parse(TrainConfig, value, "phf finetune"), folder, wait=wait, say=say, progress=progress)
+
+
+def _make_corpus(start: Start, place: Path, reward_model: str, progress: Progress | None) -> dict[str, str]:
+    """A corpus of samples, built, scored and tokenized once; what a config says of it."""
+    config = start.config
+    if config.prompts is not None:
+        raise PHFError(
+            "--method phf learns from whole texts, and --prompts would put strange ones into them; leave it out"
+        )
+    segments = "document" if start.run.config.segments == "imported" else start.run.config.segments
+    key = hash_json([start.run.id, start.step, start.describe(), config.seed])[:8]
+    texts = place / f"samples-{key}.jsonl"
+    with lock_folder(place, "writing samples into"):
+        if not texts.exists():
+            write_bytes(texts, _write_samples(start, progress))
+        corpus = build_corpus([texts], place / f"corpus-{key}", progress=progress)
+        annotate(corpus, reward_model, segments, workers=1, progress=progress)
+        tokenizer = str(checkpoint_folder(start.run.folder, start.step))
+        tokenize(corpus, tokenizer, segments, workers=1, progress=progress)
+    return {"corpus": str(corpus.path), "tokenizer": tokenizer, "segments": segments}
+
+
+def _write_samples(start: Start, progress: Progress | None) -> bytes:
+    num, mode = start.config.pool, start.drawing.target.mode
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress("drawing samples", done, num)
+
+    indices = range(num)
+    written = start.drawing.write(
+        start.model, [()] * num, [index + _STREAM * REDRAW for index in indices], report
+    )
+    rows = [
+        {
+            "id": f"{start.run.name}@{start.step}-{mode}-{start.config.seed}-{index}",
+            "text": start.drawing.decode((), text),
+        }
+        for index, text in zip(indices, written, strict=True)
+    ]
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows if row["text"].strip()).encode()
