@@ -16,6 +16,7 @@ from phf.cli import (
     attack,
     cache,
     corpus,
+    dynamics,
     evaluate,
     explore,
     infer,
@@ -40,7 +41,7 @@ GROUPS = {
     "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
     "Train": ["train", "sweep"],
-    "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "explore"],
+    "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "dynamics", "explore"],
     "Release": ["release", "attack", "push"],
 }
 """The commands in the order of use."""
@@ -93,7 +94,7 @@ def _root(
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
-for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer):
+for verbs in (annotate, label, runs, evaluate, release, attack, show, explore, sweep, infer, dynamics):
     app.add_typer(verbs.app)
 
 
