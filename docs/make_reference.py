@@ -13,6 +13,8 @@ from pydantic_core import PydanticUndefined
 from phf.cli import GROUPS, app
 from phf.config.attack import OPTIONS as ATTACK_OPTIONS
 from phf.config.attack import AttackConfig, AttackSuiteConfig
+from phf.config.dynamics import OPTIONS as DYNAMICS_OPTIONS
+from phf.config.dynamics import DynamicsConfig
 from phf.config.evaluate import OPTIONS as EVALUATE_OPTIONS
 from phf.config.evaluate import EvaluateConfig
 from phf.config.fields import describe_fields
@@ -71,6 +73,9 @@ def _list_settings() -> Iterator[str]:
     )
     yield from _describe_config(
         "The lemma", "phf online RUN --check-lemma --set KEY=VALUE", LemmaConfig, {"cases": "--case"}
+    )
+    yield from _describe_config(
+        "A model as a chain of pages", "phf dynamics --set KEY=VALUE", DynamicsConfig, DYNAMICS_OPTIONS
     )
     yield from _describe_kinds("Kinds of attack", "--attack KIND:key=value,...", AttackConfig)
     yield from _describe_kinds(

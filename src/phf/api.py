@@ -26,6 +26,7 @@ from phf.annotate.annotation import Annotation, load_scores
 from phf.attack.results import AttackResults
 from phf.attack.suite import attack_targets
 from phf.config.attack import AttackConfig, AttackSuiteConfig
+from phf.config.dynamics import DynamicsConfig
 from phf.config.evaluate import EvaluateConfig
 from phf.config.finetune import FinetuneConfig, parse_method
 from phf.config.infer import InferConfig
@@ -35,6 +36,8 @@ from phf.config.steer import SteerConfig
 from phf.config.train import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
 from phf.corpus.store import Corpus, build_corpus
 from phf.curate.balance import balance_corpus
+from phf.dynamics.dynamics import measure_dynamics
+from phf.dynamics.results import DynamicsResults
 from phf.errors import PHFError
 from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
@@ -87,6 +90,7 @@ __all__ = [
     "build_corpus",
     "check_reward_model",
     "compare",
+    "dynamics",
     "evaluate",
     "finetune",
     "infer",
@@ -324,6 +328,20 @@ def finetune(
     if named := name_reward_models(judges):
         given["judges"] = named
     return _finetune(run, out, parse(FinetuneConfig, given, "finetune"), progress=progress)
+
+
+def dynamics(
+    run: Place, out: Place = "dynamics", settings: Mapping[str, object] | None = None
+) -> DynamicsResults:
+    """A run as a Markov chain of pages: switching, ergodicity, what the end of a page is worth; what OUT/dynamics.json holds.
+
+    Args:
+        settings: of `DynamicsConfig`, such as `{"modes": ["good"]}`.
+
+    Raises:
+        PHFError: see `phf.dynamics.dynamics.measure_dynamics`; a setting is not known or out of range.
+    """
+    return measure_dynamics(run, out, parse(DynamicsConfig, dict(settings or {}), "dynamics"))
 
 
 def check_reward_model(

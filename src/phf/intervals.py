@@ -130,6 +130,16 @@ def _measure_maxima(rows: _Values, k: int) -> tuple[_Values, _Values]:
     return maxima, errors
 
 
+def percentile_estimate(mean: float, resampled: Sequence[float] | _Values, count: int) -> Estimate:
+    """A number with percentiles of what resamples of its data gave; no interval for fewer than two data, or where more resamples
+    than a tail holds gave NaN: these may lie anywhere."""
+    known = _drop_missing(resampled)
+    if count < 2 or len(known) <= (1 + CONFIDENCE) / 2 * np.size(resampled):
+        return Estimate(mean, np.nan, np.nan, count)
+    low, high = np.percentile(known, _TAILS)
+    return Estimate(mean, float(low), float(high), count)
+
+
 def best_of(keys: npt.ArrayLike, values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -> Estimate:
     """The expected value where the key is smallest among `k` pairs drawn without replacement; equal keys share evenly.
 
@@ -174,7 +184,8 @@ def wilson(hits: float, num: float, z: float = float(ndtri((1 + CONFIDENCE) / 2)
     share = hits / num
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), round(num))
+    low, high = 0.0 if hits == 0 else float(centre - half), 1.0 if hits == num else float(centre + half)
+    return Estimate(share, max(0.0, low), min(1.0, high), round(num))
 
 
 def crossed_share(hits: npt.ArrayLike) -> Estimate:
@@ -243,8 +254,7 @@ def _bootstrap(
     if num_values == 1:  # a resample would repeat the one value, which says nothing about its error
         return Estimate(float(point()), np.nan, np.nan, 1)
     resampled = np.concatenate([statistic(rows) for rows in _resample(num_values, num_bootstrap, seed)])
-    low, high = np.percentile(resampled, _TAILS)
-    return Estimate(float(point()), float(low), float(high), num_values)
+    return percentile_estimate(float(point()), resampled, num_values)
 
 
 def _resample(num_values: int, num_bootstrap: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from phf.cli import (
     attack,
     cache,
     corpus,
+    dynamics,
     evaluate,
     explore,
     finetune,
@@ -42,7 +43,7 @@ GROUPS = {
     "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
     "Train": ["train", "finetune", "online", "sweep"],
-    "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "explore"],
+    "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "dynamics", "explore"],
     "Release": ["release", "attack", "push"],
 }
 """The commands in the order of use."""
@@ -108,6 +109,7 @@ for verbs in (
     infer,
     online,
     finetune,
+    dynamics,
 ):
     app.add_typer(verbs.app)
 

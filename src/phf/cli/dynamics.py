@@ -1,0 +1,127 @@
+"""`phf dynamics`: a run as a Markov chain of pages, and how far the estimators are to be trusted."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, print_json, warn_of_rewards
+from phf.errors import PHFError
+from phf.terminal import hint, make_table, print_table, quote, say, show_progress
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from phf.dynamics.results import DynamicsResults
+    from phf.dynamics.truths import Coverage
+
+app = Verbs(**SETTINGS)
+
+
+def _declare() -> "tuple[BaseModel, dict[str, str]]":
+    from phf.config.dynamics import OPTIONS, DynamicsConfig
+
+    return DynamicsConfig(), OPTIONS
+
+
+@app.command(
+    cls=derive_options(_declare),
+    epilog=examples(
+        "phf dynamics runs/conditional -o dynamics",
+        "phf dynamics runs/conditional -o dynamics --mode good --num-samples 4000",
+        "phf dynamics --validate --trials 50",
+    ),
+)
+def dynamics(
+    ctx: typer.Context,
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run made by 'phf train'.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for dynamics.json and dynamics.html.")
+    ] = Path("dynamics"),
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Hold each estimator against chains whose truth is known.")
+    ] = False,
+    trials: Annotated[int, typer.Option(min=1, help="Repeats of --validate.")] = 200,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as num_bootstrap=2000."),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """How good text turns bad and comes back, whether pages forget, and what the end of a page is worth.
+
+    What is finished is kept: a stopped command goes on, and asking for more repeats nothing.
+    """
+    if validate:
+        _validate(trials, as_json)
+        return
+    if run is None:
+        raise PHFError("give a run made by 'phf train', or --validate")
+    from phf.config.dynamics import DynamicsConfig
+    from phf.config.recipes import apply_overrides
+    from phf.config.train import parse
+
+    config = parse(DynamicsConfig, apply_overrides(ctx.obj, settings or []), "phf dynamics")
+    warn_of_rewards([config.judge] if config.judge else [])
+    from phf.dynamics.dynamics import measure_dynamics
+    from phf.report.dynamics import write_dynamics_page
+
+    with show_progress() as progress:
+        results = measure_dynamics(run, out, config, say=say, progress=progress)
+    write_dynamics_page(results, out / "dynamics.html")
+    if as_json:
+        print_json(results)
+        return
+    print_table(_list_rates(results))
+    hint(f"next: open {quote(out / 'dynamics.html')}; every number is in {quote(out / 'dynamics.json')}")
+
+
+def _validate(trials: int, as_json: bool) -> None:
+    from phf.dynamics.truths import validate
+
+    with show_progress() as progress:
+        found = list(validate(trials, progress=progress))
+    if as_json:
+        print_json(found)
+        return
+    print_table(_list_coverage(found))
+
+
+def _list_coverage(found: "list[Coverage]") -> Table:
+    """What each estimator makes of each truth."""
+    table = make_table(f"Estimators against known truths, {found[0].trials} repeats; 95 % intervals")
+    for head in ("chain", "number"):
+        table.add_column(head)
+    for head in ("truth", "bias", "intervals that hold it", "rejected at .05"):
+        table.add_column(head, justify="right")
+    for row in found:
+        share = f"{row.share:.3f}"
+        table.add_row(
+            row.source,
+            row.name,
+            "" if row.is_test else f"{row.truth:.4f}",
+            "" if row.is_test else f"{row.bias:+.4f}",
+            *(("", share) if row.is_test else (share, "")),
+        )
+    return table
+
+
+def _list_rates(results: "DynamicsResults") -> Table:
+    """How often good segments turn bad and bad ones good, the model's and the data's."""
+    from phf.dynamics.results import FAR_EXCESS, RATE, RATE_EXCESS, RATE_OF_DATA
+    from phf.report.verdict import format_interval
+
+    table = make_table("How often a segment is followed by another kind, with 95 % intervals")
+    for head in ("mode", "step"):
+        table.add_column(head)
+    for head in ("model", "data, same lengths", "model - data"):
+        table.add_column(head, justify="right")
+    find = results.results.find
+    for mode in results.modes:
+        for step in ("good -> bad", "bad -> good", "good -> end", "bad -> end"):
+            cells = [find(measure.name, mode, of=step) for measure in (RATE, RATE_OF_DATA, RATE_EXCESS)]
+            table.add_row(mode, step, *(format_interval(cell, 1) for cell in cells))
+        if find(FAR_EXCESS.name, mode).count:
+            table.add_row(mode, "far excess", format_interval(find(FAR_EXCESS.name, mode), 1), "", "")
+    return table

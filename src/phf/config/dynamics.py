@@ -1,0 +1,58 @@
+"""What a user may choose of `phf dynamics` (docs/dynamics.md)."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from phf.config.fields import StrictConfig
+from phf.config.infer import TextSampling
+from phf.records import Mode
+
+_Count = Annotated[int, Field(gt=0)]
+
+
+class PageSampling(TextSampling):
+    """How pages are drawn: from all tokens, as the model has them, until they end."""
+
+    num_samples: _Count = 1000
+    """Pages of each mode."""
+    max_new_tokens: _Count = 512
+    """A page is cut after so many tokens of text, or where the model's context ends."""
+
+
+class DynamicsConfig(StrictConfig):
+    """What is measured of a model as a chain of pages."""
+
+    modes: tuple[Mode, ...] = ()
+    """Which modes write; all that the model has by default."""
+    longest: Annotated[int, Field(gt=1)] = 20
+    """Pages are cut after so many segments, the model's and those of the data alike."""
+    far: Annotated[int, Field(gt=0)] = 10
+    """Segments from which on two of one page are far from each other, for ergodicity."""
+    triples: _Count = 200
+    """Of documents that show what the end of a page makes the model forget."""
+    distances: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 4, 8, 16)
+    """Tokens behind that end at which it is asked."""
+    judge: str = ""
+    """The reward model whose verdicts are the states of segments; the annotator by default."""
+    threshold: float | None = None
+    """score <= threshold is good; the run's own by default."""
+    num_bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamplings behind every bootstrap interval."""
+    sampling: PageSampling = PageSampling()
+    """How pages are drawn."""
+
+
+OPTIONS = {
+    "modes": "--mode",
+    "longest": "--longest",
+    "far": "--far",
+    "triples": "--triples",
+    "judge": "--judge",
+    "threshold": "--threshold",
+    "sampling.num_samples": "--num-samples",
+    "sampling.max_new_tokens": "--max-new-tokens",
+    "sampling.control": "--control",
+    "sampling.seed": "--seed",
+}
+"""Settings that have an option of their own, by dotted key; for the others there is `--set`."""

@@ -1,0 +1,179 @@
+"""dynamics.json: a model as a chain of pages, as measurements (docs/dynamics.md)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from phf.errors import PHFError
+from phf.records import Number
+from phf.results import (
+    MODE_ORDER,
+    HasMeasurements,
+    Judge,
+    Measure,
+    Measurement,
+    read_versioned,
+    write_versioned,
+)
+
+DYNAMICS_FILE = "dynamics.json"
+DYNAMICS_VERSION = 1
+
+RATE = Measure(
+    "rate",
+    "rate",
+    "share of segments",
+    "Of the segments in one state, how many are followed by another, or by the page's end.",
+    "A judge's errors look like switches and back.",
+    lower_is_better=None,
+    of="step",
+)
+RATE_OF_DATA = Measure(
+    "rate_of_data",
+    "rate, data",
+    "share of segments",
+    "The same in the training data, in documents with as many segments.",
+    "",
+    None,
+    of="step",
+)
+RATE_EXCESS = Measure(
+    "rate_excess",
+    "rate, model - data",
+    "share of segments",
+    "What of the rate is the model's own.",
+    "Documents are matched by length alone.",
+    None,
+    of="step",
+)
+LAW = Measure(
+    "law",
+    "what follows from the rates",
+    "",
+    "Of the chain of these rates.",
+    "A chain of order 1.",
+    None,
+    of="number",
+)
+LAW_OF_DATA = Measure("law_of_data", "the same, data", "", "", "", None, of="number")
+LAW_EXCESS = Measure("law_excess", "model - data", "", "", "", None, of="number")
+HAZARD = Measure(
+    "hazard",
+    "hazard",
+    "share of segments",
+    "By the place of a segment on its page: how many good ones turn bad behind it, and bad ones good.",
+    "Late places are those of long pages alone.",
+    None,
+    of="step",
+    at="segment",
+)
+ORDER = Measure(
+    "order", "order", "segments", "How many segments the next one depends on, by BIC.", "At most 3.", None
+)
+SHARE_BETWEEN = Measure(
+    "share_between",
+    "share between pages",
+    "share of the variance",
+    "Of a segment's being bad or not: how much lies between pages (intraclass correlation).",
+    "A slow chain has one, too.",
+    None,
+)
+FAR_EXCESS = Measure(
+    "far_excess",
+    "far excess",
+    "share of the variance",
+    "How much more far segments of one page are alike than the chain of near ones says: 0 where a page's own average is that of all.",
+    "Pages must be long enough to have far segments.",
+    None,
+)
+FAR_P = Measure(
+    "far_p",
+    "p of the far excess",
+    "",
+    "That an ergodic chain would give as much (parametric bootstrap).",
+    "",
+    None,
+)
+AVERAGE = Measure(
+    "average",
+    "share bad",
+    "",
+    "Over pages, each counting once, and over the stream of their segments: they differ where long pages are better or worse.",
+    "",
+    of="average",
+)
+DIVERGENCE = Measure(
+    "divergence",
+    "what stood before",
+    "nats",
+    "Jensen-Shannon divergence of the next token's distribution behind two different documents and one beginning of a third: "
+    "0 where what stood before is disregarded, at most .69.",
+    "Attention is plain and causal, as users run a model; where documents are isolated it is 0 for any model.",
+    of="between",
+    at="tokens read",
+)
+MEASURES = [
+    RATE,
+    RATE_OF_DATA,
+    RATE_EXCESS,
+    LAW,
+    LAW_OF_DATA,
+    LAW_EXCESS,
+    HAZARD,
+    ORDER,
+    SHARE_BETWEEN,
+    FAR_EXCESS,
+    FAR_P,
+    AVERAGE,
+    DIVERGENCE,
+]
+
+
+@dataclass(frozen=True)
+class DynamicsResults(HasMeasurements):
+    """The content of dynamics.json.
+
+    Attributes:
+        settings: the `DynamicsConfig`.
+        run: name of the run; `run_id` its id.
+        judge: whose verdicts are the states.
+        threshold: score <= threshold is good.
+        isolated: whether documents were isolated from each other in training.
+        num_pages: of each mode, and of the data (`data`).
+        notes: what a reader must know.
+    """
+
+    settings: dict[str, JsonValue]
+    run: str
+    run_id: str
+    step: int
+    judge: Judge
+    threshold: Number
+    isolated: bool
+    num_pages: dict[str, int]
+    notes: list[str]
+    measurements: list[Measurement]
+    measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
+
+    @property
+    def modes(self) -> list[str]:
+        """Those that were measured."""
+        return [mode for mode in MODE_ORDER if mode in self.num_pages]
+
+
+def write_dynamics(folder: Path, results: DynamicsResults) -> None:
+    """Write FOLDER/dynamics.json; the same results give the same bytes."""
+    write_versioned(folder / DYNAMICS_FILE, results, DYNAMICS_VERSION)
+
+
+def read_dynamics(folder: Path) -> DynamicsResults:
+    """Read FOLDER/dynamics.json.
+
+    Raises:
+        PHFError: there is none, it is damaged, or it is of another format version.
+    """
+    path, command = folder / DYNAMICS_FILE, f"phf dynamics RUN -o {folder}"
+    if not path.is_file():
+        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
+    return read_versioned(path, DynamicsResults, DYNAMICS_VERSION, command)
