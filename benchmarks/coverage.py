@@ -4,22 +4,27 @@
     python benchmarks/coverage.py calibration --trials 1000
     python benchmarks/coverage.py ratings --trials 1000     # the calibration error of scores against numbers, alone and in clusters
     python benchmarks/coverage.py posterior --trials 200    # all that phf infer estimates, on sources of 800 texts
+    python benchmarks/coverage.py control --trials 200      # promises and soft values, which are biased, against exact ones
 
 A row per case: how often the interval holds the truth, how often the truth lies below and above it, and how often an end is refused
 (an interval without an end is open there).
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import expit, logit
 
 from phf.calibration import estimate_error, find_error
 from phf.intervals import expected_max
 from phf.posterior.frontier import Frontier, estimate, measure_draws, place
+from phf.posterior.optimism import Draws, Game, compare_promises
+from phf.posterior.values import Truth, measure_value
 from phf.records import Estimate
+from phf.results import Measurement
 
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
 MAX_OF = 25
@@ -196,6 +201,83 @@ def _infer_once(
     return found
 
 
+CONTROL_BETA, THRESHOLD = 0.2, 0.5
+RISK = 0.6
+"""How often the other side spoils a risky beginning: its score is then 1, else 0; a safe one has .4 whatever follows."""
+
+
+def solve_lottery() -> dict[tuple[str, str], float]:
+    """What each recipe promises of a page that begins safe or risky at even odds, and gets: share of good texts, exactly."""
+    gains = np.array([[-0.4, -0.4], [0.0, -1.0]]) / CONTROL_BETA
+    odds = np.array([[1 - RISK, RISK], [1 - RISK, RISK]])
+    is_good = np.array([[1.0, 1.0], [1.0, 0.0]])
+    believed = odds * np.exp(gains)
+    q = {
+        "prior": np.zeros(2),
+        "posterior": np.log(believed.sum(1)),
+        "regularised": (odds * gains).sum(1),
+    }
+    found = {}
+    for recipe, own in q.items():
+        policy = np.exp(own) / np.exp(own).sum()
+        tilted = believed / believed.sum(1, keepdims=True) if recipe == "posterior" else odds
+        promised, realised = (float(policy @ (chances * is_good).sum(1)) for chances in (tilted, odds))
+        found[recipe, "promised_good"], found[recipe, "realised_good"] = promised, realised
+        found[recipe, "optimism"] = promised - realised
+    return found
+
+
+def simulate_control(trials: int) -> None:
+    """Promises of few candidates and draws, and soft values against a truth of few continuations."""
+    for size in (6, 24):
+        game = Game(128, candidates=size, draws=size, endings=1, beta=CONTROL_BETA, threshold=THRESHOLD)
+        rows = [
+            {(row.of, row.measure): row.estimate for row in _play(game, trial)} for trial in range(trials)
+        ]
+        for (recipe, measure), truth in solve_lottery().items():
+            found = [own[recipe, measure] for own in rows]
+            print(f"{size:3} draws  {recipe:11} {measure:14} {describe(found, truth)}", flush=True)
+    for beta in POSTERIOR_BETAS:
+        for num in (16, 64):
+            rows = [_hold_value(beta, num, trial) for trial in range(trials)]
+            for measure, truth in (
+                ("value_bias", 0.0),
+                ("value_excess", 0.0),
+                ("value_rank_correlation", 1.0),
+            ):
+                found = [own[measure] for own in rows]
+                print(
+                    f"{num:3} continuations  beta {beta:4} {measure:22} {describe(found, truth)}", flush=True
+                )
+
+
+def _play(game: Game, trial: int) -> list[Measurement]:
+    rng = np.random.default_rng(trial)
+    is_risky = rng.random(game.episodes * game.candidates) < 0.5
+
+    def follow(rows: Sequence[int], draws: int) -> Draws:
+        spoilt = rng.random((len(rows), draws, game.endings)) < RISK
+        scores = np.where(is_risky[np.array(rows)][:, None, None], spoilt * 1.0, 0.4)
+        return -scores / game.beta, scores <= game.threshold
+
+    return compare_promises(follow, game, trial)
+
+
+def _hold_value(beta: float, num: int, trial: int) -> dict[str, Estimate]:
+    """The exact soft values of 50 prefixes against continuations: each text is good (a score below .1) or bad, at odds of its prefix."""
+    rng = np.random.default_rng(trial)
+    odds = rng.beta(0.7, 1.5, 50)
+    sizes = np.array([[0.0, 0.1], [0.2, 1.0]])  # ranges of good and bad scores, uniform
+    low, high = np.exp(-sizes / beta).T
+    means = (low - high) / ((sizes[:, 1] - sizes[:, 0]) / beta)
+    exact = np.log((1 - odds) * means[1] + odds * means[0])
+    kinds = (rng.random((50, num)) >= odds[:, None]).astype(int)
+    scores = sizes[kinds, 0] + rng.random((50, num)) * (sizes[:, 1] - sizes[:, 0])[kinds]
+    truth = Truth(torch.arange(50)[:, None], 1, scores)
+    rows = measure_value("exact", lambda ids: exact[ids[:, -1]], [truth], beta, trial)
+    return {row.measure: row.estimate for row in rows if row.at is None and row.of == f"exact, beta {beta:g}"}
+
+
 def describe(found: list[Estimate], truth: float) -> str:
     """`truth .398: .952 hold it, .021 lie above, .027 below; no low end .000, no high end .010`."""
     above = np.mean([one.low > truth for one in found])
@@ -213,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["maximum", "calibration", "ratings", "posterior"])
+    parser.add_argument("what", choices=["maximum", "calibration", "ratings", "posterior", "control"])
     parser.add_argument("--trials", type=int, default=1000)
     args = parser.parse_args()
     simulate = {
@@ -221,6 +303,7 @@ def main() -> None:
         "calibration": simulate_calibration,
         "ratings": simulate_ratings,
         "posterior": simulate_posterior,
+        "control": simulate_control,
     }
     simulate[args.what](args.trials)
 

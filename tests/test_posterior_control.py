@@ -1,17 +1,20 @@
 """Control as inference against closed forms, whole trajectories one by one, and a source whose every text is known."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from decisions import END as THE_END
+from decisions import Problem, Recipe, list_examples, solve
 from known_models import BAD, END, GOOD, LabelledSource, TinyTokenizer
 from scipy.special import logsumexp
 
 from phf.errors import PHFError
-from phf.posterior import control
-from phf.posterior.control import Problem, list_examples, measure_examples, solve
 
 BETA = 0.5
+DOCS = Path(__file__).parents[1] / "docs" / "control_as_inference.md"
 
 
 def list_trajectories(problem: Problem) -> Iterator[tuple[float, float, float, tuple[int, int]]]:
@@ -20,7 +23,7 @@ def list_trajectories(problem: Problem) -> Iterator[tuple[float, float, float, t
     def go_on(
         state: int, steps: int, own: float, luck: float, total: float, first: tuple[int, ...]
     ) -> Iterator[tuple[float, float, float, tuple[int, int]]]:
-        if state == control.END or steps == 0:
+        if state == THE_END or steps == 0:
             yield own, luck, total, first[:2]
             return
         for action in np.flatnonzero(problem.prior[state]):
@@ -100,16 +103,24 @@ def test_only_luck_makes_a_gap() -> None:
     assert one.policy == pytest.approx(other.policy, abs=1e-12)
 
 
-def test_examples_are_measurements() -> None:
-    found = {(row.measure, row.of): row.estimate.mean for row in measure_examples(BETA)}
-    assert len(found) == 16
-    assert found["promised_return", "lottery: posterior"] == pytest.approx(0.78599, abs=1e-5)
-    assert {row.measure for row in measure_examples(BETA)} == {one.name for one in control.MEASURES}
+def test_the_table_of_the_docs_is_what_the_recipes_find() -> None:
+    rows = {
+        line.split("|")[1].partition(":")[0].strip(): [
+            float(cell.split()[0]) for cell in line.split("|")[2:5]
+        ]
+        for line in DOCS.read_text().splitlines()
+        if line.startswith("|") and line.split("|")[1].partition(":")[0].strip() in list_examples()
+    }
+    assert rows.keys() == list_examples().keys()
+    for name, found in rows.items():
+        plans = [solve(list_examples()[name], BETA, recipe) for recipe in get_args(Recipe)]
+        expected = [plans[0].promise()[0], plans[0].realise()[0], plans[1].promise()[0]]
+        assert found == pytest.approx(expected, abs=5.1e-4), name
 
 
 def test_what_is_no_problem_is_refused() -> None:
     with pytest.raises(PHFError, match=r"chances of a problem sum to 0\.9; make them sum to 1"):
-        Problem.create([[[(0.9, control.END, 1.0)]]], 1)
+        Problem.create([[[(0.9, THE_END, 1.0)]]], 1)
     with pytest.raises(PHFError, match="beta 0 must be above 0"):
         solve(list_examples()["lottery"], 0.0, "posterior")
 
@@ -154,11 +165,11 @@ def test_a_language_model_alone_factorises_into_the_posterior() -> None:
     tilted = sum_prefixes({page: p * np.exp(-score_page(page) / beta) for page, p in pages.items()})
     states = {prefix: place for place, prefix in enumerate(one for one in mass if one not in pages)}
     shape = (len(states), 12, 1)
-    prior, following, rewards = np.zeros(shape[:2]), np.full(shape, control.END), np.zeros(shape)
+    prior, following, rewards = np.zeros(shape[:2]), np.full(shape, THE_END), np.zeros(shape)
     for page in mass.keys() - {()}:
         place = states[page[:-1]], page[-1]
         prior[place] = mass[page] / mass[page[:-1]]
-        following[place] = states.get(page, control.END)
+        following[place] = states.get(page, THE_END)
         rewards[place] = -score_page(page) if page in pages else 0.0
     plan = solve(Problem(prior, np.ones(shape), following, rewards, 5), beta, "posterior")
     assert plan.q == pytest.approx(solve(plan.problem, beta, "regularised").q, abs=1e-9)

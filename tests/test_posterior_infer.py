@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.errors import PHFError
 from phf.posterior import infer as module
+from phf.posterior import optimism, values
 from phf.posterior.infer import infer
 from phf.posterior.policy import Policy
 from phf.posterior.results import read_posterior
@@ -224,3 +226,87 @@ def test_the_report_of_runs_has_it_as_a_section(places, tmp_path) -> None:
     assert '<a href="#posterior">What a score costs</a>' in page
     assert page.count('<h2 id="posterior">') == 1
     assert "posterior" not in write_report(run, tmp_path / "plain.html").read_text()
+
+
+def test_promises_levels_and_soft_values_are_asked_for_by_the_command(
+    small_config, tmp_path, monkeypatch, capsys
+) -> None:
+    """And stand in the file, on the page and in the report; what is finished is not made again."""
+    mle, conditional, quantile = (
+        get_run(name, small_config, tmp_path).folder for name in ("mle", "conditional", "quantile")
+    )
+    out = tmp_path / "out"
+    arguments = ["infer", *map(str, (mle, conditional, quantile)), "-o", str(out), "--num-samples", "24"]
+    arguments += ["--num-exact", "20", "--max-draws", "40", "--max-new-tokens", "12", "--beta", "0.1"]
+    arguments += ["--set", "num_bootstrap=100", "--set", "particles=4", "--set", "populations=4"]
+    monkeypatch.setattr("sys.argv", ["phf", *arguments, "--optimism", "--returns", "--values"])
+    cli.main()
+    results = read_posterior(out)
+    find = results.results.find
+    for other in ("conditional bad", "quantile bad", "held-out text"):
+        for recipe in ("prior", "posterior", "regularised"):
+            place = {"of": f"{recipe}; {other} writes the middle", "at": 0.1}
+            gap = find("promised_good", **place).mean - find("realised_good", **place).mean
+            assert find("optimism", **place).mean == pytest.approx(gap, abs=1e-9)
+    assert [row.at for row in results.results.of("promised_level")] == [0, 1, 2, 3]
+    assert {row.of for row in results.results.of("promised_level")} == {"quantile"}
+    names = {row.of for row in results.results.of("value_rank_correlation")}
+    assert names == {
+        f"{name}, beta 0.1" for name in ("head, Monte Carlo", "head, temporal difference", "truth by halves")
+    }
+    assert len(results.results.of("twist_log_z")) == 3
+    assert all(row.mode is None for row in results.measurements)
+    shown = {measure.name for measure in results.measures}
+    assert {row.measure for row in results.measurements} <= shown
+    page = (out / "posterior.html").read_text()
+    for text in (
+        "Promised less realised",
+        "held-out text writes the middle",
+        "level 2",
+        "temporal difference",
+    ):
+        assert text in page
+    monkeypatch.setattr(optimism, "measure_optimism", None)
+    monkeypatch.setattr(values, "draw_texts", None)
+    cli.main()
+    assert to_json(read_posterior(out)) == to_json(results)
+    monkeypatch.setattr("sys.argv", ["phf", *arguments])
+    capsys.readouterr()
+    cli.main()
+    assert not read_posterior(out).results.of("promised_good")
+
+
+def test_a_run_without_levels_is_said_where_levels_are_asked_for(places, tmp_path) -> None:
+    said: list[str] = []
+    found = infer(places[0], (), tmp_path, settings("returns=true"), say=said.append)
+    assert "returns, mle: mle is not asked for a return; give a run of quantile or scalar" in said
+    assert not found.results.of("promised_level")
+
+
+def test_the_bound_and_the_share_below_it_are_stated(places, tmp_path) -> None:
+    """No score of 80 draws is below the bound, so at most 1 - .05^(1/80) of the texts are, with 95 % confidence."""
+    (tmp_path / "words.txt").write_text("a\nthe\n")
+    for number, spec in enumerate((f"-lexicon:{tmp_path / 'words.txt'}", "toxicity-svm")):
+        out = tmp_path / str(number)
+        found = infer(places[0], (), out, settings(f'judges=["{spec}"]'), say=lambda line: None)
+        clipped = found.results.find("clipped_share")
+        text = write_posterior_page(found, out / "posterior.html").read_text()
+        assert "Scores are taken to lie at" in text
+        assert clipped.count == found.num_draws - found.num_unscored
+        assert (clipped.high > 0) == ("at most" in text)
+    frontier = SimpleNamespace(num_scored=80)
+    judge = SimpleNamespace(model=SimpleNamespace(unit="items per character"))
+    inference = SimpleNamespace(frontier=frontier, library=SimpleNamespace(judges=[judge]))
+    share = module._Inference._bound_clipped(inference)
+    assert (share.low, share.high) == (0, pytest.approx(1 - 0.05 ** (1 / 80)))
+
+
+def test_many_policies_have_numbers_in_the_picture_and_in_the_table(places, tmp_path) -> None:
+    steers = [{"kind": "guidance", "scale": 1 + number / 10} for number in range(1, 6)]
+    given = settings().model_copy(update={"steers": parse(InferConfig, {"steers": steers}, "test").steers})
+    found = infer(places[0], places[1:], tmp_path, given, say=lambda line: None)
+    assert len(found.policies) > 8
+    text = write_posterior_page(found, tmp_path / "posterior.html").read_text()
+    assert "Numbers: the lines of the table below." in text
+    for number, policy in enumerate(found.policies, 1):
+        assert f"{number}. {policy.name}" in text.replace("&lt;", "<")

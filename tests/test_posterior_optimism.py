@@ -5,11 +5,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+from decisions import END, Problem, solve
 from known_models import BAD, GOOD, LabelledSource, create_target
 
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
-from phf.posterior.control import END, Problem, solve
 from phf.posterior.optimism import (
     MEASURES,
     Game,

@@ -12,7 +12,7 @@ from phf.generate.engine import Ids, Written
 from phf.intervals import pooled_t
 from phf.posterior import sandwich
 from phf.posterior.policy import Policy
-from phf.posterior.sandwich import Believed, LogTwist, estimate_log_z
+from phf.posterior.sandwich import LogTwist, estimate_log_z
 
 PER_RUN, RUNS, PARTICLES = 8, 200, 6
 
@@ -111,18 +111,3 @@ def test_what_is_held_stays_and_the_rest_depends_on_the_seed_alone() -> None:
     held = estimate_log_z(policy, weigh, None, num_particles=2, num_populations=20, held=[worst] * 20)
     assert (held >= weigh([worst])[0] - np.log(2) - 1e-9).all()
     assert (held <= np.log(0.5 + 0.5 * np.exp(weigh([worst])[0])) + 1e-9).all()
-
-
-def test_a_runs_belief_is_a_twist_above_zero() -> None:
-    good, bad = (
-        Policy(mode, create_target(create_llama(), mode), SAMPLING.model_copy(update={"control": "prefix"}))
-        for mode in ("good", "bad")
-    )
-    texts = enumerate_texts(SAMPLING)[:300]
-    # What the run believes, exactly: the line must find it.
-    believed = good.log_probs([(ids[: max(1, len(ids) // 2)], False) for ids, _ in texts])
-    believed -= bad.log_probs([(ids[: max(1, len(ids) // 2)], False) for ids, _ in texts])
-    twist = Believed.fit(good, bad, texts, np.log(0.2 + 0.6 / (1 + np.exp(-believed))))
-    found = np.exp(twist([[1], [3], [5, 2]]))
-    assert (found > 0).all()
-    assert twist.line.good / twist.line.bad == pytest.approx(0.8 / 0.2, rel=0.05)

@@ -28,6 +28,7 @@ def _declare() -> "tuple[BaseModel, dict[str, str]]":
     cls=derive_options(_declare),
     epilog=examples(
         "phf infer runs/mle runs/conditional runs/filtering -o posterior --judge toxicity-lstm",
+        "phf infer runs/mle runs/conditional runs/quantile -o posterior --optimism --returns --values",
         "phf infer runs/mle runs/conditional -o posterior --steer guidance:scale=2 --beta 0.1 --beta 0.02",
     ),
 )

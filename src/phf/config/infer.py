@@ -48,6 +48,12 @@ class InferConfig(StrictConfig):
     """Populations behind each bound."""
     judges: tuple[str, ...] = ()
     """A held-out judge beside the annotator: any reward model."""
+    optimism: bool = False
+    """What the base model promises, as a posterior, of pages whose middle each RUN writes (and held-out text), and what it gets."""
+    returns: bool = False
+    """What quantile and scalar runs write for each level that they are asked for, beside what the level stood for in training."""
+    values: bool = False
+    """A soft-value head of the base model, against the truth at prefixes, and as a twist of sequential Monte Carlo."""
     num_bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamplings behind every bootstrap interval."""
     sampling: TextSampling = TextSampling()
@@ -79,6 +85,9 @@ OPTIONS = {
     "best_of": "--best-of",
     "steers": "--steer",
     "judges": "--judge",
+    "optimism": "--optimism",
+    "returns": "--returns",
+    "values": "--values",
     "sampling.num_samples": "--num-samples",
     "sampling.max_new_tokens": "--max-new-tokens",
     "sampling.min_new_tokens": "--min-new-tokens",

@@ -1,7 +1,7 @@
 """A run's model in one mode, continuing prompts that it reads the way training would have shown them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +36,7 @@ class Target:
         tokenizer: the run's.
         segments: how the run's corpus is cut, and so a prompt.
         is_folded: whether the mode is in the weights, so that no control token is written.
+        start: what its pages begin with; None: with the end token, as pages do that were packed here.
     """
 
     mode: Mode
@@ -43,6 +44,7 @@ class Target:
     tokenizer: Tokenizer
     segments: SegmentKind
     is_folded: bool = False
+    start: int | None = None
 
     @classmethod
     def create(
@@ -146,7 +148,8 @@ class Target:
         Raises:
             PHFError: `control="forced"` and segments whose ends are not to be seen while writing.
         """
-        return TokenDrawer.create(self.tokenizer, self.page_mode, sampling, self.segments)
+        drawer = TokenDrawer.create(self.tokenizer, self.page_mode, sampling, self.segments)
+        return replace(drawer, rules=self._rules(sampling.control))
 
     def sample(self, index: int, prompt: Ids, written: Written) -> Sample:
         """What was written behind a prompt as the sample of this index."""
@@ -167,4 +170,5 @@ class Target:
         return [samples[place :: len(prompts)] for place in range(len(prompts))]
 
     def _rules(self, control: ControlStyle) -> ModeRules:
-        return mode_rules(self.page_mode, self.tokenizer.control, control)
+        rules = mode_rules(self.page_mode, self.tokenizer.control, control)
+        return rules if self.start is None else replace(rules, prefix=(self.start, *rules.prefix[1:]))

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config.train import SamplingConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.generate.engine import Ids, Written, write_pages
 from phf.generate.target import REDRAW, Target
 from phf.steer.streams import Score
@@ -24,11 +24,11 @@ def score_texts(target: Target, score: Score, texts: Sequence[Ids]) -> npt.NDArr
     """Scores of texts given as ids.
 
     Raises:
-        PHFError: one has none.
+        NotApplicableError: one has none.
     """
     scores = np.asarray(score([target.tokenizer.decode(ids) for ids in texts]), np.float64)
     if num_unscored := int(np.isnan(scores).sum()):
-        raise PHFError(
+        raise NotApplicableError(
             f"{num_unscored} of {len(texts)} texts have no score; give a reward model that scores every text"
         )
     return scores

@@ -1,220 +1,199 @@
-"""Control as inference (Levine 2018, arXiv 1805.00909) where all of it can be computed: small problems of decisions.
-
-The *posterior* recipe conditions the joint distribution of actions and outcomes on reward: p0(a | s) P(s' | s, a) exp(reward
-/ beta), normalised over whole trajectories. Backwards in time, in units of beta,
-
-    Q(s, a) = log E_P[exp(r / beta + V(s'))],   V(s) = log E_p0[exp Q(s, a)],   pi(a | s) = p0(a | s) exp(Q - V).
-
-Where the agent alone decides what comes next, as a language model that writes alone does, this is p0 exp(reward / beta) / Z,
-token by token. Where it does not, the same conditioning tilts P too: the agent counts on luck that it cannot choose. The
-*regularised* recipe holds P fixed (Levine's variational mend): Q = E_P[r / beta + V(s')]. Its policy maximises
-E[return] - beta KL(pi || p0), and returns what it promises.
-
-Shape suffixes: H steps to go (index 0: one), S states, A actions, O outcomes of an action.
+"""Control as inference on models, as `phf infer` is asked for it: promises about a page whose middle another writes, levels that
+runs are asked for, soft values of a base model's prefixes (docs/control_as_inference.md).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
+import torch
 
-from phf.errors import PHFError
-from phf.evaluate.metric import bare
+from phf.config.infer import InferConfig
+from phf.errors import NotApplicableError
+from phf.evaluate.held_out import HeldOutSegments
+from phf.evaluate.pages import PageReader
+from phf.generate.engine import Ids
+from phf.intervals import pooled_t
+from phf.posterior import optimism, returns, values
+from phf.posterior.draws import Library
+from phf.posterior.policy import Policy
+from phf.posterior.sandwich import LogTwist, estimate_log_z
+from phf.posterior.sources import Source
 from phf.results import Measure, Measurement
-
-Recipe = Literal["posterior", "regularised"]
-Outcome = tuple[float, int, float]
-"""Its chance, the state it leads to (`END` ends), the reward it pays."""
-END = -1
+from phf.reward_models import score_samples
+from phf.train.run import Run
 
 _Values = npt.NDArray[np.float64]
 
-MEASURES = tuple(
-    Measure(
-        f"{name}_return",
-        f"{name.capitalize()} return, small problems",
-        "reward",
-        note,
-        "The problems are made up: they show that there is a gap and what closes it, not how large it is for a model.",
-        lower_is_better=False,
-        group="Control as inference",
-        of="problem: recipe",
-        at="beta",
-    )
-    for name, note in (
-        ("promised", "What the recipe expects of its own policy, under the luck that it believes in; exact."),
-        ("realised", "What the same policy gets under the true luck; exact."),
-    )
+TWIST_LOG_Z = Measure(
+    "twist_log_z",
+    "log Z by sequential Monte Carlo with this twist",
+    "nats",
+    "Below log Z on average, whatever the twist; a twist that helps comes closer, so higher is better.",
+    "It says nothing of the cost: a twist takes passes.",
+    lower_is_better=False,
+    group="Control as inference",
+    of="twist",
 )
+MEASURES = (*optimism.MEASURES, *returns.MEASURES, *values.MEASURES, TWIST_LOG_Z)
+_PREFIX_SHARE = 40
+"""Soft values are held against the truth at one prefix, of each length, for so many texts that they are fitted to."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A tabular problem of decisions with an end.
+class Controlled:
+    """A base model, the models beside it, and the annotator, of which more than scores and divergences is asked.
 
     Attributes:
-        prior: float64 [S A], p0(a | s), the policy that costs nothing.
-        chances: float64 [S A O], P(outcome | s, a).
-        following: int64 [S A O], the state after the outcome; `END` where there is none.
-        rewards: float64 [S A O].
-        horizon: steps after which it ends anywhere; of a tree, at least its depth.
+        threshold: score <= threshold is good.
+        bound: what no score lies below.
+        notes: what could not be had is added, and why.
     """
 
-    prior: _Values
-    chances: _Values
-    following: npt.NDArray[np.int64]
-    rewards: _Values
-    horizon: int
-
-    def __post_init__(self) -> None:
-        """Refuse what is no distribution."""
-        for name, totals in (("prior", self.prior.sum(1)), ("chances", self.chances.sum(2)[self.prior > 0])):
-            if not np.allclose(totals, 1):
-                worst = totals.flat[np.abs(totals - 1).argmax()]
-                raise PHFError(f"{name} of a problem sum to {worst:g}; make them sum to 1")
-
-    @classmethod
-    def create(
-        cls, outcomes: Sequence[Sequence[Sequence[Outcome]]], horizon: int, prior: npt.ArrayLike | None = None
-    ) -> "Problem":
-        """A problem from the outcomes of each action in each state; every state has as many actions.
-
-        Args:
-            prior: [S A]; default: each action is as likely.
-        """
-        shape = (len(outcomes), len(outcomes[0]), max(len(one) for row in outcomes for one in row))
-        chances, following, rewards = np.zeros(shape), np.full(shape, END, np.int64), np.zeros(shape)
-        for state, row in enumerate(outcomes):
-            for action, own in enumerate(row):
-                for place, (chance, to, reward) in enumerate(own):
-                    chances[state, action, place] = chance
-                    following[state, action, place] = to
-                    rewards[state, action, place] = reward
-        given = np.full(shape[:2], 1 / shape[1]) if prior is None else np.asarray(prior, np.float64)
-        return cls(given, chances, following, rewards, horizon)
-
-    def expect(self, policy: _Values, chances: _Values, payoffs: _Values | None = None) -> _Values:
-        """The expected sum of payoffs from each state on, with the whole horizon to go: float64 [S].
-
-        Args:
-            policy: [H S A], or what broadcasts to it.
-            chances, payoffs: [H S A O]; payoffs are by default the rewards.
-        """
-        wide = (self.horizon, *self.rewards.shape)
-        chances = np.broadcast_to(chances, wide)
-        payoffs = np.broadcast_to(self.rewards if payoffs is None else payoffs, wide)
-        totals = np.zeros(len(self.prior))
-        for step, own in enumerate(np.broadcast_to(policy, wide[:3])):
-            totals = np.einsum("sa,sao,sao->s", own, chances[step], payoffs[step] + self.look_up(totals))
-        return totals
-
-    def look_up(self, values: _Values) -> _Values:
-        """The value of the state behind each outcome: [S] -> [S A O]; 0 at the end."""
-        result: _Values = np.append(values, 0.0)[self.following]
-        return result
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe finds, in units of beta.
-
-    Attributes:
-        q: float64 [H S A].
-        v: float64 [H S].
-        believed: float64 [H S A O], the chances of outcomes that the recipe counts on.
-    """
-
-    problem: Problem
-    beta: float
-    q: _Values
-    v: _Values
-    believed: _Values
+    config: InferConfig
+    library: Library
+    base: Policy
+    source: Source
+    others: Sequence[Source]
+    threshold: float
+    bound: float
+    notes: list[str]
 
     @property
-    def policy(self) -> _Values:
-        """pi(a | s) = p0(a | s) exp(Q - V), float64 [H S A]."""
-        result: _Values = self.problem.prior * np.exp(self.q - self.v[..., None])
-        return result
+    def beta(self) -> float:
+        """The middle one of those that were given."""
+        return self.config.betas[len(self.config.betas) // 2]
 
-    def promise(self, payoffs: _Values | None = None) -> _Values:
-        """What the plan expects of itself from each state: the return, or the sum of other payoffs [S A O]; float64 [S]."""
-        return self.problem.expect(self.policy, self.believed, payoffs)
+    def measure(self) -> list[Measurement]:
+        """All that the settings ask for, kept like the rest of `phf infer`."""
+        asked: list[tuple[bool, str, Callable[[], list[Measurement]]]] = [
+            (self.config.optimism, "optimism", self._measure_optimism),
+            (self.config.returns, "returns", self._measure_returns),
+            (self.config.values, "values", self._measure_values),
+        ]
+        return [row for is_asked, _, compute in asked if is_asked for row in compute()]
 
-    def realise(self, payoffs: _Values | None = None) -> _Values:
-        """What its policy gets under the true chances; see `promise`."""
-        return self.problem.expect(self.policy, self.problem.chances, payoffs)
+    def _keep(self, name: str, compute: Callable[[], list[Measurement]], *key: str) -> list[Measurement]:
+        """What is computed, or was; nothing and a note where a model or its data does not admit it."""
+        used = self.config.model_dump(mode="json", include={"betas", "particles", "populations", "sampling"})
+        settings = [used, self.library.slugs[0], self.threshold, self.bound, *key]
+        try:
+            rows = self.library.parts(self.source, self.base).measure(
+                name, settings, compute, list[Measurement]
+            )
+        except NotApplicableError as error:
+            self.notes.append(f"{name}: {error}")
+            return []
+        return [replace(row, mode=None, judge=None) for row in rows]
 
-    def kl(self) -> _Values:
-        """KL(pi || p0) of the actions on the way, under the true chances, in nats, from each state: float64 [S]."""
-        return self.realise((self.q - self.v[..., None])[..., None])
+    def _score(self, texts: Sequence[str]) -> _Values:
+        return np.array(score_samples(self.library.judges[0].model, texts), np.float64)
 
+    def _measure_optimism(self) -> list[Measurement]:
+        sampling = self.config.sampling
+        size, threshold = sampling.max_new_tokens, self.threshold
+        game = optimism.Game(
+            episodes=max(4, sampling.num_samples // 16),
+            first=max(1, size // 4),
+            last=size // 8,
+            beta=self.beta,
+            threshold=threshold,
+        )
+        rows = []
+        for name, key, open_other in self._list_others(game.first):
 
-def solve(problem: Problem, beta: float, recipe: Recipe) -> Plan:
-    """Soft values by backward recursion; see the head of this file.
+            def play(open_other: Callable[[], optimism.Other] = open_other) -> list[Measurement]:
+                return optimism.measure_optimism(self.base.target, open_other(), self._score, game, sampling)
 
-    Raises:
-        PHFError: beta is not above 0.
-    """
-    if not beta > 0:
-        raise PHFError(f"beta {beta:g} must be above 0")
-    q, v, believed = [], [], []
-    values = np.zeros(len(problem.prior))
-    for _ in range(problem.horizon):
-        gains = problem.rewards / beta + problem.look_up(values)
-        if recipe == "posterior":
-            q.append(logsumexp(gains, axis=2, b=problem.chances))
-            # Of an action that cannot be taken Q is -inf, and what it leads to is believed as little.
-            shift = np.where(np.isfinite(q[-1]), q[-1], np.inf)
-            believed.append(problem.chances * np.exp(gains - shift[..., None]))
-        else:
-            q.append((problem.chances * gains).sum(2))
-            believed.append(problem.chances)
-        values = logsumexp(q[-1], axis=1, b=problem.prior)
-        v.append(values)
-    return Plan(problem, beta, np.stack(q), np.stack(v), np.stack(believed))
+            found = self._keep(f"optimism, {name}", play, key)
+            rows += [replace(row, of=f"{row.of}; {name} writes the middle") for row in found]
+        return rows
 
+    def _list_others(self, num_tokens: int) -> Iterator[tuple[str, str, Callable[[], optimism.Other]]]:
+        """Who may write the middle of a page: each other model, in bad mode if it has one, and held-out text of the base model's run."""
+        for source in self.others:
+            target = source.writers.get("bad", source.plain)
+            name = f"{source.name} {target.mode}" if target.mode == "bad" else source.name
+            yield name, source.key, partial(optimism.let_write, target, num_tokens, self.config.sampling)
+        if self.source.is_run:
+            yield "held-out text", "", partial(self._fill_slots, num_tokens)
 
-def list_examples() -> dict[str, Problem]:
-    """Small problems; each is looked at from state 0. In `typing` nothing is left to chance."""
-    lottery = [[[(1.0, END, 0.0)], [(0.5, END, 1.0), (0.5, END, -3.0)]]]
-    # Five places beside a cliff. Forward pays at the far end; one step in five slips, and off the first two places falls.
-    forward, back = 0.8, 0.2
-    cliff: list[list[list[Outcome]]] = []
-    for place in range(5):
-        ahead: Outcome = (forward, END, 1.0) if place == 4 else (forward, place + 1, -0.05)
-        slip: Outcome = (back, END, -2.0) if place < 2 else (back, place - 1, -0.05)
-        cliff.append([[ahead, slip], [(1.0, place, -0.05)]])
-    # To ask bluntly (0) or politely (1); the other is kind or rude; then to answer (0) or to leave (1).
-    dialogue: list[list[list[Outcome]]] = [
-        [[(0.6, 1, 0.3), (0.4, 2, 0.0)], [(0.8, 1, 0.0), (0.2, 2, 0.0)]],
-        [[(0.9, END, 1.0), (0.1, END, -1.0)], [(1.0, END, 0.0)]],
-        [[(0.2, END, 1.0), (0.8, END, -2.0)], [(1.0, END, -0.2)]],
-    ]
-    # Four letters of two kinds: the second kind pays when it comes twice in a row, and costs .1 each time.
-    typing: list[list[list[Outcome]]] = [
-        [[(1.0, 0, 0.0)], [(1.0, 1, -0.1)]],
-        [[(1.0, 0, 0.0)], [(1.0, 1, 0.4)]],
-    ]
-    return {
-        "lottery": Problem.create(lottery, 1),
-        "cliff": Problem.create(cliff, 8),
-        "dialogue": Problem.create(dialogue, 2),
-        "typing": Problem.create(typing, 4),
-    }
+    @property
+    def _seed(self) -> int:
+        return self.config.sampling.seed
 
+    def _fill_slots(self, num_tokens: int) -> optimism.Other:
+        run = Run.open(self.source.folder)
+        data = run.data()
+        reader = PageReader(data.tokens, data.scores, run.config.data.context)
+        segments = HeldOutSegments.read(reader, data.threshold.value, self._seed)
+        fillers = [segment[:num_tokens] for segment in (*segments.good, *segments.bad)]
+        return optimism.fill_slots(fillers, self._seed)
 
-def measure_examples(beta: float) -> list[Measurement]:
-    """The promised and the realised return of each example and recipe; exact, so without an interval."""
-    found = []
-    for name, problem in list_examples().items():
-        for recipe in get_args(Recipe):
-            plan = solve(problem, beta, recipe)
-            for measure, values in (
-                ("promised_return", plan.promise()),
-                ("realised_return", plan.realise()),
-            ):
-                found.append(Measurement(measure, bare(values[0]), of=f"{name}: {recipe}", at=beta))
-    return found
+    def _measure_returns(self) -> list[Measurement]:
+        rows, num_notes = [], len(self.notes)
+        for source in (self.source, *self.others):
+            if not source.is_run or source.annotator != self.library.judges[0].model.identity:
+                continue
+
+            def ask(source: Source = source) -> list[Measurement]:
+                return returns.measure_run(Run.open(source.folder), self._score, self.config.sampling)
+
+            found = self._keep(f"returns, {source.name}", ask, source.key)
+            rows += [replace(row, of=source.name) for row in found]
+        if rows:  # of runs that have no levels there is nothing to say then
+            del self.notes[num_notes:]
+        return rows
+
+    def _measure_values(self) -> list[Measurement]:
+        return self._keep("soft values", self._fit_values)
+
+    def _fit_values(self) -> list[Measurement]:
+        sampling, target = self.config.sampling, self.base.target
+        texts = values.draw_texts(target, self._score, sampling)
+        size = sampling.max_new_tokens
+        cuts = sorted({max(1, size // 8), max(1, size // 4), max(1, size // 2)})
+        few = sampling.model_copy(update={"num_samples": max(8, sampling.num_samples // _PREFIX_SHARE)})
+        truths = values.draw_truth(target, self._score, few, cuts)
+        heads = {
+            name: values.fit_value(target.model, texts, self.beta, trace=trace, seed=self._seed)
+            for name, trace in (("head, Monte Carlo", 1.0), ("head, temporal difference", 0.0))
+        }
+        rows = [
+            row
+            for name, head in heads.items()
+            for row in values.measure_value(name, head.log_psi, truths, self.beta, self._seed)
+        ]
+        twists: dict[str, LogTwist | None] = {
+            "none": None,
+            **{name: self._twist(head) for name, head in heads.items()},
+        }
+        return list(dict.fromkeys(rows)) + [self._estimate(name, twist) for name, twist in twists.items()]
+
+    def _twist(self, head: values.SoftValue) -> LogTwist:
+        """log psi of beginnings of any lengths."""
+        prefix = self.base.drawer.rules.prefix
+
+        def twist(beginnings: Sequence[Ids]) -> _Values:
+            lengths = np.array([len(ids) for ids in beginnings])
+            found = np.zeros(len(beginnings))
+            for length in np.unique(lengths):
+                places = np.flatnonzero(lengths == length).tolist()
+                rows = [[*prefix, *beginnings[place]] for place in places]
+                found[places] = head.log_psi(torch.tensor(rows))
+            return found
+
+        return twist
+
+    def _estimate(self, name: str, twist: LogTwist | None) -> Measurement:
+        found = estimate_log_z(
+            self.base,
+            lambda texts: self.library.weigh(self.base, texts, self.bound, self.beta),
+            twist,
+            num_particles=self.config.particles,
+            num_populations=self.config.populations,
+            progress=self.library.progress,
+        )
+        return Measurement(TWIST_LOG_Z.name, pooled_t(found.tolist()), of=f"{name}, beta {self.beta:g}")

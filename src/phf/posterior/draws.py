@@ -116,6 +116,13 @@ class Library:
         ids = [[text.ids, text.ended] for text in draws.texts]
         return np.array(self.parts(source, policy).measure(f"of-{name}", ids, read, list[float]))
 
+    def weigh(self, policy: Policy, texts: Sequence[Written], bound: float, beta: float) -> _Values:
+        """-(score - bound) / beta of texts of a policy, by the annotator; -inf without a score: [N]."""
+        scores = np.array(
+            score_samples(self.judges[0].model, [policy.decode(text) for text in texts]), np.float64
+        )
+        return np.where(np.isnan(scores), -np.inf, -(scores - bound) / beta)
+
     def parts(self, source: Source, policy: Policy) -> Parts:
         """The finished parts of a policy."""
         settings = policy.sampling.model_dump(mode="json", exclude={"batch_size", "num_samples"})

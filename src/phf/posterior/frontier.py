@@ -25,7 +25,7 @@ LEAST_DRAWS = 30
 """Effective draws (sum w)^2 / sum w^2 below which a weighted mean says nothing, and the frontier is not known."""
 _GRID = 80
 _LEFT_OUT = 512
-"""Draws that the jackknife leaves out."""
+"""Distinct scores of which the jackknife leaves a draw out."""
 _BLOCK = 2048
 """Draws that are weighed at a time, which bounds memory."""
 
@@ -213,15 +213,16 @@ def best_of(frontier: Frontier, n: int) -> Chosen:
     _, first, repeats = np.unique(scored[0][order], return_index=True, return_counts=True)
     known = ~np.isnan(scored[:, order])
     values = np.where(known, scored[:, order], 0.0)
-    found = []
+    found, kls = [], []
+    pseudo = _find_pseudo_values(repeats.astype(float), n)
     for counts in np.array_split(frontier.resamples.counts, len(frontier.resamples.counts) // 50 + 1):
         sorted_counts = counts[:, np.flatnonzero(frontier.is_scored)[order]].astype(np.float64)
         together = np.add.reduceat(sorted_counts, first, axis=1)
         share = _find_best(together / together.sum(1, keepdims=True), n) / np.maximum(together, 1e-300)
         own = np.repeat(share, repeats, axis=1) * sorted_counts
         found.append((values @ own.T) / (known @ own.T))
-    scores = np.concatenate(found, 1)
-    return Chosen(np.full(scores.shape[1], _find_kl_of_best(repeats.astype(float), n)), scores, float(n))
+        kls.append(sorted_counts @ pseudo / sorted_counts.sum(1))
+    return Chosen(np.concatenate(kls), np.concatenate(found, 1), float(n))
 
 
 def find_bound(n: int) -> float:
@@ -237,10 +238,10 @@ def _find_best(shares: _Values, n: int) -> _Values:
     return result
 
 
-def _find_kl_of_best(counts: _Values, n: int) -> float:
-    """KL(best of n || p0) from how often each distinct score came among the draws, worst last; less its bias by the jackknife.
+def _find_pseudo_values(counts: _Values, n: int) -> _Values:
+    """What each draw stands for in KL(best of n || p0), by the jackknife, from how often each distinct score came, worst last: [num].
 
-    Draws that are alone with their score stand for a continuum, where it does not depend on the scores at all.
+    Their mean is the KL less its bias, and their mean over a resample that of the resample, to first order. Draws that are alone with their score stand for a continuum, where it does not depend on the scores at all.
     """
 
     def plug_in(rows: _Values) -> _Values:
@@ -250,15 +251,16 @@ def _find_kl_of_best(counts: _Values, n: int) -> float:
         return result
 
     num = int(counts.sum())
-    # Draws to leave out at even ranks: of so many the mean hardly differs from that of all.
-    ranks = np.unique(np.linspace(0, num - 1, _LEFT_OUT).astype(np.int64))
-    places = np.searchsorted(counts.cumsum(), ranks, side="right")
+    # Of scores that nearly nobody shares those between are as these are; of a score that many share no other one is.
+    even = np.linspace(0, len(counts) - 1, _LEFT_OUT // 2).astype(np.int64)
+    places = np.unique(np.concatenate([np.argsort(-counts)[: _LEFT_OUT // 2], even]))
     left_out = []
     for place in places:
         row = counts.copy()
         row[place] -= 1
         left_out.append(float(plug_in(row[None])[0]))
-    return float(num * plug_in(counts[None])[0] - (num - 1) * np.mean(left_out))
+    values = num * plug_in(counts[None])[0] - (num - 1) * np.array(left_out)
+    return np.repeat(np.interp(np.arange(len(counts)), places, values), counts.astype(np.int64))
 
 
 def reject(frontier: Frontier, threshold: float) -> Chosen:

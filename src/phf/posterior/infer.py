@@ -17,9 +17,11 @@ from phf.evaluate.rollouts import SAMPLES_FILE, encode_samples
 from phf.files import Place, as_list, write_bytes
 from phf.folders import lock_folder
 from phf.generate.engine import Written
-from phf.intervals import bootstrap_mean, pooled_t
+from phf.intervals import CONFIDENCE, bootstrap_mean, pooled_t
 from phf.objective_facts import is_baseline
 from phf.paths import hide_settings
+from phf.posterior.control import MEASURES as CONTROL_MEASURES
+from phf.posterior.control import Controlled
 from phf.posterior.draws import Draws, Library
 from phf.posterior.frontier import (
     Chosen,
@@ -34,6 +36,7 @@ from phf.posterior.frontier import (
 )
 from phf.posterior.policy import Policy
 from phf.posterior.results import (
+    CLIPPED,
     CLOSEST_BETA,
     ESS,
     EXACT_SCORE,
@@ -46,6 +49,7 @@ from phf.posterior.results import (
     LOG_Z,
     LOG_Z_LOWER,
     LOG_Z_UPPER,
+    MEASURES,
     PASSES,
     PATH_KL,
     PATH_SCORE,
@@ -56,22 +60,21 @@ from phf.posterior.results import (
     PosteriorResults,
     write_posterior,
 )
-from phf.posterior.sandwich import Believed, estimate_log_z
+from phf.posterior.sandwich import estimate_log_z
 from phf.posterior.sources import Source, check_sources, choose_judges, list_policies, open_source
 from phf.records import Estimate, Progress
 from phf.results import Measure, Measurement
-from phf.reward_models import RewardModel, load_reward_model, score_samples
+from phf.reward_models import RewardModel, load_reward_model
 
 _Values = npt.NDArray[np.float64]
 
 RARE_Z = 0.05
 """Below this share of draws that rejection keeps it is dear, and sequential Monte Carlo bounds log Z."""
-_BASE, _POLICIES, _PILOT = 0, 1, 2
+_BASE, _POLICIES = 0, 1
 """Streams of random numbers: draws of the base model and of the others are independent."""
 _CHANCES = 3
 _RESERVE = 1.1
 """Draws are planned by an estimate of Z, and so many times as many are made."""
-_PILOT_DRAWS = 256
 _LEAST_HELD = 3
 """Exact draws without which there is no upper bound."""
 
@@ -150,7 +153,7 @@ class _Inference:
         check_sources(source, others)
         judges, notes = choose_judges(source, others, config.judges, load)
         library = Library(out, judges, progress)
-        p0 = Policy(source.name, source.plain, config.sampling, prompt=source.prompt)
+        p0 = Policy(source.name, source.plain, config.sampling)
         has_modes = len(source.list_targets()) > 1
         policies = list_policies([source, *others] if has_modes else others, config)
         draws = _draw_base(library, source, p0, config)
@@ -174,7 +177,22 @@ class _Inference:
         """All there is to measure."""
         policies = [self._place_base(), *(self._place_policy(*own) for own in self.policies)]
         policies += [self._place_chosen(*own) for own in self._list_chosen()]
-        measurements = [*self._describe_frontier(), *self._bound_rare()]
+        judge = self.library.judges[0].describe()
+        threshold = judge.hit_threshold if math.isnan(self.threshold) else self.threshold
+        others = list(
+            {source.key: source for source, _ in self.policies if source is not self.source}.values()
+        )
+        controlled = Controlled(
+            self.config,
+            self.library,
+            self.base,
+            self.source,
+            others,
+            threshold,
+            self.frontier.bound,
+            self.notes,
+        ).measure()
+        measurements = [*self._describe_frontier(), *self._bound_rare(), *controlled]
         unscored = len(self.draws) - self.frontier.num_scored
         names = [judge.model.identity.name for judge in self.library.judges]
         return PosteriorResults(
@@ -190,6 +208,7 @@ class _Inference:
             notes=[*self.notes, *self._list_notes(unscored)],
             measurements=measurements,
             policies=policies,
+            measures=[*MEASURES, *(CONTROL_MEASURES if controlled else ())],
         )
 
     def list_samples(self) -> list[Drawn]:
@@ -285,8 +304,16 @@ class _Inference:
             for slug, score in zip(self.library.slugs, self.draws.scores, strict=True):
                 found = bootstrap_mean(score[kept], self.config.num_bootstrap, self.config.sampling.seed)
                 rows.append(Measurement(EXACT_SCORE.name, found, judge=slug, at=beta))
+        rows.append(Measurement(CLIPPED.name, self._bound_clipped()))
         line = self._describe_route(self.whole, list(self.whole.lambdas), (PATH_KL,), PATH_SCORE)
         return rows + line
+
+    def _bound_clipped(self) -> Estimate:
+        """The share of p0's scored texts below the bound, of which no draw was: the exact interval of 0 in so many."""
+        num = self.frontier.num_scored
+        if self.library.judges[0].model.unit == "probability":
+            return Estimate(0.0, 0.0, 0.0, num)
+        return Estimate(1 / (num + 1), 0.0, 1 - (1 - CONFIDENCE) ** (1 / num), num)
 
     def _describe_route(
         self, route: Route, places: Sequence[float], measures: Sequence[Measure], score: Measure
@@ -328,16 +355,11 @@ class _Inference:
     def _bound(self, beta: float, exact: npt.NDArray[np.int64], number: int) -> list[_Values]:
         """log Z by populations of particles, and by others that hold an exact draw each: two of [populations]."""
 
-        def weigh(texts: Sequence[Written]) -> _Values:
-            judge = self.library.judges[0].model
-            scores = np.array(score_samples(judge, [self.base.decode(text) for text in texts]), np.float64)
-            return np.where(np.isnan(scores), -np.inf, -(scores - self.frontier.bound) / beta)
-
-        def estimate_from(held: Sequence[Written], num: int, twist: Believed | None) -> list[float]:
+        def estimate_from(held: Sequence[Written], num: int) -> list[float]:
             found = estimate_log_z(
                 self.base,
-                weigh,
-                twist,
+                lambda texts: self.library.weigh(self.base, texts, self.frontier.bound, beta),
+                None,
                 num_particles=self.config.particles,
                 num_populations=num,
                 held=held,
@@ -349,15 +371,10 @@ class _Inference:
             return [float(value) for value in found - math.log(share)]
 
         def measure() -> list[list[float]]:
-            twist = None
-            if modes is not None:
-                pilot = self.base.write(range(_PILOT_DRAWS), _PILOT)
-                twist = Believed.fit(*modes, pilot, weigh(pilot))
-            low = estimate_from((), self.config.populations, twist)
-            return [low, estimate_from(held, len(held), twist) if len(held) >= _LEAST_HELD else []]
+            low = estimate_from((), self.config.populations)
+            return [low, estimate_from(held, len(held)) if len(held) >= _LEAST_HELD else []]
 
         held = [self.draws.written[index] for index in exact[: self.config.populations]]
-        source, modes = self._find_modes()
         settings = [
             self.config.particles,
             self.config.populations,
@@ -366,20 +383,8 @@ class _Inference:
             len(self.draws),
         ]
         parts = self.library.parts(self.source, self.base)
-        key = [*settings, self.frontier.bound, held, source and source.key]
+        key = [*settings, self.frontier.bound, held]
         return [np.array(own) for own in parts.measure(f"bounds-{beta:g}", key, measure, list[list[float]])]
-
-    def _find_modes(self) -> tuple[Source | None, tuple[Policy, Policy] | None]:
-        """Good and bad mode of the first run that has both, which make the twist; None where no run has."""
-        for source, _ in self.policies:
-            own = {
-                policy.target.mode: policy
-                for other, policy in self.policies
-                if other is source and not policy.guidance
-            }
-            if {"good", "bad"} <= set(own):
-                return source, (own["good"], own["bad"])
-        return None, None
 
     def _list_notes(self, unscored: int) -> list[str]:
         notes = []
@@ -394,8 +399,8 @@ class _Inference:
             )
         if self.frontier.bound < 0:
             notes.append(
-                f"the least score among the draws, {self.frontier.bound:.4g}, is taken for the bound of all scores: texts below it, of which "
-                "none was drawn, would be drawn too seldom"
+                f"the least score among the draws, {self.frontier.bound:.4g}, is taken for the bound of all scores: at most "
+                f"{self._bound_clipped().high:.2g} of the base model's texts lie below it (95 %), and would be drawn too seldom"
             )
         for beta, kept in self.kept.items():
             if kept.sum() < self.config.num_exact:

@@ -14,7 +14,7 @@ Shape suffixes: E episodes, N candidates, M draws of the other's turn, K endings
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,6 +34,8 @@ Other = Callable[[Sequence[Ids], int], list[list[int]]]
 """Writes a turn behind each text; the number tells calls apart, and decides the random numbers with a seed of its own."""
 
 _Values = npt.NDArray[np.float64]
+Draws = tuple[_Values, npt.NDArray[np.bool_]]
+"""-score / beta of pages and whether each is good, both [firsts, draws, K]."""
 
 NUM_BINS = 4
 """Of the reliability curve, of about as many episodes each."""
@@ -110,14 +112,31 @@ def measure_optimism(
     calls = itertools.count(1)
     play = _Players(agent, other, score, game, sampling, calls)
     firsts = write_turn(agent, [()] * (game.episodes * game.candidates), game.first, sampling, next(calls))
-    drawn = play.follow(firsts, game.draws)
-    uniforms = np.random.default_rng(sampling.seed).random((game.episodes, 1))
+
+    def follow(rows: Sequence[int], draws: int) -> Draws:
+        return play.follow([firsts[row] for row in rows], draws)
+
+    rows = compare_promises(follow, game, sampling.seed)
+    return [replace(row, mode=agent.mode, judge=judge) for row in rows]
+
+
+def compare_promises(
+    follow: Callable[[Sequence[int], int], Draws], game: Game, seed: int
+) -> list[Measurement]:
+    """The numbers of `measure_optimism`.
+
+    Args:
+        follow: plays on behind some of the `episodes` x `candidates` first turns, so many draws of the other's turn each; see
+            `judge_turns` for what it gives.
+    """
+    drawn = follow(range(game.episodes * game.candidates), game.draws)
+    uniforms = np.random.default_rng(seed).random((game.episodes, 1))
     found: list[Measurement] = []
     for recipe in get_args(Recipe):
         q, promises, _ = judge_turns(recipe, *drawn)
         below = softmax(q.reshape(game.episodes, game.candidates), axis=1).cumsum(1)[:, :-1] <= uniforms
         rows = np.arange(game.episodes) * game.candidates + below.sum(1)
-        _, afresh, realised = judge_turns(recipe, *play.follow([firsts[row] for row in rows], game.fresh))
+        _, afresh, realised = judge_turns(recipe, *follow(rows.tolist(), game.fresh))
         promised = promises[rows]
         parts = [
             ("promised_good", game.beta, promised),
@@ -132,9 +151,7 @@ def measure_optimism(
             own = bins == place
             parts.append(("promise_reliability", float(promised[own].mean()), realised[own]))
         found += [
-            Measurement(
-                name, bootstrap_mean(each, _NUM_BOOTSTRAP, sampling.seed), agent.mode, judge, recipe, at
-            )
+            Measurement(name, bootstrap_mean(each, _NUM_BOOTSTRAP, seed), of=recipe, at=at)
             for name, at, each in parts
         ]
     return found
@@ -151,8 +168,8 @@ class _Players:
     sampling: SamplingConfig
     calls: Iterator[int]
 
-    def follow(self, firsts: Sequence[Ids], draws: int) -> tuple[_Values, npt.NDArray[np.bool_]]:
-        """Play on behind first turns: -score / beta and whether the page is good, each [firsts, draws, K]."""
+    def follow(self, firsts: Sequence[Ids], draws: int) -> Draws:
+        """Play on behind first turns."""
         game = self.game
         texts = [list(one) for one in firsts for _ in range(draws)]
         turns = self.other(texts, next(self.calls))

@@ -36,14 +36,12 @@ class Policy:
         name: in tables.
         sampling: with `top_p` 1, the engine phf, and `control` forced or prefix: see `check_sampling`.
         guidance: moves the logits away from those of the other mode.
-        prompt: ids that every page begins with behind the mode's prefix.
     """
 
     name: str
     target: Target
     sampling: SamplingConfig
     guidance: Guidance | None = None
-    prompt: Ids = ()
 
     def __post_init__(self) -> None:
         check_sampling(self.sampling)
@@ -77,7 +75,7 @@ class Policy:
         drawer = self.drawer
         if self.guidance is None:
             numbers = [index + stream * REDRAW for index in indices]
-            pages = [[*drawer.rules.prefix, *self.prompt]] * len(indices)
+            pages = [drawer.rules.prefix] * len(indices)
             written = write_pages(self.target.model, drawer, pages, numbers, report)
         else:
             written = self._write_guided(indices, stream, report)
@@ -93,7 +91,7 @@ class Policy:
         self, indices: Sequence[int], stream: int, report: Callable[[int], None]
     ) -> list[Written]:
         size = {"num_samples": max(indices) + 1}
-        pages = Pages.create(self.target, self.sampling.model_copy(update=size), [self.prompt])
+        pages = Pages.create(self.target, self.sampling.model_copy(update=size))
         written: list[Written] = []
         with evaluation_mode(pages.model):
             for start in range(0, len(indices), self.sampling.batch_size):
@@ -124,8 +122,7 @@ class Policy:
     ) -> list[npt.NDArray[np.float64]]:
         """log p of each token of each text given those before it, that of the page's end last where it ended, in nats."""
         drawer, found = self.drawer, [np.zeros(len(ids) + ended) for ids, ended in texts]
-        prefix = [*drawer.rules.prefix, *self.prompt]
-        rows = [_lay_out(drawer, prefix, *text) for text in texts]
+        rows = [_lay_out(drawer, *text) for text in texts]
         lengths = [len(ids) for ids, _ in rows]
         model = cast_parameters(self.target.model, self.sampling.precision)
         num_done = 0
@@ -183,12 +180,12 @@ def check_sampling(sampling: SamplingConfig) -> None:
 
 
 def _lay_out(
-    drawer: TokenDrawer, prefix: Ids, ids: Ids, ended: bool
+    drawer: TokenDrawer, ids: Ids, ended: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """A text as the model reads it, and for each id the text token that it belongs to: a control token to the one behind it."""
     text = np.array([*ids, *([drawer.control.end] if ended else [])], np.int64)
     owners = np.arange(len(text))
-    before = np.full(len(prefix), _OUTSIDE)
+    prefix = np.array(drawer.rules.prefix, np.int64)
     if drawer.boundaries is not None and drawer.rules.forced is not None:
         last, following = text[:-1], text[1:]
         limits = drawer.boundaries
@@ -196,7 +193,7 @@ def _lay_out(
         starts |= limits.may_close[last] & limits.opens[following]
         places = 1 + np.flatnonzero(starts)
         text, owners = np.insert(text, places, drawer.rules.forced), np.insert(owners, places, places)
-    return np.concatenate([np.array(prefix, np.int64), text]), np.concatenate([before, owners])
+    return np.concatenate([prefix, text]), np.concatenate([np.full(len(prefix), _OUTSIDE), owners])
 
 
 def _find_log_probs(

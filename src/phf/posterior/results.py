@@ -73,6 +73,14 @@ ESS = Measure(
     lower_is_better=False,
     at="beta",
 )
+CLIPPED = Measure(
+    "clipped_share",
+    "share below the bound",
+    "share of p0's texts",
+    "Scores are weighed from a bound on. The most of p0 that may lie below it, where its texts would be drawn too seldom: none of the "
+    "draws does. 0 by contract where a score is a probability.",
+    "It is a share of p0; a target of a small beta may have more of its mass there.",
+)
 SCORE = Measure("score", "score", "", "Mean score of the policy's texts.", "A judge's view.")
 KL_FROM_BASE = Measure(
     "kl_from_base",
@@ -139,6 +147,7 @@ MEASURES = [
     TARGET_SCORE,
     EXACT_SCORE,
     ESS,
+    CLIPPED,
     SCORE,
     KL_FROM_BASE,
     KL_TO_BASE,

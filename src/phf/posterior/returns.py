@@ -14,7 +14,7 @@ import numpy.typing as npt
 from phf.config.train import SamplingConfig
 from phf.control import ModeRules
 from phf.corpus.segment import segment_ends
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.evaluate.metric import bare
 from phf.generate.engine import write_pages
 from phf.generate.target import REDRAW, Target
@@ -31,7 +31,7 @@ NUM_LEVELS = 5
 _NUM_BOOTSTRAP = 1000
 
 MEASURES = tuple(
-    Measure(name, title, "", note, "A level's first segments alone are read, without a prompt.", True, "Return conditioning", at="level")
+    Measure(name, title, "", note, "A level's first segments alone are read, without a prompt.", True, "Return conditioning", of="run", at="level")
     for name, title, note in (
         ("promised_level", "Mean score of the level in training", "Level 0 is the best there is to ask for."),
         ("realised_level", "Mean score of what is written for it", "Of first segments, by the judge that scored the training text."),
@@ -65,12 +65,12 @@ def find_levels(
         scores, tokens: of the training segments [S].
 
     Raises:
-        PHFError: the objective is neither quantile nor scalar.
+        NotApplicableError: the objective is neither quantile nor scalar.
     """
     config, control = objective.config, target.tokenizer.control
     is_folded = is_additive(config) and objective.reward_scale is not None
     if not objective.levels and not is_folded:
-        raise PHFError(f"{config.kind} is not asked for a return; give a run of quantile or scalar")
+        raise NotApplicableError(f"{config.kind} is not asked for a return; give a run of quantile or scalar")
     thresholds = objective.levels or resolve_levels(scores, tokens, NUM_LEVELS)
     places = np.searchsorted(np.array([one.value for one in thresholds], np.float32), scores)
     levels = []
@@ -123,7 +123,7 @@ def measure_run(
     """`measure_levels` of a run's last checkpoint.
 
     Raises:
-        PHFError: it was not trained with quantile or scalar, or its data is gone; see `Run.data`.
+        PHFError: it was not trained with quantile or scalar (`NotApplicableError`), or its data is gone; see `Run.data`.
     """
     data = run.data()
     used = np.repeat(data.tokens.is_train, data.tokens.document_segments) & ~np.isnan(data.scores)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
 
 from phf.generate.engine import Ids, Written, write_pages
 from phf.generate.target import REDRAW
 from phf.posterior.policy import Policy
 from phf.records import Progress
-from phf.steer.smc import Twist, find_ess
+from phf.steer.smc import find_ess
 
 _Values = npt.NDArray[np.float64]
 
@@ -31,38 +31,6 @@ STRIDE = 8
 _ESS = 0.5
 _STREAM = 1 << 20
 """The first of the streams of random numbers that belong to particles."""
-
-
-@dataclass(frozen=True)
-class Believed:
-    """psi by what a run with control tokens believes: the least-squares line from P(good | text so far) to the weight in the end.
-
-    P(good) is by its good and bad mode's probabilities of the text, at even odds before it.
-    """
-
-    good: Policy
-    bad: Policy
-    line: Twist
-
-    @classmethod
-    def fit(cls, good: Policy, bad: Policy, texts: Sequence[Written], log_weights: _Values) -> "Believed":
-        """By texts that are used for nothing else."""
-        beginnings = [(ids[: max(1, len(ids) // 2)], False) for ids, _ in texts]
-        weights = np.exp(log_weights - log_weights.max())
-        line = Twist.fit(
-            np.exp(_believe(good, bad, beginnings))[None], weights, np.array([float(len(texts))])
-        )
-        return cls(good, bad, line)
-
-    def __call__(self, beginnings: Sequence[Ids]) -> _Values:
-        """log psi, [N]."""
-        return self.line.log_psi(_believe(self.good, self.bad, [(list(ids), False) for ids in beginnings]))
-
-
-def _believe(good: Policy, bad: Policy, texts: Sequence[Written]) -> _Values:
-    """log P(good | text)."""
-    result: _Values = np.log(expit(good.log_probs(texts) - bad.log_probs(texts)))
-    return result
 
 
 @dataclass
@@ -114,7 +82,6 @@ def estimate_log_z(
 def _extend(policy: Policy, populations: Sequence[_Population], size: int, start: int, stream: int) -> None:
     """Let every particle that has not ended write some tokens; one that is held follows its text."""
     longest, drawer = policy.sampling.max_new_tokens, policy.drawer
-    prefix = [*drawer.rules.prefix, *policy.prompt]
     least = max(policy.sampling.min_new_tokens - start, 0)
     settings = {"max_new_tokens": size, "min_new_tokens": min(least, size)}
     drawer = replace(drawer, sampling=policy.sampling.model_copy(update=settings))
@@ -127,7 +94,7 @@ def _extend(policy: Policy, populations: Sequence[_Population], size: int, start
                 own.texts[0] = (ids[: start + size], ended and is_whole)
             elif not ended and len(ids) == start:
                 places.append((own, particle))
-                pages.append([*prefix, *ids])
+                pages.append([*drawer.rules.prefix, *ids])
                 indices.append(((number * len(own.texts) + particle) * longest + start) + stream * REDRAW)
     if not pages:
         return

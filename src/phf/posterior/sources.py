@@ -12,7 +12,6 @@ from phf.control import END_TOKEN
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.files import Place, read_json
-from phf.generate.engine import Ids
 from phf.generate.target import Target
 from phf.model import lm
 from phf.posterior.policy import Policy
@@ -36,7 +35,7 @@ class Source:
         annotator: the reward model that scored its corpus; None where nothing is known of that.
         reward_model: how that one is loaded.
         threshold: score <= threshold is good; NaN where that is not known.
-        prompt: what its pages begin with behind the end token.
+        folder: where it lies.
     """
 
     name: str
@@ -47,7 +46,12 @@ class Source:
     annotator: Identity | None = None
     reward_model: str = ""
     threshold: float = nan
-    prompt: Ids = ()
+    folder: Path = Path()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether its training data may be at hand."""
+        return (self.folder / "run.json").is_file()
 
     @property
     def plain(self) -> Target:
@@ -87,35 +91,24 @@ def open_source(folder: Place) -> Source:
             found.annotator,
             found.config.reward_model,
             found.threshold,
+            folder,
         )
     if not (folder / "config.json").exists():
         raise PHFError(
             f"{folder} is no run (run.json), no release (phf.json) and no language model (config.json); give one of these"
         )
     tokenizer, model = load_tokenizer(str(folder)), lm.load_model(folder)
-    target = Target("untagged", model, tokenizer, "document")
-    return Source(
-        folder.resolve().name,
-        hash_model(model, tokenizer),
-        tokenizer,
-        {"untagged": target},
-        prompt=_find_start(folder, tokenizer),
-    )
+    target = Target("untagged", model, tokenizer, "document", start=_find_start(folder, tokenizer))
+    return Source(folder.resolve().name, hash_model(model, tokenizer), tokenizer, {"untagged": target})
 
 
-def _find_start(folder: Path, tokenizer: Tokenizer) -> Ids:
-    """The token that texts begin with, where it is not the one they end with."""
+def _find_start(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """The token that texts of a model of another make begin with; None where it does not say."""
     path = folder / "tokenizer_config.json"
     start = read_json(path).get("bos_token") if path.is_file() else None
     name = start.get("content") if isinstance(start, dict) else start
-    number = tokenizer.backend.token_to_id(str(name)) if name else None
-    if (
-        number is None
-        or number == tokenizer.control.end
-        or tokenizer.backend.token_to_id(END_TOKEN) is not None
-    ):
-        return ()
-    return (number,)
+    is_ours = tokenizer.backend.token_to_id(END_TOKEN) is not None
+    return tokenizer.backend.token_to_id(str(name)) if name and not is_ours else None
 
 
 def check_sources(base: Source, others: Sequence[Source]) -> None:
@@ -151,7 +144,7 @@ def list_policies(sources: Sequence[Source], config: InferConfig) -> list[tuple[
         targets = source.list_targets()
         for target in targets:
             name = f"{source.name} {target.mode}" if len(targets) > 1 else source.name
-            found.append((source, Policy(name, target, config.sampling, prompt=source.prompt)))
+            found.append((source, Policy(name, target, config.sampling)))
         steered = source.writers.get("good")
         if steered is None or steered.is_folded or "bad" not in source.writers:
             continue

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from phf.config.train import SamplingConfig
-from phf.errors import PHFError
+from phf.errors import NotApplicableError
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.model import lm
@@ -196,7 +196,9 @@ def draw_truth(
     for place, cut in enumerate(cuts):
         starts = [ids[:cut] for ids in drawn if len(ids) > cut]
         if not starts:
-            raise PHFError(f"no text is longer than {cut} tokens; give shorter prefixes or more samples")
+            raise NotApplicableError(
+                f"no text is longer than {cut} tokens; give shorter prefixes or more samples"
+            )
         rest = {
             "min_new_tokens": max(sampling.min_new_tokens - cut, 0),
             "max_new_tokens": sampling.max_new_tokens - cut,

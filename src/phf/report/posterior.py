@@ -10,6 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from phf.files import write_bytes
 from phf.posterior.results import (
+    CLIPPED,
     CLOSEST_BETA,
     ESS,
     EXACT_SCORE,
@@ -22,7 +23,6 @@ from phf.posterior.results import (
     LOG_Z,
     LOG_Z_LOWER,
     LOG_Z_UPPER,
-    MEASURES,
     PASSES,
     PATH_KL,
     PATH_SCORE,
@@ -45,13 +45,13 @@ from phf.report.figures import (
     shorten,
 )
 from phf.report.page import Section, embed_figures, make_environment
-from phf.results import Judge
+from phf.results import Judge, Measure
 
 _LINEAR = 0.1
 """Nats below which the axis of KL is linear, above logarithmic: methods of choice spend tenths, trained models tens."""
 _TICKS = (0, 0.1, 0.3, 1, 3, 10, 30, 100)
 _MAX_LABELS = 8
-"""With more policies than this, hovering alone names them."""
+"""More policies than this have numbers in the picture, those of the table's lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,33 @@ class Row:
     cells: list[Estimate]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A table of what was asked for beside scores and divergences: its heads, what stands in its lines, and the blind spot."""
+
+    name: str
+    heads: list[str]
+    rows: list[Row]
+    note: str
+
+
 class Posterior:
     """What the page tells of a posterior.json."""
 
     def __init__(self, results: PosteriorResults) -> None:
         self.results = results
         self.judges = results.judges
+        self.has_numbers = len(results.policies) > _MAX_LABELS
 
     @property
     def betas(self) -> list[float]:
         """The temperatures of the targets, as they were given."""
         return [row.at for row in self.results.results.of(LOG_Z.name) if row.at is not None]
+
+    @property
+    def clipped(self) -> float:
+        """The largest share of the base model's texts that may lie below the bound; NaN of an older file."""
+        return self.results.results.find(CLIPPED.name).high
 
     @property
     def targets(self) -> list[Row]:
@@ -103,7 +119,7 @@ class Posterior:
         """A line per policy: score and excess by each judge, KL both ways, cost."""
         return [
             Row(
-                policy.name,
+                f"{number}. {policy.name}" if self.has_numbers else policy.name,
                 policy.objective or "base model",
                 [
                     *(
@@ -120,8 +136,33 @@ class Posterior:
                     ),
                 ],
             )
-            for policy in self.results.policies
+            for number, policy in enumerate(self.results.policies, 1)
         ]
+
+    @property
+    def asked(self) -> list[Asked]:
+        """Promises, levels and soft values: a table for the measures that have their places in common."""
+        groups: dict[tuple[str, str, str], list[Measure]] = {}
+        for measure in self.results.measures:
+            if measure.of and self.results.results.of(measure.name):
+                groups.setdefault((measure.group, measure.of, measure.at), []).append(measure)
+        return [self._list_asked(own) for own in groups.values()]
+
+    def _list_asked(self, measures: list[Measure]) -> Asked:
+        first, results = measures[0], self.results.results
+        places = dict.fromkeys(
+            (row.of, row.at) for row in results.of(*(measure.name for measure in measures))
+        )
+        rows = [
+            Row(
+                str(of),
+                "" if at is None else f"{first.at} {at:.4g}",
+                [results.find(measure.name, of=of, at=at) for measure in measures],
+            )
+            for of, at in places
+        ]
+        notes = " ".join(dict.fromkeys(f"{measure.title}: {measure.note}" for measure in measures))
+        return Asked(first.of, [measure.title for measure in measures], rows, f"{notes} {first.blind_spot}")
 
     @property
     def distances(self) -> list[Row]:
@@ -177,7 +218,7 @@ class Posterior:
             axes.plot(kls, [score.mean for _, score in line], color=INK, linewidth=1.4)
             if len(dashed) > 1:
                 axes.plot(*zip(*sorted(dashed), strict=True), color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            for policy in self.results.policies:
+            for number, policy in enumerate(self.results.policies, 1):
                 kl, score = policy.results.find(KL_FROM_BASE.name), self.score(policy, judge)
                 if not (math.isfinite(kl.mean) and math.isfinite(score.mean)):
                     continue
@@ -185,20 +226,17 @@ class Posterior:
                 plot_point(
                     axes, shorten(policy.name), policy.mode, (kl.mean, score.mean), kl, score, colour=colour
                 )
-                if len(self.results.policies) <= _MAX_LABELS:
-                    is_right = kl.mean > 1
-                    axes.annotate(
-                        shorten(
-                            policy.method
-                            if policy.source == self.results.base and policy.method
-                            else policy.name
-                        ),
-                        (kl.mean, score.mean),
-                        xytext=(-7 if is_right else 6, 5),
-                        textcoords="offset points",
-                        ha="right" if is_right else "left",
-                        fontsize=8,
-                    )
+                is_right = kl.mean > 1
+                is_of_base = policy.source == self.results.base and policy.method
+                label = shorten(policy.method if is_of_base else policy.name)
+                axes.annotate(
+                    str(number) if self.has_numbers else label,
+                    (kl.mean, score.mean),
+                    xytext=(-7 if is_right else 6, 5),
+                    textcoords="offset points",
+                    ha="right" if is_right else "left",
+                    fontsize=8,
+                )
             # Before the scale: margins in the units of this scale overflow where all is near 0.
             axes.set_xlim(0, 2 * max([1.0, *(kl for kl in [*kls, *spent] if math.isfinite(kl))]))
             axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.4)
@@ -214,10 +252,11 @@ class Posterior:
             else f"what the annotator’s target scores by {judge.name}"
         )
         also = "Dashed: the best of n draws, at the bound log n − (n − 1)/n that is often given for its KL. "
+        numbers = "Numbers: the lines of the table below. " * self.has_numbers
         return draw_figure(
             draw,
             f"What a score costs, by {judge.name}",
-            f"Line: the frontier, {whose}, with a 95 % band. {also * (len(dashed) > 1)}Points: policies, with 95 % intervals. Down and left is better; nothing can lie left of the line by the annotator.",
+            f"Line: the frontier, {whose}, with a 95 % band. {also * (len(dashed) > 1)}Points: policies, with 95 % intervals. {numbers}Down and left is better; nothing can lie left of the line by the annotator.",
             3.6,
         )
 
@@ -228,7 +267,11 @@ def describe_posterior(results: PosteriorResults) -> dict[str, object]:
     return {
         "posterior": posterior,
         "posterior_figures": embed_figures(posterior.draw(judge) for judge in posterior.judges),
-        "posterior_terms": [measure for measure in MEASURES if measure not in (PATH_KL, PATH_SCORE)],
+        "posterior_terms": [
+            measure
+            for measure in results.measures
+            if not measure.of and measure.name not in (PATH_KL.name, PATH_SCORE.name)
+        ],
     }
 
 
