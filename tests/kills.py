@@ -60,6 +60,9 @@ STAGES = {
     "release": Stage("release runs/a -o release --forget block:directions=1 --forget delete"),
     "doses": Stage(DOSES, ("runs/a/doses", "doses.json", "doses.svg", "doses.png")),
     "attack": Stage(ATTACK, ("attack",)),
+    "online": Stage(
+        "online runs/a -o loop --rounds 2 --steps 2 --control shuffled --num-samples 12 --max-new-tokens 8 --set num_bootstrap=100"
+    ),
     "reward train": Stage(REWARD, ("rewards",)),
     "reward distill": Stage("reward distill --teacher pii --corpus large -s lines -o new"),
     "reward check": Stage("reward check rewards -o new.json"),
@@ -182,8 +185,13 @@ def import_all(modules: list[str]) -> None:
 
 
 def read_tree() -> dict[str, bytes]:
-    """Every file below the current folder, but for the processes' own caches."""
-    return {str(path): path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()}
+    """Every file below the current folder, which some of them name."""
+    here = str(Path.cwd()).encode()
+    return {
+        str(path): path.read_bytes().replace(here, b".")
+        for path in sorted(Path().rglob("*"))
+        if path.is_file()
+    }
 
 
 def blur(data: bytes) -> bytes:

@@ -163,6 +163,7 @@ class LoopResults(HasMeasurements):
     Attributes:
         settings: the `OnlineConfig`.
         run: name of the run that it started from.
+        recipe: hash of what that run was trained with, but for its seed.
         seed: of that run's training.
         step: that it started at.
         mode: that is asked for.
@@ -174,6 +175,7 @@ class LoopResults(HasMeasurements):
     settings: dict[str, JsonValue]
     run: str
     objective: str
+    recipe: str
     seed: int
     step: int
     mode: Mode

@@ -30,17 +30,15 @@ def write_round(
 ) -> Corpus:
     """Write texts as a corpus, score it as the run's corpus was scored, and tokenize it by the run's tokenizer.
 
-    What is there is not made again. A text that was written twice is one document; an empty one is counted among the bad rows.
+    What is there and the same stays. A text that was written twice is one document; an empty one is counted among the bad rows.
 
     Args:
         provenance: of all texts, by the names of `PROVENANCE`.
         data: the run's.
     """
-    if not (folder / "manifest.json").is_file():
-        rows = [_make_row(index, text, provenance) for index, text in enumerate(texts)]
-        name = "phf online " + " ".join(f"{key}={value}" for key, value in provenance.items())
-        write_corpus([(name, iter(rows))], folder, validation_fraction=0, provenance=PROVENANCE)
-    corpus = Corpus.open(folder)
+    rows = [_make_row(index, text, provenance) for index, text in enumerate(texts)]
+    name = "phf online " + " ".join(f"{key}={value}" for key, value in provenance.items())
+    corpus = write_corpus([(name, iter(rows))], folder, validation_fraction=0, provenance=PROVENANCE)
     segments = data.config.segments
     annotate(corpus, str(data.annotation.manifest["reward_model_spec"]), segments, workers=1)
     tokenize(corpus, data.tokens.path / "tokenizer", segments, workers=1)

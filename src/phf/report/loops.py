@@ -8,7 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from phf.files import write_bytes
-from phf.intervals import difference_of_shares
+from phf.intervals import difference_of_shares, pooled_t
 from phf.loops.results import (
     BITS_PER_BYTE,
     DISTINCT_2,
@@ -64,11 +64,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Column:
-    """A number of every round.
-
-    Attributes:
-        scale: to shown units.
-    """
+    """A number of every round."""
 
     head: str
     measure: Measure
@@ -92,11 +88,17 @@ class Loops:
 
     def __init__(self, loops: Sequence[LoopResults]) -> None:
         self.loops = loops
-        found: dict[str, list[LoopResults]] = {}
+        found: dict[tuple[str, str], list[LoopResults]] = {}
         for loop in loops:
-            found.setdefault(_name(loop, loops), []).append(loop)
+            found.setdefault((_name(loop, loops), loop.recipe), []).append(loop)
+        names = [name for name, _ in found]
         self.arms = [
-            Arm(label, tuple(own), pool([loop.measurements for loop in own])) for label, own in found.items()
+            Arm(
+                name if names.count(name) == 1 else f"{name} ({own[0].run})",
+                tuple(own),
+                pool([loop.measurements for loop in own]),
+            )
+            for (name, _), own in found.items()
         ]
         self.judges = list({judge.slug: judge for loop in loops for judge in loop.judges}.values())
 
@@ -147,12 +149,7 @@ class Loops:
             Row(
                 arm.label,
                 _count_seeds(arm),
-                [
-                    difference_of_shares(
-                        column.find(arm.results, self.last), column.find(human.results, self.last)
-                    )
-                    for column in self.columns
-                ],
+                [_subtract(arm, human, column, self.last) for column in self.columns],
             )
             for arm in self.arms
             if arm is not human
@@ -193,6 +190,15 @@ class Loops:
         return draw_lines(
             lines, title, caption, "round", column.unit, from_zero=column.measure is not BITS_PER_BYTE
         )
+
+
+def _subtract(arm: Arm, other: Arm, column: Column, at: int) -> Estimate:
+    """One arm minus another in a round: over the seeds that both have, in pairs; of one seed, as independent texts."""
+    own, others = ({loop.seed: column.find(loop.results, at) for loop in each.loops} for each in (arm, other))
+    seeds = sorted(own.keys() & others.keys())
+    if len(seeds) > 1:
+        return pooled_t([own[seed].mean - others[seed].mean for seed in seeds])
+    return difference_of_shares(column.find(arm.results, at), column.find(other.results, at))
 
 
 def _count_seeds(arm: Arm) -> str:
