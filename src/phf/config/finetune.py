@@ -123,6 +123,8 @@ class FinetuneConfig(StrictConfig):
     """Texts of the start model that are drawn and scored once, for the methods that learn from fixed texts."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 10
     """Steps between two checkpoints; 0 saves only at the end (and when stopped)."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] | Literal["all"] = 2
+    """So many last checkpoints stay on the disk, or all: for a curve over reward calls."""
     num_bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamplings behind every bootstrap interval."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None

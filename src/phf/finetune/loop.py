@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAX_BAD_STEPS = 5
-_KEPT_CHECKPOINTS = 2
 Say = Callable[[str], None]
 
 
@@ -147,7 +146,12 @@ def _take_steps(
         open_loggers(run, state.step, is_first=True, say=say) as logger,
         StopSignals() as stop,
         Checkpointer(
-            run.folder, trained, optimizers, start.tokenizer, Ranks(), keep=_KEPT_CHECKPOINTS
+            run.folder,
+            trained,
+            optimizers,
+            start.tokenizer,
+            Ranks(),
+            keep=None if config.keep_checkpoints == "all" else config.keep_checkpoints,
         ) as checkpointer,
     ):
         while state.step < last:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _FREE = {
     "judges": True,
     "checkpoint_every": True,
+    "keep_checkpoints": True,
     "num_bootstrap": True,
     "sampling": {"num_samples", "batch_size"},
 }

@@ -1,0 +1,271 @@
+"""Two curves fitted to what finetuning measured: how far a score can be trusted from the start, and how many reward calls meet a rival.
+
+Intervals are parametric: every measured number is drawn again within its own standard error, and all is fitted again.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.special import ndtri
+
+from phf.errors import PHFError
+from phf.intervals import CONFIDENCE
+from phf.records import Estimate
+
+_Values = npt.NDArray[np.float64]
+Curve = Callable[..., _Values]
+
+_LEAST_POINTS = 4
+_GRID = 64
+_TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+_Z = float(ndtri(_TAILS[1]))
+
+
+def _bend(d: _Values, a: float, b: float) -> _Values:
+    return np.asarray(d * (a - b * d))
+
+
+def _bend_log(d: _Values, a: float, b: float) -> _Values:
+    return np.asarray(d * (a - b * np.log(d)))
+
+
+def _saturate(d: _Values, a: float, b: float) -> _Values:
+    return np.asarray(a * -np.expm1(-d / max(b, 1e-9)))
+
+
+FORMS: Mapping[str, Curve] = {"d(a - b d)": _bend, "d(a - b log d)": _bend_log, "a(1 - exp(-d/b))": _saturate}
+"""Gain in gold score against d = sqrt(KL): Gao et al. (2022, arXiv 2210.10760) for best of n and for RL, and one that only levels off."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedForm:
+    """A form, fitted to smaller d.
+
+    Attributes:
+        a, b: its coefficients, with intervals.
+        error: root of the mean squared error on the larger d that were held out, in units of the score.
+        wins: share of the draws in which no other form has a smaller one.
+    """
+
+    form: str
+    a: Estimate
+    b: Estimate
+    error: float
+    wins: float
+
+
+def fit_forms(
+    d: _Values, gains: _Values, errors: _Values, *, held_out: float = 0.4, num_draws: int = 200, seed: int = 0
+) -> list[FittedForm]:
+    """Fit each form to the smaller d and judge it on the larger ones: the best first, its rival second.
+
+    Args:
+        d: sqrt(KL) in nats a text, above 0.
+        gains: by how much the gold score is better than the start's, [N].
+        errors: standard errors of the gains.
+        held_out: the share of the points, those of the largest d, by which the forms are judged.
+
+    Raises:
+        PHFError: too few points for two coefficients and a judgement.
+    """
+    order = np.argsort(d)
+    d, gains, errors = d[order], gains[order], np.maximum(errors[order], 1e-12)
+    num_fitted = len(d) - math.ceil(held_out * len(d))
+    if num_fitted < _LEAST_POINTS - 1 or (d <= 0).any():
+        raise PHFError(
+            f"{len(d)} points with d > 0 are too few to fit forms of over-optimisation and to hold some out; measure at least six"
+        )
+    rng = np.random.default_rng(seed)
+    draws = [gains, *(gains + errors * rng.standard_normal((num_draws, len(d))))]
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for name, form in FORMS.items():
+        fits = [_fit(form, d[:num_fitted], own[:num_fitted], errors[:num_fitted]) for own in draws]
+        found[name] = [
+            (a, b, float(np.sqrt(np.mean((form(d[num_fitted:], a, b) - own[num_fitted:]) ** 2))))
+            for own, (a, b) in zip(draws, fits, strict=True)
+        ]
+    best = np.argmin([[fit[2] for fit in fits] for fits in found.values()], axis=0)[1:]
+    forms = [
+        FittedForm(
+            name,
+            *(_summarise([fit[place] for fit in fits], len(d)) for place in (0, 1)),
+            fits[0][2],
+            float(np.mean(best == number)),
+        )
+        for number, (name, fits) in enumerate(found.items())
+    ]
+    return sorted(forms, key=lambda form: form.error)
+
+
+def _fit(form: Curve, d: _Values, gains: _Values, errors: _Values) -> tuple[float, float]:
+    """Weighted least squares: of the saturating form, whose b is no factor, the best of a grid that is drawn twice."""
+    if form is not _saturate:
+        columns = np.stack([form(d, 1, 0), form(d, 0, 1)], 1) / errors[:, None]
+        (a, b), *_ = np.linalg.lstsq(columns, gains / errors, rcond=None)
+        return float(a), float(b)
+    grid = np.geomspace(d.min() / 10, d.max() * 10, _GRID)
+    for _ in range(2):
+        columns = -np.expm1(-d / grid[:, None]) / errors
+        factors = columns @ (gains / errors) / (columns**2).sum(1)
+        best = int(np.argmin(((factors[:, None] * columns - gains / errors) ** 2).sum(1)))
+        a, b = float(factors[best]), float(grid[best])
+        grid = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)], _GRID)
+    return a, b
+
+
+def _summarise(values: Sequence[float], count: int) -> Estimate:
+    """The first, with the percentiles of the others."""
+    low, high = np.quantile(values[1:], _TAILS, method="nearest")
+    return Estimate(float(values[0]), float(low), float(high), count)
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """A point of a learning curve: after so many reward calls, what the policy scores, and what it has kept.
+
+    Attributes:
+        bits: per byte of held-out text.
+        distinct: distinct-2 of its samples.
+    """
+
+    calls: float
+    score: Estimate
+    bits: float
+    distinct: float
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Where a learning curve meets a rival.
+
+    Attributes:
+        calls: reward calls; infinite where the curve's limit does not reach the rival, 0 where its start is as good.
+        half, limit: calls to half of all that is ever gained, and the score that is reached in the end.
+        fair_calls: up to so many calls the policy keeps bits per byte and variety (`find_fair_calls`).
+        fair_share: share of the draws that cross within `fair_calls`.
+    """
+
+    calls: Estimate
+    half: Estimate
+    limit: Estimate
+    fair_calls: float
+    fair_share: float
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether it crosses before it has paid for its score with what is held equal."""
+        return self.calls.mean <= self.fair_calls
+
+
+def fall(calls: _Values, start: float, limit: float, log_half: float, log_power: float) -> _Values:
+    """s(n) = limit + (start - limit) / (1 + (n / half)^power)."""
+    return np.asarray(limit + (start - limit) / (1 + (calls / np.exp(log_half)) ** np.exp(log_power)))
+
+
+def find_crossing(
+    curve: Sequence[Learning],
+    rival: Estimate,
+    *,
+    rival_bits: float,
+    start_distinct: float,
+    num_draws: int = 500,
+    seed: int = 0,
+) -> Crossing:
+    """The reward calls at which a learning curve meets a rival's score, with its interval; scores are lower = better.
+
+    Args:
+        curve: with a point at 0 calls.
+        rival: its score, by the same judge, on as many samples.
+        rival_bits, start_distinct: see `find_fair_calls`.
+
+    Raises:
+        PHFError: fewer than `_LEAST_POINTS` points.
+    """
+    points = sorted(curve, key=lambda point: point.calls)
+    if len(points) < _LEAST_POINTS:
+        raise PHFError(
+            f"{len(points)} points are too few for a learning curve; measure at least {_LEAST_POINTS}"
+        )
+    calls = np.array([point.calls for point in points])
+    scores = np.array([point.score.mean for point in points])
+    errors = np.maximum([_find_error(point.score) for point in points], 1e-12)
+    fair_calls = find_fair_calls(points, rival_bits=rival_bits, start_distinct=start_distinct)
+    noise = np.random.default_rng(seed).standard_normal((1 + num_draws, len(points) + 1))
+    noise[0] = 0
+    fits = _fit_falls(calls, scores + errors * noise[:, :-1], errors)
+    wanted = rival.mean + _find_error(rival) * noise[:, -1]
+    crossings = [_solve(goal, *fit) for goal, fit in zip(wanted.tolist(), fits.tolist(), strict=True)]
+    within = float(np.mean(np.array(crossings[1:]) <= fair_calls))
+    found = (crossings, np.exp(fits[:, 2]).tolist(), fits[:, 1].tolist())
+    return Crossing(*(_summarise(own, len(points)) for own in found), fair_calls, within)
+
+
+def _fit_falls(calls: _Values, scores: _Values, errors: _Values) -> _Values:
+    """Start, limit, log half and log power of `fall` for each row of scores [R, N]: [R, 4].
+
+    Start and limit are factors, so that only half and power are searched, over a grid; scipy then improves on the first row's.
+    """
+    halves = np.linspace(math.log(max(calls[calls > 0].min() / 4, 1e-3)), math.log(4 * calls.max()), _GRID)
+    powers = np.linspace(math.log(0.25), math.log(6), _GRID // 3)
+    pairs = np.stack(np.meshgrid(halves, powers, indexing="ij"), -1).reshape(-1, 2)
+    shapes = 1 / (
+        1 + (calls / np.exp(pairs[:, :1])) ** np.exp(pairs[:, 1:])
+    )  # of the start; the rest is the limit's
+    columns = np.stack([shapes, 1 - shapes], -1) / errors[:, None]
+    solved = np.linalg.pinv(columns) @ (scores / errors).T  # [grid, 2, R]
+    gaps = ((columns @ solved - (scores / errors).T) ** 2).sum(1)
+    best = gaps.argmin(0)
+    fits = np.concatenate([solved[best, :, np.arange(len(scores))], pairs[best]], 1)
+    with warnings.catch_warnings(), suppress(RuntimeError):
+        warnings.simplefilter("ignore", OptimizeWarning)
+        ends = pairs.min(0).tolist(), pairs.max(0).tolist()
+        bounds = [-np.inf, -np.inf, *ends[0]], [np.inf, np.inf, *ends[1]]
+        start = np.clip(fits[0], *bounds)
+        fits[0], _ = curve_fit(fall, calls, scores[0], start, errors, bounds=bounds)
+    return fits
+
+
+def _find_error(estimate: Estimate) -> float:
+    half = (estimate.high - estimate.low) / 2
+    return half / _Z if math.isfinite(half) else 0.0
+
+
+def _solve(wanted: float, start: float, limit: float, log_half: float, log_power: float) -> float:
+    """The calls at which `fall` has a score."""
+    if wanted >= start:
+        return 0.0
+    if wanted <= limit:
+        return math.inf
+    return math.exp(log_half) * ((start - limit) / (wanted - limit) - 1) ** math.exp(-log_power)
+
+
+def find_fair_calls(
+    points: Sequence[Learning],
+    *,
+    rival_bits: float,
+    start_distinct: float,
+    most_bits: float = 0.01,
+    least_distinct: float = 0.9,
+) -> float:
+    """Up to so many calls the policy has bits per byte within a hundredth of the rival's, or fewer, and at least nine tenths of the
+    start's distinct-2; between points a line. Infinite if it has them at all points, 0 if it never has.
+    """
+    # Below 0 is unfair, by whichever is worse.
+    slack = [
+        min(rival_bits * (1 + most_bits) - point.bits, point.distinct - least_distinct * start_distinct)
+        for point in points
+    ]
+    for place, own in enumerate(slack):
+        if own < 0:
+            if place == 0:
+                return 0.0
+            before = slack[place - 1]
+            share = before / (before - own)
+            return points[place - 1].calls + share * (points[place].calls - points[place - 1].calls)
+    return math.inf
