@@ -28,7 +28,10 @@ import yaml
 from damage import ATTACK, DOSES, EVALUATE, REWARD, in_copy, make_place, run_command
 from golden_runs import write_mails
 
+from phf.config.train import load_train_config
 from phf.errors import PHFError
+from phf.processes import Lifeline
+from phf.train import loop, sweep
 
 OUTCOMES = ("same", "OTHER", "LEFTOVER", "NOT FINISHED", "TRACEBACK")
 SEEDS = "runs/seeds"
@@ -148,6 +151,7 @@ def run_apart(line: str, *, at_change: int = 0, after: float | None = None) -> E
             counted = watch_changes(
                 lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == at_change else None
             )
+            sweep.run_command = train_here
             began = time.monotonic()
             output, error = run_command(line)
             is_traceback = not (error is None or isinstance(error, PHFError | SystemExit | KeyboardInterrupt))
@@ -171,6 +175,24 @@ def run_apart(line: str, *, at_change: int = 0, after: float | None = None) -> E
         end = None
     os.waitpid(pid, 0)
     return end
+
+
+def train_here(
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: str | None = None,
+    lifeline: Lifeline | None = None,
+) -> str | None:
+    """A training of a sweep in the sweep's own process, where it is killed with it: one that is started afresh imports for a minute.
+    That its trainings end with a killed sweep is tested elsewhere."""
+    try:
+        if arguments[1] == "--resume":
+            loop.resume(arguments[2])
+        else:
+            loop.train(load_train_config(arguments[1], []), arguments[3])
+    except PHFError as error:
+        return str(error)
+    return None
 
 
 def import_all(modules: list[str]) -> None:

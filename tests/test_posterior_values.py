@@ -9,6 +9,7 @@ from known_models import END, NUM_IDS, TEXTS, create_bigram, create_target
 
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
+from phf.intervals import rank_correlation
 from phf.posterior.values import (
     MEASURES,
     Texts,
@@ -17,7 +18,6 @@ from phf.posterior.values import (
     find_goals,
     fit_value,
     measure_value,
-    rank_correlation,
 )
 from phf.results import Measurements
 

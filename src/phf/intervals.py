@@ -277,3 +277,17 @@ def _maximum_weights(num: int, k: int) -> _Values:
 def _log_binomial(n: npt.NDArray[np.int64], k: int) -> _Values:
     result: _Values = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
     return result
+
+
+def rank_correlation(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Estimate:
+    """Spearman's rho, with Fisher's interval in Bonett and Wright's width (2000); NaN where one of both does not vary."""
+    from scipy.stats import spearmanr  # it takes a second to import
+
+    num = len(first)
+    if num < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return Estimate(np.nan, np.nan, np.nan, num)
+    rho = float(spearmanr(first, second).statistic)
+    half = 1.96 * np.sqrt((1 + rho**2 / 2) / (num - 3))
+    with np.errstate(divide="ignore"):
+        low, high = (float(np.tanh(np.arctanh(rho) + end)) for end in (-half, half))
+    return Estimate(rho, low, high, num)

@@ -80,7 +80,6 @@ def infer(
 
 def _list_policies(results: "PosteriorResults") -> Table:
     """What each policy scores, spends, and spends beyond the frontier."""
-    from phf.posterior.results import EXCESS_KL, KL_FROM_BASE, SCORE
     from phf.report.verdict import format_interval
 
     annotator = results.judges[0]
@@ -99,10 +98,10 @@ def _list_policies(results: "PosteriorResults") -> Table:
         table.add_row(
             Text(printable(policy.name)),
             *(
-                format_interval(find(SCORE.name, judge=judge.slug), judge.display_scale)
+                format_interval(find("score", judge=judge.slug), judge.display_scale)
                 for judge in results.judges
             ),
-            format_interval(find(KL_FROM_BASE.name), 1),
-            format_interval(find(EXCESS_KL.name, judge=annotator.slug), 1),
+            format_interval(find("kl_from_base"), 1),
+            format_interval(find("excess_kl", judge=annotator.slug), 1),
         )
     return table

@@ -1,4 +1,4 @@
-"""Texts of policies with their scores and probabilities, kept on disk as they are finished."""
+"""Texts of policies with their scores and probabilities, kept on disk as they are finished; and texts that are drawn and scored in calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from phf.config.train import SamplingConfig
+from phf.errors import NotApplicableError
 from phf.evaluate.drawn import Drawn
 from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.parts import Parts
-from phf.generate.engine import Written
+from phf.generate.engine import Ids, Written, write_pages
+from phf.generate.target import REDRAW, Target
 from phf.posterior.policy import Policy
 from phf.posterior.sources import Source
 from phf.records import FORMAT_VERSION, Number, Progress, Sample
 from phf.reward_models import score_samples
+from phf.steer.streams import Score
 
 _Values = npt.NDArray[np.float64]
 
@@ -151,3 +155,25 @@ class Library:
 
             scores.append(parts.measure(f"{judge.slug}-{name}", [*where, judge.slug], score, list[Number]))
         return Draws(texts, np.array(scores, np.float64))
+
+
+def write_behind(target: Target, starts: Sequence[Ids], sampling: SamplingConfig, call: int) -> list[Written]:
+    """What a target writes behind texts; with the seed, the number of the call decides the random numbers."""
+    drawer = target.drawer(sampling)
+    pages = [[*drawer.rules.prefix, *start] for start in starts]
+    indices = [call * REDRAW + place for place in range(len(pages))]
+    return write_pages(target.model, drawer, pages, indices, lambda done: None)
+
+
+def score_texts(target: Target, score: Score, texts: Sequence[Ids]) -> npt.NDArray[np.float64]:
+    """Scores of texts given as ids.
+
+    Raises:
+        NotApplicableError: one has none.
+    """
+    scores = np.asarray(score([target.tokenizer.decode(ids) for ids in texts]), np.float64)
+    if num_unscored := int(np.isnan(scores).sum()):
+        raise NotApplicableError(
+            f"{num_unscored} of {len(texts)} texts have no score; give a reward model that scores every text"
+        )
+    return scores

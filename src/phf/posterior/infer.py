@@ -35,35 +35,11 @@ from phf.posterior.frontier import (
     reject,
 )
 from phf.posterior.policy import Policy
-from phf.posterior.results import (
-    CLIPPED,
-    CLOSEST_BETA,
-    ESS,
-    EXACT_SCORE,
-    EXCESS_KL,
-    JUDGE_CALLS,
-    KL_BOUND,
-    KL_FROM_BASE,
-    KL_TO_BASE,
-    KL_TO_TARGET,
-    LOG_Z,
-    LOG_Z_LOWER,
-    LOG_Z_UPPER,
-    MEASURES,
-    PASSES,
-    PATH_KL,
-    PATH_SCORE,
-    SCORE,
-    TARGET_KL,
-    TARGET_SCORE,
-    PolicyResult,
-    PosteriorResults,
-    write_posterior,
-)
+from phf.posterior.results import MEASURES, PolicyResult, PosteriorResults, write_posterior
 from phf.posterior.sandwich import estimate_log_z
 from phf.posterior.sources import Source, check_sources, choose_judges, list_policies, open_source
 from phf.records import Estimate, Progress
-from phf.results import Measure, Measurement
+from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
 
 _Values = npt.NDArray[np.float64]
@@ -229,7 +205,7 @@ class _Inference:
             self._score(slug, self.whole.scores[judge, :, 0], len(self.draws))
             for judge, slug in enumerate(self.library.slugs)
         ]
-        rows += [Measurement(KL_FROM_BASE.name, Estimate(0.0, 0.0, 0.0, len(self.draws))), *_count_cost(1, 0)]
+        rows += [Measurement("kl_from_base", Estimate(0.0, 0.0, 0.0, len(self.draws))), *_count_cost(1, 0)]
         unscored = len(self.draws) - self.frontier.num_scored
         return PolicyResult(
             self.base.name, self.source.name, self.source.objective, "untagged", "", unscored, rows
@@ -250,7 +226,7 @@ class _Inference:
         passes = 1 if policy.guidance is None else 2
         rows = [
             *self._describe_place(kl, scores, len(own)),
-            Measurement(KL_TO_BASE.name, bootstrap_mean(reverse, *settings)),
+            Measurement("kl_to_base", bootstrap_mean(reverse, *settings)),
             *_count_cost(passes, 0),
         ]
         method = "" if policy.guidance is None else write_spec(policy.guidance)
@@ -275,37 +251,39 @@ class _Inference:
             *_count_cost(chosen.cost, chosen.cost),
         ]
         if not math.isnan(bound):
-            rows.append(Measurement(KL_BOUND.name, bare(bound)))
+            rows.append(Measurement("kl_bound", bare(bound)))
         return PolicyResult(
             f"{self.base.name}, {name}", self.source.name, self.source.objective, "untagged", name, 0, rows
         )
 
     def _describe_place(self, kl: _Values, scores: _Values, count: int) -> list[Measurement]:
         standing = place(self.frontier, self.whole, kl, scores, self.config.betas)
-        rows = [Measurement(KL_FROM_BASE.name, estimate(kl, count))]
+        rows = [Measurement("kl_from_base", estimate(kl, count))]
         for judge, slug in enumerate(self.library.slugs):
             rows.append(self._score(slug, scores[judge], count))
-            rows.append(Measurement(EXCESS_KL.name, estimate(standing.excess[judge], count), judge=slug))
-        rows.append(Measurement(CLOSEST_BETA.name, estimate(standing.beta, count)))
+            rows.append(Measurement("excess_kl", estimate(standing.excess[judge], count), judge=slug))
+        rows.append(Measurement("closest_beta", estimate(standing.beta, count)))
         rows += [
-            Measurement(KL_TO_TARGET.name, estimate(values, count), at=beta)
+            Measurement("kl_to_target", estimate(values, count), at=beta)
             for beta, values in zip(self.config.betas, standing.to_target, strict=True)
         ]
         return rows
 
     def _score(self, slug: str, values: _Values, count: int) -> Measurement:
-        return Measurement(SCORE.name, estimate(values, count), judge=slug)
+        return Measurement("score", estimate(values, count), judge=slug)
 
     def _describe_frontier(self) -> list[Measurement]:
         """p* at every beta, and the line of the picture."""
         route = self.frontier.follow([1 / beta for beta in self.config.betas])
-        rows = self._describe_route(route, list(self.config.betas), (LOG_Z, TARGET_KL, ESS), TARGET_SCORE)
+        rows = self._describe_route(
+            route, list(self.config.betas), ("log_z", "target_kl", "ess"), "target_score"
+        )
         for beta, kept in self.kept.items():
             for slug, score in zip(self.library.slugs, self.draws.scores, strict=True):
                 found = bootstrap_mean(score[kept], self.config.num_bootstrap, self.config.sampling.seed)
-                rows.append(Measurement(EXACT_SCORE.name, found, judge=slug, at=beta))
-        rows.append(Measurement(CLIPPED.name, self._bound_clipped()))
-        line = self._describe_route(self.whole, list(self.whole.lambdas), (PATH_KL,), PATH_SCORE)
+                rows.append(Measurement("exact_score", found, judge=slug, at=beta))
+        rows.append(Measurement("clipped_share", self._bound_clipped()))
+        line = self._describe_route(self.whole, list(self.whole.lambdas), ("path_kl",), "path_score")
         return rows + line
 
     def _bound_clipped(self) -> Estimate:
@@ -316,22 +294,22 @@ class _Inference:
         return Estimate(1 / (num + 1), 0.0, 1 - (1 - CONFIDENCE) ** (1 / num), num)
 
     def _describe_route(
-        self, route: Route, places: Sequence[float], measures: Sequence[Measure], score: Measure
+        self, route: Route, places: Sequence[float], measures: Sequence[str], score: str
     ) -> list[Measurement]:
         values = {
-            LOG_Z: self.frontier.correct_log_z(route),
-            TARGET_KL: route.kl,
-            PATH_KL: route.kl,
-            ESS: route.ess,
+            "log_z": self.frontier.correct_log_z(route),
+            "target_kl": route.kl,
+            "path_kl": route.kl,
+            "ess": route.ess,
         }
         num, rows = self.frontier.num_scored, []
         for column, at in enumerate(places):
             rows += [
-                Measurement(measure.name, estimate(values[measure][:, column], num), at=float(at))
+                Measurement(measure, estimate(values[measure][:, column], num), at=float(at))
                 for measure in measures
             ]
             rows += [
-                Measurement(score.name, estimate(own[:, column], num), judge=slug, at=float(at))
+                Measurement(score, estimate(own[:, column], num), judge=slug, at=float(at))
                 for slug, own in zip(self.library.slugs, route.scores, strict=True)
             ]
         return rows
@@ -343,9 +321,9 @@ class _Inference:
             if self._find_z(beta) >= RARE_Z:
                 continue
             low, high = self._bound(beta, np.flatnonzero(kept), number)
-            rows.append(Measurement(LOG_Z_LOWER.name, pooled_t(low.tolist()), at=beta))
+            rows.append(Measurement("log_z_lower", pooled_t(low.tolist()), at=beta))
             if len(high):
-                rows.append(Measurement(LOG_Z_UPPER.name, pooled_t(high.tolist()), at=beta))
+                rows.append(Measurement("log_z_upper", pooled_t(high.tolist()), at=beta))
         return rows
 
     def _find_z(self, beta: float) -> float:
@@ -430,4 +408,4 @@ def _draw_base(library: Library, source: Source, base: Policy, config: InferConf
 
 
 def _count_cost(passes: float, calls: float) -> list[Measurement]:
-    return [Measurement(PASSES.name, bare(passes)), Measurement(JUDGE_CALLS.name, bare(calls))]
+    return [Measurement("passes", bare(passes)), Measurement("judge_calls", bare(calls))]

@@ -25,7 +25,8 @@ from phf.config.train import SamplingConfig
 from phf.generate.engine import Ids
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
-from phf.posterior.continuations import score_texts, write_behind
+from phf.posterior.draws import score_texts, write_behind
+from phf.records import Estimate
 from phf.results import Measure, Measurement
 from phf.steer.streams import Score
 
@@ -42,7 +43,7 @@ NUM_BINS = 4
 _NUM_BOOTSTRAP = 1000
 
 MEASURES = tuple(
-    Measure(name, title, "share of texts", note, "Candidates and draws are few: `chosen_luck` says what of the promise is that.", lower, "Control as inference", of="recipe", at=at)
+    Measure(name, title, "share of texts", note, "Candidates and draws are few; the luck of the draws says what of the promise is that.", lower, "Control as inference", of="recipe", at=at)
     for name, title, note, lower, at in (
         ("promised_good", "Promised P(good)", "At the agent's last token before the other's turn.", None, "beta"),
         ("realised_good", "Realised P(good)", "Of the same beginnings, over fresh turns of the other.", False, "beta"),
@@ -151,10 +152,19 @@ def compare_promises(
             own = bins == place
             parts.append(("promise_reliability", float(promised[own].mean()), realised[own]))
         found += [
-            Measurement(name, bootstrap_mean(each, _NUM_BOOTSTRAP, seed), of=recipe, at=at)
-            for name, at, each in parts
+            Measurement(name, _bound_share(name, each, seed), of=recipe, at=at) for name, at, each in parts
         ]
     return found
+
+
+def _bound_share(name: str, values: _Values, seed: int) -> Estimate:
+    """Their mean; no interval of it reaches beyond what a share, or a difference of two, can be."""
+    found, least = (
+        bootstrap_mean(values, _NUM_BOOTSTRAP, seed),
+        -1 if name in ("optimism", "chosen_luck") else 0,
+    )
+    low, high = (float(np.clip(end, least, 1)) for end in (found.low, found.high))
+    return replace(found, low=low, high=high)
 
 
 @dataclass(frozen=True)

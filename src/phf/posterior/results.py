@@ -12,154 +12,61 @@ from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versi
 POSTERIOR_FILE = "posterior.json"
 POSTERIOR_VERSION = 1
 
-LOG_Z = Measure(
-    "log_z",
-    "log Z",
-    "nats",
-    "The logarithm of the share of the base model's texts that rejection keeps: exp of it is the acceptance.",
-    "It is of texts with a score; far below where the base model writes, few draws decide it.",
-    lower_is_better=None,
-    at="beta",
+# fmt: off
+MEASURES = (
+    Measure("log_z", "log Z", "nats",
+            "The logarithm of the share of the base model's texts that rejection keeps: exp of it is the acceptance.",
+            "It is of texts with a score; far below where the base model writes, few draws decide it.", lower_is_better=None, at="beta"),
+    Measure("log_z_lower", "log Z, lower bound", "nats",
+            "Mean of log Z estimates by sequential Monte Carlo from the base model: below log Z on average.",
+            "A gap to the upper bound says that one of them is off, not which.", lower_is_better=None, at="beta"),
+    Measure("log_z_upper", "log Z, upper bound", "nats",
+            "The same, with one particle held to an exact draw of the target: above log Z on average.",
+            "It needs exact draws.", lower_is_better=None, at="beta"),
+    Measure("target_kl", "KL(p* || p0)", "nats a text",
+            "How far the target is from the base model.",
+            "It grows with the length of the texts.", lower_is_better=None, at="beta"),
+    Measure("target_score", "score under p*", "",
+            "What the target would score; by the annotator, whose scores it is made of, and by judges that it does not"
+            " know.",
+            "The annotator's own number is low by construction.", at="beta"),
+    Measure("exact_score", "score of exact draws", "",
+            "Mean over the draws that rejection kept: the same number by another way.",
+            "Few draws, a wide interval.", at="beta"),
+    Measure("ess", "effective share", "share of draws",
+            "(sum w)^2 / sum w^2 over the draws of the base model.",
+            "A large share does not show a text that was never drawn.", lower_is_better=False, at="beta"),
+    Measure("clipped_share", "share below the bound", "share of p0's texts",
+            "Scores are weighed from a bound on. The most of p0 that may lie below it, where its texts would be drawn "
+            "too seldom: none of the draws does. 0 by contract where a score is a probability.",
+            "It is a share of p0; a target of a small beta may have more of its mass there."),
+    Measure("score", "score", "", "Mean score of the policy's texts.", "A judge's view."),
+    Measure("kl_from_base", "KL(policy || p0)", "nats a text",
+            "What the policy spends: how far it is from the base model, on its own texts.",
+            "Texts are token ids: two spellings of one string are two texts."),
+    Measure("kl_to_base", "KL(p0 || policy)", "nats a text",
+            "On the base model's texts: what the policy no longer writes is dear here.",
+            "One text that the policy all but forbids decides it."),
+    Measure("kl_to_target", "KL(policy || p*)", "nats a text",
+            "How far the policy is from the target of one beta.",
+            "It wants log Z, which few draws decide at a small beta.", at="beta"),
+    Measure("closest_beta", "closest beta", "units of the score",
+            "The beta whose target is nearest to the policy: that with the policy's own mean score.",
+            "None where the policy scores no better than the base model.", lower_is_better=None),
+    Measure("excess_kl", "excess KL", "nats a text",
+            "What the policy spends beyond the least that its score costs; 0 is a point of the frontier.",
+            "It is of one base model: another one has another frontier. By a judge that is not the annotator, the "
+            "frontier is the annotator's."),
+    Measure("kl_bound", "bound of its KL", "nats a text",
+            "log n - (n - 1) / n, which is often given for the KL of the best of n: more than it where scores tie.",
+            "It does not depend on the scores.", lower_is_better=None),
+    Measure("passes", "passes", "forward passes per token", "Of the text that is kept.", "", group="Cost"),
+    Measure("judge_calls", "judge calls", "per text", "Of the annotator, to write one text.", "", group="Cost"),
+    Measure("path_kl", "KL along the frontier", "nats a text",
+            "The picture's line.", "", lower_is_better=None, at="1 / beta"),
+    Measure("path_score", "score along the frontier", "", "The picture's line.", "", lower_is_better=None, at="1 / beta"),
 )
-LOG_Z_LOWER = Measure(
-    "log_z_lower",
-    "log Z, lower bound",
-    "nats",
-    "Mean of log Z estimates by sequential Monte Carlo from the base model: below log Z on average.",
-    "A gap to the upper bound says that one of them is off, not which.",
-    lower_is_better=None,
-    at="beta",
-)
-LOG_Z_UPPER = Measure(
-    "log_z_upper",
-    "log Z, upper bound",
-    "nats",
-    "The same, with one particle held to an exact draw of the target: above log Z on average.",
-    "It needs exact draws.",
-    lower_is_better=None,
-    at="beta",
-)
-TARGET_KL = Measure(
-    "target_kl",
-    "KL(p* || p0)",
-    "nats a text",
-    "How far the target is from the base model.",
-    "It grows with the length of the texts.",
-    lower_is_better=None,
-    at="beta",
-)
-TARGET_SCORE = Measure(
-    "target_score",
-    "score under p*",
-    "",
-    "What the target would score; by the annotator, whose scores it is made of, and by judges that it does not know.",
-    "The annotator's own number is low by construction.",
-    at="beta",
-)
-EXACT_SCORE = Measure(
-    "exact_score",
-    "score of exact draws",
-    "",
-    "Mean over the draws that rejection kept: the same number by another way.",
-    "Few draws, a wide interval.",
-    at="beta",
-)
-ESS = Measure(
-    "ess",
-    "effective share",
-    "share of draws",
-    "(sum w)^2 / sum w^2 over the draws of the base model.",
-    "A large share does not show a text that was never drawn.",
-    lower_is_better=False,
-    at="beta",
-)
-CLIPPED = Measure(
-    "clipped_share",
-    "share below the bound",
-    "share of p0's texts",
-    "Scores are weighed from a bound on. The most of p0 that may lie below it, where its texts would be drawn too seldom: none of the "
-    "draws does. 0 by contract where a score is a probability.",
-    "It is a share of p0; a target of a small beta may have more of its mass there.",
-)
-SCORE = Measure("score", "score", "", "Mean score of the policy's texts.", "A judge's view.")
-KL_FROM_BASE = Measure(
-    "kl_from_base",
-    "KL(policy || p0)",
-    "nats a text",
-    "What the policy spends: how far it is from the base model, on its own texts.",
-    "Texts are token ids: two spellings of one string are two texts.",
-)
-KL_TO_BASE = Measure(
-    "kl_to_base",
-    "KL(p0 || policy)",
-    "nats a text",
-    "On the base model's texts: what the policy no longer writes is dear here.",
-    "One text that the policy all but forbids decides it.",
-)
-KL_TO_TARGET = Measure(
-    "kl_to_target",
-    "KL(policy || p*)",
-    "nats a text",
-    "How far the policy is from the target of one beta.",
-    "It wants log Z, which few draws decide at a small beta.",
-    at="beta",
-)
-CLOSEST_BETA = Measure(
-    "closest_beta",
-    "closest beta",
-    "units of the score",
-    "The beta whose target is nearest to the policy: that with the policy's own mean score.",
-    "None where the policy scores no better than the base model.",
-    lower_is_better=None,
-)
-EXCESS_KL = Measure(
-    "excess_kl",
-    "excess KL",
-    "nats a text",
-    "What the policy spends beyond the least that its score costs; 0 is a point of the frontier.",
-    "It is of one base model: another one has another frontier. By a judge that is not the annotator, the frontier is the annotator's.",
-)
-KL_BOUND = Measure(
-    "kl_bound",
-    "bound of its KL",
-    "nats a text",
-    "log n - (n - 1) / n, which is often given for the KL of the best of n: more than it where scores tie.",
-    "It does not depend on the scores.",
-    lower_is_better=None,
-)
-PASSES = Measure(
-    "passes", "passes", "forward passes per token", "Of the text that is kept.", "", group="Cost"
-)
-JUDGE_CALLS = Measure(
-    "judge_calls", "judge calls", "per text", "Of the annotator, to write one text.", "", group="Cost"
-)
-PATH_KL = Measure(
-    "path_kl", "KL along the frontier", "nats a text", "The picture's line.", "", None, at="1 / beta"
-)
-PATH_SCORE = Measure(
-    "path_score", "score along the frontier", "", "The picture's line.", "", None, at="1 / beta"
-)
-MEASURES = [
-    LOG_Z,
-    LOG_Z_LOWER,
-    LOG_Z_UPPER,
-    TARGET_KL,
-    TARGET_SCORE,
-    EXACT_SCORE,
-    ESS,
-    CLIPPED,
-    SCORE,
-    KL_FROM_BASE,
-    KL_TO_BASE,
-    KL_TO_TARGET,
-    CLOSEST_BETA,
-    EXCESS_KL,
-    KL_BOUND,
-    PASSES,
-    JUDGE_CALLS,
-    PATH_KL,
-    PATH_SCORE,
-]
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,9 @@ from torch import Tensor
 from phf.config.train import SamplingConfig
 from phf.errors import NotApplicableError
 from phf.generate.target import Target
-from phf.intervals import bootstrap_mean, bootstrap_ratio
+from phf.intervals import bootstrap_mean, bootstrap_ratio, rank_correlation
 from phf.model import lm
-from phf.posterior.continuations import score_texts, write_behind
-from phf.records import Estimate
+from phf.posterior.draws import score_texts, write_behind
 from phf.results import Measure, Measurement
 from phf.steer.streams import Score
 
@@ -236,17 +235,3 @@ def measure_value(
         ):
             found.append(Measurement(measure, estimate, of=f"{of}, beta {beta:g}", at=at))
     return found
-
-
-def rank_correlation(first: _Values, second: _Values) -> Estimate:
-    """Spearman's rho, with Fisher's interval in Bonett and Wright's width (2000); NaN where one of both does not vary."""
-    from scipy.stats import spearmanr  # it takes a second to import
-
-    num = len(first)
-    if num < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return Estimate(np.nan, np.nan, np.nan, num)
-    rho = float(spearmanr(first, second).statistic)
-    half = 1.96 * np.sqrt((1 + rho**2 / 2) / (num - 3))
-    with np.errstate(divide="ignore"):
-        low, high = (float(np.tanh(np.arctanh(rho) + end)) for end in (-half, half))
-    return Estimate(rho, low, high, num)

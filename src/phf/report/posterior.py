@@ -9,29 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from phf.files import write_bytes
-from phf.posterior.results import (
-    CLIPPED,
-    CLOSEST_BETA,
-    ESS,
-    EXACT_SCORE,
-    EXCESS_KL,
-    JUDGE_CALLS,
-    KL_BOUND,
-    KL_FROM_BASE,
-    KL_TO_BASE,
-    KL_TO_TARGET,
-    LOG_Z,
-    LOG_Z_LOWER,
-    LOG_Z_UPPER,
-    PASSES,
-    PATH_KL,
-    PATH_SCORE,
-    SCORE,
-    TARGET_KL,
-    TARGET_SCORE,
-    PolicyResult,
-    PosteriorResults,
-)
+from phf.posterior.results import PolicyResult, PosteriorResults
 from phf.records import Estimate
 from phf.report.figures import (
     FAINT,
@@ -84,12 +62,12 @@ class Posterior:
     @property
     def betas(self) -> list[float]:
         """The temperatures of the targets, as they were given."""
-        return [row.at for row in self.results.results.of(LOG_Z.name) if row.at is not None]
+        return [row.at for row in self.results.results.of("log_z") if row.at is not None]
 
     @property
     def clipped(self) -> float:
         """The largest share of the base model's texts that may lie below the bound; NaN of an older file."""
-        return self.results.results.find(CLIPPED.name).high
+        return self.results.results.find("clipped_share").high
 
     @property
     def targets(self) -> list[Row]:
@@ -101,13 +79,13 @@ class Posterior:
                 f"{self.results.num_exact[f'{beta:g}']:,} exact draws",
                 [
                     *(
-                        find(measure.name, at=beta)
-                        for measure in (LOG_Z, LOG_Z_LOWER, LOG_Z_UPPER, TARGET_KL, ESS)
+                        find(measure, at=beta)
+                        for measure in ("log_z", "log_z_lower", "log_z_upper", "target_kl", "ess")
                     ),
                     *(
-                        scale_estimate(find(measure.name, judge=judge.slug, at=beta), judge.display_scale)
+                        scale_estimate(find(measure, judge=judge.slug, at=beta), judge.display_scale)
                         for judge in self.judges
-                        for measure in (TARGET_SCORE, EXACT_SCORE)
+                        for measure in ("target_score", "exact_score")
                     ),
                 ],
             )
@@ -127,12 +105,12 @@ class Posterior:
                         for judge in self.judges
                         for number in (
                             self.score(policy, judge),
-                            policy.results.find(EXCESS_KL.name, judge=judge.slug),
+                            policy.results.find("excess_kl", judge=judge.slug),
                         )
                     ),
                     *(
-                        policy.results.find(measure.name)
-                        for measure in (KL_FROM_BASE, KL_TO_BASE, CLOSEST_BETA, PASSES, JUDGE_CALLS)
+                        policy.results.find(measure)
+                        for measure in ("kl_from_base", "kl_to_base", "closest_beta", "passes", "judge_calls")
                     ),
                 ],
             )
@@ -168,14 +146,14 @@ class Posterior:
     def distances(self) -> list[Row]:
         """A line per policy: KL to the target of each beta."""
         return [
-            Row(policy.name, "", [policy.results.find(KL_TO_TARGET.name, at=beta) for beta in self.betas])
+            Row(policy.name, "", [policy.results.find("kl_to_target", at=beta) for beta in self.betas])
             for policy in self.results.policies
-            if policy.results.of(KL_TO_TARGET.name)
+            if policy.results.of("kl_to_target")
         ]
 
     def score(self, policy: PolicyResult, judge: Judge) -> Estimate:
         """In shown units."""
-        return scale_estimate(policy.results.find(SCORE.name, judge=judge.slug), judge.display_scale)
+        return scale_estimate(policy.results.find("score", judge=judge.slug), judge.display_scale)
 
     @property
     def nearest(self) -> list[tuple[float, str]]:
@@ -190,20 +168,18 @@ class Posterior:
     def draw(self, judge: Judge) -> Drawing:
         """Score against KL: the frontier with its band, best of n as a dashed line, every policy as a point."""
         find = self.results.results.find
-        places = [row.at for row in self.results.results.of(PATH_KL.name)]
+        places = [row.at for row in self.results.results.of("path_kl")]
         line = [
             (
-                find(PATH_KL.name, at=at).mean,
-                scale_estimate(find(PATH_SCORE.name, judge=judge.slug, at=at), judge.display_scale),
+                find("path_kl", at=at).mean,
+                scale_estimate(find("path_score", judge=judge.slug, at=at), judge.display_scale),
             )
             for at in places
         ]
-        chosen = [policy for policy in self.results.policies if policy.results.of(KL_BOUND.name)]
-        dashed = [
-            (policy.results.find(KL_BOUND.name).mean, self.score(policy, judge).mean) for policy in chosen
-        ]
+        chosen = [policy for policy in self.results.policies if policy.results.of("kl_bound")]
+        dashed = [(policy.results.find("kl_bound").mean, self.score(policy, judge).mean) for policy in chosen]
 
-        spent = [policy.results.find(KL_FROM_BASE.name).high for policy in self.results.policies]
+        spent = [policy.results.find("kl_from_base").high for policy in self.results.policies]
 
         def draw(axes: Axes) -> None:
             kls = [kl for kl, _ in line]
@@ -219,7 +195,7 @@ class Posterior:
             if len(dashed) > 1:
                 axes.plot(*zip(*sorted(dashed), strict=True), color=INK, linewidth=1, linestyle=(0, (4, 3)))
             for number, policy in enumerate(self.results.policies, 1):
-                kl, score = policy.results.find(KL_FROM_BASE.name), self.score(policy, judge)
+                kl, score = policy.results.find("kl_from_base"), self.score(policy, judge)
                 if not (math.isfinite(kl.mean) and math.isfinite(score.mean)):
                     continue
                 colour = OBJECTIVE_COLOURS.get(policy.objective, INK)
@@ -270,7 +246,7 @@ def describe_posterior(results: PosteriorResults) -> dict[str, object]:
         "posterior_terms": [
             measure
             for measure in results.measures
-            if not measure.of and measure.name not in (PATH_KL.name, PATH_SCORE.name)
+            if not measure.of and measure.name not in ("path_kl", "path_score")
         ],
     }
 
