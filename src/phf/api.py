@@ -28,7 +28,7 @@ from phf.attack.suite import attack_targets
 from phf.config.attack import AttackConfig, AttackSuiteConfig
 from phf.config.evaluate import EvaluateConfig
 from phf.config.infer import InferConfig
-from phf.config.online import OnlineConfig
+from phf.config.online import LemmaConfig, OnlineConfig
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
 from phf.config.train import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
@@ -39,7 +39,8 @@ from phf.evaluate.evaluation import evaluate_runs
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.files import Place, as_list
-from phf.loops.results import LoopResults
+from phf.loops.lemma_cases import check_lemma as _check_lemma
+from phf.loops.results import LemmaResults, LoopResults
 from phf.loops.rounds import run_rounds
 from phf.objective_facts import is_baseline
 from phf.posterior.infer import infer as _infer
@@ -83,6 +84,7 @@ __all__ = [
     "attack",
     "balance_corpus",
     "build_corpus",
+    "check_lemma",
     "check_reward_model",
     "compare",
     "evaluate",
@@ -291,6 +293,20 @@ def online(
     if named := name_reward_models(judges):
         given["judges"] = named
     return run_rounds(run, out, parse(OnlineConfig, given, "online"), progress=progress)
+
+
+def check_lemma(
+    run: Place, out: Place, settings: Mapping[str, object] | None = None, *, progress: Progress | None = None
+) -> LemmaResults:
+    """Whether the mean gradient of log p over a run's own samples is 0, case by case; what OUT/lemma.json holds.
+
+    Args:
+        settings: of `LemmaConfig`, such as `{"cases": ["unfiltered", "top-p .9"]}`.
+
+    Raises:
+        PHFError: see `phf.loops.lemma_cases.check_lemma`; a setting is not known or out of range.
+    """
+    return _check_lemma(run, out, parse(LemmaConfig, dict(settings or {}), "check_lemma"), progress=progress)
 
 
 def check_reward_model(
