@@ -69,6 +69,10 @@ def test_rounds_and_what_is_measured_of_each(places, tmp_path) -> None:
             estimate = find(measure, judge=slug, of=of, at=at)
             assert estimate.low < estimate.mean < estimate.high, (measure, at)
     run = Run.open(start)
+    change = find("bits_per_byte_change", of="all", at=2).mean
+    assert change == pytest.approx(
+        find("bits_per_byte", of="all", at=2).mean - find("bits_per_byte", of="all", at=0).mean
+    )
     assert find("own_share", at=2).mean == pytest.approx(0.5 * 6 / (run.num_steps + 6))
     corpus = Corpus.open(out / "rounds" / "01" / "corpus")
     table = pq.read_table(corpus.path / corpus.shards[0].file)

@@ -13,6 +13,7 @@ from phf.files import write_json
 from phf.records import RUN_VERSION, upgrade_run
 from phf.train import loop
 from phf.train.checkpoint import checkpoint_folder
+from phf.train.distributed import Ranks
 from phf.train.run import Run
 from phf.train.start import load_start_config
 
@@ -240,3 +241,11 @@ def test_a_run_without_an_id_is_known_by_its_record(mle):
     old = Run(mle.folder, {key: value for key, value in mle.record.items() if key != "id"})
     assert old.id == Run(mle.folder, dict(old.record)).id
     assert Run(mle.folder, {**old.record, "name": "other"}).id != mle.id
+
+
+def test_what_another_run_has_trained_does_not_make_this_one_worth_compiling(small_config, monkeypatch):
+    monkeypatch.setattr(loop.lm, "can_compile", lambda device: True)
+    config = small_config("tokens=4_000_000")
+    assert loop.choose_compile(config, 1_100_000, Ranks())
+    start = {"tokens": 3_900_000}
+    assert not loop.choose_compile(config, 1_100_000, Ranks(), start)

@@ -30,7 +30,7 @@ from phf.config.dynamics import DynamicsConfig
 from phf.config.evaluate import EvaluateConfig
 from phf.config.finetune import FinetuneConfig, parse_method
 from phf.config.infer import InferConfig
-from phf.config.online import OnlineConfig
+from phf.config.online import LemmaConfig, OnlineConfig
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
 from phf.config.train import SamplingConfig, TrainConfig, load_train_config, parse, parse_spec
@@ -44,7 +44,8 @@ from phf.evaluate.rollouts import sample_run
 from phf.evaluate.steer_run import steer_run
 from phf.files import Place, as_list
 from phf.finetune.loop import finetune as _finetune
-from phf.loops.results import LoopResults
+from phf.loops.lemma_cases import check_lemma as _check_lemma
+from phf.loops.results import LemmaResults, LoopResults
 from phf.loops.rounds import run_rounds
 from phf.objective_facts import is_baseline
 from phf.posterior.infer import infer as _infer
@@ -88,6 +89,7 @@ __all__ = [
     "attack",
     "balance_corpus",
     "build_corpus",
+    "check_lemma",
     "check_reward_model",
     "compare",
     "dynamics",
@@ -342,6 +344,20 @@ def dynamics(
         PHFError: see `phf.dynamics.dynamics.measure_dynamics`; a setting is not known or out of range.
     """
     return measure_dynamics(run, out, parse(DynamicsConfig, dict(settings or {}), "dynamics"))
+
+
+def check_lemma(
+    run: Place, out: Place, settings: Mapping[str, object] | None = None, *, progress: Progress | None = None
+) -> LemmaResults:
+    """Whether the mean gradient of log p over a run's own samples is 0, case by case; what OUT/lemma.json holds.
+
+    Args:
+        settings: of `LemmaConfig`, such as `{"cases": ["unfiltered", "top-p .9"]}`.
+
+    Raises:
+        PHFError: see `phf.loops.lemma_cases.check_lemma`; a setting is not known or out of range.
+    """
+    return _check_lemma(run, out, parse(LemmaConfig, dict(settings or {}), "check_lemma"), progress=progress)
 
 
 def check_reward_model(

@@ -13,6 +13,7 @@ from phf.evaluate.pages import Page, mode_labels, segment_nll
 from phf.evaluate.pieces import NGRAMS_PER_SAMPLE, split_pieces
 from phf.intervals import CONFIDENCE, bootstrap_mean, difference_of_shares, wilson
 from phf.loops.results import (
+    BITS_CHANGE,
     BITS_PER_BYTE,
     DISTINCT_2,
     DISTINCT_TEXTS,
@@ -97,9 +98,20 @@ def read_pages(policy: Policy, pages: Sequence[Page], progress: Progress | None)
 
 
 def list_bits(
-    pages: Sequence[Page], costs: Sequence[Sequence[float]], threshold: float, at: int, num_bootstrap: int
+    pages: Sequence[Page],
+    costs: Sequence[Sequence[float]],
+    before: Sequence[Sequence[float]],
+    threshold: float,
+    at: int,
+    num_bootstrap: int,
 ) -> list[Measurement]:
-    """Bits per byte of good, bad and all held-out text, by what `read_pages` gave."""
-    nll = [np.array(own) for own in costs]
-    found = bits_per_byte(pages, nll, threshold, num_bootstrap, at)
-    return [Measurement(BITS_PER_BYTE.name, estimate, of=text, at=at) for text, estimate in found.items()]
+    """Bits per byte of good, bad and all held-out text, by what `read_pages` gave of a round and of round 0."""
+    now, first = ([np.array(own) for own in each] for each in (costs, before))
+    measured = {BITS_PER_BYTE: now}
+    if at > 0:
+        measured[BITS_CHANGE] = [later - earlier for later, earlier in zip(now, first, strict=True)]
+    return [
+        Measurement(measure.name, estimate, of=text, at=at)
+        for measure, nll in measured.items()
+        for text, estimate in bits_per_byte(pages, nll, threshold, num_bootstrap, at).items()
+    ]

@@ -50,6 +50,15 @@ BITS_PER_BYTE = Measure(
     of="text",
     at="round",
 )
+BITS_CHANGE = Measure(
+    "bits_per_byte_change",
+    "change of bits per byte",
+    "bits per byte",
+    "Since round 0, paired by document: what the rounds cost on held-out human text.",
+    "Prediction is not skill at a task.",
+    of="text",
+    at="round",
+)
 DISTINCT_2 = Measure(
     "distinct_2",
     "distinct-2",
@@ -109,6 +118,7 @@ MEASURES = [
     JUDGE_DRIFT,
     KL_FROM_START,
     BITS_PER_BYTE,
+    BITS_CHANGE,
     DISTINCT_2,
     REPETITION,
     MEAN_TOKENS,

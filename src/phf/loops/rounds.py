@@ -265,16 +265,20 @@ class _Loop:
         if number > 0:
             gaps = draws.log_probs - self.library.read(*self.policy_of_start, draws, f"round-{number:02d}")
         rows = measure_texts(draws, first, gaps, self.judges, number, self.config.num_bootstrap)
-        costs = self.library.parts(source, policy).measure(
-            "held-out",
-            [self.config.num_documents, self.data.provenance()["corpus"], FORMAT_VERSION],
-            lambda: read_pages(policy, self.pages, self.progress),
-            list[list[Number]],
-        )
-        rows += list_bits(self.pages, costs, self.data.threshold.value, number, self.config.num_bootstrap)
+        costs, before = (self._read_pages(*own) for own in ((source, policy), self.policy_of_start))
+        threshold, num_bootstrap = self.data.threshold.value, self.config.num_bootstrap
+        rows += list_bits(self.pages, costs, before, threshold, number, num_bootstrap)
         trained = number * self.config.steps
         share = 0.0 if self.config.control == "human" else self.config.share * trained / (self.step + trained)
         return [*rows, Measurement(OWN_SHARE.name, bare(share), at=number)]
+
+    def _read_pages(self, source: Source, policy: Policy) -> list[list[float]]:
+        return self.library.parts(source, policy).measure(
+            "held-out",
+            [self.config.num_documents, self.start.corpus_id, FORMAT_VERSION],
+            lambda: read_pages(policy, self.pages, self.progress),
+            list[list[Number]],
+        )
 
     @cached_property
     def pages(self) -> list[Page]:

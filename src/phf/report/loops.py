@@ -10,6 +10,7 @@ from markupsafe import Markup
 from phf.files import write_bytes
 from phf.intervals import difference_of_shares, pooled_t
 from phf.loops.results import (
+    BITS_CHANGE,
     BITS_PER_BYTE,
     DISTINCT_2,
     JUDGE_DRIFT,
@@ -115,8 +116,8 @@ class Loops:
             *scores,
             *drifts,
             Column("KL from start", KL_FROM_START),
-            Column("bits per byte, good", BITS_PER_BYTE, of="good"),
-            Column("bits per byte, all", BITS_PER_BYTE, of="all"),
+            Column("bits per byte, good text", BITS_PER_BYTE, of="good"),
+            Column("change of bits per byte, good text", BITS_CHANGE, of="good"),
             Column("distinct-2", DISTINCT_2),
         ]
 
