@@ -203,7 +203,8 @@ def find_crossing(
     crossings = [_solve(goal, *fit) for goal, fit in zip(wanted.tolist(), fits.tolist(), strict=True)]
     within = float(np.mean(np.array(crossings[1:]) <= fair_calls))
     found = (crossings, np.exp(fits[:, 2]).tolist(), fits[:, 1].tolist())
-    return Crossing(*(_summarise(own, len(points)) for own in found), fair_calls, within)
+    calls_found, half, limit = (_summarise(own, len(points)) for own in found)
+    return Crossing(calls_found, half, limit, fair_calls, within)
 
 
 def _fit_falls(calls: _Values, scores: _Values, errors: _Values) -> _Values:
@@ -242,7 +243,7 @@ def _solve(wanted: float, start: float, limit: float, log_half: float, log_power
         return 0.0
     if wanted <= limit:
         return math.inf
-    return math.exp(log_half) * ((start - limit) / (wanted - limit) - 1) ** math.exp(-log_power)
+    return float(math.exp(log_half) * ((start - limit) / (wanted - limit) - 1) ** math.exp(-log_power))
 
 
 def find_fair_calls(

@@ -118,7 +118,7 @@ class Preferring:
             else (self._trl.KTOTrainer, self._trl.KTOConfig)
         )
 
-        class Prepared(trainer):  # type: ignore[misc]
+        class Prepared(trainer):  # type: ignore[misc, valid-type]
             """Our rows have their ids already."""
 
             def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
