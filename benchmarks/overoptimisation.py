@@ -24,8 +24,8 @@ import yaml
 from phf.api import Run, train_reward_model
 from phf.config.evaluate import EvaluateConfig
 from phf.config.finetune import FinetuneConfig, parse_method
-from phf.evaluate.evaluation import evaluate_run
 from phf.errors import PHFError
+from phf.evaluate.evaluation import evaluate_run
 from phf.files import write_bytes
 from phf.finetune.fits import Learning, find_crossing, fit_forms
 from phf.finetune.loop import finetune
