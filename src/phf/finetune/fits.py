@@ -92,9 +92,9 @@ def fit_forms(
         ]
     best = np.argmin([[fit[2] for fit in fits] for fits in found.values()], axis=0)[1:]
     forms = []
-    for number, (name, fits) in enumerate(found.items()):
-        a, b = (_summarise([fit[place] for fit in fits], len(d)) for place in (0, 1))
-        forms.append(FittedForm(name, a, b, fits[0][2], float(np.mean(best == number))))
+    for number, (name, judged) in enumerate(found.items()):
+        a, b = (_summarise([fit[place] for fit in judged], len(d)) for place in (0, 1))
+        forms.append(FittedForm(name, a, b, judged[0][2], float(np.mean(best == number))))
     return sorted(forms, key=lambda form: form.error)
 
 
