@@ -18,6 +18,8 @@ from phf.config.dynamics import DynamicsConfig
 from phf.config.evaluate import OPTIONS as EVALUATE_OPTIONS
 from phf.config.evaluate import EvaluateConfig
 from phf.config.fields import describe_fields
+from phf.config.finetune import OPTIONS as FINETUNE_OPTIONS
+from phf.config.finetune import FinetuneConfig, PlainMethod
 from phf.config.infer import OPTIONS as INFER_OPTIONS
 from phf.config.infer import InferConfig
 from phf.config.objectives import _Scheduled, _Threshold, objective_kinds
@@ -77,6 +79,10 @@ def _list_settings() -> Iterator[str]:
     yield from _describe_config(
         "A model as a chain of pages", "phf dynamics --set KEY=VALUE", DynamicsConfig, DYNAMICS_OPTIONS
     )
+    yield from _describe_config(
+        "Finetuning", "phf finetune --set KEY=VALUE", FinetuneConfig, FINETUNE_OPTIONS, ("method",)
+    )
+    yield from _describe_kinds("Methods of finetuning", "--method KIND:key=value,...", PlainMethod)
     yield from _describe_kinds("Kinds of attack", "--attack KIND:key=value,...", AttackConfig)
     yield from _describe_kinds(
         "Forgetting", "phf release RUN -o DIR --forget KIND:key=value,...", ForgetConfig

@@ -69,7 +69,8 @@ class Pretraining(StrictConfig):
 
 
 Method = Annotated[RLOO | DPO | KTO | BestOfN | Pretraining, Field(discriminator="kind")]
-_Plain = Annotated[RLOO | DPO | KTO | BestOfN, Field(discriminator="kind")]
+PlainMethod = Annotated[RLOO | DPO | KTO | BestOfN, Field(discriminator="kind")]
+"""Methods that are no objective of pretraining."""
 
 
 def parse_method(text: str) -> "RLOO | DPO | KTO | BestOfN | Pretraining":
@@ -81,7 +82,7 @@ def parse_method(text: str) -> "RLOO | DPO | KTO | BestOfN | Pretraining":
     if text == "phf":
         raise PHFError("--method phf names no objective; give one, such as phf:conditional:threshold=0.3")
     if not text.startswith("phf:"):
-        found: RLOO | DPO | KTO | BestOfN = parse_spec(_Plain, text, "--method")
+        found: RLOO | DPO | KTO | BestOfN = parse_spec(PlainMethod, text, "--method")
         return found
     rest = text.removeprefix("phf:")
     is_corpus = rest.startswith("corpus:")
@@ -141,6 +142,14 @@ class FinetuneConfig(StrictConfig):
         if self.sampling.top_p < 1:
             raise ValueError(
                 f"sampling.top_p {self.sampling.top_p:g} draws from another policy than the one that learns; give 1"
+            )
+        if self.sampling.engine != "phf" or self.sampling.precision != "fp32":
+            raise ValueError(
+                "what learns is drawn by phf in fp32; leave sampling.engine and sampling.precision out"
+            )
+        if "seed" in self.sampling.model_fields_set and self.sampling.seed not in (0, self.seed):
+            raise ValueError(
+                f"sampling.seed is that of all random numbers here; give --seed {self.sampling.seed}"
             )
         if isinstance(self.method, RLOO):
             group = self.method.group or self.texts

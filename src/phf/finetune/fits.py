@@ -91,15 +91,10 @@ def fit_forms(
             for own, (a, b) in zip(draws, fits, strict=True)
         ]
     best = np.argmin([[fit[2] for fit in fits] for fits in found.values()], axis=0)[1:]
-    forms = [
-        FittedForm(
-            name,
-            *(_summarise([fit[place] for fit in fits], len(d)) for place in (0, 1)),
-            fits[0][2],
-            float(np.mean(best == number)),
-        )
-        for number, (name, fits) in enumerate(found.items())
-    ]
+    forms = []
+    for number, (name, judged) in enumerate(found.items()):
+        a, b = (_summarise([fit[place] for fit in judged], len(d)) for place in (0, 1))
+        forms.append(FittedForm(name, a, b, judged[0][2], float(np.mean(best == number))))
     return sorted(forms, key=lambda form: form.error)
 
 
@@ -203,7 +198,8 @@ def find_crossing(
     crossings = [_solve(goal, *fit) for goal, fit in zip(wanted.tolist(), fits.tolist(), strict=True)]
     within = float(np.mean(np.array(crossings[1:]) <= fair_calls))
     found = (crossings, np.exp(fits[:, 2]).tolist(), fits[:, 1].tolist())
-    return Crossing(*(_summarise(own, len(points)) for own in found), fair_calls, within)
+    calls_found, half, limit = (_summarise(own, len(points)) for own in found)
+    return Crossing(calls_found, half, limit, fair_calls, within)
 
 
 def _fit_falls(calls: _Values, scores: _Values, errors: _Values) -> _Values:
@@ -242,7 +238,7 @@ def _solve(wanted: float, start: float, limit: float, log_half: float, log_power
         return 0.0
     if wanted <= limit:
         return math.inf
-    return math.exp(log_half) * ((start - limit) / (wanted - limit) - 1) ** math.exp(-log_power)
+    return float(math.exp(log_half) * ((start - limit) / (wanted - limit) - 1) ** math.exp(-log_power))
 
 
 def find_fair_calls(

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from phf.config.train import SamplingConfig
 
 
+_READ_TOGETHER = 16
+"""Texts of like length that go through the model at once, at least."""
+
+
 @dataclass(frozen=True)
 class Laid:
     """Texts as a model reads them, each behind its page, filled up on the right.
@@ -38,6 +42,13 @@ class Laid:
     targets: Int[Tensor, "N T"]
     is_text: Bool[Tensor, "N T"]
     is_young: Bool[Tensor, "N T"]
+
+    def take(self, rows: Int[Tensor, "M"]) -> "Laid":
+        """Some texts, up to where the last of them ends."""
+        width = int(self.is_text[rows].any(0).nonzero().max()) + 1 if bool(self.is_text[rows].any()) else 1
+        return Laid(
+            *(part[rows, :width] for part in (self.inputs, self.targets, self.is_text, self.is_young))
+        )
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -101,16 +112,26 @@ class Drawing:
 
     def log_probs(self, model: "PreTrainedModel", laid: Laid) -> Float[Tensor, "N T"]:
         """log p of each target given what stands before it, as it is drawn, in nats, float32; 0 where the target is not the text's."""
-        hidden: Tensor = model.base_model(input_ids=laid.inputs, use_cache=False).last_hidden_state
-        # Padding stands behind the texts, and causal models do not look ahead: no mask is needed.
-        logits = (
-            model.get_output_embeddings()(hidden[laid.is_text]).float() / self.drawer.sampling.temperature
+        # Texts of like length are read together, up to where the longest of them ends. Padding stands behind them, and causal models
+        # do not look ahead: no mask is needed.
+        places = torch.arange(1, 1 + laid.is_text.shape[1], device=laid.is_text.device)
+        order = (laid.is_text * places).amax(1).argsort()
+        parts = [laid.take(rows) for rows in order.tensor_split(max(1, len(order) // _READ_TOGETHER))]
+        hidden = [
+            model.base_model(input_ids=part.inputs, use_cache=False).last_hidden_state[part.is_text]
+            for part in parts
+        ]
+        found = torch.cat(
+            [self._read_head(model, own, part) for own, part in zip(hidden, parts, strict=True)]
         )
-        logits = logits.index_fill(1, torch.from_numpy(self.blocked).to(logits.device), -torch.inf)
-        if bool(laid.is_young.any()):
-            ends = torch.zeros_like(logits, dtype=torch.bool)
-            ends[:, self.drawer.control.end] = laid.is_young[laid.is_text]
-            logits = logits.masked_fill(ends, -torch.inf)
-        targets = laid.targets[laid.is_text]
-        found = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        return torch.zeros_like(laid.inputs, dtype=found.dtype).masked_scatter(laid.is_text, found)
+        sorted_ = torch.zeros_like(laid.inputs, dtype=found.dtype).masked_scatter(laid.is_text[order], found)
+        return sorted_[order.argsort()]
+
+    def _read_head(
+        self, model: "PreTrainedModel", hidden: Float[Tensor, "M D"], laid: Laid
+    ) -> Float[Tensor, "M"]:
+        """log p of the texts' tokens by the hidden states before them."""
+        logits = model.get_output_embeddings()(hidden).float() / self.drawer.sampling.temperature
+        logits[:, torch.from_numpy(self.blocked).to(logits.device)] = -torch.inf
+        logits[laid.is_young[laid.is_text], self.drawer.control.end] = -torch.inf
+        return -torch.nn.functional.cross_entropy(logits, laid.targets[laid.is_text], reduction="none")
