@@ -1,6 +1,7 @@
 """`phf finetune`: a run that learns from feedback, and comes out as a run like any other."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from phf.finetune.loop import finetune
 from phf.finetune.policy import Drawing
 from phf.finetune.results import read_finetune
 from phf.finetune.rloo import find_advantages, rloo_loss
+from phf.generate.engine import TokenDrawer
 from phf.generate.target import Target
 from phf.posterior.policy import Policy
 from phf.train.run import Run
@@ -50,6 +52,18 @@ def drawing(mode: str = "untagged", *overrides: str) -> Drawing:
     return Drawing.create(target, settings(*overrides).sampling)
 
 
+@dataclass(frozen=True)
+class Prompted(Policy):
+    """A policy whose pages all begin with a prompt, too."""
+
+    prompt: tuple[int, ...] = ()
+
+    @property
+    def drawer(self) -> TokenDrawer:
+        drawer = super().drawer
+        return replace(drawer, rules=replace(drawer.rules, prefix=(*drawer.rules.prefix, *self.prompt)))
+
+
 @pytest.mark.parametrize("mode", ["untagged", "good"])
 @pytest.mark.parametrize("least", [0, 3])
 def test_the_policy_that_learns_is_the_one_that_writes(mode, least):
@@ -61,7 +75,7 @@ def test_the_policy_that_learns_is_the_one_that_writes(mode, least):
     laid = own.lay_out(prompts, texts)
     found = own.log_probs(own.target.model, laid).double().sum(1).tolist()
     for prompt, text, value in zip(prompts, texts, found, strict=True):
-        exact = Policy("test", own.target, own.drawer.sampling, prompt=prompt).log_probs([text])
+        exact = Prompted("test", own.target, own.drawer.sampling, prompt=prompt).log_probs([text])
         assert value == pytest.approx(float(exact[0]), abs=1e-4)
 
 
