@@ -13,6 +13,7 @@ from phf.errors import PHFError
 from phf.posterior.optimism import (
     MEASURES,
     Game,
+    compare_promises,
     fill_slots,
     judge_turns,
     let_write,
@@ -129,3 +130,17 @@ def test_a_page_without_a_score_is_refused() -> None:
             game,
             SAMPLING,
         )
+
+
+def test_an_interval_of_a_share_reaches_no_further_than_a_share_can() -> None:
+    """Ten episodes of which nine are all good and one nearly: a bootstrap-t alone has ends below -10."""
+
+    def follow(rows: Sequence[int], draws: int) -> tuple[np.ndarray, np.ndarray]:
+        good = np.ones((len(rows), draws, 1), bool)
+        good[0, 0] = False
+        return np.zeros(good.shape), good
+
+    game = Game(10, 1, 0, candidates=1, draws=20, endings=1, fresh=20, beta=BETA)
+    for row in compare_promises(follow, game, seed=0):
+        least = -1 if row.measure in ("optimism", "chosen_luck") else 0
+        assert all(np.isnan(end) or least <= end <= 1 for end in (row.estimate.low, row.estimate.high)), row
