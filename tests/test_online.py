@@ -154,6 +154,7 @@ def test_what_does_not_fit_is_refused(places, tmp_path) -> None:
         online(places("mle"), tmp_path / "b", "mode=good")
     with pytest.raises(PHFError, match="top_p"):
         online(places("mle"), tmp_path / "c", "sampling.top_p=0.9")
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_corpora_of_a_loop_may_move_with_it(places, tmp_path) -> None:

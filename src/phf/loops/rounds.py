@@ -63,6 +63,8 @@ def run_rounds(
     """
     with lock_folder(Path(out), "going online into"):
         loop = _Loop.open(Path(run), Path(out), config or OnlineConfig(), load, say, progress)
+        loop.policy_of_start[1].drawer  # noqa: B018  settings that no text can be drawn with are refused here
+        _keep_settings(loop.folder, loop.config, loop.start, loop.step)
         for note in loop.notes:
             say(note)
         for number in range(1, loop.config.rounds + 1):
@@ -79,6 +81,7 @@ class _Loop:
     Attributes:
         start: the run that it goes on from.
         step: of that run's last checkpoint.
+        data: that run's: the human text.
         library: texts and scores; the annotator is its first judge.
     """
 
@@ -86,6 +89,7 @@ class _Loop:
     folder: Path
     start: Run
     step: int
+    data: TrainingData
     mode: Mode
     library: Library
     notes: list[str]
@@ -116,13 +120,8 @@ class _Loop:
         judges, notes = choose_judges(data.annotation, config.judges, load)
         if judges[0].role != "annotator":
             raise PHFError(f"{notes[0]}; rounds need the annotator itself")
-        _keep_settings(out, config, start, step)
-        return cls(config, out, start, step, mode, Library(out, judges, progress), notes, say, progress)
-
-    @cached_property
-    def data(self) -> TrainingData:
-        """Of the start run: the human text."""
-        return self.start.data()
+        library = Library(out, judges, progress)
+        return cls(config, out, start, step, data, mode, library, notes, say, progress)
 
     @property
     def judges(self) -> Sequence[LoadedJudge]:
