@@ -42,6 +42,10 @@ _SMALL = {
         *("--num-samples", "12", "--num-exact", "12", "--max-draws", "24", "--max-new-tokens", "8"),
         *("--set", "num_bootstrap=100", "--set", "populations=3", "--set", "particles=2"),
     ],
+    ("finetune",): [
+        *("--steps", "1", "--texts", "4", "--pool", "200", "--num-samples", "8", "--max-new-tokens", "12"),
+        *("--set", "num_bootstrap=100"),
+    ],
     ("reward", "distill"): ["--num-segments", "1500"],
     ("release", "verify"): ["--num-samples", "4"],
 }
