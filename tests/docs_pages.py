@@ -46,6 +46,10 @@ _SMALL = {
         *("--num-samples", "8", "--max-new-tokens", "8", "--steps", "2", "--rounds", "1"),
         *("--set", "num_bootstrap=100", "--set", "num_documents=8"),
     ],
+    ("finetune",): [
+        *("--steps", "1", "--texts", "4", "--pool", "200", "--num-samples", "8", "--max-new-tokens", "12"),
+        *("--set", "num_bootstrap=100"),
+    ],
     ("reward", "distill"): ["--num-segments", "1500"],
     ("release", "verify"): ["--num-samples", "4"],
 }

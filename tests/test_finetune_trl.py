@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from phf.finetune.start import Start
 from phf.finetune.trl import list_pairs, list_texts, load_plain_tokenizer, restrict_heads
 from phf.reward_models import load_reward_model
 from phf.train.run import Run
-
-
-@pytest.fixture(autouse=True)
-def _ignore_trl():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.fixture
@@ -72,6 +64,7 @@ def list_gradients(model):
     return {name: own.grad.clone() for name, own in model.named_parameters() if own.grad is not None}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("behind", [0.0, 0.03])
 def test_the_gradient_of_rloo_is_that_of_trl(behind, tmp_path, monkeypatch):
     """One batch, fixed: texts, scores (one missing), policy, start; and the policy a step away from the one that wrote, or not."""

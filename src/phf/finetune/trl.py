@@ -6,6 +6,7 @@ these ids out.
 
 import importlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class Preferring:
         if self._trainer is None:
             self._trainer = self._make_trainer(model)
         rows = self._list_rows(step)
-        with restrict_heads([model, self._start.model], self._start.drawing):
+        with restrict_heads([model, self._start.model], self._start.drawing), _ignore_renaming():
             inputs = {
                 name: value.to(model.device) for name, value in self._trainer.data_collator(rows).items()
             }
@@ -124,7 +125,7 @@ class Preferring:
             def _prepare_dataset(self, dataset: Any, *_: object) -> Any:
                 return dataset
 
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _ignore_renaming():
             arguments = config(
                 output_dir=folder,
                 beta=self._settings.beta,
@@ -164,6 +165,14 @@ def list_texts(texts: Sequence[tuple[Judged, bool]]) -> list[dict[str, Any]]:
         }
         for place, (text, is_good) in enumerate(texts)
     ]
+
+
+@contextmanager
+def _ignore_renaming() -> Iterator[None]:
+    """TRL asks transformers for names that will go."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 @contextmanager
