@@ -42,7 +42,7 @@ class PlantedTarget(Target):
 
 def plant(badness: Callable[[str], float]) -> PlantedTarget:
     target = create_target("good", "sentences", context=256)
-    return PlantedTarget("good", target.model, target.tokenizer, "sentences", False, badness)
+    return PlantedTarget("good", target.model, target.tokenizer, "sentences", badness=badness)
 
 
 def make_segments(num: int = 40) -> HeldOutSegments:
