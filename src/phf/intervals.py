@@ -184,8 +184,7 @@ def wilson(hits: float, num: float, z: float = float(ndtri((1 + CONFIDENCE) / 2)
     share = hits / num
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    low, high = 0.0 if hits == 0 else float(centre - half), 1.0 if hits == num else float(centre + half)
-    return Estimate(share, max(0.0, low), min(1.0, high), round(num))
+    return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), round(num))
 
 
 def crossed_share(hits: npt.ArrayLike) -> Estimate:

@@ -68,7 +68,9 @@ class _Steps:
         share = float(self.whole[first, second] / total)
         num = int(self.num_pages[first])
         if share in (0.0, 1.0):
-            return wilson(share * num, num), None
+            bound = wilson(share * num, num)  # whose own end is exact up to rounding alone
+            low, high = (share, bound.high) if share == 0 else (bound.low, share)
+            return Estimate(share, low, high, num), None
         with np.errstate(invalid="ignore"):
             resampled = self.again[:, first, second] / self.again[:, first].sum(axis=1)
         return percentile_estimate(share, resampled, num), resampled

@@ -206,7 +206,7 @@ def _reaches_back(model: "PreTrainedModel", length: int) -> bool:
     """Whether every second token of a page can be hidden: a window that slides over all of them would see half as many."""
     size = model.config.get_text_config().vocab_size
     ids = np.arange(length)[None] % size
-    hidden = np.arange(length)[None] % 2 == 0
+    hidden = np.arange(length)[None] % 2 == 1
     hidden[:, -1] = False
     whole = Stream(model, size, ids, hidden, model.forward)
     plain = Stream(model, size, ids[~hidden][None], np.zeros_like(hidden[~hidden])[None], model.forward)
