@@ -22,6 +22,7 @@ from phf.finetune.rloo import find_advantages, rloo_loss
 from phf.generate.engine import TokenDrawer
 from phf.generate.target import Target
 from phf.posterior.policy import Policy
+from phf.report.reading import read_runs
 from phf.train.run import Run
 
 SMALL = {
@@ -186,6 +187,11 @@ def test_by_the_command_line_and_in_show_compare_and_evaluate(places, tmp_path, 
     assert "mle + rloo" in shown
     assert "rloo:beta=0.1" in shown
     assert "KL from the start, a text" in shown
+    assert "damaged" not in shown
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert read_runs(out, must_be_evaluated=False)[0].has_lost_metrics
+    (out / "metrics.jsonl").write_text("".join(lines))
     run_command(["phf", "compare", str(mle), str(out), "--all"], cli)
     compared = capsys.readouterr().out
     assert "KL from the start, a token" in compared

@@ -193,9 +193,11 @@ class RunFolder:
 
     @property
     def has_lost_metrics(self) -> bool:
-        """Whether the last lines of metrics.jsonl are gone: a checkpoint of a later step is there."""
+        """Whether the last lines of metrics.jsonl are gone: a checkpoint of a later step is there. Pretraining ends with a
+        validation, finetuning with its last step."""
+        ends_with_validation = self.is_finished and self.record.finetune is None
         steps = [
-            line.get("step") for line in self.metrics if line.kind == "validation" or not self.is_finished
+            line.get("step") for line in self.metrics if line.kind == "validation" or not ends_with_validation
         ]
         reach = 0 if self.is_finished else self.settings.log_every
         return bool(self.checkpoints) and max(steps, default=0) + reach < self.checkpoints[-1]
