@@ -215,7 +215,9 @@ class _Subject:
             for name, *numbers in compared:
                 for measure, number in zip(measures, numbers, strict=True):
                     yield Measurement(measure.name, number, mode, of=name)
-        yield Measurement(ORDER.name, bare(choose_order(count_contexts(pages)), len(pages)), mode)
+        yield Measurement(
+            ORDER.name, bare(float(choose_order(count_contexts(pages).sum(axis=0))), len(pages)), mode
+        )
         values = np.zeros(pages.num_states)
         values[BAD] = 1
         yield Measurement(SHARE_BETWEEN.name, intraclass_correlation(pages, values, num, seed), mode)
