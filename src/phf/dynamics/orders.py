@@ -65,7 +65,7 @@ def choose_order(counts: _Values) -> npt.NDArray[np.int64]:
     for order in range(1, MAX_ORDER + 1):
         likelihood, free = describe_fit(shorten_contexts(counts, order))
         costs.append(free * steps - 2 * likelihood)
-    return 1 + np.argmin(costs, axis=0)
+    return np.asarray(1 + np.argmin(costs, axis=0))
 
 
 def compare_orders(counts: _Values, order: int) -> float:

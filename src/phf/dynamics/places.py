@@ -41,7 +41,11 @@ def _find_ratio(pages: Pages, per_group: int) -> _Values:
     cells = np.repeat(np.arange(len(pages)) // per_group, known.sum(axis=1)) * kinds
     cells += np.broadcast_to(places, known.shape)[known]
     cells = (cells * size + pages.states[known]) * size + following[known]
-    counts = np.bincount(cells, minlength=groups * kinds * size**2).reshape(groups, kinds, size, size)
+    counts = (
+        np.bincount(cells, minlength=groups * kinds * size**2)
+        .reshape(groups, kinds, size, size)
+        .astype(np.float64)
+    )
     apart, together = describe_fit(counts)[0].sum(axis=1), describe_fit(counts.sum(axis=1))[0]
     return np.asarray(apart - together)
 

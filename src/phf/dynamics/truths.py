@@ -152,11 +152,10 @@ def validate(
 
 def _cover(source: str, name: str, truth: float, found: list[Estimate | float]) -> Coverage:
     known = [own for own in found if isinstance(own, Estimate)]
-    if known:
-        holds = [own.low <= truth <= own.high for own in known]
-        bias = float(np.mean([own.mean for own in known])) - truth
-        return Coverage(source, name, truth, bias, float(np.mean(holds)), len(found))
-    return Coverage(source, name, truth, 0.0, float(np.mean(np.less_equal(found, 0.05))), len(found), True)
+    tests = [own <= 0.05 for own in found if not isinstance(own, Estimate)]
+    holds = [own.low <= truth <= own.high for own in known]
+    bias = float(np.mean([own.mean for own in known])) - truth if known else 0.0
+    return Coverage(source, name, truth, bias, float(np.mean(holds + tests)), len(found), not known)
 
 
 def _measure_pages(pages: Pages, num_bootstrap: int, seed: int) -> _Found:
