@@ -3,11 +3,39 @@
 A softmax gives every token positive probability, so that any state is left at some time; top-p and top-k do not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from phf.dynamics.pages import Pages
 from phf.intervals import clopper_pearson
 from phf.records import Estimate
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers.modeling_outputs import CausalLMOutput
+
+_IMPOSSIBLE = 1e4
+"""Subtracted from a logit: the token's probability is 0, unless all others are blocked."""
+
+
+@contextmanager
+def keep_likeliest(model: "nn.Module", num: int) -> Iterator[None]:
+    """Let a model write only its `num` likeliest next tokens, and those as likely as the last of them."""
+
+    def cut(_model: "nn.Module", _inputs: object, output: "CausalLMOutput") -> "CausalLMOutput":
+        assert output.logits is not None
+        least = output.logits.topk(min(num, output.logits.shape[-1])).values[..., -1:]
+        output.logits = output.logits.where(output.logits >= least, output.logits - _IMPOSSIBLE)
+        return output
+
+    handle = model.register_forward_hook(cut)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def estimate_returns(pages: Pages, state: int, home: int, within: int) -> tuple[list[Estimate], Estimate]:

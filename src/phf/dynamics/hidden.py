@@ -17,13 +17,24 @@ from phf.records import Estimate
 
 _Values = npt.NDArray[np.float64]
 
-_MAX_ROUNDS = 2000
+_MAX_ROUNDS = 300
 _LEAST = 1e-9
 """Rates do not leap to 0, from which they would not come back."""
 _TOLERANCE = 1e-6
 """Largest change of a rate in a round at which the fit ends."""
 _ROUGH = 1e-4
 """The same for a resample's, which stands in a percentile."""
+
+
+def count_confusion(truth: tuple[_Values, float], judged: tuple[_Values, float]) -> _Values:
+    """How many segments are good or bad, and judged so: float64 [true, judged].
+
+    Args:
+        truth, judged: scores of the same segments, and the threshold above which they are bad; NaN = unscored, left out.
+    """
+    known = ~np.isnan(truth[0] + judged[0])
+    is_bad, is_called = (scores[known] > threshold for scores, threshold in (truth, judged))
+    return np.bincount(2 * is_bad + is_called, minlength=4).astype(np.float64).reshape(2, 2)
 
 
 def fit_hidden(pages: Pages, confusion: _Values, weights: _Values | None = None) -> Chain:
@@ -45,20 +56,24 @@ def estimate_hidden(
     statistics: Mapping[str, Callable[[Chain], _Values]],
     num_bootstrap: int,
     seed: int,
+    weights: _Values | None = None,
 ) -> dict[str, Estimate]:
     """Numbers of the hidden chain, with intervals over pages *and* over the judge's confusion.
 
     Args:
         table: how many segments of a true state were judged how, [true, judged]: what the confusion was measured on. Each resample
-            draws it anew.
+            draws it anew. States behind those of the table are seen without error.
+        weights: how much each page counts, [pages].
     """
     counts, rng, seen = np.asarray(table, np.float64), np.random.default_rng([seed, 1]), _Seen.create(pages)
-    all_of = seen.count(np.ones(len(pages)))
-    whole = _fit(seen, _to_shares(counts), all_of, seen.begin(all_of), _TOLERANCE)
+    weights = np.ones(len(pages)) if weights is None else weights
+    all_of = seen.count(weights)
+    whole = _fit(seen, _find_confusion(counts, pages.num_states), all_of, seen.begin(all_of), _TOLERANCE)
     chains = []
-    for weights in draw_weights(len(pages), num_bootstrap, seed):
-        drawn = np.stack([rng.multinomial(int(row.sum()), row / row.sum()) for row in counts])
-        chains.append(_fit(seen, _to_shares(drawn), seen.count(weights), _step_inside(whole), _ROUGH))
+    for drawn in draw_weights(len(pages), num_bootstrap, seed):
+        again = np.stack([rng.multinomial(int(row.sum()), row / max(row.sum(), 1)) for row in counts])
+        confusion = _find_confusion(again, pages.num_states)
+        chains.append(_fit(seen, confusion, seen.count(weights * drawn), _step_inside(whole), _ROUGH))
     resampled = Chain(np.stack([own.initial for own in chains]), np.stack([own.steps for own in chains]))
     return {
         name: percentile_estimate(float(measure(whole)), measure(resampled), len(pages))
@@ -72,19 +87,16 @@ class _Seen:
 
     Attributes:
         number: which of them each page is.
-        alive: how many have a segment in each place, [T].
     """
 
     pages: Pages
     number: npt.NDArray[np.int64]
-    alive: npt.NDArray[np.int64]
 
     @classmethod
     def create(cls, pages: Pages) -> "_Seen":
         rows = np.column_stack([-pages.lengths, pages.ended, pages.states])
         kinds, number = np.unique(rows, axis=0, return_inverse=True)
-        different = Pages(kinds[:, 2:], kinds[:, 1] == 1, pages.num_states)
-        return cls(different, number, different.is_there.sum(axis=0))
+        return cls(Pages(kinds[:, 2:], kinds[:, 1] == 1, pages.num_states), number)
 
     def count(self, weights: _Values) -> _Values:
         """How often each comes among pages of these weights."""
@@ -95,11 +107,12 @@ class _Seen:
         return _step_inside(fit_chain(np.tensordot(counts, count_steps(self.pages), axes=1)), 0.1)
 
 
-def _to_shares(table: npt.NDArray[np.floating] | npt.NDArray[np.int64]) -> _Values:
-    """Shares of each row, with half a segment in every cell: an error that was never seen is not impossible."""
-    smooth = table + 0.5
-    result: _Values = smooth / smooth.sum(axis=1, keepdims=True)
-    return result
+def _find_confusion(table: npt.NDArray[np.floating] | npt.NDArray[np.int64], num_states: int) -> _Values:
+    """P(judged | true), [num_states, num_states], with half a segment in every cell of the table: an error that was never seen is not
+    impossible."""
+    confusion, smooth = np.eye(num_states), table + 0.5
+    confusion[: len(table), : len(table)] = smooth / smooth.sum(axis=1, keepdims=True)
+    return confusion
 
 
 def _step_inside(chain: Chain, share: float = 0.01) -> Chain:
@@ -109,32 +122,35 @@ def _step_inside(chain: Chain, share: float = 0.01) -> Chain:
 
 
 def _fit(seen: _Seen, confusion: _Values, counts: _Values, chain: Chain, tolerance: float) -> Chain:
+    kept = np.flatnonzero(counts)  # a page that does not count may have become impossible
+    pages, counts = seen.pages.take(kept), counts[kept]
     table = np.column_stack([confusion, np.ones(len(confusion))])  # AFTER, -1, is the last column
-    likelihood = np.ascontiguousarray(np.moveaxis(table[:, seen.pages.states], -1, 0))
+    likelihood = np.ascontiguousarray(np.moveaxis(table[:, pages.states], -1, 0))
     rates = np.vstack([chain.initial, chain.steps])
     for _ in range(_MAX_ROUNDS):
-        once = _improve(seen, likelihood, counts, rates)
+        once = _improve(pages, likelihood, counts, rates)
         if np.abs(once - rates).max() < tolerance:
             break
-        twice = _improve(seen, likelihood, counts, once)
-        rates = _improve(seen, likelihood, counts, _leap(rates, once, twice))
+        twice = _improve(pages, likelihood, counts, once)
+        rates = _improve(pages, likelihood, counts, _leap(rates, once, twice))
     return Chain(rates[0], rates[1:])
 
 
-def _improve(seen: _Seen, likelihood: _Values, counts: _Values, rates: _Values) -> _Values:
+def _improve(pages: Pages, likelihood: _Values, counts: _Values, rates: _Values) -> _Values:
     """One round of expectation maximisation: rates [1 + S, S], the first row initial, to likelier ones.
 
     Args:
+        pages: the longest first.
         likelihood: P(what the judge said | true state) of each segment, [T, S, pages].
     """
     initial, steps = rates[0], rates[1:]
     forward = np.empty_like(likelihood)  # P(state | what was judged up to here)
     law = initial[:, None]
-    for place, num in enumerate(seen.alive):
+    alive = pages.is_there.sum(axis=0)
+    for place, num in enumerate(alive):
         own = law[:, :num] * likelihood[place, :, :num]
         forward[place, :, :num] = own / own.sum(axis=0)
         law = steps.T @ forward[place, :, :num]
-    pages = seen.pages
     last = forward[pages.lengths - 1, :, np.arange(len(pages))].T
     # P(what comes | state), scaled so that forward * backward is P(state | the whole page).
     backward = np.where(pages.ended, (1 - steps.sum(axis=1))[:, None], 1.0)
@@ -142,7 +158,7 @@ def _improve(seen: _Seen, likelihood: _Values, counts: _Values, rates: _Values) 
     ends = (last * backward) @ (counts * pages.ended)
     flows = np.zeros_like(steps)
     for place in range(len(likelihood) - 2, -1, -1):
-        num = seen.alive[place + 1]
+        num = alive[place + 1]
         here, ahead = forward[place, :, :num], likelihood[place + 1, :, :num] * backward[:, :num]
         carried = steps @ ahead
         scale = 1 / np.einsum("sn,sn->n", here, carried)
@@ -150,7 +166,9 @@ def _improve(seen: _Seen, likelihood: _Values, counts: _Values, rates: _Values) 
         backward[:, :num] = carried * scale
     flows *= steps
     first = (forward[0] * backward) @ counts
-    return np.vstack([first / first.sum(), flows / (flows.sum(axis=1) + ends)[:, None]])
+    left = flows.sum(axis=1) + ends
+    flows = np.divide(flows, left[:, None], out=steps.copy(), where=left[:, None] > 0)
+    return np.vstack([first / first.sum(), flows])
 
 
 def _leap(rates: _Values, once: _Values, twice: _Values) -> _Values:
