@@ -13,7 +13,7 @@ from phf import cli
 from phf.config.dynamics import DynamicsConfig
 from phf.dynamics import dynamics as module
 from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.results import DIVERGENCE, RATE, RATE_EXCESS, RATE_OF_DATA, read_dynamics
+from phf.dynamics.results import DIVERGENCE, DYNAMICS, RATE, RATE_EXCESS, RATE_OF_DATA
 from phf.dynamics.switching import compare_rates
 from phf.dynamics.symmetry import Triple, choose_triples, jensen_shannon, measure_symmetry
 from phf.dynamics.written import (
@@ -50,7 +50,7 @@ def run(small_config, tmp_path_factory, monkeypatch):
 
 def test_a_run_as_a_chain_beside_its_data(run, tmp_path, monkeypatch, capsys) -> None:
     found = measure_dynamics(run.folder, tmp_path / "out", SMALL, say=lambda _: None)
-    assert to_json(read_dynamics(tmp_path / "out")) == to_json(found)
+    assert to_json(DYNAMICS.read(tmp_path / "out")) == to_json(found)
     assert found.modes[:2] == ["good", "bad"]
     assert found.num_pages["good"] > 0
     own, data, excess = (
@@ -82,7 +82,7 @@ def test_what_is_refused(run, tmp_path, monkeypatch) -> None:
     with pytest.raises(PHFError, match="of 80 pages have a whole segment; give a larger --num-samples"):
         measure_dynamics(run.folder, tmp_path / "out", SMALL)
     with pytest.raises(PHFError, match="give a folder made by 'phf dynamics"):
-        read_dynamics(tmp_path)
+        DYNAMICS.read(tmp_path)
 
 
 def test_the_command(run, tmp_path, monkeypatch, capsys) -> None:

@@ -15,6 +15,7 @@ from phf.dynamics.pages import Pages
 from phf.dynamics.results import (
     AVERAGE,
     DIVERGENCE,
+    DYNAMICS,
     FAR_EXCESS,
     FAR_P,
     HAZARD,
@@ -27,7 +28,6 @@ from phf.dynamics.results import (
     RATE_OF_DATA,
     SHARE_BETWEEN,
     DynamicsResults,
-    write_dynamics,
 )
 from phf.dynamics.switching import LAWS, compare_chains, compare_rates
 from phf.dynamics.symmetry import choose_triples, measure_symmetry
@@ -80,7 +80,7 @@ def measure_dynamics(
         results = subject.measure()
         for note in results.notes:
             say(note)
-        write_dynamics(Path(out), results)
+        DYNAMICS.write(Path(out), results)
     return results
 
 

@@ -1,11 +1,9 @@
 """dynamics.json: a model as a chain of pages, as measurements (docs/dynamics.md)."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.errors import PHFError
 from phf.records import Number
 from phf.results import (
     MODE_ORDER,
@@ -13,12 +11,8 @@ from phf.results import (
     Judge,
     Measure,
     Measurement,
-    read_versioned,
-    write_versioned,
+    ResultsFile,
 )
-
-DYNAMICS_FILE = "dynamics.json"
-DYNAMICS_VERSION = 1
 
 RATE = Measure(
     "rate",
@@ -162,18 +156,4 @@ class DynamicsResults(HasMeasurements):
         return [mode for mode in MODE_ORDER if mode in self.num_pages]
 
 
-def write_dynamics(folder: Path, results: DynamicsResults) -> None:
-    """Write FOLDER/dynamics.json; the same results give the same bytes."""
-    write_versioned(folder / DYNAMICS_FILE, results, DYNAMICS_VERSION)
-
-
-def read_dynamics(folder: Path) -> DynamicsResults:
-    """Read FOLDER/dynamics.json.
-
-    Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
-    """
-    path, command = folder / DYNAMICS_FILE, f"phf dynamics RUN -o {folder}"
-    if not path.is_file():
-        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
-    return read_versioned(path, DynamicsResults, DYNAMICS_VERSION, command)
+DYNAMICS = ResultsFile("dynamics.json", DynamicsResults, 1, "phf dynamics RUN -o FOLDER")

@@ -35,7 +35,7 @@ from phf.posterior.frontier import (
     reject,
 )
 from phf.posterior.policy import Policy
-from phf.posterior.results import MEASURES, PolicyResult, PosteriorResults, write_posterior
+from phf.posterior.results import MEASURES, POSTERIOR, PolicyResult, PosteriorResults
 from phf.posterior.sandwich import estimate_log_z
 from phf.posterior.sources import Source, check_sources, choose_judges, list_policies, open_source
 from phf.records import Estimate, Progress
@@ -87,7 +87,7 @@ def infer(
             slug: [value for own in drawn for value in own.scores[slug]] for slug in inference.library.slugs
         }
         write_bytes(Path(out) / SAMPLES_FILE, encode_samples(samples, columns))
-        write_posterior(Path(out), results)
+        POSTERIOR.write(Path(out), results)
     return results
 
 
