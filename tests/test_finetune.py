@@ -21,7 +21,7 @@ from phf.finetune.results import FINETUNE
 from phf.finetune.rloo import find_advantages, rloo_loss
 from phf.generate.engine import TokenDrawer
 from phf.generate.target import Target
-from phf.posterior.policy import Policy
+from phf.policies.policy import Policy
 from phf.report.reading import read_runs
 from phf.train.run import Run
 

@@ -15,13 +15,13 @@ from phf.config.infer import InferConfig
 from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.errors import PHFError
+from phf.policies.policy import Policy
 from phf.posterior import infer as module
-from phf.posterior import optimism, values
 from phf.posterior.infer import infer
-from phf.posterior.policy import Policy
 from phf.posterior.results import POSTERIOR
 from phf.report.posterior import write_posterior_page
 from phf.results import to_json
+from phf.soft_control import optimism, values
 
 SMALL = {
     "betas": [0.5, 0.02],

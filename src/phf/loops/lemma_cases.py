@@ -22,7 +22,7 @@ from phf.loops.lemma import Pages, find_effect, find_grams
 from phf.loops.own_labels import write_ids
 from phf.loops.results import LEMMA, LemmaResults
 from phf.loops.rounds import check_mode
-from phf.posterior.draws import PARTS_FOLDER
+from phf.policies.draws import PARTS_FOLDER
 from phf.records import FORMAT_VERSION, Mode, Progress
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData

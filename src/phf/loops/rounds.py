@@ -23,9 +23,9 @@ from phf.loops.results import LOOP, OWN_SHARE, LoopResults
 from phf.loops.texts import OWN_TOKEN, SHUFFLED, write_round, write_shuffled
 from phf.objectives import modes_of
 from phf.paths import hide_settings
-from phf.posterior.draws import Draws, Library
-from phf.posterior.policy import Policy
-from phf.posterior.sources import Source, open_source
+from phf.policies.draws import Draws, Library
+from phf.policies.policy import Policy
+from phf.policies.sources import Source, open_source
 from phf.records import FORMAT_VERSION, Mode, Number, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
