@@ -17,7 +17,7 @@ from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
-from phf.loops.results import read_loop
+from phf.loops.results import LOOP
 from phf.loops.rounds import run_rounds
 from phf.results import to_json
 from phf.train.run import Run
@@ -53,7 +53,7 @@ def test_rounds_and_what_is_measured_of_each(places, tmp_path) -> None:
     start = places("conditional")
     out = tmp_path / "loop"
     found = online(start, out)
-    assert to_json(read_loop(out)) == to_json(found)
+    assert to_json(LOOP.read(out)) == to_json(found)
     assert found.rounds == [0, 1, 2]
     (judge,) = found.judges
     assert (found.mode, found.control, judge.role) == ("good", "none", "annotator")

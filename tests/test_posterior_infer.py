@@ -15,13 +15,13 @@ from phf.config.infer import InferConfig
 from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.errors import PHFError
+from phf.policies.policy import Policy
 from phf.posterior import infer as module
-from phf.posterior import optimism, values
 from phf.posterior.infer import infer
-from phf.posterior.policy import Policy
-from phf.posterior.results import read_posterior
+from phf.posterior.results import POSTERIOR
 from phf.report.posterior import write_posterior_page
 from phf.results import to_json
+from phf.soft_control import optimism, values
 
 SMALL = {
     "betas": [0.5, 0.02],
@@ -51,7 +51,7 @@ def test_the_frontier_and_every_policy_beside_it(places, tmp_path, monkeypatch) 
     mle, conditional = places
     said: list[str] = []
     found = infer(mle, [conditional], tmp_path / "out", settings(), say=said.append)
-    assert to_json(read_posterior(tmp_path / "out")) == to_json(found)
+    assert to_json(POSTERIOR.read(tmp_path / "out")) == to_json(found)
     assert [(one.name, one.method) for one in found.policies] == [
         ("mle", ""),
         ("conditional good", ""),
@@ -241,7 +241,7 @@ def test_promises_levels_and_soft_values_are_asked_for_by_the_command(
     arguments += ["--set", "num_bootstrap=100", "--set", "particles=4", "--set", "populations=4"]
     monkeypatch.setattr("sys.argv", ["phf", *arguments, "--optimism", "--returns", "--values"])
     cli.main()
-    results = read_posterior(out)
+    results = POSTERIOR.read(out)
     find = results.results.find
     for other in ("conditional bad", "quantile bad", "held-out text"):
         for recipe in ("prior", "posterior", "regularised"):
@@ -269,11 +269,11 @@ def test_promises_levels_and_soft_values_are_asked_for_by_the_command(
     monkeypatch.setattr(optimism, "measure_optimism", None)
     monkeypatch.setattr(values, "draw_texts", None)
     cli.main()
-    assert to_json(read_posterior(out)) == to_json(results)
+    assert to_json(POSTERIOR.read(out)) == to_json(results)
     monkeypatch.setattr("sys.argv", ["phf", *arguments])
     capsys.readouterr()
     cli.main()
-    assert not read_posterior(out).results.of("promised_good")
+    assert not POSTERIOR.read(out).results.of("promised_good")
 
 
 def test_a_run_without_levels_is_said_where_levels_are_asked_for(places, tmp_path) -> None:

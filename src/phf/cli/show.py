@@ -40,10 +40,10 @@ def show(
     as_json: AsJSON = False,
 ) -> None:
     """Say what a run is, how far it is, how its loss went, what was measured and what to do next; or of a loop, each round."""
-    from phf.loops.results import are_loops, read_loop
+    from phf.loops.results import LOOP, are_loops
 
     if are_loops([folder]):
-        loop = read_loop(folder)
+        loop = LOOP.read(folder)
         if as_json:
             print_json(loop)
         else:
@@ -73,10 +73,10 @@ def show(
 @app.command(epilog=examples("phf compare runs/mle runs/conditional"))
 def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
     """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run; or in what loops do."""
-    from phf.loops.results import are_loops, read_loop
+    from phf.loops.results import LOOP, are_loops
 
     if are_loops(runs):
-        loops = [read_loop(folder) for folder in runs]
+        loops = [LOOP.read(folder) for folder in runs]
         if as_json:
             print_json(loops)
         else:

@@ -16,6 +16,8 @@ from phf.intervals import percentile_estimate
 from phf.records import Estimate
 
 _Values = npt.NDArray[np.float64]
+Table = npt.NDArray[np.float64]
+"""How many segments of a true state were judged how, [true, judged]."""
 
 _MAX_ROUNDS = 300
 _LEAST = 1e-9
@@ -26,8 +28,8 @@ _ROUGH = 1e-4
 """The same for a resample's, which stands in a percentile."""
 
 
-def count_confusion(truth: tuple[_Values, float], judged: tuple[_Values, float]) -> _Values:
-    """How many segments are good or bad, and judged so: float64 [true, judged].
+def count_confusion(truth: tuple[_Values, float], judged: tuple[_Values, float]) -> Table:
+    """How many segments are good (0) or bad (1), and judged so.
 
     Args:
         truth, judged: scores of the same segments, and the threshold above which they are bad; NaN = unscored, left out.
@@ -52,7 +54,7 @@ def fit_hidden(pages: Pages, confusion: _Values, weights: _Values | None = None)
 
 def estimate_hidden(
     pages: Pages,
-    table: npt.ArrayLike,
+    table: Table,
     statistics: Mapping[str, Callable[[Chain], _Values]],
     num_bootstrap: int,
     seed: int,
@@ -61,11 +63,11 @@ def estimate_hidden(
     """Numbers of the hidden chain, with intervals over pages *and* over the judge's confusion.
 
     Args:
-        table: how many segments of a true state were judged how, [true, judged]: what the confusion was measured on. Each resample
-            draws it anew. States behind those of the table are seen without error.
+        table: what the confusion was measured on; each resample draws it anew. States behind those of the table are seen without
+            error.
         weights: how much each page counts, [pages].
     """
-    counts, rng, seen = np.asarray(table, np.float64), np.random.default_rng([seed, 1]), _Seen.create(pages)
+    counts, rng, seen = table, np.random.default_rng([seed, 1]), _Seen.create(pages)
     weights = np.ones(len(pages)) if weights is None else weights
     all_of = seen.count(weights)
     whole = _fit(seen, _find_confusion(counts, pages.num_states), all_of, seen.begin(all_of), _TOLERANCE)

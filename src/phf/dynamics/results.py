@@ -1,11 +1,10 @@
 """dynamics.json: a model as a chain of pages, as measurements (docs/dynamics.md)."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.errors import PHFError
+from phf.dynamics.own_measures import OWN_MEASURES
 from phf.records import Number
 from phf.results import (
     MODE_ORDER,
@@ -13,12 +12,8 @@ from phf.results import (
     Judge,
     Measure,
     Measurement,
-    read_versioned,
-    write_versioned,
+    ResultsFile,
 )
-
-DYNAMICS_FILE = "dynamics.json"
-DYNAMICS_VERSION = 1
 
 RATE = Measure(
     "rate",
@@ -159,16 +154,6 @@ AVERAGE = Measure(
     "",
     of="average",
 )
-DIVERGENCE = Measure(
-    "divergence",
-    "what stood before",
-    "nats",
-    "Jensen-Shannon divergence of the next token's distribution behind two different documents and one beginning of a third: "
-    "0 where what stood before is disregarded, at most .69.",
-    "Attention is plain and causal, as users run a model; where documents are isolated it is 0 for any model.",
-    of="between",
-    at="tokens read",
-)
 MEASURES = [
     RATE,
     RATE_OF_DATA,
@@ -190,7 +175,7 @@ MEASURES = [
     FAR_EXCESS,
     FAR_P,
     AVERAGE,
-    DIVERGENCE,
+    *OWN_MEASURES,
 ]
 
 
@@ -200,10 +185,11 @@ class DynamicsResults(HasMeasurements):
 
     Attributes:
         settings: the `DynamicsConfig`.
-        run: name of the run; `run_id` its id.
-        judge: whose verdicts are the states.
+        run: name of the model; `run_id` the id of a run, or the hash of another model.
+        judge: whose verdicts are the states; None where nobody judged.
         threshold: score <= threshold is good.
-        isolated: whether documents were isolated from each other in training.
+        isolated: whether documents were isolated from each other in training; None where that is not known.
+        context: of training, in tokens.
         num_pages: of each mode, and of the data (`data`).
         notes: what a reader must know.
     """
@@ -212,9 +198,10 @@ class DynamicsResults(HasMeasurements):
     run: str
     run_id: str
     step: int
-    judge: Judge
+    judge: Judge | None
     threshold: Number
-    isolated: bool
+    isolated: bool | None
+    context: int
     num_pages: dict[str, int]
     notes: list[str]
     measurements: list[Measurement]
@@ -226,18 +213,4 @@ class DynamicsResults(HasMeasurements):
         return [mode for mode in MODE_ORDER if mode in self.num_pages]
 
 
-def write_dynamics(folder: Path, results: DynamicsResults) -> None:
-    """Write FOLDER/dynamics.json; the same results give the same bytes."""
-    write_versioned(folder / DYNAMICS_FILE, results, DYNAMICS_VERSION)
-
-
-def read_dynamics(folder: Path) -> DynamicsResults:
-    """Read FOLDER/dynamics.json.
-
-    Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
-    """
-    path, command = folder / DYNAMICS_FILE, f"phf dynamics RUN -o {folder}"
-    if not path.is_file():
-        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
-    return read_versioned(path, DynamicsResults, DYNAMICS_VERSION, command)
+DYNAMICS = ResultsFile("dynamics.json", DynamicsResults, 1, "phf dynamics RUN -o FOLDER")

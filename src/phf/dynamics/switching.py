@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.dynamics.chain import Chain, count_steps, draw_weights, fit_chain
-from phf.dynamics.hidden import estimate_hidden
+from phf.dynamics.hidden import Table, estimate_hidden
 from phf.dynamics.pages import Pages
 from phf.dynamics.written import BAD, GOOD, STATES, match_lengths
 from phf.intervals import difference_of_shares, percentile_estimate, wilson
@@ -16,11 +16,11 @@ from phf.results import MISSING
 
 _Values = npt.NDArray[np.float64]
 _Statistic = Callable[[Chain], _Values]
+Compared = Iterator[tuple[str, Estimate, Estimate, Estimate]]
+"""Name of a number, the pages', the data's, the difference."""
 
 
-def compare_rates(
-    pages: Pages, data: Pages, num_bootstrap: int, seed: int
-) -> Iterator[tuple[str, Estimate, Estimate, Estimate]]:
+def compare_rates(pages: Pages, data: Pages, num_bootstrap: int, seed: int) -> Compared:
     """Each step from a state to another, or to the page's end: see `compare_chains`; NaN from a state that never comes.
 
     Where none or all of the steps are of that kind, resamples say the same: the interval is Wilson's, for as many as pages have
@@ -90,7 +90,7 @@ LAWS: dict[str, _Statistic] = {
 
 def compare_chains(
     pages: Pages, data: Pages, statistics: dict[str, _Statistic], num_bootstrap: int, seed: int
-) -> Iterator[tuple[str, Estimate, Estimate, Estimate]]:
+) -> Compared:
     """For each number: of the model's pages, of the data's matched to their lengths, and the difference, which alone is the model's.
 
     Intervals are percentiles over resamples of pages, the model's and the data's drawn apart.
@@ -119,23 +119,18 @@ def _resample(pages: Pages, weights: _Values, num_bootstrap: int, seed: int) -> 
 
 
 def compare_hidden(
-    pages: Pages,
-    table: npt.ArrayLike,
-    data: Pages,
-    data_table: npt.ArrayLike,
-    num_bootstrap: int,
-    seed: int,
-) -> Iterator[tuple[str, Estimate, Estimate, Estimate]]:
-    """Rates and what follows from them without the judge's errors (`estimate_hidden`): as `compare_chains`, each with the confusion
-    that was measured on its own segments."""
-    statistics = {
+    own: tuple[Pages, Table], data: tuple[Pages, Table], num_bootstrap: int, seed: int
+) -> Compared:
+    """Rates and what follows from them without the judge's errors (`estimate_hidden`), as `compare_chains`: of pages and of the data,
+    each with the confusion that was measured on its own segments."""
+    statistics: dict[str, _Statistic] = {
         "good -> bad": lambda chain: chain.steps[..., GOOD, BAD],
         "bad -> good": lambda chain: chain.steps[..., BAD, GOOD],
         **LAWS,
     }
-    own = estimate_hidden(pages, table, statistics, num_bootstrap, seed)
-    beside = estimate_hidden(
-        data, data_table, statistics, num_bootstrap, seed + 1, match_lengths(data, pages)
-    )
+    (pages, table), (others, beside) = own, data
+    number = estimate_hidden(pages, table, statistics, num_bootstrap, seed)
+    weights = match_lengths(others, pages)
+    other = estimate_hidden(others, beside, statistics, num_bootstrap, seed + 1, weights)
     for name in statistics:
-        yield name, own[name], beside[name], difference_of_shares(own[name], beside[name])
+        yield name, number[name], other[name], difference_of_shares(number[name], other[name])

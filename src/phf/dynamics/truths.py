@@ -225,7 +225,7 @@ def _describe_judge() -> _Source:
     def measure(seed: int, num: int, num_bootstrap: int) -> _Found:
         rng = np.random.default_rng([seed, num])
         judged = judge_pages(chain.simulate(num, LONGEST, rng), rng)
-        table = np.stack([rng.multinomial(1000, row) for row in CONFUSION])
+        table = np.stack([rng.multinomial(1000, row) for row in CONFUSION]).astype(np.float64)
         return {**estimate_hidden(judged, table, statistics, num_bootstrap // 2, seed)}
 
     return _Source("a judge that errs", {name: float(statistics[name](chain)) for name in names}, measure)

@@ -1,14 +1,11 @@
 """finetune.json: what finetuning did to a run, as measurements, beside run.json (docs/finetune.md)."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
+from phf.results import HasMeasurements, Judge, Measure, Measurement, ResultsFile
 
-FINETUNE_FILE = "finetune.json"
-FINETUNE_VERSION = 1
 _GROUP = "Finetuning"
 
 SCORE = Measure(
@@ -103,18 +100,4 @@ class FinetuneResults(HasMeasurements):
     measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
 
 
-def write_finetune(folder: Path, results: FinetuneResults) -> None:
-    """Write RUN/finetune.json; the same results give the same bytes."""
-    write_versioned(folder / FINETUNE_FILE, results, FINETUNE_VERSION)
-
-
-def read_finetune(folder: Path) -> FinetuneResults | None:
-    """Read RUN/finetune.json; None for a run that was not finetuned, or whose result is not measured yet.
-
-    Raises:
-        PHFError: it is damaged, or of another format version.
-    """
-    path = folder / FINETUNE_FILE
-    if not path.is_file():
-        return None
-    return read_versioned(path, FinetuneResults, FINETUNE_VERSION, f"phf finetune ... -o {folder}")
+FINETUNE = ResultsFile("finetune.json", FinetuneResults, 1, "phf finetune ... -o FOLDER")

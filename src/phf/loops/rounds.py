@@ -19,13 +19,13 @@ from phf.files import Place, hash_json, read_sealed, write_sealed
 from phf.folders import lock_folder
 from phf.loops.measure import list_bits, measure_texts, read_pages
 from phf.loops.own_labels import check_own_labels, write_labelled, write_own_scores
-from phf.loops.results import OWN_SHARE, LoopResults, write_loop
+from phf.loops.results import LOOP, OWN_SHARE, LoopResults
 from phf.loops.texts import OWN_TOKEN, SHUFFLED, write_round, write_shuffled
 from phf.objectives import modes_of
 from phf.paths import hide_settings
-from phf.posterior.draws import Draws, Library
-from phf.posterior.policy import Policy
-from phf.posterior.sources import Source, open_source
+from phf.policies.draws import Draws, Library
+from phf.policies.policy import Policy
+from phf.policies.sources import Source, open_source
 from phf.records import FORMAT_VERSION, Mode, Number, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
@@ -70,7 +70,7 @@ def run_rounds(
         for number in range(1, loop.config.rounds + 1):
             loop.train_round(number)
         results = loop.measure()
-        write_loop(Path(out), results)
+        LOOP.write(Path(out), results)
     return results
 
 

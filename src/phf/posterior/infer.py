@@ -20,9 +20,11 @@ from phf.generate.engine import Written
 from phf.intervals import CONFIDENCE, bootstrap_mean, pooled_t
 from phf.objective_facts import is_baseline
 from phf.paths import hide_settings
+from phf.policies.draws import Draws, Library
+from phf.policies.policy import Policy
+from phf.policies.sources import Source, check_sources, choose_judges, list_policies, open_source
 from phf.posterior.control import MEASURES as CONTROL_MEASURES
 from phf.posterior.control import Controlled
-from phf.posterior.draws import Draws, Library
 from phf.posterior.frontier import (
     Chosen,
     Frontier,
@@ -34,10 +36,8 @@ from phf.posterior.frontier import (
     place,
     reject,
 )
-from phf.posterior.policy import Policy
-from phf.posterior.results import MEASURES, PolicyResult, PosteriorResults, write_posterior
+from phf.posterior.results import MEASURES, POSTERIOR, PolicyResult, PosteriorResults
 from phf.posterior.sandwich import estimate_log_z
-from phf.posterior.sources import Source, check_sources, choose_judges, list_policies, open_source
 from phf.records import Estimate, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
@@ -87,7 +87,7 @@ def infer(
             slug: [value for own in drawn for value in own.scores[slug]] for slug in inference.library.slugs
         }
         write_bytes(Path(out) / SAMPLES_FILE, encode_samples(samples, columns))
-        write_posterior(Path(out), results)
+        POSTERIOR.write(Path(out), results)
     return results
 
 

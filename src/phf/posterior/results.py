@@ -1,16 +1,11 @@
 """posterior.json: the frontier of a base model and where policies stand beside it, as measurements (docs/posterior.md)."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.errors import PHFError
 from phf.records import Number
-from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
-
-POSTERIOR_FILE = "posterior.json"
-POSTERIOR_VERSION = 1
+from phf.results import HasMeasurements, Judge, Measure, Measurement, ResultsFile
 
 # fmt: off
 MEASURES = (
@@ -124,18 +119,4 @@ class PosteriorResults(HasMeasurements):
     measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
 
 
-def write_posterior(folder: Path, results: PosteriorResults) -> None:
-    """Write FOLDER/posterior.json; the same results give the same bytes."""
-    write_versioned(folder / POSTERIOR_FILE, results, POSTERIOR_VERSION)
-
-
-def read_posterior(folder: Path) -> PosteriorResults:
-    """Read FOLDER/posterior.json.
-
-    Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
-    """
-    path, command = folder / POSTERIOR_FILE, f"phf infer ... -o {folder}"
-    if not path.is_file():
-        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
-    return read_versioned(path, PosteriorResults, POSTERIOR_VERSION, command)
+POSTERIOR = ResultsFile("posterior.json", PosteriorResults, 1, "phf infer ... -o FOLDER")

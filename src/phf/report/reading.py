@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
 from phf.files import Place, as_list, check_hash, hash_json
-from phf.finetune.results import FINETUNE_FILE, read_finetune
+from phf.finetune.results import FINETUNE
 from phf.paths import find_specs, hide_specs
 from phf.records import TrainingCorpus
 from phf.results import (
@@ -307,10 +307,11 @@ def _hash_settings(record: RunRecord) -> str:
 
 def _read_evaluation(path: Path, run_id: str | None) -> Evaluation:
     """The evaluation, and what finetuning has measured beside it."""
-    evaluation, finetuned = read_evaluation(path / EVALUATION_FILE, run_id), read_finetune(path)
-    if finetuned is None:
+    evaluation = read_evaluation(path / EVALUATION_FILE, run_id)
+    if not FINETUNE.is_in(path):
         return evaluation
-    check_owner(path / FINETUNE_FILE, finetuned.run_id, run_id, "finetune again")
+    finetuned = FINETUNE.read(path)
+    check_owner(path / FINETUNE.name, finetuned.run_id, run_id, "finetune again")
     rows = finetuned.measurements
     used = {row.measure for row in rows}
     return replace(

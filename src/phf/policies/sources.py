@@ -14,7 +14,7 @@ from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.files import Place, read_json
 from phf.generate.target import Target
 from phf.model import lm
-from phf.posterior.policy import Policy
+from phf.policies.policy import Policy
 from phf.records import Identity, Mode
 from phf.tokens.tokenizer import Tokenizer, load_tokenizer
 

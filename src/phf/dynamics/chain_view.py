@@ -1,0 +1,126 @@
+"""What judged pages say, as measurements: rates beside the data's, ergodicity, places, returns (docs/dynamics.md)."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from phf.config.dynamics import DynamicsConfig
+from phf.dynamics.absorbing import estimate_returns
+from phf.dynamics.ergodicity import intraclass_correlation, measure_ergodicity
+from phf.dynamics.hidden import Table
+from phf.dynamics.orders import choose_order, count_contexts
+from phf.dynamics.pages import AFTER, Pages
+from phf.dynamics.places import compare_places, estimate_drift
+from phf.dynamics.results import (
+    AVERAGE,
+    DRIFT,
+    FAR_EXCESS,
+    FAR_P,
+    HAZARD,
+    HIDDEN,
+    HIDDEN_EXCESS,
+    HIDDEN_OF_DATA,
+    JUDGE_ERROR,
+    LAW,
+    LAW_EXCESS,
+    LAW_OF_DATA,
+    ORDER,
+    PLACES_P,
+    RATE,
+    RATE_EXCESS,
+    RATE_OF_DATA,
+    RETURN,
+    SHARE_BETWEEN,
+    STAY,
+)
+from phf.dynamics.switching import LAWS, Compared, compare_chains, compare_hidden, compare_rates
+from phf.dynamics.written import BAD, GOOD, LOOPING, STATES
+from phf.evaluate.metric import bare
+from phf.intervals import bootstrap_mean, bootstrap_ratio, wilson
+from phf.records import Mode
+from phf.results import Measure, Measurement
+
+_TURNS = ((GOOD, BAD, "good -> bad"), (BAD, GOOD, "bad -> good"))
+_LEAST_AT_RISK = 20
+"""Segments without which a place on the page has no hazard."""
+_MOST_SIMULATED, _MOST_FITS = 500, 200
+"""Resamples of what takes long: all pages simulated anew; hidden chains, each fitted in some rounds."""
+
+
+def describe_pages(
+    mode: Mode, pages: Pages, data: Pages | None, config: DynamicsConfig
+) -> Iterator[Measurement]:
+    """All but what needs a second judge, or pages that are written otherwise.
+
+    Args:
+        data: beside which the pages stand; without it their own numbers are given alone.
+    """
+    num, seed = config.num_bootstrap, config.sampling.seed
+    other = pages if data is None else data
+    rates, laws = compare_rates(pages, other, num, seed), compare_chains(pages, other, LAWS, num, seed)
+    yield from _list(mode, (RATE, RATE_OF_DATA, RATE_EXCESS), rates, data is not None)
+    yield from _list(mode, (LAW, LAW_OF_DATA, LAW_EXCESS), laws, data is not None)
+    yield Measurement(
+        ORDER.name, bare(float(choose_order(count_contexts(pages).sum(axis=0))), len(pages)), mode
+    )
+    values, bad = np.eye(pages.num_states)[BAD], pages.states == BAD
+    yield Measurement(SHARE_BETWEEN.name, intraclass_correlation(pages, values, num, seed), mode)
+    for average, name in (
+        (bootstrap_mean(bad.sum(axis=1) / pages.lengths, num, seed), "over pages"),
+        (bootstrap_ratio(bad.sum(axis=1), pages.lengths, num, seed), "over segments"),
+    ):
+        yield Measurement(AVERAGE.name, average, mode, of=name)
+    far = measure_ergodicity(pages, values, min(num, _MOST_SIMULATED), seed, config.far)
+    if far is not None:
+        yield Measurement(FAR_EXCESS.name, far.excess, mode)
+        yield Measurement(FAR_P.name, bare(far.p, far.num_pairs), mode)
+    p = compare_places(pages, min(num, _MOST_SIMULATED), seed)
+    yield Measurement(PLACES_P.name, bare(p, len(pages)), mode)
+    for first, second, name in _TURNS:
+        yield Measurement(DRIFT.name, estimate_drift(pages, first, second, num, seed), mode, of=name)
+        here, following = pages.states == first, pages.following[:, 1:]
+        for place in range(config.longest - 1):
+            at_risk = here[:, place] & (following[:, place] != AFTER)
+            if at_risk.sum() < _LEAST_AT_RISK:
+                break
+            hazard = bootstrap_mean(following[at_risk, place] == second, num, seed)
+            yield Measurement(HAZARD.name, hazard, mode, of=name, at=float(place + 1))
+
+
+def describe_errors(
+    mode: Mode, own: tuple[Pages, Table], data: tuple[Pages, Table] | None, config: DynamicsConfig
+) -> Iterator[Measurement]:
+    """How often the judge errs, and rates without its errors, given what it confuses on either's segments."""
+    table = own[1]
+    for true, name in ((GOOD, "good"), (BAD, "bad")):
+        yield Measurement(JUDGE_ERROR.name, wilson(table[true, 1 - true], table[true].sum()), mode, of=name)
+    num = min(config.num_bootstrap, _MOST_FITS)
+    compared = compare_hidden(own, data or own, num, config.sampling.seed)
+    yield from _list(mode, (HIDDEN, HIDDEN_OF_DATA, HIDDEN_EXCESS), compared, data is not None)
+
+
+def describe_returns(
+    mode: Mode, written: Mapping[str, Pages], config: DynamicsConfig
+) -> Iterator[Measurement]:
+    """Whether pages come back from a state: of those of all tokens, within 1, 2, ... segments; of truncated ones, within the most.
+
+    Args:
+        written: pages by how their tokens were drawn.
+    """
+    for name, pages in written.items():
+        for state in (BAD, LOOPING):
+            returned, stays = estimate_returns(pages, state, GOOD, config.within)
+            of, last = f"{STATES[state]}, {name}", float(config.within)
+            if stays.count:
+                yield Measurement(STAY.name, stays, mode, of=of, at=last)
+                for segments, number in enumerate(returned, start=1):
+                    if name == "all tokens" or segments == last:
+                        yield Measurement(RETURN.name, number, mode, of=of, at=float(segments))
+
+
+def _list(
+    mode: Mode, measures: tuple[Measure, ...], compared: Compared, has_data: bool
+) -> Iterator[Measurement]:
+    for name, *numbers in compared:
+        for measure, number in list(zip(measures, numbers, strict=True))[: 3 if has_data else 1]:
+            yield Measurement(measure.name, number, mode, of=name)
