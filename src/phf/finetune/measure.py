@@ -74,7 +74,7 @@ def measure_result(
                 )
         lengths = np.array([len(ids) + ended for ids, ended in texts], np.float64)
         rows.append(Measurement(LENGTH.name, bootstrap_mean(lengths, *settings), of=name))
-    gaps = _read_gaps(start, model, prompts, texts)
+    gaps = read_gaps(start, model, prompts, texts)
     rows.append(Measurement(KL_TEXT.name, bootstrap_mean(gaps, *settings)))
     rows.append(Measurement(KL_TOKEN.name, find_ratio(gaps, lengths, *settings)))
     tokens = used.tokens if used.tokens >= 0 else _count_tokens(run, config.texts)
@@ -92,7 +92,7 @@ def measure_result(
     )
 
 
-def _read_gaps(
+def read_gaps(
     start: Start, model: "PreTrainedModel", prompts: Sequence[Ids], texts: Sequence[Written]
 ) -> _Values:
     """log result - log start of each text: [N]."""
