@@ -144,6 +144,7 @@ class Crossing:
         half, limit: calls to half of all that is ever gained, and the score that is reached in the end.
         fair_calls: up to so many calls the policy keeps bits per byte and variety (`find_fair_calls`).
         fair_share: share of the draws that cross within `fair_calls`.
+        shape: what `fall` takes to draw the curve.
     """
 
     calls: Estimate
@@ -151,6 +152,7 @@ class Crossing:
     limit: Estimate
     fair_calls: float
     fair_share: float
+    shape: tuple[float, ...]
 
     @property
     def is_fair(self) -> bool:
@@ -199,7 +201,7 @@ def find_crossing(
     within = float(np.mean(np.array(crossings[1:]) <= fair_calls))
     found = (crossings, np.exp(fits[:, 2]).tolist(), fits[:, 1].tolist())
     calls_found, half, limit = (_summarise(own, len(points)) for own in found)
-    return Crossing(calls_found, half, limit, fair_calls, within)
+    return Crossing(calls_found, half, limit, fair_calls, within, tuple(fits[0].tolist()))
 
 
 def _fit_falls(calls: _Values, scores: _Values, errors: _Values) -> _Values:
