@@ -351,9 +351,7 @@ def list_tables(
     yield f"\nPretraining is {6 * num_parameters * tokens:.2g} FLOPs (6 for each parameter and token).\n"
     yield "| judge | curve | meets | after calls | each seed alone | bits and variety hold up to | fair in |\n|---|---|---|---|---|---|---|"
     for own in crossings:
-        seeds = ", ".join(
-            show({"mean": calls, "low": math.nan, "high": math.nan}, 0) for calls in own["seeds"]
-        )
+        seeds = ", ".join(show(Estimate(calls, math.nan, math.nan, 1), 0, most) for calls in own["seeds"])
         fair = "the end" if own["fair_calls"] == math.inf else f"{own['fair_calls']:,.0f}"
         yield (
             f"| {own['judge'].replace('_', '-')} | {own['curve']} | {own['rival']} | {show(own['calls'], 0, most)} | {seeds} | {fair} "
