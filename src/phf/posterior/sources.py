@@ -17,6 +17,7 @@ from phf.model import lm
 from phf.posterior.policy import Policy
 from phf.records import Identity, Mode
 from phf.tokens.tokenizer import Tokenizer, load_tokenizer
+from phf.train.start import parse_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,15 +74,15 @@ def _untag(target: Target) -> Target:
     return replace(target, mode="untagged")
 
 
-def open_source(folder: Place) -> Source:
-    """A run, a release, or a causal language model with its tokenizer.
+def open_source(place: Place) -> Source:
+    """A run (or `RUN@STEP`), a release, or a causal language model with its tokenizer.
 
     Raises:
         PHFError: it is none of these, or is damaged.
     """
-    folder = Path(folder)
+    folder = Path(parse_place(str(place))[0])
     if (folder / "run.json").exists() or (folder / "phf.json").exists():
-        found = open_target(folder)
+        found = open_target(place)
         return Source(
             found.name,
             found.key,
