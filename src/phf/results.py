@@ -17,7 +17,8 @@ from phf.files import read_sealed, write_sealed
 from phf.intervals import pooled_t
 from phf.records import Estimate, Identity, JudgeRole, Number
 
-EVALUATION_FILE = "evaluation.json"
+EVALUATION_FILE, FINETUNE_FILE = "evaluation.json", "finetune.json"
+FINETUNE_VERSION = 1
 EVALUATION_VERSION = 3
 """Of evaluation.json; version 2 had no hash and no run id, version 1 a nesting of its own for each part."""
 

@@ -18,11 +18,12 @@ from phf.finetune.learners import Learner, Likelihood, OnPolicy, Used
 from phf.finetune.measure import measure_result
 from phf.finetune.pairs import Preferences, read_preferences, take_samples, take_segments
 from phf.finetune.pool import Pool
-from phf.finetune.results import FINETUNE_FILE, write_finetune
+from phf.finetune.results import write_finetune
 from phf.finetune.start import Start
 from phf.finetune.trl import Preferring, check_trl
 from phf.folders import lock_folder
 from phf.records import Progress
+from phf.results import FINETUNE_FILE
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.checkpoint import (
     Checkpointer,

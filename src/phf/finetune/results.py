@@ -5,10 +5,17 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
+from phf.results import (
+    FINETUNE_FILE,
+    FINETUNE_VERSION,
+    HasMeasurements,
+    Judge,
+    Measure,
+    Measurement,
+    read_versioned,
+    write_versioned,
+)
 
-FINETUNE_FILE = "finetune.json"
-FINETUNE_VERSION = 1
 _GROUP = "Finetuning"
 
 SCORE = Measure(

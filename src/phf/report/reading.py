@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
 from phf.files import Place, as_list, check_hash, hash_json
-from phf.finetune.results import FINETUNE_FILE, read_finetune
+from phf.finetune.results import read_finetune
 from phf.paths import find_specs, hide_specs
 from phf.records import TrainingCorpus
 from phf.results import (
