@@ -192,7 +192,7 @@ def test_the_commands(places, tmp_path, monkeypatch, capsys) -> None:
         (["online", start, "-o", str(out), "--share", "0"], "share"),
         (["online", start, "-o", str(out), "--control", "nothing"], "control"),
         (["online", str(tmp_path), "-o", str(tmp_path / "x")], "is not a run"),
-        (["compare", start, str(out)], "is no loop, and the others are"),
+        (["compare", start, str(out)], "has no online.json, and "),
         (["show", str(tmp_path)], "is not a run"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -313,6 +313,18 @@ class ResultsFile(Generic[T]):
         """Whether a folder has one."""
         return (folder / self.name).is_file()
 
+    def is_in_all(self, folders: Sequence[Path]) -> bool:
+        """Whether folders all have one.
+
+        Raises:
+            PHFError: some have, and some have not.
+        """
+        found = [self.is_in(folder) for folder in folders]
+        if any(found) and not all(found):
+            other, kin = folders[found.index(False)], folders[found.index(True)]
+            raise PHFError(f"{other} has no {self.name}, and {kin} has one; give folders of one kind")
+        return all(found)
+
     def write(self, folder: Path, results: T) -> None:
         """Write it; the same results give the same bytes."""
         write_versioned(folder / self.name, results, self.version)

@@ -15,7 +15,7 @@ from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, choose_judges
 from phf.evaluate.metric import bare
 from phf.evaluate.pages import Page, PageReader
-from phf.files import Place, hash_json, read_sealed, write_sealed
+from phf.files import Place, read_sealed, write_sealed
 from phf.folders import lock_folder
 from phf.loops.measure import list_bits, measure_texts, read_pages
 from phf.loops.own_labels import check_own_labels, write_labelled, write_own_scores
@@ -30,6 +30,7 @@ from phf.records import FORMAT_VERSION, Mode, Number, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.data import TrainingData
+from phf.train.folder import hash_recipe
 from phf.train.loop import resume, train
 from phf.train.optim import learning_rate_factor
 from phf.train.run import Run
@@ -37,8 +38,6 @@ from phf.train.run import Run
 SETTINGS_FILE = "loop.json"
 _EXTENDABLE = {"rounds", "judges", "num_documents", "num_bootstrap"}
 """Settings that may be others when a loop goes on: they change no text and no weight of it."""
-_OF_ONE_RUN = {"seed", "corpus", "start", "mix"}
-"""Of a run's config: what differs between seeds of one recipe."""
 
 Say = Callable[[str], None]
 
@@ -245,9 +244,7 @@ class _Loop:
             settings=hide_settings(self.config.model_dump(mode="json"), names),
             run=self.start.name,
             objective=self.start.config.objective.kind,
-            recipe=hash_json(
-                [self.start.corpus_id, self.start.config.model_dump(mode="json", exclude=_OF_ONE_RUN)]
-            ),
+            recipe=hash_recipe(self.start.record),
             seed=self.start.config.seed,
             step=self.step,
             mode=self.mode,
