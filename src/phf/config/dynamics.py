@@ -37,6 +37,20 @@ class DynamicsConfig(StrictConfig):
     """The reward model whose verdicts are the states of segments; the annotator by default."""
     threshold: float | None = None
     """score <= threshold is good; the run's own by default."""
+    held_out: str = ""
+    """A second reward model: how often the judge errs is measured against it, on the same segments."""
+    held_out_threshold: float | None = None
+    """Above it the second one's score is bad; its own hit threshold by default."""
+    labels: str = ""
+    """A file of labels ('phf label'), in place of a second reward model: how often the judge errs is measured on its texts."""
+    top_ps: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.9, 0.95, 0.99)
+    """Shares of the mass that tokens are drawn from, to see which of them make a state that pages do not come back from."""
+    top_ks: tuple[_Count, ...] = (40,)
+    """Numbers of likeliest tokens, for the same."""
+    truncated: Annotated[int, Field(ge=0)] = 100
+    """Pages of each of these and each mode; 0 leaves them out."""
+    within: _Count = 5
+    """Segments within which a page comes back, or does not."""
     num_bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamplings behind every bootstrap interval."""
     sampling: PageSampling = PageSampling()
@@ -50,6 +64,11 @@ OPTIONS = {
     "triples": "--triples",
     "judge": "--judge",
     "threshold": "--threshold",
+    "held_out": "--held-out",
+    "labels": "--labels",
+    "top_ps": "--top-p",
+    "top_ks": "--top-k",
+    "truncated": "--truncated",
     "sampling.num_samples": "--num-samples",
     "sampling.max_new_tokens": "--max-new-tokens",
     "sampling.control": "--control",

@@ -9,29 +9,50 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config.dynamics import DynamicsConfig
+from phf.dynamics.absorbing import estimate_returns, keep_likeliest
 from phf.dynamics.ergodicity import intraclass_correlation, measure_ergodicity
+from phf.dynamics.hidden import count_confusion
 from phf.dynamics.orders import choose_order, count_contexts
 from phf.dynamics.pages import Pages
+from phf.dynamics.places import compare_places, estimate_drift
 from phf.dynamics.results import (
     AVERAGE,
     DIVERGENCE,
+    DRIFT,
     DYNAMICS,
     FAR_EXCESS,
     FAR_P,
     HAZARD,
+    HIDDEN,
+    HIDDEN_EXCESS,
+    HIDDEN_OF_DATA,
+    JUDGE_ERROR,
     LAW,
     LAW_EXCESS,
     LAW_OF_DATA,
     ORDER,
+    PLACES_P,
     RATE,
     RATE_EXCESS,
     RATE_OF_DATA,
+    RETURN,
     SHARE_BETWEEN,
+    STAY,
     DynamicsResults,
 )
-from phf.dynamics.switching import LAWS, compare_chains, compare_rates
+from phf.dynamics.switching import LAWS, compare_chains, compare_hidden, compare_rates
 from phf.dynamics.symmetry import choose_triples, measure_symmetry
-from phf.dynamics.written import BAD, GOOD, Judged, Segmented, cut_page, judge_pages, state_pages
+from phf.dynamics.written import (
+    BAD,
+    GOOD,
+    LOOPING,
+    STATES,
+    Judged,
+    Segmented,
+    cut_page,
+    judge_pages,
+    state_pages,
+)
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, choose_judges
 from phf.evaluate.metric import bare
@@ -40,12 +61,13 @@ from phf.evaluate.parts import Parts
 from phf.files import Place
 from phf.folders import lock_folder
 from phf.generate.target import Target
-from phf.intervals import bootstrap_mean, bootstrap_ratio
+from phf.intervals import bootstrap_mean, bootstrap_ratio, wilson
 from phf.objectives import modes_of
 from phf.paths import hide_settings
 from phf.records import FORMAT_VERSION, Mode, Number, Progress, Sample
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model, score_samples
+from phf.reward_training.labels import read_labels
 from phf.train.data import TrainingData
 from phf.train.run import Run
 
@@ -59,6 +81,9 @@ _LEAST_AT_RISK = 20
 _LEAST_PAGES = 10
 """Pages with a segment without which nothing is said of a mode."""
 _SEGMENTS_PER_CALL = 4096
+_MOST_FITS = 200
+"""Resamples of hidden chains, each of which is fitted in some rounds."""
+_TURNS = ((GOOD, BAD, "good -> bad"), (BAD, GOOD, "bad -> good"))
 
 
 def measure_dynamics(
@@ -92,6 +117,7 @@ class _Subject:
     step: int
     data: TrainingData
     judge: LoadedJudge
+    held_out: LoadedJudge | None
     threshold: float
     config: DynamicsConfig
     notes: list[str]
@@ -113,13 +139,29 @@ class _Subject:
             raise PHFError(f"{run.name} has no {missing[0]} mode; give one of: {', '.join(has)}")
         judges, notes = choose_judges(data.annotation, [config.judge] if config.judge else [], load)
         judge = judges[-1] if config.judge else judges[0]
+        held_out = LoadedJudge("held-out", load(config.held_out)) if config.held_out else None
+        if held_out is not None and (config.labels or held_out.slug == judge.slug):
+            raise PHFError(
+                "how often the judge errs is measured against one other: another --held-out judge, or --labels"
+            )
         if judge.role != "annotator" and config.threshold is None:
             raise PHFError(
                 f"{judge.model.identity.name} did not annotate this corpus, and where its scores are bad is not known; give --threshold"
             )
         threshold = data.threshold.value if config.threshold is None else config.threshold
         key = [run.id, step, judge.slug, FORMAT_VERSION, version("phf")]
-        return cls(run, step, data, judge, threshold, config, notes, Parts(out / PARTS_FOLDER, key), progress)
+        return cls(
+            run,
+            step,
+            data,
+            judge,
+            held_out,
+            threshold,
+            config,
+            notes,
+            Parts(out / PARTS_FOLDER, key),
+            progress,
+        )
 
     def measure(self) -> DynamicsResults:
         """All there is to measure."""
@@ -145,6 +187,8 @@ class _Subject:
             num_pages[mode] = len(judged.pages)
             rows += [
                 *self._describe_pages(mode, judged.pages, data.pages),
+                *self._describe_errors(mode, judged, data),
+                *self._describe_returns(mode, target, judged.pages),
                 *self._describe_ends(mode, target),
             ]
             notes += _list_notes(f"{self.run.name} {mode}", judged)
@@ -162,32 +206,35 @@ class _Subject:
             measurements=rows,
         )
 
-    def _score(self, name: str) -> Callable[[list[str]], list[float]]:
+    def _score(self, name: str, judge: LoadedJudge | None = None) -> Callable[[list[str]], list[float]]:
+        model = (judge or self.judge).model
+
         def score(texts: list[str]) -> list[float]:
             found: list[float] = []
             for start in range(0, len(texts), _SEGMENTS_PER_CALL):
                 chunk = texts[start : start + _SEGMENTS_PER_CALL]
-                found += map(float, score_samples(self.judge.model, chunk))
+                found += map(float, score_samples(model, chunk))
                 if self.progress is not None:
                     self.progress(f"scoring segments, {name}", len(found), len(texts))
             return found
 
         return lambda texts: self.parts.measure(f"scores-{name}", texts, lambda: score(texts), list[Number])
 
-    def _write(self, target: Target) -> Judged:
-        """The mode's pages."""
+    def _write(self, target: Target, truncation: str = "", **changed: float) -> Judged:
+        """The mode's pages, with some settings of sampling changed."""
         longest, sampling = self.config.longest, self.config.sampling
         room = self.run.config.data.context - len(target.drawer(sampling).rules.prefix)
-        sampling = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, room)})
+        changed = {"max_new_tokens": min(sampling.max_new_tokens, room), **changed}
+        sampling = sampling.model_copy(update=changed)
         settings = sampling.model_dump(mode="json", exclude={"batch_size"})
         samples = self.parts.measure(
-            f"pages-{target.mode}",
+            f"pages-{target.mode}{truncation}",
             settings,
             lambda: target.write([()], sampling, self.progress),
             list[Sample],
         )
         pages = [cut_page(sample.text, sample.ended, target.segments, longest) for sample in samples]
-        return judge_pages(pages, self._score(target.mode), self.threshold, longest)
+        return judge_pages(pages, self._score(f"{target.mode}{truncation}"), self.threshold, longest)
 
     def _read_data(self) -> Judged:
         """Documents of the training split, cut as the model's pages are; as many as there are pages of a mode, or all."""
@@ -206,6 +253,57 @@ class _Subject:
             return judge_pages(pages, self._score("data"), self.threshold, longest)
         return state_pages(pages, scores, self.threshold, longest)
 
+    def _find_confusion(self, name: str, judged: Judged) -> npt.NDArray[np.float64] | None:
+        """How many segments are good and bad, and judged so; None where nothing says."""
+        if self.config.labels:
+            labels = read_labels(Path(self.config.labels))
+            scores = self._score("labels")(labels.texts)
+            return count_confusion((labels.targets, 0.5), (np.array(scores), self.threshold))
+        if self.held_out is None:
+            return None
+        threshold = self.config.held_out_threshold
+        bad = self.held_out.model.hit_threshold if threshold is None else threshold
+        scores = self._score(f"held-out-{name}", self.held_out)(judged.texts)
+        return count_confusion((np.array(scores), bad), (judged.scores, self.threshold))
+
+    def _describe_errors(self, mode: Mode, judged: Judged, data: Judged) -> Iterator[Measurement]:
+        """How often the judge errs, and rates without its errors."""
+        tables = self._find_confusion(mode, judged), self._find_confusion("data", data)
+        own, other = tables
+        if own is None or other is None:
+            return
+        for true, name in ((GOOD, "good"), (BAD, "bad")):
+            yield Measurement(JUDGE_ERROR.name, wilson(own[true, 1 - true], own[true].sum()), mode, of=name)
+        num = min(self.config.num_bootstrap, _MOST_FITS)
+        compared = compare_hidden(judged.pages, own, data.pages, other, num, self.config.sampling.seed)
+        for name, *numbers in compared:
+            for measure, number in zip((HIDDEN, HIDDEN_OF_DATA, HIDDEN_EXCESS), numbers, strict=True):
+                yield Measurement(measure.name, number, mode, of=name)
+
+    def _describe_returns(self, mode: Mode, target: Target, pages: Pages) -> Iterator[Measurement]:
+        """Whether pages come back from a state, as the model is and where its tokens are truncated."""
+        config = self.config
+        written = {"all tokens": pages}
+        for top_p in config.top_ps * (config.truncated > 0):
+            name = f"top-p {top_p:g}"
+            written[name] = self._write(target, f"-{name}", top_p=top_p, num_samples=config.truncated).pages
+        for top_k in config.top_ks * (config.truncated > 0):
+            name = f"top-k {top_k}"
+            with keep_likeliest(target.model, top_k):
+                written[name] = self._write(target, f"-{name}", num_samples=config.truncated).pages
+        for name, own in written.items():
+            for state in (BAD, LOOPING):
+                returned, stays = estimate_returns(own, state, GOOD, config.within)
+                for segments, number in enumerate(returned, start=1):
+                    if number.count and (name == "all tokens" or segments == config.within):
+                        yield Measurement(
+                            RETURN.name, number, mode, of=f"{STATES[state]}, {name}", at=float(segments)
+                        )
+                if stays.count:
+                    yield Measurement(
+                        STAY.name, stays, mode, of=f"{STATES[state]}, {name}", at=float(config.within)
+                    )
+
     def _describe_pages(self, mode: Mode, pages: Pages, data: Pages) -> Iterator[Measurement]:
         num, seed = self.config.num_bootstrap, self.config.sampling.seed
         for measures, compared in (
@@ -215,7 +313,9 @@ class _Subject:
             for name, *numbers in compared:
                 for measure, number in zip(measures, numbers, strict=True):
                     yield Measurement(measure.name, number, mode, of=name)
-        yield Measurement(ORDER.name, bare(choose_order(count_contexts(pages)), len(pages)), mode)
+        yield Measurement(
+            ORDER.name, bare(float(choose_order(count_contexts(pages).sum(axis=0))), len(pages)), mode
+        )
         values = np.zeros(pages.num_states)
         values[BAD] = 1
         yield Measurement(SHARE_BETWEEN.name, intraclass_correlation(pages, values, num, seed), mode)
@@ -230,11 +330,14 @@ class _Subject:
         if far is not None:
             yield Measurement(FAR_EXCESS.name, far.excess, mode)
             yield Measurement(FAR_P.name, bare(far.p, far.num_pairs), mode)
+        yield Measurement(PLACES_P.name, bare(compare_places(pages, min(num, 500), seed), len(pages)), mode)
+        for first, second, name in _TURNS:
+            yield Measurement(DRIFT.name, estimate_drift(pages, first, second, num, seed), mode, of=name)
         yield from self._describe_hazards(mode, pages)
 
     def _describe_hazards(self, mode: Mode, pages: Pages) -> Iterator[Measurement]:
         """By place on the page."""
-        for first, second, name in ((GOOD, BAD, "good -> bad"), (BAD, GOOD, "bad -> good")):
+        for first, second, name in _TURNS:
             for place in range(self.config.longest - 1):
                 here = pages.states[:, place] == first
                 here &= (pages.states[:, place + 1] >= 0) | (pages.ended & (pages.lengths == place + 1))

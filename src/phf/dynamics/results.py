@@ -52,6 +52,62 @@ LAW = Measure(
 )
 LAW_OF_DATA = Measure("law_of_data", "the same, data", "", "", "", None, of="number")
 LAW_EXCESS = Measure("law_excess", "model - data", "", "", "", None, of="number")
+HIDDEN = Measure(
+    "hidden",
+    "without the judge's errors",
+    "",
+    "The same of the chain that stands behind the judge's verdicts, given how often it errs.",
+    "Errors are taken to be independent, and the second judge, or who labelled, to be right.",
+    None,
+    of="number",
+)
+HIDDEN_OF_DATA = Measure("hidden_of_data", "the same, data", "", "", "", None, of="number")
+HIDDEN_EXCESS = Measure("hidden_excess", "model - data, without errors", "", "", "", None, of="number")
+JUDGE_ERROR = Measure(
+    "judge_error",
+    "the judge errs",
+    "share of segments",
+    "Of the segments that the second judge, or who labelled, calls bad (good), how many the judge calls good (bad).",
+    "",
+    of="called",
+)
+DRIFT = Measure(
+    "drift",
+    "drift",
+    "share, a segment",
+    "By how much a rate rises with each segment further on.",
+    "Late places are those of long pages alone.",
+    None,
+    of="step",
+)
+PLACES_P = Measure(
+    "places_p",
+    "p of alike places",
+    "",
+    "That a chain whose rates are the same in all places would give rates that differ as much between them (parametric bootstrap).",
+    "",
+    None,
+)
+RETURN = Measure(
+    "return",
+    "good again",
+    "share of visits",
+    "Of pages that came to a state: how many were good again within so many segments. At none, the interval is what can be ruled out.",
+    "A page that ends first did not come back.",
+    None,
+    of="state, tokens",
+    at="segments",
+)
+STAY = Measure(
+    "stay",
+    "still there",
+    "share of visits",
+    "Of the same pages: how many neither were good again nor had ended.",
+    "",
+    None,
+    of="state, tokens",
+    at="segments",
+)
 HAZARD = Measure(
     "hazard",
     "hazard",
@@ -114,6 +170,14 @@ MEASURES = [
     LAW,
     LAW_OF_DATA,
     LAW_EXCESS,
+    HIDDEN,
+    HIDDEN_OF_DATA,
+    HIDDEN_EXCESS,
+    JUDGE_ERROR,
+    DRIFT,
+    PLACES_P,
+    RETURN,
+    STAY,
     HAZARD,
     ORDER,
     SHARE_BETWEEN,
