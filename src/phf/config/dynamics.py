@@ -33,6 +33,24 @@ class DynamicsConfig(StrictConfig):
     """Of documents that show what the end of a page makes the model forget."""
     distances: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 4, 8, 16)
     """Tokens behind that end at which it is asked."""
+    beginning: Annotated[int, Field(ge=0)] = 4
+    """Tokens of the third document behind which texts are drawn."""
+    steps: _Count = 16
+    """Tokens of these texts."""
+    prefixes: _Count = 200
+    """Pages that the model labels itself, and pages behind each forced beginning."""
+    given: _Count = 3
+    """Segments of one kind that a forced beginning has, before one more."""
+    relaxation: _Count = 5
+    """Segments behind it that are looked at."""
+    streams: _Count = 32
+    """Of pages one after the other in one context, for numbers by position."""
+    contexts: _Count = 4
+    """Their length, in contexts of training."""
+    longest_stream: _Count = 4096
+    """Their length in tokens, at most."""
+    documents: str = ""
+    """A corpus whose documents are read, for a model that has no data here; what it writes itself by default."""
     judge: str = ""
     """The reward model whose verdicts are the states of segments; the annotator by default."""
     threshold: float | None = None
@@ -62,6 +80,7 @@ OPTIONS = {
     "longest": "--longest",
     "far": "--far",
     "triples": "--triples",
+    "documents": "--documents",
     "judge": "--judge",
     "threshold": "--threshold",
     "held_out": "--held-out",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from phf.dynamics.own_measures import OWN_MEASURES
 from phf.records import Number
 from phf.results import (
     MODE_ORDER,
@@ -153,16 +154,6 @@ AVERAGE = Measure(
     "",
     of="average",
 )
-DIVERGENCE = Measure(
-    "divergence",
-    "what stood before",
-    "nats",
-    "Jensen-Shannon divergence of the next token's distribution behind two different documents and one beginning of a third: "
-    "0 where what stood before is disregarded, at most .69.",
-    "Attention is plain and causal, as users run a model; where documents are isolated it is 0 for any model.",
-    of="between",
-    at="tokens read",
-)
 MEASURES = [
     RATE,
     RATE_OF_DATA,
@@ -184,7 +175,7 @@ MEASURES = [
     FAR_EXCESS,
     FAR_P,
     AVERAGE,
-    DIVERGENCE,
+    *OWN_MEASURES,
 ]
 
 
@@ -194,10 +185,11 @@ class DynamicsResults(HasMeasurements):
 
     Attributes:
         settings: the `DynamicsConfig`.
-        run: name of the run; `run_id` its id.
-        judge: whose verdicts are the states.
+        run: name of the model; `run_id` the id of a run, or the hash of another model.
+        judge: whose verdicts are the states; None where nobody judged.
         threshold: score <= threshold is good.
-        isolated: whether documents were isolated from each other in training.
+        isolated: whether documents were isolated from each other in training; None where that is not known.
+        context: of training, in tokens.
         num_pages: of each mode, and of the data (`data`).
         notes: what a reader must know.
     """
@@ -206,9 +198,10 @@ class DynamicsResults(HasMeasurements):
     run: str
     run_id: str
     step: int
-    judge: Judge
+    judge: Judge | None
     threshold: Number
-    isolated: bool
+    isolated: bool | None
+    context: int
     num_pages: dict[str, int]
     notes: list[str]
     measurements: list[Measurement]
