@@ -21,10 +21,10 @@ from scipy.special import expit, logit
 from phf.calibration import estimate_error, find_error
 from phf.intervals import expected_max
 from phf.posterior.frontier import Frontier, estimate, measure_draws, place
-from phf.posterior.optimism import Draws, Game, compare_promises
-from phf.posterior.values import Truth, measure_value
 from phf.records import Estimate
 from phf.results import Measurement
+from phf.soft_control.optimism import Draws, Game, compare_promises
+from phf.soft_control.values import Truth, measure_value
 
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
 MAX_OF = 25

@@ -35,7 +35,7 @@ from phf.evaluate.pieces import NGRAMS_PER_SAMPLE, split_pieces
 from phf.files import write_bytes
 from phf.finetune.fits import Learning, fall, find_crossing
 from phf.finetune.loop import finetune
-from phf.finetune.results import read_finetune
+from phf.finetune.results import FINETUNE
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
 from phf.objectives import modes_of
@@ -187,7 +187,7 @@ class Study:
                 found = self.keep(f"{run.name}@{step}", lambda r=run, s=step: self.measure(r, s))
                 curves[seed][calls] = found
             found |= self.keep(f"{run.name}, softened", lambda r=run: self.soften(r, r.steps[-1]))
-            results = read_finetune(run.folder).results
+            results = FINETUNE.read(run.folder).results
             found["kl"] = results.find("finetune_kl_text")
             written.append(results.find("finetune_written").mean)
         # A token that is written passes the policy once, is read by the start, and is learned from: 2 + 2 + 6 FLOPs a parameter.

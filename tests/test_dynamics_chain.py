@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 
 from phf.dynamics import truths
+from phf.dynamics.absorbing import estimate_returns
 from phf.dynamics.chain import Chain, count_steps, estimate_chain, fit_chain
-from phf.dynamics.ergodicity import (
-    _expect_pairs,
-    draw_cuts,
-    intraclass_correlation,
-    measure_ergodicity,
-)
+from phf.dynamics.ergodicity import expect_pairs, intraclass_correlation, measure_ergodicity
 from phf.dynamics.hidden import estimate_hidden, fit_hidden
-from phf.dynamics.orders import choose_order, compare_orders, count_contexts, fit_order
-from phf.dynamics.pages import AFTER, Pages, find_cuts
+from phf.dynamics.orders import choose_order, compare_orders, count_contexts, fit_best, fit_kernel
+from phf.dynamics.pages import AFTER, Pages, count_lengths, draw_cuts, find_cuts, simulate_pages
+from phf.dynamics.places import compare_places, estimate_drift
 from phf.dynamics.truths import (
     BAD,
     CONFUSION,
+    DRIFT,
+    GOOD,
     IID,
     LONGEST,
     SLOW,
@@ -24,6 +23,7 @@ from phf.dynamics.truths import (
     judge_pages,
     make_chain,
     validate,
+    write_drifting,
     write_mixture,
 )
 
@@ -101,7 +101,7 @@ def test_cuts_are_found_behind_ends() -> None:
     rng = np.random.default_rng(0)
     cut = rng.choice([2, 5, 9], size=20_000, p=[0.3, 0.5, 0.2])
     pages = make_chain(0.9, 0.7, end=0.15).simulate(20_000, 9, rng, cut)
-    chances = find_cuts(pages)
+    chances = find_cuts(count_lengths(pages).sum(axis=0))
     assert chances[:9] == pytest.approx([1, 1, 0.7, 0.7, 0.7, 0.2, 0.2, 0.2, 0.2], abs=0.02)
     assert chances[9] == 0
     drawn = draw_cuts(pages, 20_000, rng)
@@ -109,7 +109,7 @@ def test_cuts_are_found_behind_ends() -> None:
 
 
 def test_the_order_of_a_chain() -> None:
-    first = count_contexts(SLOW.simulate(500, LONGEST, np.random.default_rng(0)))
+    first = count_contexts(SLOW.simulate(500, LONGEST, np.random.default_rng(0))).sum(axis=0)
     assert choose_order(first) == 1
     assert compare_orders(first, 1) > 0.01
     # The next segment is that before the last: order 2, and no chain of order 1 could tell.
@@ -117,7 +117,7 @@ def test_the_order_of_a_chain() -> None:
     states = rng.integers(2, size=(300, 12))
     for place in range(2, 12):
         states[:, place] = np.where(rng.random(300) < 0.9, states[:, place - 2], states[:, place])
-    second = count_contexts(Pages(states, np.zeros(300, np.bool_), 2))
+    second = count_contexts(Pages(states, np.zeros(300, np.bool_), 2)).sum(axis=0)
     assert choose_order(second) == 2
     assert compare_orders(second, 1) < 1e-6
 
@@ -125,12 +125,12 @@ def test_the_order_of_a_chain() -> None:
 def test_far_pairs_of_a_chain_are_as_expected() -> None:
     rng = np.random.default_rng(0)
     for order in (1, 2, 3):
-        chain = fit_order(count_contexts(SLOW.simulate(200, LONGEST, rng)), order)
+        kernel = fit_kernel(count_contexts(SLOW.simulate(200, LONGEST, rng), order).sum(axis=0))
         cut = rng.integers(4, 16, size=60_000)
-        pages = chain.simulate(60_000, 15, cut, rng)
+        pages = simulate_pages(kernel, 60_000, 15, rng, cut)
         values = np.array([0.0, 1.0])
         cuts = np.array([(cut > place).mean() for place in range(16)])
-        expected = _expect_pairs(chain, values, cuts, 3)
+        (expected,) = expect_pairs(kernel[None], values, cuts[None], 3)
         found, there = np.where(pages.is_there, values[pages.states], 0), pages.is_there
         sums = np.zeros(4)
         for before in range(15):
@@ -191,8 +191,11 @@ def test_weights_are_repeats() -> None:
     pages = THREE.simulate(30, 8, np.random.default_rng(0))
     weights = np.random.default_rng(1).integers(0, 3, size=30).astype(float)
     repeated = pages.take(np.repeat(np.arange(30), weights.astype(int)))
-    assert count_contexts(pages, weights).tolist() == count_contexts(repeated).tolist()
-    assert find_cuts(pages, weights) == pytest.approx(find_cuts(repeated))
+    for count in (count_contexts, count_lengths):
+        assert np.tensordot(weights, count(pages), axes=1).tolist() == count(repeated).sum(axis=0).tolist()
+    assert count_contexts(pages, per_group=10).tolist() == [
+        count_contexts(pages.take(np.arange(start, start + 10))).sum(axis=0).tolist() for start in (0, 10, 20)
+    ]
     confusion = np.array([[0.9, 0.05, 0.05], [0.1, 0.85, 0.05], [0, 0.1, 0.9]])
     assert fit_hidden(pages, confusion, weights).steps == pytest.approx(
         fit_hidden(repeated, confusion).steps, abs=1e-3
@@ -209,9 +212,71 @@ def test_intervals_over_pages_hold_the_truth() -> None:
     assert 0.85 <= np.mean(held) <= 1
 
 
+def test_the_order_of_the_best_fit_is_written_over_long_contexts() -> None:
+    rng = np.random.default_rng(0)
+    states = rng.integers(2, size=(2, 300, 12))
+    for place in range(2, 12):
+        states[1, :, place] = np.where(rng.random(300) < 0.9, states[1, :, place - 2], states[1, :, place])
+    pages = Pages(states.reshape(600, 12), np.zeros(600, np.bool_), 2)
+    kernels, orders = fit_best(count_contexts(pages, per_group=300))
+    assert orders.tolist() == [1, 2]
+    last, before = 9 + 0 + 1, 9 + 3 + 0  # contexts 1, 0, 1 and 1, 1, 0 in base 3
+    assert kernels[0, last].tolist() == kernels[0, 1].tolist()
+    assert kernels[1, last] == pytest.approx([0.95, 0.05, 0], abs=0.03)
+    assert kernels[1, before] == pytest.approx([0.05, 0.95, 0], abs=0.03)
+
+
+def test_a_rate_that_drifts_is_told_from_one_that_does_not() -> None:
+    rng = np.random.default_rng(0)
+    same, drifting = SLOW.simulate(500, LONGEST, rng), write_drifting(500, rng)
+    assert compare_places(same, 100, 0) > 0.05
+    assert compare_places(drifting, 100, 0) < 0.02
+    own, other = (estimate_drift(pages, GOOD, BAD, 200, 0) for pages in (same, drifting))
+    assert own.low < 0 < own.high
+    assert 0.005 < other.low < DRIFT < other.high
+    rare = Pages(np.zeros((50, 8), np.int64), np.ones(50, np.bool_), 2)
+    assert np.isnan(estimate_drift(rare, GOOD, BAD, 100, 0).mean)
+
+
+def test_a_chain_of_order_2_is_alike_in_all_places() -> None:
+    """Rates of order 1 differ between places there; the law of the test is the fitted chain's own."""
+    kernel = np.full((9, 3), [0.7, 0.2, 0.1])
+    kernel[[4, 7], :2], kernel[8] = [0.2, 0.7], [0.9, 0.1, 0]  # bad behind bad or at the start: stays bad
+    rejected = [
+        compare_places(simulate_pages(kernel, 400, LONGEST, np.random.default_rng(seed)), 60, seed) <= 0.05
+        for seed in range(8)
+    ]
+    assert sum(rejected) <= 2
+
+
+def test_returns_by_hand() -> None:
+    pages = create_pages(
+        ([0, 1, 1, 0, 0, 0], False),  # good again after 2
+        ([0, 1, 0, 1, 1, 1], False),  # after 1: the first visit alone counts
+        ([1, 1, 1, 1, 1, 1], False),  # still bad
+        ([0, 1], True),  # ended
+        ([0, 1, 1], False),  # cut too early
+        ([0, 0, 0, 0, 1, 0], False),  # too near the horizon
+        ([0, 0], True),
+    )
+    returned, stays = estimate_returns(pages, BAD, GOOD, 3)
+    assert [own.mean for own in returned] == [0.25, 0.5, 0.5]
+    assert (stays.mean, stays.count) == (0.25, 4)
+
+
+def test_a_state_that_is_never_left_has_a_bound() -> None:
+    """Clopper and Pearson at none of n: 1 - .025^(1 / n)."""
+    chain = Chain(np.array([0.5, 0.5]), np.array([[0.9, 0.05], [0.0, 1.0]]))
+    returned, stays = estimate_returns(chain.simulate(200, LONGEST, np.random.default_rng(0)), BAD, GOOD, 10)
+    assert returned[-1].mean == returned[-1].low == 0
+    assert returned[-1].high == pytest.approx(1 - 0.025 ** (1 / returned[-1].count))
+    assert stays.mean == 1
+    assert np.isnan(estimate_returns(create_pages(([0, 0], True)), BAD, GOOD, 1)[1].mean)
+
+
 def test_validate_runs_through_all_truths(monkeypatch) -> None:
     monkeypatch.setattr(truths, "_MANY", 20_000)
     found = list(validate(2, num_pages=120, num_bootstrap=20))
-    assert len({row.source for row in found}) == 5
-    assert [row.share for row in found if row.is_test and row.source == "two kinds of page"] == [1.0]
+    assert len({row.source for row in found}) == 6
+    assert [row.share for row in found if row.is_test and row.truth == 1] == [1.0, 1.0]
     assert all(abs(row.bias) < 0.5 * max(abs(row.truth), 0.2) for row in found)

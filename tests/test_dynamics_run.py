@@ -13,7 +13,8 @@ from phf import cli
 from phf.config.dynamics import DynamicsConfig
 from phf.dynamics import dynamics as module
 from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.results import DIVERGENCE, RATE, RATE_EXCESS, RATE_OF_DATA, read_dynamics
+from phf.dynamics.own_measures import DIVERGENCE, OWN_MEASURES
+from phf.dynamics.results import DYNAMICS, RATE, RATE_EXCESS, RATE_OF_DATA
 from phf.dynamics.switching import compare_rates
 from phf.dynamics.symmetry import Triple, choose_triples, jensen_shannon, measure_symmetry
 from phf.dynamics.written import (
@@ -28,6 +29,7 @@ from phf.dynamics.written import (
     match_lengths,
 )
 from phf.errors import PHFError
+from phf.generate.target import Target
 from phf.report.dynamics import write_dynamics_page
 from phf.results import to_json
 
@@ -37,6 +39,10 @@ SMALL = DynamicsConfig.model_validate(
         "num_bootstrap": 100,
         "triples": 8,
         "distances": [0, 2],
+        "steps": 2,
+        "prefixes": 12,
+        "streams": 4,
+        "contexts": 1,
     }
 )
 
@@ -50,7 +56,7 @@ def run(small_config, tmp_path_factory, monkeypatch):
 
 def test_a_run_as_a_chain_beside_its_data(run, tmp_path, monkeypatch, capsys) -> None:
     found = measure_dynamics(run.folder, tmp_path / "out", SMALL, say=lambda _: None)
-    assert to_json(read_dynamics(tmp_path / "out")) == to_json(found)
+    assert to_json(DYNAMICS.read(tmp_path / "out")) == to_json(found)
     assert found.modes[:2] == ["good", "bad"]
     assert found.num_pages["good"] > 0
     own, data, excess = (
@@ -59,13 +65,16 @@ def test_a_run_as_a_chain_beside_its_data(run, tmp_path, monkeypatch, capsys) ->
     )
     assert excess.mean == pytest.approx(own.mean - data.mean)
     assert {row.of for row in found.results.of(DIVERGENCE.name)} == {"an end", "nothing"}
+    measured = {row.measure for row in found.results}
+    assert {row.name for row in OWN_MEASURES} <= measured
+    assert any("no control tokens" in note for note in found.notes) is False
     page = write_dynamics_page(found, tmp_path / "page.html")
     text = read_page(page).text
     assert "How does" in text
     assert "good -> bad" in text
     # What is kept is not drawn again, and gives the same bytes.
     before = (tmp_path / "out" / "dynamics.json").read_bytes()
-    monkeypatch.setattr(module.Target, "write", None)
+    monkeypatch.setattr(Target, "write", None)
     measure_dynamics(run.folder, tmp_path / "out", SMALL, say=lambda _: None)
     assert (tmp_path / "out" / "dynamics.json").read_bytes() == before
 
@@ -82,7 +91,7 @@ def test_what_is_refused(run, tmp_path, monkeypatch) -> None:
     with pytest.raises(PHFError, match="of 80 pages have a whole segment; give a larger --num-samples"):
         measure_dynamics(run.folder, tmp_path / "out", SMALL)
     with pytest.raises(PHFError, match="give a folder made by 'phf dynamics"):
-        read_dynamics(tmp_path)
+        DYNAMICS.read(tmp_path)
 
 
 def test_the_command(run, tmp_path, monkeypatch, capsys) -> None:
@@ -94,12 +103,15 @@ def test_the_command(run, tmp_path, monkeypatch, capsys) -> None:
             return int(stopped.code or 0)
         return 0
 
-    small = ("--num-samples", "80", "--max-new-tokens", "60", "--triples", "4", "--set", "num_bootstrap=100")
+    small = ("--num-samples", "80", "--max-new-tokens", "60", "--triples", "4")
+    small += tuple(
+        f"--set={setting}" for setting in ("num_bootstrap=100", "prefixes=4", "streams=2", "steps=2")
+    )
     assert start("dynamics", str(run.folder), "-o", str(tmp_path / "out"), "--mode", "good", *small) == 0
     assert "good -> bad" in capsys.readouterr().out
     assert (tmp_path / "out" / "dynamics.html").is_file()
     assert start("dynamics") == 2
-    assert "give a run made by 'phf train', or --validate" in capsys.readouterr().err
+    assert "give a run made by 'phf train', a model's folder, or --validate" in capsys.readouterr().err
 
 
 def test_pages_are_cut_into_whole_segments() -> None:
@@ -154,8 +166,8 @@ def test_a_rate_that_was_never_seen_is_bounded_and_one_without_its_state_is_miss
 def test_divergence_is_0_for_one_law_and_log_2_for_disjoint_ones() -> None:
     first = torch.tensor([0.0, -200.0, -200.0])
     second = torch.tensor([-200.0, 0.0, -200.0])
-    assert float(jensen_shannon(first, first)) == pytest.approx(0, abs=1e-12)
-    assert float(jensen_shannon(first, second)) == pytest.approx(math.log(2))
+    assert float(jensen_shannon(torch.stack([first, first]))) == pytest.approx(0, abs=1e-6)
+    assert float(jensen_shannon(torch.stack([first, second]))) == pytest.approx(math.log(2))
 
 
 class LastPage(torch.nn.Module):
@@ -175,8 +187,8 @@ class LastPage(torch.nn.Module):
 
 def test_a_model_that_reads_only_the_last_page_forgets_what_stood_before() -> None:
     triples = [Triple([1, 2], [3, 4], [5, 6])]
-    behind = measure_symmetry(LastPage(), [LastPage.END], triples, (0, 1))
-    without = measure_symmetry(LastPage(), [LastPage.END], triples, (0, 1), has_end=False)
+    behind = measure_symmetry(LastPage(), [LastPage.END], [LastPage.END], triples, (0, 1))
+    without = measure_symmetry(LastPage(), [LastPage.END], [], triples, (0, 1))
     assert behind == pytest.approx(np.zeros((1, 2)), abs=1e-9)
     assert without.min() > 1e-3
 
@@ -184,7 +196,11 @@ def test_a_model_that_reads_only_the_last_page_forgets_what_stood_before() -> No
 def test_triples_are_of_different_documents_of_one_length() -> None:
     documents = [[place] * (3 + place) for place in range(12)]
     found = choose_triples(documents, 5, 6, 4, np.random.default_rng(0))
-    assert len(found) == 5
+    assert len(found) == 4
+    used = [own[0] for triple in found for own in (triple.first, triple.second, triple.following)]
+    assert (
+        len(set(used)) == 12
+    )  # a document is in one triple, so that resampling these is resampling documents
     for triple in found:
         assert len(triple.first) == len(triple.second) <= 6
         assert len(triple.following) == 4

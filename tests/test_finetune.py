@@ -17,11 +17,11 @@ from phf.config.train import parse
 from phf.errors import PHFError
 from phf.finetune.loop import finetune
 from phf.finetune.policy import Drawing
-from phf.finetune.results import read_finetune
+from phf.finetune.results import FINETUNE
 from phf.finetune.rloo import find_advantages, rloo_loss
 from phf.generate.engine import TokenDrawer
 from phf.generate.target import Target
-from phf.posterior.policy import Policy
+from phf.policies.policy import Policy
 from phf.report.reading import read_runs
 from phf.train.run import Run
 
@@ -114,7 +114,7 @@ def test_rloo_lowers_the_score_and_the_run_is_one_like_any_other(places, tmp_pat
     assert [line["calls"] for line in lines] == [8, 16, 24, 32, 40, 48]
     assert lines[0]["kl_text"] == pytest.approx(0, abs=1e-5)
     assert all(line["kl_token"] == pytest.approx(line["kl_text"] / line["length"]) for line in lines)
-    found = read_finetune(run.folder)
+    found = FINETUNE.read(run.folder)
     assert found.results.find("finetune_calls").mean == 48
     assert found.results.find("finetune_kl_text").mean > 0
     assert found.results.find("finetune_written").mean == sum(line["length"] * 8 for line in lines)
@@ -230,7 +230,7 @@ def test_the_best_of_n_is_learned_from_one_pool(places, tmp_path):
     run = finetune(mle, tmp_path / "best", config, say=quiet)
     lines = [line for line in run.read_metrics() if line["kind"] == "train"]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    found = read_finetune(run.folder).results
+    found = FINETUNE.read(run.folder).results
     scores = {row.at: row.estimate.mean for row in found.of("best_of_score")}
     assert list(scores) == [1, 2, 4, 8, 16]
     assert scores[16] < scores[4] < scores[1]
@@ -320,6 +320,6 @@ def test_the_api_takes_a_method_and_another_reward_model(places, tmp_path):
     words = tmp_path / "words.txt"
     words.write_text("the\n")
     run = learn(mle, tmp_path / "run", "rloo:group=2", {**small, "steps": 1}, reward=f"lexicon:{words}")
-    found = read_finetune(run.folder)
+    found = FINETUNE.read(run.folder)
     assert found.reward.startswith("lexicon")
     assert [judge.role for judge in found.judges] == ["held-out", "annotator"]

@@ -16,7 +16,7 @@ from phf.errors import PHFError
 from phf.finetune.loop import finetune
 from phf.finetune.pairs import Judged, read_preferences, take_samples, take_segments
 from phf.finetune.pool import Pool
-from phf.finetune.results import read_finetune
+from phf.finetune.results import FINETUNE
 from phf.finetune.rloo import find_advantages, rloo_loss
 from phf.finetune.start import Start
 from phf.finetune.trl import list_pairs, list_texts, load_plain_tokenizer, restrict_heads
@@ -177,7 +177,7 @@ def test_preferences_are_learned_and_blocked_tokens_stay_blocked(method, places,
     lines = [line for line in run.read_metrics() if line["kind"] == "train"]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[0]["loss"] == pytest.approx(math.log(2) if method == "dpo" else 0.5, abs=1e-3)
-    found = read_finetune(run.folder).results
+    found = FINETUNE.read(run.folder).results
     assert found.find("finetune_calls").mean == 64
     assert found.find("finetune_kl_text").mean > 0
     assert [row.at for row in found.of("best_of_score")] == [1, 2, 4, 8, 16]
@@ -205,7 +205,7 @@ def test_a_summarisation_set_is_read_as_preferences(places, tmp_path):
     run = finetune(
         mle, tmp_path / "dpo", settings("method.kind=dpo", f"method.data={path}", "steps=2"), say=quiet
     )
-    assert read_finetune(run.folder).results.find("finetune_calls").mean == 0
+    assert FINETUNE.read(run.folder).results.find("finetune_calls").mean == 0
 
     path.write_text('{"post": "a", "summary_0": "b"}\n')
     with pytest.raises(PHFError, match="is no preference; give columns"):

@@ -4,11 +4,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from phf.intervals import (
     _measure_maxima,
     bootstrap_mean,
     bootstrap_ratio,
+    clopper_pearson,
     expected_max,
     pooled_t,
     wilson,
@@ -155,3 +157,15 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_chunks() -> None:
     assert first == bootstrap_mean(values, 1000, 7)
     assert first != bootstrap_mean(values, 1000, 8)
     assert first.high - first.low == pytest.approx(2 * 1.96 * values.std() / 5000**0.5, rel=0.1)
+
+
+def test_exact_intervals_of_shares_hold_every_truth() -> None:
+    """The chance that one holds the truth, summed over all counts, and the bound at none of n."""
+    num = 30
+    for truth in (0.001, 0.02, 0.3, 0.97):
+        chances = binom.pmf(np.arange(num + 1), num, truth)
+        found = [clopper_pearson(hits, num) for hits in range(num + 1)]
+        assert chances[[own.low <= truth <= own.high for own in found]].sum() >= 0.95
+    assert clopper_pearson(0, 100).high == pytest.approx(1 - 0.025**0.01)
+    assert clopper_pearson(100, 100).high == 1
+    assert np.isnan(clopper_pearson(0, 0).mean)

@@ -15,7 +15,7 @@ from phf.config.online import LemmaConfig
 from phf.config.train import parse
 from phf.loops.lemma import Pages, find_effect, find_gradients
 from phf.loops.lemma_cases import check_lemma
-from phf.loops.results import read_lemma
+from phf.loops.results import LEMMA
 from phf.results import to_json
 
 LETTERS, END = 16, 16
@@ -173,7 +173,7 @@ def test_a_case_of_a_run_and_what_is_kept(small_config, tmp_path, monkeypatch, c
     found = check_lemma(run, tmp_path / "lemma", config, say=said.append)
     assert found.left_out.keys() == {"stale"}
     assert said[0].startswith("stale is left out: the run has no earlier checkpoint")
-    assert to_json(read_lemma(tmp_path / "lemma")) == to_json(found)
+    assert to_json(LEMMA.read(tmp_path / "lemma")) == to_json(found)
     find = found.results.find
     for case in ("unfiltered", "data prompt masked", "own token", "shuffled"):
         effect = find("lemma_effect", of=case)

@@ -17,7 +17,7 @@ from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
-from phf.loops.results import read_loop
+from phf.loops.results import LOOP
 from phf.loops.rounds import run_rounds
 from phf.results import to_json
 from phf.train.loop import train
@@ -54,7 +54,7 @@ def test_rounds_and_what_is_measured_of_each(places, tmp_path) -> None:
     start = places("conditional")
     out = tmp_path / "loop"
     found = online(start, out)
-    assert to_json(read_loop(out)) == to_json(found)
+    assert to_json(LOOP.read(out)) == to_json(found)
     assert found.rounds == [0, 1, 2]
     (judge,) = found.judges
     assert (found.mode, found.control, judge.role) == ("good", "none", "annotator")
@@ -193,7 +193,7 @@ def test_the_commands(places, tmp_path, monkeypatch, capsys) -> None:
         (["online", start, "-o", str(out), "--share", "0"], "share"),
         (["online", start, "-o", str(out), "--control", "nothing"], "control"),
         (["online", str(tmp_path), "-o", str(tmp_path / "x")], "is not a run"),
-        (["compare", start, str(out)], "is no loop, and the others are"),
+        (["compare", start, str(out)], "has no online.json, and "),
         (["show", str(tmp_path)], "is not a run"),
     ):
         with pytest.raises(SystemExit) as ended:

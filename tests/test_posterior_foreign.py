@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from phf.config.infer import InferConfig
 from phf.config.train import parse
+from phf.policies.policy import Policy
+from phf.policies.sources import open_source
 from phf.posterior.infer import infer
-from phf.posterior.policy import Policy
-from phf.posterior.sources import open_source
 from phf.reward_models import load_reward_model, score_samples
 
 BEGIN, END, LONGEST, BETA = 0, 1, 3, 0.2

@@ -1,6 +1,8 @@
 """`phf infer` over real folders: what it measures, keeps, says and refuses, and its page."""
 
+import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +17,13 @@ from phf.config.infer import InferConfig
 from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.errors import PHFError
+from phf.policies.policy import Policy
 from phf.posterior import infer as module
-from phf.posterior import optimism, values
 from phf.posterior.infer import infer
-from phf.posterior.policy import Policy
-from phf.posterior.results import read_posterior
+from phf.posterior.results import POSTERIOR, pool_policies
 from phf.report.posterior import write_posterior_page
 from phf.results import to_json
+from phf.soft_control import optimism, values
 
 SMALL = {
     "betas": [0.5, 0.02],
@@ -51,7 +53,7 @@ def test_the_frontier_and_every_policy_beside_it(places, tmp_path, monkeypatch) 
     mle, conditional = places
     said: list[str] = []
     found = infer(mle, [conditional], tmp_path / "out", settings(), say=said.append)
-    assert to_json(read_posterior(tmp_path / "out")) == to_json(found)
+    assert to_json(POSTERIOR.read(tmp_path / "out")) == to_json(found)
     assert [(one.name, one.method) for one in found.policies] == [
         ("mle", ""),
         ("conditional good", ""),
@@ -241,7 +243,7 @@ def test_promises_levels_and_soft_values_are_asked_for_by_the_command(
     arguments += ["--set", "num_bootstrap=100", "--set", "particles=4", "--set", "populations=4"]
     monkeypatch.setattr("sys.argv", ["phf", *arguments, "--optimism", "--returns", "--values"])
     cli.main()
-    results = read_posterior(out)
+    results = POSTERIOR.read(out)
     find = results.results.find
     for other in ("conditional bad", "quantile bad", "held-out text"):
         for recipe in ("prior", "posterior", "regularised"):
@@ -269,11 +271,11 @@ def test_promises_levels_and_soft_values_are_asked_for_by_the_command(
     monkeypatch.setattr(optimism, "measure_optimism", None)
     monkeypatch.setattr(values, "draw_texts", None)
     cli.main()
-    assert to_json(read_posterior(out)) == to_json(results)
+    assert to_json(POSTERIOR.read(out)) == to_json(results)
     monkeypatch.setattr("sys.argv", ["phf", *arguments])
     capsys.readouterr()
     cli.main()
-    assert not read_posterior(out).results.of("promised_good")
+    assert not POSTERIOR.read(out).results.of("promised_good")
 
 
 def test_a_run_without_levels_is_said_where_levels_are_asked_for(places, tmp_path) -> None:
@@ -310,3 +312,45 @@ def test_many_policies_have_numbers_in_the_picture_and_in_the_table(places, tmp_
     assert "Numbers: the lines of the table below." in text
     for number, policy in enumerate(found.policies, 1):
         assert f"{number}. {policy.name}" in text.replace("&lt;", "<")
+
+
+def test_policies_of_several_base_models_are_pooled_by_their_recipe(
+    places, tmp_path, monkeypatch, capsys
+) -> None:
+    mle, conditional = places
+    first = infer(mle, [conditional], tmp_path / "a", settings(), say=lambda line: None)
+    assert len({policy.recipe for policy in first.policies}) == 2
+    POSTERIOR.write(tmp_path / "b", shift(first, base_key="another"))
+    POSTERIOR.write(tmp_path / "c", shift(first))
+    pooled = pool_policies([first, POSTERIOR.read(tmp_path / "b")])
+    assert [policy.name for policy in pooled] == [f"{one.name} and 1 more" for one in first.policies]
+    own, found = (policies[1].results.find("kl_from_base") for policies in (first.policies, pooled))
+    half = 12.706 * 0.5  # Student's t with one degree of freedom, times the error of the mean of x and x + 1
+    assert (found.mean, found.high - found.mean) == pytest.approx((own.mean + 0.5, half), rel=1e-4)
+    for folders, code, message in (
+        (["a", "b"], 0, "conditional good and 1 more"),
+        (["a", "c"], 2, "two of these stand on one base model"),
+        (["a", str(mle)], 2, f"{mle} has no posterior.json, and a has one"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["phf", "compare", *folders])
+        with contextlib.nullcontext() if code == 0 else pytest.raises(SystemExit):
+            cli.main()
+        shown = capsys.readouterr()
+        assert message in " ".join((shown.out + shown.err).split())
+
+
+def shift(results, **changes):
+    """The same numbers, larger by 1, of runs with other names."""
+    policies = [
+        replace(
+            policy,
+            name=f"other {policy.name}",
+            measurements=[
+                replace(row, estimate=replace(row.estimate, mean=row.estimate.mean + 1))
+                for row in policy.measurements
+            ],
+        )
+        for policy in results.policies
+    ]
+    return replace(results, policies=policies, **changes)

@@ -10,7 +10,8 @@ from known_models import BAD, GOOD, LabelledSource, create_target
 
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
-from phf.posterior.optimism import (
+from phf.results import Measurements
+from phf.soft_control.optimism import (
     MEASURES,
     Game,
     compare_promises,
@@ -20,7 +21,6 @@ from phf.posterior.optimism import (
     measure_optimism,
     write_turn,
 )
-from phf.results import Measurements
 
 SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, min_new_tokens=0, batch_size=4000)
 MODEL = LabelledSource(segment_end=0.0, page_end=0.0)

@@ -10,7 +10,7 @@ from phf.config.steer import Guidance
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.generate.engine import Written
-from phf.posterior.policy import Policy
+from phf.policies.policy import Policy
 
 LETTERS = range(1, 10)
 SAMPLING = SamplingConfig(

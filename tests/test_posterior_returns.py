@@ -12,8 +12,8 @@ from phf.config.train import SamplingConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
 from phf.objectives import resolve_objective
-from phf.posterior.returns import MEASURES, find_levels, measure_levels, measure_run
 from phf.results import Measurements
+from phf.soft_control.returns import MEASURES, find_levels, measure_levels, measure_run
 from phf.train.loop import train
 
 SAMPLING = SamplingConfig(num_samples=400, temperature=1.0, top_p=1.0, min_new_tokens=0, max_new_tokens=4)

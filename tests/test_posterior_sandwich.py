@@ -10,8 +10,8 @@ from test_posterior_policy import SAMPLING, enumerate_texts
 
 from phf.generate.engine import Ids, Written
 from phf.intervals import pooled_t
+from phf.policies.policy import Policy
 from phf.posterior import sandwich
-from phf.posterior.policy import Policy
 from phf.posterior.sandwich import LogTwist, estimate_log_z
 
 PER_RUN, RUNS, PARTICLES = 8, 200, 6

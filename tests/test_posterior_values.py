@@ -10,7 +10,8 @@ from known_models import END, NUM_IDS, TEXTS, create_bigram, create_target
 from phf.config.train import SamplingConfig
 from phf.errors import PHFError
 from phf.intervals import rank_correlation
-from phf.posterior.values import (
+from phf.results import Measurements
+from phf.soft_control.values import (
     MEASURES,
     Texts,
     draw_texts,
@@ -19,7 +20,6 @@ from phf.posterior.values import (
     fit_value,
     measure_value,
 )
-from phf.results import Measurements
 
 BETA = 0.4
 CHAIN = np.array([[0.3, 0.3, 0.2, 0.2], [0.6, 0.2, 0.1, 0.1], [0.3, 0.2, 0.2, 0.3], [0.4, 0.1, 0.1, 0.4]])

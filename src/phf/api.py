@@ -333,17 +333,23 @@ def finetune(
 
 
 def dynamics(
-    run: Place, out: Place = "dynamics", settings: Mapping[str, object] | None = None
+    run: Place,
+    out: Place = "dynamics",
+    settings: Mapping[str, object] | None = None,
+    *,
+    beside: Sequence[Place] = (),
 ) -> DynamicsResults:
     """A run as a Markov chain of pages: switching, ergodicity, what the end of a page is worth; what OUT/dynamics.json holds.
 
     Args:
+        run: or `RUN@STEP`, a release, the folder of any causal language model.
+        beside: such models, too, for what the end of a page makes each of them forget.
         settings: of `DynamicsConfig`, such as `{"modes": ["good"]}`.
 
     Raises:
         PHFError: see `phf.dynamics.dynamics.measure_dynamics`; a setting is not known or out of range.
     """
-    return measure_dynamics(run, out, parse(DynamicsConfig, dict(settings or {}), "dynamics"))
+    return measure_dynamics(run, out, parse(DynamicsConfig, dict(settings or {}), "dynamics"), beside=beside)
 
 
 def check_lemma(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln, ndtri, stdtrit  # scipy.stats takes a second to import
+from scipy.special import betaincinv, gammaln, ndtri, stdtrit  # scipy.stats takes a second to import
 
 from phf.records import Estimate
 
@@ -185,6 +185,16 @@ def wilson(hits: float, num: float, z: float = float(ndtri((1 + CONFIDENCE) / 2)
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
     return Estimate(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)), round(num))
+
+
+def clopper_pearson(hits: int, num: int) -> Estimate:
+    """A share with the exact interval of Clopper and Pearson, which holds the truth in at least 95 of 100, however rare hits are."""
+    if num == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    tail = (1 - CONFIDENCE) / 2
+    low = float(betaincinv(hits, num - hits + 1, tail)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, num - hits, 1 - tail)) if hits < num else 1.0
+    return Estimate(hits / num, low, high, num)
 
 
 def crossed_share(hits: npt.ArrayLike) -> Estimate:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
@@ -292,6 +292,54 @@ def read_versioned(path: Path, kind: type[T], version: int, command: str, remedy
     if found != version - 1:
         check_version(path, found, version, command)
     return parse_json(value, kind, str(path), remedy)
+
+
+@dataclass(frozen=True)
+class ResultsFile(Generic[T]):
+    """The file in which a command keeps the results of a folder.
+
+    Attributes:
+        name: of the file.
+        kind: the dataclass that is its content.
+        version: of its format.
+        command: makes it; FOLDER in it stands for the folder.
+    """
+
+    name: str
+    kind: type[T]
+    version: int
+    command: str
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has one."""
+        return (folder / self.name).is_file()
+
+    def is_in_all(self, folders: Sequence[Path]) -> bool:
+        """Whether folders all have one.
+
+        Raises:
+            PHFError: some have, and some have not.
+        """
+        found = [self.is_in(folder) for folder in folders]
+        if any(found) and not all(found):
+            other, kin = folders[found.index(False)], folders[found.index(True)]
+            raise PHFError(f"{other} has no {self.name}, and {kin} has one; give folders of one kind")
+        return all(found)
+
+    def write(self, folder: Path, results: T) -> None:
+        """Write it; the same results give the same bytes."""
+        write_versioned(folder / self.name, results, self.version)
+
+    def read(self, folder: Path) -> T:
+        """Read it.
+
+        Raises:
+            PHFError: there is none, it is damaged, or it is of another format version.
+        """
+        command = self.command.replace("FOLDER", str(folder))
+        if not self.is_in(folder):
+            raise PHFError(f"{folder / self.name} does not exist; give a folder made by '{command}'")
+        return read_versioned(folder / self.name, self.kind, self.version, command)
 
 
 def check_version(path: Path, found: object, wanted: int, command: str) -> None:

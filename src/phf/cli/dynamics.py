@@ -30,12 +30,25 @@ def _declare() -> "tuple[BaseModel, dict[str, str]]":
     epilog=examples(
         "phf dynamics runs/conditional -o dynamics",
         "phf dynamics runs/conditional -o dynamics --mode good --num-samples 4000",
+        "phf dynamics runs/mle runs/mle@500 runs/not-isolated -o dynamics",
+        "phf dynamics models/llama -o dynamics --documents corpora/tweets",
         "phf dynamics --validate --trials 50",
     ),
 )
 def dynamics(
     ctx: typer.Context,
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run made by 'phf train'.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A run, RUN@STEP, a release, or the folder of any causal language model."
+        ),
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[BESIDE...]", help="Such models, too, for what the end of a page makes each forget."
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for dynamics.json and dynamics.html.")
     ] = Path("dynamics"),
@@ -56,8 +69,8 @@ def dynamics(
     if validate:
         _validate(trials, as_json)
         return
-    if run is None:
-        raise PHFError("give a run made by 'phf train', or --validate")
+    if model is None:
+        raise PHFError("give a run made by 'phf train', a model's folder, or --validate")
     from phf.config.dynamics import DynamicsConfig
     from phf.config.recipes import apply_overrides
     from phf.config.train import parse
@@ -68,12 +81,14 @@ def dynamics(
     from phf.report.dynamics import write_dynamics_page
 
     with show_progress() as progress:
-        results = measure_dynamics(run, out, config, say=say, progress=progress)
+        results = measure_dynamics(model, out, config, beside=beside or (), say=say, progress=progress)
     write_dynamics_page(results, out / "dynamics.html")
     if as_json:
         print_json(results)
         return
-    print_table(_list_rates(results))
+    if results.judge is not None:
+        print_table(_list_rates(results))
+    print_table(_list_ends(results))
     hint(f"next: open {quote(out / 'dynamics.html')}; every number is in {quote(out / 'dynamics.json')}")
 
 
@@ -124,4 +139,23 @@ def _list_rates(results: "DynamicsResults") -> Table:
             table.add_row(mode, step, *(format_interval(cell, 1) for cell in cells))
         if find(FAR_EXCESS.name, mode).count:
             table.add_row(mode, "far excess", format_interval(find(FAR_EXCESS.name, mode), 1), "", "")
+    return table
+
+
+def _list_ends(results: "DynamicsResults") -> Table:
+    """What stood before an end, in texts: of each mode, and of models side by side."""
+    from phf.dynamics.own_measures import TEXT_DIVERGENCE
+    from phf.report.verdict import format_interval
+
+    table = make_table("How much the next tokens depend on what stood before an end, in nats (0 to .69)")
+    for head in ("model", "between"):
+        table.add_column(head)
+    rows = results.results.of(TEXT_DIVERGENCE.name)
+    lengths = sorted({row.at for row in rows if row.at is not None})
+    for length in lengths:
+        table.add_column(f"{length:.0f} tokens", justify="right")
+    for mode, of in dict.fromkeys((row.mode, row.of) for row in rows):
+        cells = [results.results.find(TEXT_DIVERGENCE.name, mode, of=of, at=length) for length in lengths]
+        names = (f"{results.run} {mode}", str(of)) if mode else (str(of), "an end")
+        table.add_row(*names, *(format_interval(cell, 1) for cell in cells))
     return table

@@ -75,7 +75,7 @@ def finetune(
     warn_of_rewards([*([config.reward] if config.reward else []), *config.judges])
 
     from phf.finetune.loop import finetune as learn
-    from phf.finetune.results import read_finetune
+    from phf.finetune.results import FINETUNE
     from phf.train.signals import Stopped
 
     with show_progress() as progress:
@@ -84,7 +84,7 @@ def finetune(
         except Stopped as stopped:
             complain(str(stopped))
             sys.exit(stopped.exit_code)
-    results = read_finetune(made.folder)
+    results = FINETUNE.read(made.folder) if FINETUNE.is_in(made.folder) else None
     if as_json:
         print_json({"run": str(made.folder), "step": made.steps[-1], "results": results})
         return

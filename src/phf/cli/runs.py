@@ -155,29 +155,29 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained page that compares runs, or the loops of 'phf online'."""
-    from phf.loops.results import are_loops, read_lemma, read_loop
+    from phf.loops.results import LEMMA, LOOP
 
-    if are_loops(runs):
+    if LOOP.is_in_all(runs):
         from phf.report.loops import write_loops_page
 
-        print(write_loops_page([read_loop(folder) for folder in runs], out))
+        print(write_loops_page([LOOP.read(folder) for folder in runs], out))
         return
     from phf.report.page import write_report
 
     sections = []
     if posterior is not None:
-        from phf.posterior.results import read_posterior
+        from phf.posterior.results import POSTERIOR
         from phf.report.posterior import make_section
 
-        sections.append(make_section(read_posterior(posterior)))
+        sections.append(make_section(POSTERIOR.read(posterior)))
     if loop:
         from phf.report import loops
 
-        sections.append(loops.make_section([read_loop(folder) for folder in loop]))
+        sections.append(loops.make_section([LOOP.read(folder) for folder in loop]))
     if lemma is not None:
         from phf.report.loops import make_lemma_section
 
-        sections.append(make_lemma_section(read_lemma(lemma)))
+        sections.append(make_lemma_section(LEMMA.read(lemma)))
     print(write_report(runs, out, sections=sections))
 
 

@@ -11,16 +11,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from phf.dynamics.pages import AFTER, Pages
+from phf.dynamics.orders import count_contexts, fit_kernel
+from phf.dynamics.pages import Pages, simulate_pages
 from phf.intervals import percentile_estimate
 from phf.records import Estimate
 
 _Values = npt.NDArray[np.float64]
-_SMOOTHING = 0.5
-"""Steps that each state is given beside those counted, in the proportions of all states together: one that a resample never
-visits is followed by what follows the others, and adds no memory."""
-
-
 _NEVER = 1e-12
 """A rate so low that it is none."""
 
@@ -88,69 +84,28 @@ class Chain:
         found[..., others] = _solve(np.eye(others.sum()) - inner, np.ones((*inner.shape[:-1],)))
         return found
 
+    @property
+    def kernel(self) -> _Values:
+        """Of order 1, see `phf.dynamics.orders`."""
+        first = np.append(self.initial, 0.0)
+        return np.vstack([np.column_stack([self.steps, self.ends]), first])
+
     def simulate(
         self, num: int, longest: int, rng: np.random.Generator, cut: npt.NDArray[np.int64] | None = None
     ) -> Pages:
         """Draw pages, cut at `longest` segments, or each at its own number of them: `cut` [num]."""
-        kernel = np.concatenate([self.steps, self.ends[:, None]], axis=1)
-        first = np.append(self.initial, 0.0)
-        return simulate_pages(first, lambda states, _: kernel[states[:, -1]], num, longest, rng, cut)
-
-
-def simulate_pages(
-    first: _Values,
-    follow: Callable[[npt.NDArray[np.int64], int], _Values],
-    num: int,
-    longest: int,
-    rng: np.random.Generator,
-    cut: npt.NDArray[np.int64] | None = None,
-) -> Pages:
-    """Draw pages of any chain.
-
-    Args:
-        first: law of the first state, [S + 1] or [num, S + 1], the end last; the end's is 0.
-        follow: (states so far [num, t], t) -> law of what follows, [num, S + 1], the end last; rows of ended pages are not read.
-        cut: segments at which each page is cut, [num]; None cuts all at `longest`.
-    """
-    num_states = first.shape[-1] - 1
-    limits = np.full(num, longest) if cut is None else np.minimum(cut, longest)
-    states = np.full((num, longest), AFTER)
-    ended, alive = np.zeros(num, np.bool_), np.ones(num, np.bool_)
-    law = np.broadcast_to(first, (num, num_states + 1))
-    for place in range(longest):
-        drawn = _draw(law, rng)
-        alive &= place < limits
-        ended |= alive & (drawn == num_states)
-        alive &= drawn != num_states
-        states[alive, place] = drawn[alive]
-        if place + 1 < longest:
-            law = follow(states[:, : place + 1], place + 1)
-    return Pages(states, ended, num_states)
+        return simulate_pages(self.kernel, num, longest, rng, cut)
 
 
 def count_steps(pages: Pages) -> _Values:
     """Steps of each page, float64 [pages, S + 1, S + 1]: from a state or the page's start (last row) to a state or its end (last)."""
-    num, _longest = pages.states.shape
-    size = pages.num_states + 1
-    start = np.full((num, 1), pages.num_states)
-    before = np.concatenate([start, pages.states], axis=1)
-    after = np.concatenate([pages.states, np.full((num, 1), AFTER)], axis=1)
-    after[np.arange(num), pages.lengths] = np.where(pages.ended, pages.num_states, AFTER)
-    known = after != AFTER
-    rows = np.broadcast_to(np.arange(num)[:, None], known.shape)[known]
-    places = (rows * size + before[known]) * size + after[known]
-    counts = np.bincount(places, minlength=num * size * size).astype(np.float64)
-    return counts.reshape(num, size, size)
+    return count_contexts(pages, 1)
 
 
 def fit_chain(counts: _Values) -> Chain:
     """The chain of counted steps [..., S + 1, S + 1], see `count_steps`."""
-    inner = counts[..., :-1, :]
-    pooled = inner.sum(axis=-2, keepdims=True) / np.maximum(inner.sum(axis=(-2, -1), keepdims=True), 1)
-    smooth = inner + _SMOOTHING * pooled
-    steps = smooth / smooth.sum(axis=-1, keepdims=True)
-    first = counts[..., -1, :-1]
-    return Chain(first / first.sum(axis=-1, keepdims=True), steps[..., :-1])
+    kernel = fit_kernel(counts)
+    return Chain(kernel[..., -1, :-1], kernel[..., :-1, :-1])
 
 
 def draw_weights(num: int, num_bootstrap: int, seed: int) -> _Values:
@@ -190,11 +145,3 @@ def _solve(matrix: _Values, right: _Values) -> _Values:
     least = _NEVER * np.eye(matrix.shape[-1])
     found = np.asarray(np.linalg.solve(matrix + least, right[..., None])[..., 0], np.float64)
     return np.where(found * _NEVER > 1e-3, np.nan, found)
-
-
-def _draw(law: _Values, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """One of each row's, [num, kinds] -> [num]."""
-    sums = law.cumsum(axis=1)
-    return np.asarray(
-        (rng.random((len(law), 1)) * sums[:, -1:] >= sums).sum(axis=1).clip(max=law.shape[1] - 1)
-    )

@@ -5,14 +5,16 @@ To shuffle segments across pages is no test of it (it rejects every chain with m
 than a mixture).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.dynamics.chain import draw_weights
-from phf.dynamics.orders import OrderChain, choose_order, count_contexts, fit_order
-from phf.dynamics.pages import Pages, find_cuts
+from phf.dynamics.orders import count_contexts, fit_best
+from phf.dynamics.pages import Pages, count_lengths, draw_cuts, find_cuts, simulate_pages
 from phf.intervals import percentile_estimate
 from phf.records import Estimate
 
@@ -22,6 +24,8 @@ FAR = 10
 """Segments from which on two of one page are far from each other."""
 _LEAST_PAGES = 30
 """Pages with far segments without which nothing is said."""
+_AT_ONCE = 10_000
+"""Pages that are simulated side by side."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +60,30 @@ def measure_ergodicity(
     Args:
         values: of each state, [S].
     """
-    values, longest = np.asarray(values, np.float64), pages.states.shape[1]
-    sums = _PageSums.create(pages, values, far)
-    found = sums.find_excess()
-    if found is None:
+    values = np.asarray(values, np.float64)
+    own = _sum_pages(pages, values, far)
+    found = _find_excess(_weigh(own, np.ones((1, len(pages)))), values, far)
+    if np.isnan(found.excess[0]):
         return None
-    rng = np.random.default_rng(seed)
-    null, again = [], []
-    for weights in draw_weights(len(pages), num_bootstrap, seed):
-        simulated = found.chain.simulate(len(pages), longest, draw_cuts(pages, len(pages), rng), rng)
-        own = _PageSums.create(simulated, values, far).find_excess()
-        null.append(own.excess if own else -np.inf)
-        own = sums.find_excess(weights)
-        again.append((own.covariance, own.excess) if own else (np.nan, np.nan))
-    covariances, excesses = np.transpose(again)
+    again = _find_excess(_weigh(own, draw_weights(len(pages), num_bootstrap, seed)), values, far)
+    simulated = list(simulate_like(pages, found.kernel[0], num_bootstrap, np.random.default_rng(seed)))
+    null = [_find_excess(_sum_pages(some, values, far, len(pages)), values, far).excess for some in simulated]
     return Ergodicity(
-        percentile_estimate(found.covariance, covariances, len(pages)),
-        found.covariance - found.excess,
-        percentile_estimate(found.excess, excesses, len(pages)),
-        float((1 + (np.array(null) >= found.excess).sum()) / (1 + num_bootstrap)),
-        found.chain.order,
-        round(sums.pairs[:, 0].sum()),
+        percentile_estimate(float(found.covariance[0]), again.covariance, len(pages)),
+        float(found.covariance[0] - found.excess[0]),
+        percentile_estimate(float(found.excess[0]), again.excess, len(pages)),
+        float((1 + (np.concatenate(null) >= found.excess[0]).sum()) / (1 + num_bootstrap)),
+        int(found.order[0]),
+        round(own.pairs[:, 1].sum()),
     )
 
 
-def draw_cuts(pages: Pages, num: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Segments at which pages like these would be cut, [num]."""
-    chances = find_cuts(pages)
-    return np.asarray((rng.random((num, 1)) < chances).sum(axis=1))
+def simulate_like(pages: Pages, kernel: _Values, num_times: int, rng: np.random.Generator) -> Iterator[Pages]:
+    """As many pages of a kernel, cut like these, so many times; several times in one, as many as fit into memory."""
+    at_once = max(_AT_ONCE // len(pages), 1)
+    for start in range(0, num_times, at_once):
+        num = len(pages) * min(at_once, num_times - start)
+        yield simulate_pages(kernel, num, pages.states.shape[1], rng, draw_cuts(pages, num, rng))
 
 
 def intraclass_correlation(pages: Pages, values: npt.ArrayLike, num_bootstrap: int, seed: int) -> Estimate:
@@ -118,90 +118,98 @@ def _find_share(sums: _Values) -> _Values:
     return result
 
 
-@dataclass(frozen=True)
-class _Excess:
-    """Covariance of far pairs and its excess over the fitted chain's, both as shares of the variance of a segment."""
+class _Excess(NamedTuple):
+    """Covariance of far pairs and its excess over the fitted chain's, as shares of the variance of a segment, and that chain: [G]
+    each; NaN without variance or enough pages with far pairs."""
 
-    chain: OrderChain
-    covariance: float
-    excess: float
+    covariance: _Values
+    excess: _Values
+    kernel: _Values
+    order: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _PageSums:
-    """What is summed over each page.
+class _Sums(NamedTuple):
+    """What is summed over the pages of each group.
 
     Attributes:
-        moments: segments, values, their squares, [pages, 3].
-        pairs: far pairs, the first's values, the second's, their products, [pages, 4].
+        contexts, lengths: see `count_contexts`, `count_lengths`.
+        moments: segments, values, their squares, [G, 3].
+        pairs: pages that have far pairs, the pairs, the first's values, the second's, their products, [G, 5].
     """
 
-    pages: Pages
-    values: _Values
-    far: int
+    contexts: _Values
+    lengths: _Values
     moments: _Values
     pairs: _Values
 
-    @classmethod
-    def create(cls, pages: Pages, values: _Values, far: int) -> "_PageSums":
-        there = pages.is_there.astype(np.float64)
-        found = np.where(pages.is_there, values[pages.states], 0.0)
-        # All that stand at least `far` before a place.
-        num, total = there.cumsum(1)[:, :-far], found.cumsum(1)[:, :-far]
-        here, value = there[:, far:], found[:, far:]
-        pairs = [num * here, total * here, num * value, total * value]
-        return cls(
-            pages,
-            values,
-            far,
-            np.stack([there.sum(1), found.sum(1), (found**2).sum(1)], 1),
-            np.stack([own.sum(1) for own in pairs], 1),
-        )
 
-    def find_excess(self, weights: _Values | None = None) -> _Excess | None:
-        """Of the pages, each counted as often as `weights` [pages] says; None without variance or enough pages with far pairs."""
-        own = np.ones(len(self.pages)) if weights is None else weights
-        num, total, squares = own @ self.moments
-        variance = float(squares / num - (total / num) ** 2)
-        pairs = own @ self.pairs
-        if ((self.pairs[:, 0] > 0) @ own < _LEAST_PAGES) or variance <= 0:
-            return None
-        counts = count_contexts(self.pages, weights)
-        chain = fit_order(counts, choose_order(counts))
-        expected = _expect_pairs(chain, self.values, find_cuts(self.pages, weights), self.far)
-        covariance = _to_covariance(pairs) / variance
-        return _Excess(chain, covariance, covariance - _to_covariance(expected) / variance)
+def _weigh(sums: _Sums, weights: _Values) -> _Sums:
+    """Groups weighed, [weighings, G]."""
+    return _Sums(*(np.tensordot(weights, own, axes=1) for own in sums))
 
 
-def _to_covariance(sums: _Values) -> float:
-    """Of sums over pairs: 1, x, y, xy."""
-    num, first, second, both = sums
-    return float(both / num - first / num * second / num)
+def _sum_pages(pages: Pages, values: _Values, far: int, per_group: int = 1) -> _Sums:
+    there = pages.is_there.astype(np.float64)
+    found = np.where(pages.is_there, values[pages.states], 0.0)
+    # All that stand at least `far` before a place.
+    num, total = there.cumsum(axis=1)[:, :-far], found.cumsum(axis=1)[:, :-far]
+    here, value = there[:, far:], found[:, far:]
+
+    groups = len(pages) // per_group
+
+    def add_up(*parts: tuple[_Values, _Values]) -> _Values:
+        """Sums of products, [groups, parts]."""
+        rows = [[own.reshape(groups, per_group, own.shape[1]) for own in both] for both in parts]
+        return np.stack([np.einsum("gpt,gpt->g", *both) for both in rows], axis=1)
+
+    lengths = count_lengths(pages)
+    return _Sums(
+        count_contexts(pages, per_group=per_group),
+        lengths.reshape(groups, per_group, *lengths.shape[1:]).sum(axis=1),
+        add_up((there, there), (there, found), (found, found)),
+        add_up((here[:, :1], here[:, :1]), (num, here), (total, here), (num, value), (total, value)),
+    )
 
 
-def _expect_pairs(chain: OrderChain, values: _Values, cuts: _Values, far: int) -> _Values:
-    """What `_sum_pairs` is of a page that the chain writes, [4].
+def _find_excess(sums: _Sums, values: _Values, far: int) -> _Excess:
+    kernel, order = fit_best(sums.contexts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        num, total, squares = sums.moments.T
+        variance = squares / num - (total / num) ** 2
+        is_known = (sums.pairs[:, 0] >= _LEAST_PAGES) & (variance > 0)
+        covariance = np.where(is_known, _to_covariance(sums.pairs[:, 1:]) / variance, np.nan)
+        expected = _to_covariance(expect_pairs(kernel, values, find_cuts(sums.lengths), far)) / variance
+    return _Excess(covariance, covariance - expected, kernel, order)
+
+
+def _to_covariance(sums: _Values) -> _Values:
+    """Of sums over pairs [G, 4]: 1, x, y, xy."""
+    num, first, second, both = sums.T
+    return np.asarray(both / num - first / num * second / num)
+
+
+def expect_pairs(kernel: _Values, values: _Values, cuts: _Values, far: int) -> _Values:
+    """What the sums over far pairs (1, x, y, xy) are of a page that a chain writes, [G, 4].
 
     Args:
-        cuts: P(a page is not cut before segment t), [longest + 1].
+        kernel: [G, contexts, S + 1].
+        cuts: P(a page is not cut before segment t), [G, longest + 1].
     """
-    size, contexts = chain.num_states + 1, len(chain.kernel)
-    follow = (np.arange(contexts)[:, None] * size + np.arange(size - 1)) % contexts
-    steps = np.zeros((contexts, contexts))
-    np.add.at(steps, (np.arange(contexts)[:, None], follow), chain.kernel[:, :-1])
-    value = np.append(values, 0.0)[np.arange(contexts) % size]
-    law = np.zeros(contexts)
-    law[chain.start] = 1
-    longest = len(cuts) - 1
-    recent = np.zeros((far + 1, 2, contexts))  # the laws of the last places, alone and times the value there
-    before = np.zeros((2, contexts))  # of all that stand at least `far` before, carried to this place
-    sums = np.zeros(4)
-    for place in range(longest):
+    groups, contexts, size = kernel.shape
+    every = np.arange(contexts)
+    steps = np.zeros((groups, contexts, contexts))
+    for state in range(size - 1):
+        steps[:, every, (every * size + state) % contexts] += kernel[:, :, state]
+    leap = np.linalg.matrix_power(steps, far)
+    value = np.append(values, 0.0)[every % size]
+    weigh = np.stack([np.ones(contexts), value])  # a place counted, and its value
+    law = np.zeros((groups, 1, contexts))
+    law[:, 0, -1] = 1
+    laws, before, sums = [], np.zeros((groups, 2, contexts)), np.zeros((groups, 2, 2))
+    for place in range(cuts.shape[1] - 1):
         law = law @ steps
-        recent, before = recent @ steps, before @ steps
-        recent[place % (far + 1)] = law, law * value
-        if place >= far:
-            before += recent[(place - far) % (far + 1)]
-            seen = cuts[place]
-            sums += seen * np.array([before[0].sum(), before[1].sum(), before[0] @ value, before[1] @ value])
-    return sums
+        laws.append(law)
+        if place >= far:  # `before`: of all that stand at least `far` before, carried to this place
+            before = before @ steps + (laws[place - far] * weigh) @ leap
+            sums += cuts[:, place, None, None] * (before @ weigh.T)
+    return sums.swapaxes(1, 2).reshape(groups, 4)

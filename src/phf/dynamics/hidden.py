@@ -5,6 +5,7 @@ model finds another truth (.82 and .58 for .92 and .85): what the judge confuses
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,24 @@ from phf.records import Estimate
 
 _Values = npt.NDArray[np.float64]
 
-_MAX_ROUNDS = 2000
+_MAX_ROUNDS = 300
 _LEAST = 1e-9
 """Rates do not leap to 0, from which they would not come back."""
 _TOLERANCE = 1e-6
-"""Largest change of a rate at which the fit ends."""
+"""Largest change of a rate in a round at which the fit ends."""
+_ROUGH = 1e-4
+"""The same for a resample's, which stands in a percentile."""
+
+
+def count_confusion(truth: tuple[_Values, float], judged: tuple[_Values, float]) -> _Values:
+    """How many segments are good or bad, and judged so: float64 [true, judged].
+
+    Args:
+        truth, judged: scores of the same segments, and the threshold above which they are bad; NaN = unscored, left out.
+    """
+    known = ~np.isnan(truth[0] + judged[0])
+    is_bad, is_called = (scores[known] > threshold for scores, threshold in (truth, judged))
+    return np.bincount(2 * is_bad + is_called, minlength=4).astype(np.float64).reshape(2, 2)
 
 
 def fit_hidden(pages: Pages, confusion: _Values, weights: _Values | None = None) -> Chain:
@@ -31,19 +45,9 @@ def fit_hidden(pages: Pages, confusion: _Values, weights: _Values | None = None)
         confusion: P(judged state | true state), float64 [true, judged]; it is held fixed.
         weights: how often each page counts, [pages].
     """
-    counts = np.tensordot(np.ones(len(pages)) if weights is None else weights, count_steps(pages), axes=1)
-    weights = np.ones(len(pages)) if weights is None else weights
-    chain = _begin(fit_chain(counts), len(confusion))
-    likelihood = _spread(pages, confusion)
-    rates = np.concatenate([chain.initial[None], chain.steps])
-    for _ in range(_MAX_ROUNDS):
-        once = _improve(pages, likelihood, weights, rates)
-        twice = _improve(pages, likelihood, weights, once)
-        new = _improve(pages, likelihood, weights, _leap(rates, once, twice))
-        change, rates = np.abs(new - twice).max(), new
-        if change < _TOLERANCE:
-            break
-    return Chain(rates[0], rates[1:])
+    seen = _Seen.create(pages)
+    counts = seen.count(np.ones(len(pages)) if weights is None else weights)
+    return _fit(seen, confusion, counts, seen.begin(counts), _TOLERANCE)
 
 
 def estimate_hidden(
@@ -52,72 +56,119 @@ def estimate_hidden(
     statistics: Mapping[str, Callable[[Chain], _Values]],
     num_bootstrap: int,
     seed: int,
+    weights: _Values | None = None,
 ) -> dict[str, Estimate]:
     """Numbers of the hidden chain, with intervals over pages *and* over the judge's confusion.
 
     Args:
         table: how many segments of a true state were judged how, [true, judged]: what the confusion was measured on. Each resample
-            draws it anew.
+            draws it anew. States behind those of the table are seen without error.
+        weights: how much each page counts, [pages].
     """
-    counts = np.asarray(table, np.float64)
-    confusion = _to_shares(counts)
-    whole = fit_hidden(pages, confusion)
-    rng = np.random.default_rng([seed, 1])
+    counts, rng, seen = np.asarray(table, np.float64), np.random.default_rng([seed, 1]), _Seen.create(pages)
+    weights = np.ones(len(pages)) if weights is None else weights
+    all_of = seen.count(weights)
+    whole = _fit(seen, _find_confusion(counts, pages.num_states), all_of, seen.begin(all_of), _TOLERANCE)
     chains = []
-    for weights in draw_weights(len(pages), num_bootstrap, seed):
-        drawn = np.stack([rng.multinomial(int(row.sum()), row / row.sum()) for row in counts])
-        chains.append(fit_hidden(pages, _to_shares(drawn), weights))
-    resampled = Chain(
-        np.stack([chain.initial for chain in chains]), np.stack([chain.steps for chain in chains])
-    )
+    for drawn in draw_weights(len(pages), num_bootstrap, seed):
+        again = np.stack([rng.multinomial(int(row.sum()), row / max(row.sum(), 1)) for row in counts])
+        confusion = _find_confusion(again, pages.num_states)
+        chains.append(_fit(seen, confusion, seen.count(weights * drawn), _step_inside(whole), _ROUGH))
+    resampled = Chain(np.stack([own.initial for own in chains]), np.stack([own.steps for own in chains]))
     return {
         name: percentile_estimate(float(measure(whole)), measure(resampled), len(pages))
         for name, measure in statistics.items()
     }
 
 
-def _to_shares(table: npt.NDArray[np.floating] | npt.NDArray[np.int64]) -> _Values:
-    """Shares of each row, with half a segment in every cell: an error that was never seen is not impossible."""
-    smooth = table + 0.5
-    result: _Values = smooth / smooth.sum(axis=1, keepdims=True)
-    return result
+@dataclass(frozen=True)
+class _Seen:
+    """The different ones among pages, the longest first.
+
+    Attributes:
+        number: which of them each page is.
+    """
+
+    pages: Pages
+    number: npt.NDArray[np.int64]
+
+    @classmethod
+    def create(cls, pages: Pages) -> "_Seen":
+        rows = np.column_stack([-pages.lengths, pages.ended, pages.states])
+        kinds, number = np.unique(rows, axis=0, return_inverse=True)
+        return cls(Pages(kinds[:, 2:], kinds[:, 1] == 1, pages.num_states), number)
+
+    def count(self, weights: _Values) -> _Values:
+        """How often each comes among pages of these weights."""
+        return np.bincount(self.number, weights, minlength=len(self.pages)).astype(np.float64)
+
+    def begin(self, counts: _Values) -> Chain:
+        """The judged chain, well off the border."""
+        return _step_inside(fit_chain(np.tensordot(counts, count_steps(self.pages), axes=1)), 0.1)
 
 
-def _begin(judged: Chain, num_states: int) -> Chain:
-    """Where the fit begins: the judged chain, off the border, which it could not leave."""
-    even = 1 / (num_states + 1)
-    return Chain(0.9 * judged.initial + 0.1 / num_states, 0.9 * judged.steps + 0.1 * even)
+def _find_confusion(table: npt.NDArray[np.floating] | npt.NDArray[np.int64], num_states: int) -> _Values:
+    """P(judged | true), [num_states, num_states], with half a segment in every cell of the table: an error that was never seen is not
+    impossible."""
+    confusion, smooth = np.eye(num_states), table + 0.5
+    confusion[: len(table), : len(table)] = smooth / smooth.sum(axis=1, keepdims=True)
+    return confusion
 
 
-def _spread(pages: Pages, confusion: _Values) -> _Values:
-    """P(what the judge said | true state) of each segment, [T, pages, S]; 1 beyond the end."""
-    table = np.concatenate([confusion, np.ones((len(confusion), 1))], axis=1)  # AFTER, -1, is the last column
-    return np.ascontiguousarray(np.moveaxis(table[:, pages.states], 0, -1).swapaxes(0, 1))
+def _step_inside(chain: Chain, share: float = 0.01) -> Chain:
+    """A chain off the border, which a fit that begins there could not leave."""
+    num = len(chain.initial)
+    return Chain((1 - share) * chain.initial + share / num, (1 - share) * chain.steps + share / (num + 1))
 
 
-def _improve(pages: Pages, likelihood: _Values, weights: _Values, rates: _Values) -> _Values:
-    """One round of expectation maximisation: rates [1 + S, S], the first row initial, to likelier ones."""
+def _fit(seen: _Seen, confusion: _Values, counts: _Values, chain: Chain, tolerance: float) -> Chain:
+    kept = np.flatnonzero(counts)  # a page that does not count may have become impossible
+    pages, counts = seen.pages.take(kept), counts[kept]
+    table = np.column_stack([confusion, np.ones(len(confusion))])  # AFTER, -1, is the last column
+    likelihood = np.ascontiguousarray(np.moveaxis(table[:, pages.states], -1, 0))
+    rates = np.vstack([chain.initial, chain.steps])
+    for _ in range(_MAX_ROUNDS):
+        once = _improve(pages, likelihood, counts, rates)
+        if np.abs(once - rates).max() < tolerance:
+            break
+        twice = _improve(pages, likelihood, counts, once)
+        rates = _improve(pages, likelihood, counts, _leap(rates, once, twice))
+    return Chain(rates[0], rates[1:])
+
+
+def _improve(pages: Pages, likelihood: _Values, counts: _Values, rates: _Values) -> _Values:
+    """One round of expectation maximisation: rates [1 + S, S], the first row initial, to likelier ones.
+
+    Args:
+        pages: the longest first.
+        likelihood: P(what the judge said | true state) of each segment, [T, S, pages].
+    """
     initial, steps = rates[0], rates[1:]
-    there, longest = pages.is_there.T, len(likelihood)
-    forward = np.empty_like(likelihood)
-    law = np.broadcast_to(initial, likelihood.shape[1:])
-    for place in range(longest):
-        forward[place] = _normalise(law * likelihood[place])
-        law = forward[place] @ steps
-    behind_last = np.where(pages.ended[:, None], 1 - steps.sum(axis=1), 1.0)
-    backward, flows = behind_last, np.zeros_like(steps)
-    for place in range(longest - 2, -1, -1):
-        ahead = likelihood[place + 1] * backward
-        carried = ahead @ steps.T
-        inside = there[place + 1]
-        share = np.where(inside, weights / (forward[place] * carried).sum(axis=1), 0.0)
-        flows += (forward[place] * share[:, None]).T @ ahead
-        backward = np.where(inside[:, None], _normalise(carried), behind_last)
+    forward = np.empty_like(likelihood)  # P(state | what was judged up to here)
+    law = initial[:, None]
+    alive = pages.is_there.sum(axis=0)
+    for place, num in enumerate(alive):
+        own = law[:, :num] * likelihood[place, :, :num]
+        forward[place, :, :num] = own / own.sum(axis=0)
+        law = steps.T @ forward[place, :, :num]
+    last = forward[pages.lengths - 1, :, np.arange(len(pages))].T
+    # P(what comes | state), scaled so that forward * backward is P(state | the whole page).
+    backward = np.where(pages.ended, (1 - steps.sum(axis=1))[:, None], 1.0)
+    backward /= (last * backward).sum(axis=0)
+    ends = (last * backward) @ (counts * pages.ended)
+    flows = np.zeros_like(steps)
+    for place in range(len(likelihood) - 2, -1, -1):
+        num = alive[place + 1]
+        here, ahead = forward[place, :, :num], likelihood[place + 1, :, :num] * backward[:, :num]
+        carried = steps @ ahead
+        scale = 1 / np.einsum("sn,sn->n", here, carried)
+        flows += (here * (counts[:num] * scale)) @ ahead.T
+        backward[:, :num] = carried * scale
     flows *= steps
-    first = weights @ _normalise(forward[0] * backward)
-    last = forward[pages.lengths - 1, np.arange(len(pages))] * behind_last
-    ends = (weights * pages.ended) @ _normalise(last)
-    return np.concatenate([first[None] / first.sum(), flows / (flows.sum(axis=1) + ends)[:, None]])
+    first = (forward[0] * backward) @ counts
+    left = flows.sum(axis=1) + ends
+    flows = np.divide(flows, left[:, None], out=steps.copy(), where=left[:, None] > 0)
+    return np.vstack([first / first.sum(), flows])
 
 
 def _leap(rates: _Values, once: _Values, twice: _Values) -> _Values:
@@ -131,9 +182,3 @@ def _leap(rates: _Values, once: _Values, twice: _Values) -> _Values:
     far[0] /= far[0].sum()
     far[1:] /= np.maximum(far[1:].sum(axis=1, keepdims=True) + _LEAST, 1.0)
     return far
-
-
-def _normalise(rows: _Values) -> _Values:
-    """To a sum of 1 each."""
-    result: _Values = rows / rows.sum(axis=1, keepdims=True)
-    return result

@@ -14,6 +14,7 @@ AFTER = -1
 """In the place of a state: the page has no such segment."""
 
 _Values = npt.NDArray[np.float64]
+_Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Pages:
         num_states: of a segment.
     """
 
-    states: npt.NDArray[np.int64]
+    states: _Codes
     ended: npt.NDArray[np.bool_]
     num_states: int
 
@@ -39,28 +40,68 @@ class Pages:
         return np.asarray(self.states != AFTER)
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> _Codes:
         """Segments of each page, [pages]."""
         return np.asarray(self.is_there.sum(axis=1))
 
-    def take(self, rows: npt.NDArray[np.int64]) -> "Pages":
+    @property
+    def following(self) -> _Codes:
+        """What follows the page's start and each place, [pages, longest + 1]: a state, the page's end (`num_states`), or AFTER."""
+        found = np.pad(self.states, ((0, 0), (0, 1)), constant_values=AFTER)
+        found[np.arange(len(self)), self.lengths] = np.where(self.ended, self.num_states, AFTER)
+        return found
+
+    def take(self, rows: _Codes) -> "Pages":
         """Some of the pages, perhaps some of them several times."""
         return Pages(self.states[rows], self.ended[rows], self.num_states)
 
 
-def find_cuts(pages: Pages, weights: _Values | None = None) -> _Values:
-    """P(a page is not cut before segment t), float64 [longest + 1], by Kaplan and Meier: a cut is hidden where the page ended first.
+def simulate_pages(
+    kernel: _Values, num: int, longest: int, rng: np.random.Generator, cut: _Codes | None = None
+) -> Pages:
+    """Draw pages of a chain.
 
     Args:
-        weights: how often each page counts, [pages].
+        kernel: see `phf.dynamics.orders`.
+        cut: segments at which each page is cut, [num]; None cuts all at `longest`.
     """
-    num, longest = pages.states.shape
-    weights = np.ones(num) if weights is None else weights
-    all_of, cut = (
-        np.bincount(pages.lengths, weights * own, minlength=longest + 1)
-        for own in (np.ones(num), ~pages.ended)
-    )
-    at_risk = all_of[::-1].cumsum()[::-1]
-    hazards = np.divide(cut, at_risk, out=np.zeros(longest + 1), where=at_risk > 0)
-    chances: _Values = np.cumprod(1 - hazards)
+    num_contexts, size = kernel.shape
+    bounds = kernel.cumsum(axis=1)
+    bounds = (bounds / bounds[:, -1:])[:, :-1]
+    limits = np.full(num, longest) if cut is None else np.minimum(cut, longest)
+    states, ended = np.full((num, longest), AFTER), np.zeros(num, np.bool_)
+    context, rows = np.full(num, num_contexts - 1), np.flatnonzero(limits > 0)
+    for place in range(longest):
+        drawn = (rng.random((len(rows), 1)) >= bounds[context[rows]]).sum(axis=1)
+        goes_on = drawn < size - 1
+        ended[rows[~goes_on]] = True
+        rows, drawn = rows[goes_on], drawn[goes_on]
+        states[rows, place] = drawn
+        context[rows] = (context[rows] * size + drawn) % num_contexts
+        rows = rows[limits[rows] > place + 1]
+    return Pages(states, ended, size - 1)
+
+
+def count_lengths(pages: Pages) -> _Values:
+    """Whether a page has so many segments, and whether it was cut behind them: float64 [pages, 2, longest + 1]."""
+    has = pages.lengths[:, None] == np.arange(pages.states.shape[1] + 1)
+    return np.stack([has, has & ~pages.ended[:, None]], axis=1).astype(np.float64)
+
+
+def find_cuts(lengths: _Values) -> _Values:
+    """P(a page is not cut before segment t), [..., longest + 1], by Kaplan and Meier: a cut is hidden where the page ended first.
+
+    Args:
+        lengths: `count_lengths`, summed over pages, [..., 2, longest + 1].
+    """
+    all_of, cut = lengths[..., 0, :], lengths[..., 1, :]
+    at_risk = all_of[..., ::-1].cumsum(axis=-1)[..., ::-1]
+    hazards = np.divide(cut, at_risk, out=np.zeros_like(cut), where=at_risk > 0)
+    chances: _Values = np.cumprod(1 - hazards, axis=-1)
     return chances
+
+
+def draw_cuts(pages: Pages, num: int, rng: np.random.Generator) -> _Codes:
+    """Segments at which pages like these would be cut, [num]."""
+    chances = find_cuts(count_lengths(pages).sum(axis=0))
+    return np.asarray((rng.random((num, 1)) < chances).sum(axis=1))

@@ -1,11 +1,10 @@
 """dynamics.json: a model as a chain of pages, as measurements (docs/dynamics.md)."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.errors import PHFError
+from phf.dynamics.own_measures import OWN_MEASURES
 from phf.records import Number
 from phf.results import (
     MODE_ORDER,
@@ -13,12 +12,8 @@ from phf.results import (
     Judge,
     Measure,
     Measurement,
-    read_versioned,
-    write_versioned,
+    ResultsFile,
 )
-
-DYNAMICS_FILE = "dynamics.json"
-DYNAMICS_VERSION = 1
 
 RATE = Measure(
     "rate",
@@ -58,6 +53,62 @@ LAW = Measure(
 )
 LAW_OF_DATA = Measure("law_of_data", "the same, data", "", "", "", None, of="number")
 LAW_EXCESS = Measure("law_excess", "model - data", "", "", "", None, of="number")
+HIDDEN = Measure(
+    "hidden",
+    "without the judge's errors",
+    "",
+    "The same of the chain that stands behind the judge's verdicts, given how often it errs.",
+    "Errors are taken to be independent, and the second judge, or who labelled, to be right.",
+    None,
+    of="number",
+)
+HIDDEN_OF_DATA = Measure("hidden_of_data", "the same, data", "", "", "", None, of="number")
+HIDDEN_EXCESS = Measure("hidden_excess", "model - data, without errors", "", "", "", None, of="number")
+JUDGE_ERROR = Measure(
+    "judge_error",
+    "the judge errs",
+    "share of segments",
+    "Of the segments that the second judge, or who labelled, calls bad (good), how many the judge calls good (bad).",
+    "",
+    of="called",
+)
+DRIFT = Measure(
+    "drift",
+    "drift",
+    "share, a segment",
+    "By how much a rate rises with each segment further on.",
+    "Late places are those of long pages alone.",
+    None,
+    of="step",
+)
+PLACES_P = Measure(
+    "places_p",
+    "p of alike places",
+    "",
+    "That a chain whose rates are the same in all places would give rates that differ as much between them (parametric bootstrap).",
+    "",
+    None,
+)
+RETURN = Measure(
+    "return",
+    "good again",
+    "share of visits",
+    "Of pages that came to a state: how many were good again within so many segments. At none, the interval is what can be ruled out.",
+    "A page that ends first did not come back.",
+    None,
+    of="state, tokens",
+    at="segments",
+)
+STAY = Measure(
+    "stay",
+    "still there",
+    "share of visits",
+    "Of the same pages: how many neither were good again nor had ended.",
+    "",
+    None,
+    of="state, tokens",
+    at="segments",
+)
 HAZARD = Measure(
     "hazard",
     "hazard",
@@ -103,16 +154,6 @@ AVERAGE = Measure(
     "",
     of="average",
 )
-DIVERGENCE = Measure(
-    "divergence",
-    "what stood before",
-    "nats",
-    "Jensen-Shannon divergence of the next token's distribution behind two different documents and one beginning of a third: "
-    "0 where what stood before is disregarded, at most .69.",
-    "Attention is plain and causal, as users run a model; where documents are isolated it is 0 for any model.",
-    of="between",
-    at="tokens read",
-)
 MEASURES = [
     RATE,
     RATE_OF_DATA,
@@ -120,13 +161,21 @@ MEASURES = [
     LAW,
     LAW_OF_DATA,
     LAW_EXCESS,
+    HIDDEN,
+    HIDDEN_OF_DATA,
+    HIDDEN_EXCESS,
+    JUDGE_ERROR,
+    DRIFT,
+    PLACES_P,
+    RETURN,
+    STAY,
     HAZARD,
     ORDER,
     SHARE_BETWEEN,
     FAR_EXCESS,
     FAR_P,
     AVERAGE,
-    DIVERGENCE,
+    *OWN_MEASURES,
 ]
 
 
@@ -136,10 +185,11 @@ class DynamicsResults(HasMeasurements):
 
     Attributes:
         settings: the `DynamicsConfig`.
-        run: name of the run; `run_id` its id.
-        judge: whose verdicts are the states.
+        run: name of the model; `run_id` the id of a run, or the hash of another model.
+        judge: whose verdicts are the states; None where nobody judged.
         threshold: score <= threshold is good.
-        isolated: whether documents were isolated from each other in training.
+        isolated: whether documents were isolated from each other in training; None where that is not known.
+        context: of training, in tokens.
         num_pages: of each mode, and of the data (`data`).
         notes: what a reader must know.
     """
@@ -148,9 +198,10 @@ class DynamicsResults(HasMeasurements):
     run: str
     run_id: str
     step: int
-    judge: Judge
+    judge: Judge | None
     threshold: Number
-    isolated: bool
+    isolated: bool | None
+    context: int
     num_pages: dict[str, int]
     notes: list[str]
     measurements: list[Measurement]
@@ -162,18 +213,4 @@ class DynamicsResults(HasMeasurements):
         return [mode for mode in MODE_ORDER if mode in self.num_pages]
 
 
-def write_dynamics(folder: Path, results: DynamicsResults) -> None:
-    """Write FOLDER/dynamics.json; the same results give the same bytes."""
-    write_versioned(folder / DYNAMICS_FILE, results, DYNAMICS_VERSION)
-
-
-def read_dynamics(folder: Path) -> DynamicsResults:
-    """Read FOLDER/dynamics.json.
-
-    Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
-    """
-    path, command = folder / DYNAMICS_FILE, f"phf dynamics RUN -o {folder}"
-    if not path.is_file():
-        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
-    return read_versioned(path, DynamicsResults, DYNAMICS_VERSION, command)
+DYNAMICS = ResultsFile("dynamics.json", DynamicsResults, 1, "phf dynamics RUN -o FOLDER")

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.dynamics.chain import Chain, count_steps, draw_weights, fit_chain
+from phf.dynamics.hidden import estimate_hidden
 from phf.dynamics.pages import Pages
 from phf.dynamics.written import BAD, GOOD, STATES, match_lengths
 from phf.intervals import difference_of_shares, percentile_estimate, wilson
@@ -115,3 +116,26 @@ def _resample(pages: Pages, weights: _Values, num_bootstrap: int, seed: int) -> 
     counts = count_steps(pages) * weights[:, None, None]
     drawn = draw_weights(len(pages), num_bootstrap, seed)
     return fit_chain(counts.sum(axis=0)), fit_chain(np.tensordot(drawn, counts, axes=1))
+
+
+def compare_hidden(
+    pages: Pages,
+    table: npt.ArrayLike,
+    data: Pages,
+    data_table: npt.ArrayLike,
+    num_bootstrap: int,
+    seed: int,
+) -> Iterator[tuple[str, Estimate, Estimate, Estimate]]:
+    """Rates and what follows from them without the judge's errors (`estimate_hidden`): as `compare_chains`, each with the confusion
+    that was measured on its own segments."""
+    statistics = {
+        "good -> bad": lambda chain: chain.steps[..., GOOD, BAD],
+        "bad -> good": lambda chain: chain.steps[..., BAD, GOOD],
+        **LAWS,
+    }
+    own = estimate_hidden(pages, table, statistics, num_bootstrap, seed)
+    beside = estimate_hidden(
+        data, data_table, statistics, num_bootstrap, seed + 1, match_lengths(data, pages)
+    )
+    for name in statistics:
+        yield name, own[name], beside[name], difference_of_shares(own[name], beside[name])

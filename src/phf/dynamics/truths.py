@@ -6,19 +6,26 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from phf.dynamics.absorbing import estimate_returns
 from phf.dynamics.chain import Chain, count_steps, estimate_chain, fit_chain
 from phf.dynamics.ergodicity import intraclass_correlation, measure_ergodicity
 from phf.dynamics.hidden import estimate_hidden
 from phf.dynamics.pages import AFTER, Pages
+from phf.dynamics.places import compare_places, estimate_drift
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import Estimate, Progress
 
 _Values = npt.NDArray[np.float64]
-_Write = Callable[[int, np.random.Generator], Pages]
+
+NOT_ERGODIC, NOT_HOMOGENEOUS = "rejected as not ergodic", "rejected as not alike in all places"
 
 GOOD, BAD = 0, 1
 LONGEST = 20
 """Segments at which pages are cut."""
+DRIFT = 0.01
+"""Of the rate of turning bad, a segment, on pages that drift."""
+WITHIN = 5
+"""Segments within which a page comes back."""
 CONFUSION = np.array([[0.95, 0.05], [0.15, 0.85]])
 """P(judged | true) of the judge that errs."""
 _MANY = 400_000
@@ -53,11 +60,16 @@ def write_mixture(num: int, rng: np.random.Generator) -> Pages:
     parts = [
         chain.simulate(count, LONGEST, rng) for chain, count in zip(KINDS, (first, num - first), strict=True)
     ]
-    states, ended = (
-        np.concatenate([own.states for own in parts]),
-        np.concatenate([own.ended for own in parts]),
-    )
-    return Pages(states, ended, 2)
+    return Pages(np.vstack([own.states for own in parts]), np.hstack([own.ended for own in parts]), 2)
+
+
+def write_drifting(num: int, rng: np.random.Generator) -> Pages:
+    """Pages that turn bad the more easily the longer they are: by `DRIFT` with each segment; they do not end."""
+    states = np.zeros((num, LONGEST), np.int64)
+    for place in range(1, LONGEST):
+        turned = rng.random(num) < np.where(states[:, place - 1] == GOOD, 0.05 + DRIFT * place, 0.6)
+        states[:, place] = turned
+    return Pages(states, np.zeros(num, np.bool_), 2)
 
 
 def judge_pages(pages: Pages, rng: np.random.Generator) -> Pages:
@@ -98,95 +110,141 @@ class Coverage:
     is_test: bool = False
 
 
+_Found = dict[str, Estimate | float]
+"""Of one repeat: estimates, and p of tests."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Chains of one kind.
+
+    Attributes:
+        truths: of each number; of a test, whether it should reject.
+        measure: (seed, pages, resamples) -> what the estimators make of one repeat.
+    """
+
+    name: str
+    truths: dict[str, float]
+    measure: Callable[[int, int, int], _Found]
+
+
 def validate(
     trials: int, num_pages: int = 500, num_bootstrap: int = 200, progress: Progress | None = None
 ) -> Iterator[Coverage]:
     """Hold each estimator against chains whose truth is known."""
-    sources: dict[str, tuple[_Write, Chain | None]] = {
-        "independent segments": (lambda num, rng: IID.simulate(num, LONGEST, rng), IID),
-        "slow chain": (lambda num, rng: SLOW.simulate(num, LONGEST, rng), SLOW),
-        "two kinds of page": (write_mixture, None),
+    sources = [
+        _describe_chain("independent segments", IID, {"share between pages": 0.0}),
+        _describe_chain("slow chain", SLOW, {}),
+        _describe_mixture(),
+        _describe_drift(),
+        _describe_judge(),
+        _describe_tails(),
+    ]
+    for source in sources:
+        found: list[_Found] = []
+        for trial in range(trials):
+            found.append(source.measure(trial, num_pages, num_bootstrap))
+            if progress is not None:
+                progress(f"validating: {source.name}", trial + 1, trials)
+        for name, truth in source.truths.items():
+            yield _cover(source.name, name, truth, [own[name] for own in found])
+
+
+def _cover(source: str, name: str, truth: float, found: list[Estimate | float]) -> Coverage:
+    known = [own for own in found if isinstance(own, Estimate)]
+    tests = [own <= 0.05 for own in found if not isinstance(own, Estimate)]
+    holds = [own.low <= truth <= own.high for own in known]
+    bias = float(np.mean([own.mean for own in known])) - truth if known else 0.0
+    return Coverage(source, name, truth, bias, float(np.mean(holds + tests)), len(found), not known)
+
+
+def _measure_pages(pages: Pages, num_bootstrap: int, seed: int) -> _Found:
+    """All that is estimated of any pages."""
+    values = np.array([0.0, 1.0])
+    far = measure_ergodicity(pages, values, num_bootstrap, seed)
+    assert far is not None
+    returned, stays = estimate_returns(pages, BAD, GOOD, WITHIN)
+    return {
+        **estimate_chain(pages, STATISTICS, num_bootstrap, seed),
+        "share between pages": intraclass_correlation(pages, values, num_bootstrap, seed),
+        "far excess": far.excess,
+        NOT_ERGODIC: far.p,
+        "good -> bad, drift": estimate_drift(pages, GOOD, BAD, num_bootstrap, seed),
+        NOT_HOMOGENEOUS: compare_places(pages, num_bootstrap, seed),
+        f"good again within {WITHIN}": returned[-1],
+        f"still bad after {WITHIN}": stays,
     }
-    for source, (write, chain) in sources.items():
-        yield from _validate_chain(source, write, chain, trials, num_pages, num_bootstrap, progress)
-    yield from _validate_judge(trials, num_pages, num_bootstrap // 2, progress)
-    yield from _validate_tails(trials, num_pages, num_bootstrap, progress)
 
 
-def _validate_chain(
-    source: str,
-    write: _Write,
-    chain: Chain | None,
-    trials: int,
-    num_pages: int,
-    num_bootstrap: int,
-    progress: Progress | None,
-) -> Iterator[Coverage]:
-    many = write(_MANY if chain is None else 1000, np.random.default_rng(0))
-    law = chain or fit_chain(count_steps(many).sum(axis=0))
-    truths = {name: float(measure(law)) for name, measure in STATISTICS.items()}
-    if source != "slow chain":
-        truths |= {"share between pages": 0.0 if chain else 0.1}
-    truths |= {"far excess": 0.0 if chain else 0.1}
-    found: dict[str, list[Estimate]] = {name: [] for name in truths}
-    rejected = 0
-    for trial in range(trials):
-        pages = write(num_pages, np.random.default_rng([trial, num_pages]))
-        own = estimate_chain(pages, STATISTICS, num_bootstrap, trial)
-        if "share between pages" in truths:
-            own["share between pages"] = intraclass_correlation(pages, [0, 1], num_bootstrap, trial)
-        far = measure_ergodicity(pages, [0, 1], num_bootstrap, trial)
-        assert far is not None
-        own["far excess"], rejected = far.excess, rejected + (far.p <= 0.05)
-        for name in truths:
-            found[name].append(own[name])
-        if progress is not None:
-            progress(f"validating: {source}", trial + 1, trials)
-    yield from (_cover(source, name, truths[name], found[name]) for name in truths)
-    yield Coverage(
-        source, "rejected as not ergodic", 0.0 if chain else 1.0, 0.0, rejected / trials, trials, True
-    )
-
-
-def _validate_judge(
-    trials: int, num_pages: int, num_bootstrap: int, progress: Progress | None
-) -> Iterator[Coverage]:
-    chain = make_chain(0.92, 0.85)
-    names = ("good -> bad", "bad -> good", "end before bad")
-    statistics = {name: STATISTICS[name] for name in names}
-    found: dict[str, list[Estimate]] = {name: [] for name in names}
-    for trial in range(trials):
-        rng = np.random.default_rng([trial, num_pages])
-        judged = judge_pages(chain.simulate(num_pages, LONGEST, rng), rng)
-        table = np.stack([rng.multinomial(1000, row) for row in CONFUSION])
-        own = estimate_hidden(judged, table, statistics, num_bootstrap, trial)
-        for name in names:
-            found[name].append(own[name])
-        if progress is not None:
-            progress("validating: a judge that errs", trial + 1, trials)
-    for name in names:
-        yield _cover("a judge that errs", name, float(statistics[name](chain)), found[name])
-
-
-def _validate_tails(
-    trials: int, num_pages: int, num_bootstrap: int, progress: Progress | None
-) -> Iterator[Coverage]:
-    many, lengths = write_tails(_MANY, np.random.default_rng(0))
+def _describe_chain(name: str, chain: Chain, more: dict[str, float]) -> _Source:
+    stay, back = float(chain.steps[BAD, BAD]), float(chain.steps[BAD, GOOD])
     truths = {
-        name: float(np.mean(top) / np.mean(bottom))
-        for name, (top, bottom) in _list_ratios(many, lengths).items()
+        **{key: float(measure(chain)) for key, measure in STATISTICS.items()},
+        **more,
+        "far excess": 0.0,
+        NOT_ERGODIC: 0.0,
+        "good -> bad, drift": 0.0,
+        NOT_HOMOGENEOUS: 0.0,
+        f"good again within {WITHIN}": back * (1 - stay**WITHIN) / (1 - stay),
+        f"still bad after {WITHIN}": stay**WITHIN,
     }
-    found: dict[str, list[Estimate]] = {name: [] for name in truths}
-    for trial in range(trials):
-        own = _list_ratios(*write_tails(num_pages, np.random.default_rng([trial, num_pages])))
-        for name, (top, bottom) in own.items():
-            if np.all(bottom == 1):
-                found[name].append(bootstrap_mean(top, num_bootstrap, trial))
-            else:
-                found[name].append(bootstrap_ratio(top, bottom, num_bootstrap, trial))
-        if progress is not None:
-            progress("validating: heavy tails", trial + 1, trials)
-    yield from (_cover("heavy tails, cut", name, truths[name], found[name]) for name in truths)
+
+    def measure(seed: int, num: int, num_bootstrap: int) -> _Found:
+        pages = chain.simulate(num, LONGEST, np.random.default_rng([seed, num]))
+        return _measure_pages(pages, num_bootstrap, seed)
+
+    return _Source(name, truths, measure)
+
+
+def _describe_mixture() -> _Source:
+    many = fit_chain(count_steps(write_mixture(_MANY, np.random.default_rng(0))).sum(axis=0))
+    truths = {key: float(measure(many)) for key, measure in STATISTICS.items()}
+    truths |= {"share between pages": 0.1, "far excess": 0.1, NOT_ERGODIC: 1.0}
+
+    def measure(seed: int, num: int, num_bootstrap: int) -> _Found:
+        return _measure_pages(write_mixture(num, np.random.default_rng([seed, num])), num_bootstrap, seed)
+
+    return _Source("two kinds of page", truths, measure)
+
+
+def _describe_drift() -> _Source:
+    def measure(seed: int, num: int, num_bootstrap: int) -> _Found:
+        pages = write_drifting(num, np.random.default_rng([seed, num]))
+        return {
+            "good -> bad, drift": estimate_drift(pages, GOOD, BAD, num_bootstrap, seed),
+            NOT_HOMOGENEOUS: compare_places(pages, num_bootstrap, seed),
+        }
+
+    return _Source("a rate that drifts", {"good -> bad, drift": DRIFT, NOT_HOMOGENEOUS: 1.0}, measure)
+
+
+def _describe_judge() -> _Source:
+    chain, names = make_chain(0.92, 0.85), ("good -> bad", "bad -> good", "end before bad")
+    statistics = {name: STATISTICS[name] for name in names}
+
+    def measure(seed: int, num: int, num_bootstrap: int) -> _Found:
+        rng = np.random.default_rng([seed, num])
+        judged = judge_pages(chain.simulate(num, LONGEST, rng), rng)
+        table = np.stack([rng.multinomial(1000, row) for row in CONFUSION])
+        return {**estimate_hidden(judged, table, statistics, num_bootstrap // 2, seed)}
+
+    return _Source("a judge that errs", {name: float(statistics[name](chain)) for name in names}, measure)
+
+
+def _describe_tails() -> _Source:
+    many = _list_ratios(*write_tails(_MANY, np.random.default_rng(0)))
+
+    def measure(seed: int, num: int, num_bootstrap: int) -> _Found:
+        own = _list_ratios(*write_tails(num, np.random.default_rng([seed, num])))
+        return {
+            name: bootstrap_mean(top, num_bootstrap, seed)
+            if np.all(bottom == 1)
+            else bootstrap_ratio(top, bottom, num_bootstrap, seed)
+            for name, (top, bottom) in own.items()
+        }
+
+    truths = {name: float(np.mean(top) / np.mean(bottom)) for name, (top, bottom) in many.items()}
+    return _Source("heavy tails, cut", truths, measure)
 
 
 def _list_ratios(pages: Pages, lengths: _Values) -> dict[str, tuple[_Values, _Values]]:
@@ -205,9 +263,3 @@ def _list_ratios(pages: Pages, lengths: _Values) -> dict[str, tuple[_Values, _Va
         for place in (1, 10)
     }
     return averages | hazards
-
-
-def _cover(source: str, name: str, truth: float, found: list[Estimate]) -> Coverage:
-    holds = [own.low <= truth <= own.high for own in found]
-    bias = float(np.mean([own.mean for own in found])) - truth
-    return Coverage(source, name, truth, bias, float(np.mean(holds)), len(found))

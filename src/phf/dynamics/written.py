@@ -40,11 +40,14 @@ class Judged:
     Attributes:
         num_empty: pages without a whole segment: not among `pages`.
         num_unscored: pages cut before a segment that the judge cannot score.
+        texts, scores: of all their segments.
     """
 
     pages: Pages
     num_empty: int
     num_unscored: int
+    texts: list[str]
+    scores: _Values
 
 
 def cut_page(text: str, ended: bool, kind: SegmentKind, longest: int) -> Segmented:
@@ -89,7 +92,13 @@ def state_pages(
         rows.append(np.pad(states, (0, longest - length), constant_values=AFTER))
         ended.append(page.ended and not len(missing))
     states = np.array(rows, np.int64).reshape(-1, longest)
-    return Judged(Pages(states, np.array(ended, np.bool_), len(STATES)), len(pages) - len(rows), num_unscored)
+    return Judged(
+        Pages(states, np.array(ended, np.bool_), len(STATES)),
+        len(pages) - len(rows),
+        num_unscored,
+        [text for page in pages for text in page.segments],
+        np.concatenate([np.empty(0), *scores]),
+    )
 
 
 def find_loops(segments: Sequence[str]) -> npt.NDArray[np.bool_]:

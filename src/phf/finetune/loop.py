@@ -18,12 +18,11 @@ from phf.finetune.learners import Learner, Likelihood, OnPolicy, Used
 from phf.finetune.measure import measure_result
 from phf.finetune.pairs import Preferences, read_preferences, take_samples, take_segments
 from phf.finetune.pool import Pool
-from phf.finetune.results import write_finetune
+from phf.finetune.results import FINETUNE
 from phf.finetune.start import Start
 from phf.finetune.trl import Preferring, check_trl
 from phf.folders import lock_folder
 from phf.records import Progress
-from phf.results import FINETUNE_FILE
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.checkpoint import (
     Checkpointer,
@@ -83,14 +82,14 @@ def finetune(
         start = Start.open(run, config, load)
         given = _read_given(start)
         own = start.open_run(folder)
-        if own.is_finished and (folder / FINETUNE_FILE).is_file():
+        if own.is_finished and FINETUNE.is_in(folder):
             say(f"{folder} is finished: {config.steps} steps")
             return own
         for note in start.notes:
             say(f"{own.name}: {note}")
         learner, used, pool = _open_learner(start, own, given, progress)
         model = _take_steps(start, own, learner, say, progress)
-        write_finetune(folder, measure_result(start, own, model, used, pool, progress))
+        FINETUNE.write(folder, measure_result(start, own, model, used, pool, progress))
     return own
 
 

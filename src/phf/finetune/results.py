@@ -1,7 +1,6 @@
 """finetune.json: what finetuning did to a run, as measurements, beside run.json (docs/finetune.md)."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -12,8 +11,7 @@ from phf.results import (
     Judge,
     Measure,
     Measurement,
-    read_versioned,
-    write_versioned,
+    ResultsFile,
 )
 
 _GROUP = "Finetuning"
@@ -110,18 +108,4 @@ class FinetuneResults(HasMeasurements):
     measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
 
 
-def write_finetune(folder: Path, results: FinetuneResults) -> None:
-    """Write RUN/finetune.json; the same results give the same bytes."""
-    write_versioned(folder / FINETUNE_FILE, results, FINETUNE_VERSION)
-
-
-def read_finetune(folder: Path) -> FinetuneResults | None:
-    """Read RUN/finetune.json; None for a run that was not finetuned, or whose result is not measured yet.
-
-    Raises:
-        PHFError: it is damaged, or of another format version.
-    """
-    path = folder / FINETUNE_FILE
-    if not path.is_file():
-        return None
-    return read_versioned(path, FinetuneResults, FINETUNE_VERSION, f"phf finetune ... -o {folder}")
+FINETUNE = ResultsFile(FINETUNE_FILE, FinetuneResults, FINETUNE_VERSION, "phf finetune ... -o FOLDER")

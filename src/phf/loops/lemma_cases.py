@@ -20,9 +20,9 @@ from phf.generate.cache import evaluation_mode
 from phf.generate.target import Target
 from phf.loops.lemma import Pages, find_effect, find_grams
 from phf.loops.own_labels import write_ids
-from phf.loops.results import LemmaResults, write_lemma
+from phf.loops.results import LEMMA, LemmaResults
 from phf.loops.rounds import check_mode
-from phf.posterior.draws import PARTS_FOLDER
+from phf.policies.draws import PARTS_FOLDER
 from phf.records import FORMAT_VERSION, Mode, Progress
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
@@ -75,7 +75,7 @@ def check_lemma(
         results = check.measure()
         for case, why in results.left_out.items():
             say(f"{case} is left out: {why}")
-        write_lemma(Path(out), results)
+        LEMMA.write(Path(out), results)
     return results
 
 

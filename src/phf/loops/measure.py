@@ -24,8 +24,8 @@ from phf.loops.results import (
     REPETITION,
     SCORE,
 )
-from phf.posterior.draws import Draws
-from phf.posterior.policy import Policy
+from phf.policies.draws import Draws
+from phf.policies.policy import Policy
 from phf.records import Estimate, Progress
 from phf.results import Measurement
 

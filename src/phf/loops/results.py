@@ -1,17 +1,11 @@
 """online.json and lemma.json: what rounds on own text did to a model, and the table of the lemma, as measurements (docs/loops.md)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.errors import PHFError
 from phf.records import Mode
-from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
-
-LOOP_FILE, LEMMA_FILE = "online.json", "lemma.json"
-LOOP_VERSION = LEMMA_VERSION = 1
+from phf.results import HasMeasurements, Judge, Measure, Measurement, ResultsFile
 
 SCORE = Measure(
     "score",
@@ -226,50 +220,5 @@ class LemmaResults(HasMeasurements):
     measures: list[Measure] = field(default_factory=lambda: list(LEMMA_MEASURES))
 
 
-def write_loop(folder: Path, results: LoopResults) -> None:
-    """Write FOLDER/online.json; the same results give the same bytes."""
-    write_versioned(folder / LOOP_FILE, results, LOOP_VERSION)
-
-
-def read_loop(folder: Path) -> LoopResults:
-    """Read FOLDER/online.json.
-
-    Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
-    """
-    path, command = folder / LOOP_FILE, f"phf online RUN -o {folder}"
-    if not path.is_file():
-        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
-    return read_versioned(path, LoopResults, LOOP_VERSION, command)
-
-
-def write_lemma(folder: Path, results: LemmaResults) -> None:
-    """Write FOLDER/lemma.json; the same results give the same bytes."""
-    write_versioned(folder / LEMMA_FILE, results, LEMMA_VERSION)
-
-
-def read_lemma(folder: Path) -> LemmaResults:
-    """Read FOLDER/lemma.json.
-
-    Raises:
-        PHFError: there is none, it is damaged, or it is of another format version.
-    """
-    path, command = folder / LEMMA_FILE, f"phf online --check-lemma RUN -o {folder}"
-    if not path.is_file():
-        raise PHFError(f"{path} does not exist; give a folder made by '{command}'")
-    return read_versioned(path, LemmaResults, LEMMA_VERSION, command)
-
-
-def are_loops(folders: Sequence[Path]) -> bool:
-    """Whether folders are of loops.
-
-    Raises:
-        PHFError: some are, and some are not.
-    """
-    found = [(folder / LOOP_FILE).is_file() for folder in folders]
-    if any(found) and not all(found):
-        other = folders[found.index(False)]
-        raise PHFError(
-            f"{other} is no loop, and the others are; give loops alone, or runs with --loop {folders[found.index(True)]}"
-        )
-    return all(found)
+LOOP = ResultsFile("online.json", LoopResults, 1, "phf online RUN -o FOLDER")
+LEMMA = ResultsFile("lemma.json", LemmaResults, 1, "phf online --check-lemma RUN -o FOLDER")

@@ -15,21 +15,22 @@ from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, choose_judges
 from phf.evaluate.metric import bare
 from phf.evaluate.pages import Page, PageReader
-from phf.files import Place, hash_json, read_sealed, write_sealed
+from phf.files import Place, read_sealed, write_sealed
 from phf.folders import lock_folder
 from phf.loops.measure import list_bits, measure_texts, read_pages
 from phf.loops.own_labels import check_own_labels, write_labelled, write_own_scores
-from phf.loops.results import OWN_SHARE, LoopResults, write_loop
+from phf.loops.results import LOOP, OWN_SHARE, LoopResults
 from phf.loops.texts import OWN_TOKEN, SHUFFLED, write_round, write_shuffled
 from phf.objectives import modes_of
 from phf.paths import hide_settings
-from phf.posterior.draws import Draws, Library
-from phf.posterior.policy import Policy
-from phf.posterior.sources import Source, open_source
+from phf.policies.draws import Draws, Library
+from phf.policies.policy import Policy
+from phf.policies.sources import Source, open_source
 from phf.records import FORMAT_VERSION, Mode, Number, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.data import TrainingData
+from phf.train.folder import hash_recipe
 from phf.train.loop import resume, train
 from phf.train.optim import learning_rate_factor
 from phf.train.run import Run
@@ -38,8 +39,6 @@ from phf.train.start import parse_place
 SETTINGS_FILE = "loop.json"
 _EXTENDABLE = {"rounds", "judges", "num_documents", "num_bootstrap"}
 """Settings that may be others when a loop goes on: they change no text and no weight of it."""
-_OF_ONE_RUN = {"seed", "corpus", "start", "mix"}
-"""Of a run's config: what differs between seeds of one recipe."""
 
 Say = Callable[[str], None]
 
@@ -71,7 +70,7 @@ def run_rounds(
         for number in range(1, loop.config.rounds + 1):
             loop.train_round(number)
         results = loop.measure()
-        write_loop(Path(out), results)
+        LOOP.write(Path(out), results)
     return results
 
 
@@ -255,9 +254,7 @@ class _Loop:
             settings=hide_settings(self.config.model_dump(mode="json"), names),
             run=self.start.name,
             objective=self.start.config.objective.kind,
-            recipe=hash_json(
-                [self.start.corpus_id, self.start.config.model_dump(mode="json", exclude=_OF_ONE_RUN)]
-            ),
+            recipe=hash_recipe(self.start.record),
             seed=self.start.config.seed,
             step=self.step,
             mode=self.mode,

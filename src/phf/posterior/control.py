@@ -16,13 +16,13 @@ from phf.evaluate.held_out import HeldOutSegments
 from phf.evaluate.pages import PageReader
 from phf.generate.engine import Ids
 from phf.intervals import pooled_t
-from phf.posterior import optimism, returns, values
-from phf.posterior.draws import Library
-from phf.posterior.policy import Policy
+from phf.policies.draws import Library
+from phf.policies.policy import Policy
+from phf.policies.sources import Source
 from phf.posterior.sandwich import LogTwist, estimate_log_z
-from phf.posterior.sources import Source
 from phf.results import Measure, Measurement
 from phf.reward_models import score_samples
+from phf.soft_control import optimism, returns, values
 from phf.train.run import Run
 
 _Values = npt.NDArray[np.float64]

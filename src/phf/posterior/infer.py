@@ -20,9 +20,11 @@ from phf.generate.engine import Written
 from phf.intervals import CONFIDENCE, bootstrap_mean, pooled_t
 from phf.objective_facts import is_baseline
 from phf.paths import hide_settings
+from phf.policies.draws import Draws, Library
+from phf.policies.policy import Policy
+from phf.policies.sources import Source, check_sources, choose_judges, list_policies, open_source
 from phf.posterior.control import MEASURES as CONTROL_MEASURES
 from phf.posterior.control import Controlled
-from phf.posterior.draws import Draws, Library
 from phf.posterior.frontier import (
     Chosen,
     Frontier,
@@ -34,10 +36,8 @@ from phf.posterior.frontier import (
     place,
     reject,
 )
-from phf.posterior.policy import Policy
-from phf.posterior.results import MEASURES, PolicyResult, PosteriorResults, write_posterior
+from phf.posterior.results import MEASURES, POSTERIOR, PolicyResult, PosteriorResults
 from phf.posterior.sandwich import estimate_log_z
-from phf.posterior.sources import Source, check_sources, choose_judges, list_policies, open_source
 from phf.records import Estimate, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
@@ -87,7 +87,7 @@ def infer(
             slug: [value for own in drawn for value in own.scores[slug]] for slug in inference.library.slugs
         }
         write_bytes(Path(out) / SAMPLES_FILE, encode_samples(samples, columns))
-        write_posterior(Path(out), results)
+        POSTERIOR.write(Path(out), results)
     return results
 
 
@@ -208,7 +208,14 @@ class _Inference:
         rows += [Measurement("kl_from_base", Estimate(0.0, 0.0, 0.0, len(self.draws))), *_count_cost(1, 0)]
         unscored = len(self.draws) - self.frontier.num_scored
         return PolicyResult(
-            self.base.name, self.source.name, self.source.objective, "untagged", "", unscored, rows
+            self.base.name,
+            self.source.name,
+            self.source.objective,
+            "untagged",
+            "",
+            unscored,
+            rows,
+            self.source.recipe,
         )
 
     def _place_policy(self, source: Source, policy: Policy) -> PolicyResult:
@@ -232,7 +239,14 @@ class _Inference:
         method = "" if policy.guidance is None else write_spec(policy.guidance)
         unscored = int(np.isnan(own.scores[0]).sum())
         return PolicyResult(
-            policy.name, source.name, source.objective, policy.target.mode, method, unscored, rows
+            policy.name,
+            source.name,
+            source.objective,
+            policy.target.mode,
+            method,
+            unscored,
+            rows,
+            source.recipe,
         )
 
     def _list_chosen(self) -> list[tuple[str, Chosen, float]]:
@@ -253,7 +267,14 @@ class _Inference:
         if not math.isnan(bound):
             rows.append(Measurement("kl_bound", bare(bound)))
         return PolicyResult(
-            f"{self.base.name}, {name}", self.source.name, self.source.objective, "untagged", name, 0, rows
+            f"{self.base.name}, {name}",
+            self.source.name,
+            self.source.objective,
+            "untagged",
+            name,
+            0,
+            rows,
+            self.source.recipe,
         )
 
     def _describe_place(self, kl: _Values, scores: _Values, count: int) -> list[Measurement]:

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from phf.generate.engine import Ids, Written, write_pages
 from phf.generate.target import REDRAW
-from phf.posterior.policy import Policy
+from phf.policies.policy import Policy
 from phf.records import Progress
 from phf.steer.smc import find_ess
 

@@ -1,7 +1,6 @@
 """A run as a chain of pages, from a dynamics.json, as a page."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from matplotlib.axes import Axes
 
 from phf.dynamics.results import (
     AVERAGE,
-    DIVERGENCE,
     FAR_EXCESS,
     FAR_P,
     HAZARD,
@@ -27,6 +25,7 @@ from phf.dynamics.results import (
 from phf.files import write_bytes
 from phf.records import Estimate
 from phf.report.figures import FAINT, MODE_COLOURS, MODE_MARKERS, Drawing, draw_figure, read_css
+from phf.report.own_view import OwnView, plot_band
 from phf.report.page import embed_figures, make_environment
 from phf.results import Measure
 
@@ -90,12 +89,10 @@ class Dynamics:
         ]
 
     def draw(self) -> list[Drawing]:
-        """Rates beside the data's; hazards by place; what stood before an end."""
-        drawn = [self._draw_rates()]
+        """Rates beside the data's; hazards by place."""
+        drawn = [self._draw_rates()] if self.results.judge is not None else []
         if self.results.results.of(HAZARD.name):
             drawn.append(self._draw_hazards())
-        if self.results.results.of(DIVERGENCE.name):
-            drawn.append(self._draw_divergence())
         return drawn
 
     def _draw_rates(self) -> Drawing:
@@ -127,7 +124,7 @@ class Dynamics:
             for mode in self.modes:
                 for step, style in (("good -> bad", "-"), ("bad -> good", "--")):
                     own = [row for row in rows if (row.mode, row.of) == (mode, step) and row.at is not None]
-                    _plot_band(
+                    plot_band(
                         axes,
                         [(row.at or 0, row.estimate) for row in own],
                         MODE_COLOURS[mode],
@@ -146,30 +143,6 @@ class Dynamics:
             3.2,
         )
 
-    def _draw_divergence(self) -> Drawing:
-        rows = self.results.results.of(DIVERGENCE.name)
-
-        def draw(axes: Axes) -> None:
-            for mode in self.modes:
-                for between, style in (("an end", "-"), ("nothing", ":")):
-                    own = [row for row in rows if (row.mode, row.of) == (mode, between)]
-                    points = [(row.at or 0, row.estimate) for row in own]
-                    _plot_band(axes, points, MODE_COLOURS[mode], style, f"{between} between, {mode}")
-            axes.axhline(math.log(2), color=FAINT, linewidth=0.8)
-            axes.set_xlabel("tokens of the third document that were read")
-            axes.set_ylabel("divergence, nats")
-            axes.set_ylim(0, 0.75)
-            axes.legend(frameon=False, fontsize=7)
-
-        isolated = "isolated from each other" if self.results.isolated else "not isolated from each other"
-        return draw_figure(
-            draw,
-            "What stood before the end of a page",
-            f"How much the next token depends on which of two documents stood before: 0 where the end makes the model forget, log 2 (the line) at "
-            f"most. Dotted: without an end between. Documents were {isolated} in training.",
-            3.2,
-        )
-
 
 def _plot_interval(axes: Axes, estimate: Estimate, place: float, colour: str, marker: str) -> None:
     if not math.isfinite(estimate.mean):
@@ -179,20 +152,9 @@ def _plot_interval(axes: Axes, estimate: Estimate, place: float, colour: str, ma
     axes.plot([estimate.mean], [place], marker, color=colour, markersize=4)
 
 
-def _plot_band(
-    axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, style: str, label: str
-) -> None:
-    if not points:
-        return
-    places = [place for place, _ in points]
-    lows, highs = [own.low for _, own in points], [own.high for _, own in points]
-    axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(places, [own.mean for _, own in points], style, color=colour, linewidth=1.3, label=label)
-
-
 def write_dynamics_page(results: DynamicsResults, path: Path) -> Path:
     """Write the page of a dynamics.json to `path`: no script, nothing fetched; the same content gives the same bytes."""
-    dynamics = Dynamics(results)
+    dynamics, own = Dynamics(results), OwnView(results)
     page = (
         make_environment()
         .get_template("dynamics_page.html")
@@ -201,6 +163,8 @@ def write_dynamics_page(results: DynamicsResults, path: Path) -> Path:
             results=results,
             dynamics=dynamics,
             figures_drawn=embed_figures(dynamics.draw()),
+            own=own,
+            own_drawn=embed_figures(own.draw()),
             terms=[measure for measure in MEASURES if measure.note],
         )
     )

@@ -25,7 +25,7 @@ from phf.errors import NotApplicableError
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean, bootstrap_ratio, rank_correlation
 from phf.model import lm
-from phf.posterior.draws import score_texts, write_behind
+from phf.policies.draws import score_texts, write_behind
 from phf.results import Measure, Measurement
 from phf.steer.streams import Score
 

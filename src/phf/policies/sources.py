@@ -14,9 +14,10 @@ from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.files import Place, read_json
 from phf.generate.target import Target
 from phf.model import lm
-from phf.posterior.policy import Policy
+from phf.policies.policy import Policy
 from phf.records import Identity, Mode
 from phf.tokens.tokenizer import Tokenizer, load_tokenizer
+from phf.train.folder import hash_recipe, read_run_record
 from phf.train.start import parse_place
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Source:
         name: of its folder.
         key: hash of weights and tokenizer.
         objective: the kind of its run's objective; empty for a model of another make.
+        recipe: what its run was trained with but for its seed (`hash_recipe`); empty for anything else than a run.
         annotator: the reward model that scored its corpus; None where nothing is known of that.
         reward_model: how that one is loaded.
         threshold: score <= threshold is good; NaN where that is not known.
@@ -44,6 +46,7 @@ class Source:
     tokenizer: Tokenizer
     writers: Mapping[Mode, Target]
     objective: str = ""
+    recipe: str = ""
     annotator: Identity | None = None
     reward_model: str = ""
     threshold: float = nan
@@ -82,13 +85,14 @@ def open_source(place: Place) -> Source:
     """
     folder = Path(parse_place(str(place))[0])
     if (folder / "run.json").exists() or (folder / "phf.json").exists():
-        found = open_target(place)
+        found, is_run = open_target(place), (folder / "run.json").exists()
         return Source(
             found.name,
             found.key,
             found.tokenizer,
             found.writers,
             found.objective,
+            hash_recipe(read_run_record(folder)) if is_run else "",
             found.annotator,
             found.config.reward_model,
             found.threshold,

@@ -15,8 +15,8 @@ from phf.evaluate.judges import LoadedJudge
 from phf.evaluate.parts import Parts
 from phf.generate.engine import Ids, Written, write_pages
 from phf.generate.target import REDRAW, Target
-from phf.posterior.policy import Policy
-from phf.posterior.sources import Source
+from phf.policies.policy import Policy
+from phf.policies.sources import Source
 from phf.records import FORMAT_VERSION, Number, Progress, Sample
 from phf.reward_models import score_samples
 from phf.steer.streams import Score
@@ -33,7 +33,7 @@ class Text:
     """A text of a policy.
 
     Attributes:
-        ids, ended: see `phf.posterior.policy`.
+        ids, ended: see `phf.policies.policy`.
         text: the same, decoded.
         log_prob: by the policy that wrote it.
     """

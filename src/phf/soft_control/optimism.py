@@ -25,7 +25,7 @@ from phf.config.train import SamplingConfig
 from phf.generate.engine import Ids
 from phf.generate.target import Target
 from phf.intervals import bootstrap_mean
-from phf.posterior.draws import score_texts, write_behind
+from phf.policies.draws import score_texts, write_behind
 from phf.records import Estimate
 from phf.results import Measure, Measurement
 from phf.steer.streams import Score
