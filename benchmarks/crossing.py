@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from fits import Learning, fall, find_crossing
 
 from phf.api import Run
 from phf.config.evaluate import BenignConfig
@@ -33,7 +34,6 @@ from phf.evaluate.measures.finetuned import finetune_benign
 from phf.evaluate.pages import PageReader, mode_labels, segment_nll
 from phf.evaluate.pieces import NGRAMS_PER_SAMPLE, split_pieces
 from phf.files import write_bytes
-from phf.finetune.fits import Learning, fall, find_crossing
 from phf.finetune.loop import finetune
 from phf.finetune.results import FINETUNE
 from phf.generate.target import Target

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import yaml
+from fits import FORMS, fit_forms
 
 from phf.api import Run, train_reward_model
 from phf.attack.targets import Segments
@@ -37,7 +38,6 @@ from phf.errors import PHFError
 from phf.evaluate.measures.degeneracy import distinct_ngrams
 from phf.evaluate.pieces import NGRAMS_PER_SAMPLE, split_pieces
 from phf.files import write_bytes
-from phf.finetune.fits import FORMS, fit_forms
 from phf.finetune.loop import finetune
 from phf.finetune.measure import read_gaps
 from phf.finetune.start import Start
