@@ -72,7 +72,7 @@ class OnPolicy:
             "loss": float((scores + settings.beta * kl).nanmean()),
             "score": float(scores.nanmean()),
             "kl_text": float(kl.mean()),
-            "kl_token": float(kl.sum() / laid.is_text.sum()),
+            "kl_token": float(kl.sum() / laid.lengths.sum()),
             "length": float(laid.lengths.mean()),
             "unscored": int(scores.isnan().sum()),
             "calls": (step + 1) * num,
@@ -94,7 +94,7 @@ class Likelihood:
         prompts, texts = self._pool.take(chosen)
         laid = self._start.drawing.lay_out([self._start.prompts[prompt] for prompt in prompts], texts)
         log_probs = self._start.drawing.log_probs(model, laid).double()
-        loss = -log_probs.sum() / laid.is_text.sum()
+        loss = -log_probs.sum() / laid.lengths.sum()
         return {
             "loss": float(loss.detach()),
             "score": float(self._pool.scores[chosen].mean()),
