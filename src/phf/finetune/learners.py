@@ -49,8 +49,7 @@ class OnPolicy:
         num = start.config.texts
         groups = range(step * num // self._group, (step + 1) * num // self._group)
         prompts = [start.prompts[group % len(start.prompts)] for group in groups for _ in range(self._group)]
-        texts = start.drawing.write(model, prompts, range(step * num, (step + 1) * num))
-        decoded = [start.drawing.decode(*pair) for pair in zip(prompts, texts, strict=True)]
+        texts, decoded = start.write(model, prompts, 0, "", None, step * num)
         scores = torch.from_numpy(start.score(decoded)).to(model.device)
         if scores.isnan().all():
             raise PHFError(

@@ -60,12 +60,7 @@ CALLS = Measure(
     group=_GROUP,
 )
 WRITTEN = Measure(
-    "finetune_written",
-    "Tokens written to learn from",
-    "tokens",
-    "By the model itself.",
-    "",
-    group=_GROUP,
+    "finetune_written", "Tokens written to learn from", "tokens", "By the model itself.", "", group=_GROUP
 )
 BEST_SCORE = Measure(
     "best_of_score",
