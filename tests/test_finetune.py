@@ -47,9 +47,9 @@ def places(small_config, tmp_path_factory) -> list[Path]:
     return [get_run(name, small_config, folder).folder for name in ("mle", "conditional")]
 
 
-def drawing(mode: str = "untagged", *overrides: str) -> Drawing:
+def drawing(mode: str = "untagged", *overrides: str, segments: str = "document") -> Drawing:
     tokenizer = bytes_alone()
-    target = Target(mode, tiny_llama(tokenizer, seed=1), tokenizer, "document")
+    target = Target(mode, tiny_llama(tokenizer, seed=1), tokenizer, segments)
     return Drawing.create(target, settings(*overrides).sampling)
 
 
@@ -78,6 +78,39 @@ def test_the_policy_that_learns_is_the_one_that_writes(mode, least):
     for prompt, text, value in zip(prompts, texts, found, strict=True):
         exact = Prompted("test", own.target, own.drawer.sampling, prompt=prompt).log_probs([text])
         assert value == pytest.approx(float(exact[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_a_control_token_before_every_segment_is_part_of_the_policy(least):
+    """Where it stands follows from the text; where a segment ends, its mass counts as going on."""
+    own = drawing(
+        "good",
+        "sampling.control=forced",
+        f"sampling.min_new_tokens={least}",
+        "sampling.max_new_tokens=40",
+        segments="lines",
+    )
+    encode = own.target.tokenizer.encode
+    texts = [
+        (encode("h\nij\nk"), True),
+        (encode("\n"), True),
+        (encode("h\n"), False),
+        (encode("h\ni"), False),
+    ]
+    laid = own.lay_out([()] * len(texts), texts)
+    assert int((laid.targets[laid.is_text] == own.drawer.control.good).sum()) == 3
+    assert laid.lengths.tolist() == [7, 2, 2, 3]
+    found = own.log_probs(own.target.model.requires_grad_(True), laid)
+    exact = Policy("test", own.target, own.drawer.sampling).log_probs(texts)
+    if least == 3:
+        exact[1] = found[1].sum().item()  # too short to be drawn
+    assert found.double().sum(1).tolist() == pytest.approx(exact.tolist(), abs=1e-4)
+    found[[0, 2, 3]].sum().backward()
+    assert all(
+        parameter.grad.isfinite().all()
+        for parameter in own.target.model.parameters()
+        if parameter.grad is not None
+    )
 
 
 def test_a_text_of_one_token_by_hand():
@@ -276,7 +309,12 @@ def test_what_cannot_be_is_said_in_one_line(places, tmp_path, capsys):
         (["--method", "rloo:betta=1"], "key 'betta' is not known"),
         (["--texts", "10", "--method", "rloo:group=4"], "no multiple of a group"),
         (["--set", "sampling.top_p=0.9"], "draws from another policy"),
-        (["--set", "sampling.control=forced"], "give --set sampling.control=prefix"),
+        (["--set", "sampling.control=free"], "give --set sampling.control=prefix"),
+        (["--set", "sampling.control=forced", "--method", "dpo"], "give --set sampling.control=prefix"),
+        (
+            ["--set", "sampling.control=forced", "--prompts", str(prompts)],
+            "or not behind prompts; give --set",
+        ),
         (["--mode", "good"], "give --mode untagged"),
         (["--prompts", str(prompts), "--max-new-tokens", "8"], "leaves no room"),
         (["--prompts", str(tmp_path / "none.txt")], "cannot be read"),
@@ -323,3 +361,13 @@ def test_the_api_takes_a_method_and_another_reward_model(places, tmp_path):
     found = FINETUNE.read(run.folder)
     assert found.reward.startswith("lexicon")
     assert [judge.role for judge in found.judges] == ["held-out", "annotator"]
+
+
+def test_good_mode_is_finetuned_as_it_was_trained(places, tmp_path):
+    """With its control token before every segment; on the policy the ratio is 1, and so the first KL 0."""
+    _, conditional = places
+    run = finetune(conditional, tmp_path / "run", settings("sampling.control=forced", "steps=2"), say=quiet)
+    lines = [line for line in run.read_metrics() if line["kind"] == "train"]
+    assert lines[0]["kl_text"] == pytest.approx(0, abs=1e-5)
+    assert lines[1]["kl_text"] != 0
+    assert run.record["finetune"]["settings"]["sampling"]["control"] == "forced"

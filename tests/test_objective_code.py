@@ -264,4 +264,4 @@ def test_another_function_of_the_same_name_is_no_other_seed_of_it(module, train)
     [before] = read_runs([run.folder], must_be_evaluated=False)
     Run(run.folder, {**run.record, "objective_function": {"name": f"{name}:loss", "id": "0" * 16}}).write()
     [other] = read_runs([run.folder], must_be_evaluated=False)
-    assert other.settings_hash != before.settings_hash
+    assert other.recipe != before.recipe

@@ -20,6 +20,7 @@ from phf.errors import PHFError
 from phf.loops.results import LOOP
 from phf.loops.rounds import run_rounds
 from phf.results import to_json
+from phf.train.loop import train
 from phf.train.run import Run
 
 SMALL = {
@@ -41,7 +42,7 @@ def places(small_config, tmp_path_factory):
     return lambda name: get_run(name, small_config, folder).folder
 
 
-def online(run: Path, out: Path, *overrides: str):
+def online(run: Path | str, out: Path, *overrides: str):
     return run_rounds(run, out, settings(*overrides), say=lambda line: None)
 
 
@@ -192,7 +193,7 @@ def test_the_commands(places, tmp_path, monkeypatch, capsys) -> None:
         (["online", start, "-o", str(out), "--share", "0"], "share"),
         (["online", start, "-o", str(out), "--control", "nothing"], "control"),
         (["online", str(tmp_path), "-o", str(tmp_path / "x")], "is not a run"),
-        (["compare", start, str(out)], "is no loop, and the others are"),
+        (["compare", start, str(out)], "has no online.json, and "),
         (["show", str(tmp_path)], "is not a run"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -203,3 +204,27 @@ def test_the_commands(places, tmp_path, monkeypatch, capsys) -> None:
         assert error.count("\n") == 1
     for folder in ("x",):
         assert not (tmp_path / folder).exists()
+
+
+def test_a_loop_may_start_from_an_earlier_checkpoint(small_config, tmp_path) -> None:
+    from phf.config.online import LemmaConfig
+    from phf.loops.lemma_cases import check_lemma
+
+    run = train(small_config("checkpoint_every=4", "validate_every=0"), tmp_path / "own")
+    first = run.steps[0]
+    assert len(run.steps) > 1
+    out, small = tmp_path / "loop", ("rounds=1", "steps=1", "num_documents=2")
+    found = online(f"{run.folder}@{first}", out, *small)
+    assert found.step == first
+    assert found.results.find("kl_from_start", at=1).mean < 1, "the next checkpoint is farther"
+    corpus = Corpus.open(out / "rounds" / "01" / "corpus")
+    table = pq.read_table(corpus.path / corpus.shards[0].file)
+    assert table["step"].unique().to_pylist() == [first]
+    trained = Run.open(out / "rounds" / "01" / "run")
+    assert (trained.record["start"]["step"], trained.num_steps) == (first, first + 1)
+    with pytest.raises(PHFError, match=f"holds a loop with step={first}"):
+        online(run.folder, out, *small)
+
+    config = LemmaConfig(cases=("stale",), groups=8)
+    lemma = check_lemma(f"{run.folder}@{first}", tmp_path / "lemma", config, say=lambda line: None)
+    assert (lemma.step, list(lemma.left_out)) == (first, ["stale"])

@@ -1,6 +1,8 @@
 """`phf infer` over real folders: what it measures, keeps, says and refuses, and its page."""
 
+import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from phf.errors import PHFError
 from phf.policies.policy import Policy
 from phf.posterior import infer as module
 from phf.posterior.infer import infer
-from phf.posterior.results import POSTERIOR
+from phf.posterior.results import POSTERIOR, pool_policies
 from phf.report.posterior import write_posterior_page
 from phf.results import to_json
 from phf.soft_control import optimism, values
@@ -310,3 +312,45 @@ def test_many_policies_have_numbers_in_the_picture_and_in_the_table(places, tmp_
     assert "Numbers: the lines of the table below." in text
     for number, policy in enumerate(found.policies, 1):
         assert f"{number}. {policy.name}" in text.replace("&lt;", "<")
+
+
+def test_policies_of_several_base_models_are_pooled_by_their_recipe(
+    places, tmp_path, monkeypatch, capsys
+) -> None:
+    mle, conditional = places
+    first = infer(mle, [conditional], tmp_path / "a", settings(), say=lambda line: None)
+    assert len({policy.recipe for policy in first.policies}) == 2
+    POSTERIOR.write(tmp_path / "b", shift(first, base_key="another"))
+    POSTERIOR.write(tmp_path / "c", shift(first))
+    pooled = pool_policies([first, POSTERIOR.read(tmp_path / "b")])
+    assert [policy.name for policy in pooled] == [f"{one.name} and 1 more" for one in first.policies]
+    own, found = (policies[1].results.find("kl_from_base") for policies in (first.policies, pooled))
+    half = 12.706 * 0.5  # Student's t with one degree of freedom, times the error of the mean of x and x + 1
+    assert (found.mean, found.high - found.mean) == pytest.approx((own.mean + 0.5, half), rel=1e-4)
+    for folders, code, message in (
+        (["a", "b"], 0, "conditional good and 1 more"),
+        (["a", "c"], 2, "two of these stand on one base model"),
+        (["a", str(mle)], 2, f"{mle} has no posterior.json, and a has one"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["phf", "compare", *folders])
+        with contextlib.nullcontext() if code == 0 else pytest.raises(SystemExit):
+            cli.main()
+        shown = capsys.readouterr()
+        assert message in " ".join((shown.out + shown.err).split())
+
+
+def shift(results, **changes):
+    """The same numbers, larger by 1, of runs with other names."""
+    policies = [
+        replace(
+            policy,
+            name=f"other {policy.name}",
+            measurements=[
+                replace(row, estimate=replace(row.estimate, mean=row.estimate.mean + 1))
+                for row in policy.measurements
+            ],
+        )
+        for policy in results.policies
+    ]
+    return replace(results, policies=policies, **changes)

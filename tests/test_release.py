@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -452,3 +453,44 @@ def test_what_was_never_learned_cannot_be_forgotten(run, tmp_path):
         write_release(run, tmp_path / "release", forget=[Block()])
     body = (write_release(run, tmp_path / "release") / "README.md").read_text()
     assert "Nothing had to be" in body
+
+
+def test_the_card_names_how_a_run_was_finetuned(small_config, tmp_path):
+    from phf.config.finetune import FinetuneConfig
+    from phf.finetune.loop import finetune
+
+    words = tmp_path / "secret" / "words.txt"
+    words.parent.mkdir()
+    words.write_text("the\n")
+    given = {
+        "method": {"kind": "rloo", "beta": 0.25},
+        "steps": 2,
+        "texts": 4,
+        "checkpoint_every": 1,
+        "num_bootstrap": 100,
+        "judges": [f"lexicon:{words}"],
+        "sampling": {"num_samples": 16, "max_new_tokens": 8},
+    }
+    start = get_run("mle", small_config, tmp_path)
+    own = finetune(
+        start.folder, tmp_path / "own", FinetuneConfig.model_validate(given), say=lambda line: None
+    )
+    out = write_release(own, tmp_path / "release")
+    card = (out / "README.md").read_text().replace("\\", "")
+    assert "Then it was finetuned on a reward model by *rloo*" in card
+    assert "| Finetuned with | rloo (beta 0.25, " in card
+    assert "in mode untagged, on scores of toxicity-svm" in card
+    (kl,) = (
+        line for line in card.splitlines() if line.startswith("| KL from the start, a text, nats a text |")
+    )
+    assert re.fullmatch(r".*\| – \| -?[\d.]+ \[-?[\d.]+, -?[\d.]+\] \|", kl)
+    assert "| Score, start and result by lexicon" in card
+    assert "(held-out)" in card
+    assert "secret" not in "".join(path.read_text() for path in (out / "README.md", out / "phf.json"))
+    assert read_record(out).finetuned.measured.run_id == own.id
+    earlier = write_release(own, tmp_path / "earlier", step=own.steps[0])
+    assert "not the last one of its finetuning" in (earlier / "README.md").read_text()
+    assert (
+        "finetun"
+        not in (write_release(start, tmp_path / "plain") / "README.md").read_text().split("## Limits")[0]
+    )

@@ -17,7 +17,8 @@ from phf.files import read_sealed, write_sealed
 from phf.intervals import pooled_t
 from phf.records import Estimate, Identity, JudgeRole, Number
 
-EVALUATION_FILE = "evaluation.json"
+EVALUATION_FILE, FINETUNE_FILE = "evaluation.json", "finetune.json"
+FINETUNE_VERSION = 1
 EVALUATION_VERSION = 3
 """Of evaluation.json; version 2 had no hash and no run id, version 1 a nesting of its own for each part."""
 
@@ -312,6 +313,18 @@ class ResultsFile(Generic[T]):
     def is_in(self, folder: Path) -> bool:
         """Whether a folder has one."""
         return (folder / self.name).is_file()
+
+    def is_in_all(self, folders: Sequence[Path]) -> bool:
+        """Whether folders all have one.
+
+        Raises:
+            PHFError: some have, and some have not.
+        """
+        found = [self.is_in(folder) for folder in folders]
+        if any(found) and not all(found):
+            other, kin = folders[found.index(False)], folders[found.index(True)]
+            raise PHFError(f"{other} has no {self.name}, and {kin} has one; give folders of one kind")
+        return all(found)
 
     def write(self, folder: Path, results: T) -> None:
         """Write it; the same results give the same bytes."""

@@ -25,6 +25,7 @@ from phf.tokens.tokenizer import Tokenizer
 from phf.tokens.tokens import TokenCache
 from phf.train.data import open_data
 from phf.train.run import Run
+from phf.train.start import parse_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,13 +82,14 @@ def hash_model(model: "PreTrainedModel", tokenizer: Tokenizer) -> str:
     return hash_bytes("".join([*hashes, tokenizer.identity.id]).encode())
 
 
-def open_target(folder: Place) -> AttackTarget:
-    """A release folder (it has a phf.json) or a run.
+def open_target(place: Place) -> AttackTarget:
+    """A release folder (it has a phf.json), or a run at its last checkpoint or another: `RUN@STEP`.
 
     Raises:
         PHFError: it is neither, or is damaged.
     """
-    folder = Path(folder)
+    given, step = parse_place(str(place))
+    folder = Path(given)
     if (folder / "phf.json").exists():
         return _open_release(folder)
     if not (folder / "run.json").exists():
@@ -96,12 +98,12 @@ def open_target(folder: Place) -> AttackTarget:
             "'phf train'"
         )
     run = Run.open(folder)
-    model, tokenizer = run.load_model(), run.load_tokenizer()
+    model, tokenizer = run.load_model(step), run.load_tokenizer(step)
     objective, control = run.config.objective, tokenizer.control
     modes = modes_of(objective)
     writers = {mode: Target.create(mode, model, tokenizer, objective, run.config.segments) for mode in modes}
     return AttackTarget(
-        name=folder.resolve().name,
+        name=folder.resolve().name + ("" if step is None else f"@{step}"),
         folder=folder,
         run_id=run.id,
         objective=run.objective,

@@ -11,6 +11,8 @@ from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, p
 from phf.terminal import hint, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic import BaseModel
 
     from phf.posterior.results import PosteriorResults
@@ -74,33 +76,37 @@ def infer(
     if as_json:
         print_json(results)
         return
-    print_table(_list_policies(results))
+    print_table(list_policies([results]))
     hint(f"next: open {quote(out / 'posterior.html')}; every number is in {quote(out / 'posterior.json')}")
 
 
-def _list_policies(results: "PosteriorResults") -> Table:
-    """What each policy scores, spends, and spends beyond the frontier."""
+def list_policies(several: "Sequence[PosteriorResults]") -> Table:
+    """What each policy scores, spends, and spends beyond the frontier; of several base models, pooled over them.
+
+    Raises:
+        PHFError: see `pool_policies`.
+    """
+    from phf.posterior.results import pool_policies
     from phf.report.verdict import format_interval
 
-    annotator = results.judges[0]
+    policies, judges = pool_policies(several), several[0].judges
+    annotator = judges[0]
+    of = "the base model" if len(several) == 1 else f"their base models, over {len(several)} of these"
     table = Table(
-        title="What a score costs, in nats a text from the base model, with 95 % intervals",
+        title=f"What a score costs, in nats a text from {of}, with 95 % intervals",
         caption=f"excess: beyond the least that the score by {annotator.name} costs",
         caption_justify="left",
     )
     table.add_column("policy")
-    for judge in results.judges:
+    for judge in judges:
         table.add_column(f"{judge.name}\n({judge.role})", justify="right")
     table.add_column("KL", justify="right")
     table.add_column("excess", justify="right")
-    for policy in results.policies:
+    for policy in policies:
         find = policy.results.find
         table.add_row(
             Text(printable(policy.name)),
-            *(
-                format_interval(find("score", judge=judge.slug), judge.display_scale)
-                for judge in results.judges
-            ),
+            *(format_interval(find("score", judge=judge.slug), judge.display_scale) for judge in judges),
             format_interval(find("kl_from_base"), 1),
             format_interval(find("excess_kl", judge=annotator.slug), 1),
         )

@@ -40,7 +40,10 @@ def _declare() -> "tuple[BaseModel, dict[str, str]]":
 def online(
     ctx: typer.Context,
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The run to go on from, in its last checkpoint.")
+        str,
+        typer.Argument(
+            metavar="RUN[@STEP]", help="The run to go on from, at its last or another checkpoint."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder to write; default: loop, or lemma.")
@@ -91,7 +94,7 @@ def online(
     hint(f"next: phf report {quote(out)} -o loops.html, with its controls beside it")
 
 
-def _check_lemma(run: Path, out: Path, given: "dict[str, object]", as_json: bool) -> None:
+def _check_lemma(run: str, out: Path, given: "dict[str, object]", as_json: bool) -> None:
     from phf.config.online import LemmaConfig
     from phf.config.train import parse
     from phf.loops.lemma_cases import check_lemma

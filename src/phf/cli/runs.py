@@ -155,9 +155,9 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained page that compares runs, or the loops of 'phf online'."""
-    from phf.loops.results import LEMMA, LOOP, are_loops
+    from phf.loops.results import LEMMA, LOOP
 
-    if are_loops(runs):
+    if LOOP.is_in_all(runs):
         from phf.report.loops import write_loops_page
 
         print(write_loops_page([LOOP.read(folder) for folder in runs], out))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from phf.cli.infer import list_policies
 from phf.cli.online import compare_loops, list_rounds
 from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
 from phf.errors import PHFError
@@ -40,9 +41,9 @@ def show(
     as_json: AsJSON = False,
 ) -> None:
     """Say what a run is, how far it is, how its loss went, what was measured and what to do next; or of a loop, each round."""
-    from phf.loops.results import LOOP, are_loops
+    from phf.loops.results import LOOP
 
-    if are_loops([folder]):
+    if LOOP.is_in(folder):
         loop = LOOP.read(folder)
         if as_json:
             print_json(loop)
@@ -70,12 +71,22 @@ def show(
     hint(f"next: {_name_next(run)}")
 
 
-@app.command(epilog=examples("phf compare runs/mle runs/conditional"))
+@app.command(
+    epilog=examples("phf compare runs/mle runs/conditional", "phf compare posterior-seed0 posterior-seed1")
+)
 def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
-    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run; or in what loops do."""
-    from phf.loops.results import LOOP, are_loops
+    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run; or what loops did, or policies of several base models."""
+    from phf.loops.results import LOOP
+    from phf.posterior.results import POSTERIOR
 
-    if are_loops(runs):
+    if POSTERIOR.is_in_all(runs):
+        several = [POSTERIOR.read(folder) for folder in runs]
+        if as_json:
+            print_json(several)
+        else:
+            print_table(list_policies(several))
+        return
+    if LOOP.is_in_all(runs):
         loops = [LOOP.read(folder) for folder in runs]
         if as_json:
             print_json(loops)

@@ -96,7 +96,8 @@ class PolicySampling(TextSampling):
     num_samples: _Count = 512
     """Texts by which the result is measured at the end."""
     control: ControlStyle = "prefix"
-    """Where the mode's control token stands: before the first segment alone (prefix)."""
+    """Where the mode's control token stands: before the first segment alone (prefix), or before every one, as in training (forced; not for
+    dpo and kto, nor behind prompts)."""
 
 
 class FinetuneConfig(StrictConfig):
@@ -135,9 +136,11 @@ class FinetuneConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _can_learn(self) -> "FinetuneConfig":
-        if self.sampling.control != "prefix":
+        is_limited = isinstance(self.method, _Pairs) or self.prompts is not None
+        if self.sampling.control == "free" or (self.sampling.control == "forced" and is_limited):
             raise ValueError(
-                f"sampling.control {self.sampling.control} is not finetuned here; give --set sampling.control=prefix"
+                f"sampling.control {self.sampling.control} is not finetuned by {self.method.kind}, or not behind prompts; give --set "
+                "sampling.control=prefix"
             )
         if self.sampling.top_p < 1:
             raise ValueError(

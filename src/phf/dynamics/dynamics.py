@@ -119,7 +119,7 @@ class _Study:
         held_out = LoadedJudge("held-out", load(config.held_out)) if config.held_out else None
         if held_out is not None and (config.labels or judge is None or held_out.slug == judge.slug):
             raise PHFError(
-                "how often a judge errs is measured against one other: another --held-out judge, or --labels"
+                "how often the judge errs is measured against one other: another --held-out judge, or --labels"
             )
         threshold = data.threshold.value if config.threshold is None and data else config.threshold
         key = [subject.key, judge.slug if judge else "", FORMAT_VERSION, version("phf")]
@@ -148,13 +148,12 @@ class _Study:
         for mode in self.config.modes or tuple(subject.targets):
             samples = self._write(mode)
             num_pages[mode] = len(samples)
-            score = self._score(mode)
-            if score is not None:
-                judged = self._judge(mode, samples, score)
+            if self.judge is not None:
+                judged = self._judge(mode, samples, self._score_by(self.judge, mode))
                 num_pages[mode] = len(judged.pages)
                 rows += describe_pages(mode, judged.pages, None if data is None else data.pages, self.config)
                 rows += self._describe_errors(mode, judged, data)
-                rows += describe_returns(mode, self._truncate(mode, judged.pages, score), self.config)
+                rows += describe_returns(mode, self._truncate(mode, judged.pages, self.judge), self.config)
                 notes += _list_notes(f"{subject.name} {mode}", judged)
             texts = texts or self._find_documents(samples)
             rows += self._describe_own(mode, texts)
@@ -178,11 +177,11 @@ class _Study:
             measurements=rows,
         )
 
-    def _score(self, name: str, judge: LoadedJudge | None = None) -> Score | None:
-        judge = judge or self.judge
-        if judge is None:
-            return None
+    def _score(self, name: str) -> Score | None:
+        """Scores by the judge; None where there is none."""
+        return None if self.judge is None else self._score_by(self.judge, name)
 
+    def _score_by(self, judge: LoadedJudge, name: str) -> Score:
         def score(texts: list[str]) -> list[float]:
             found: list[float] = []
             for start in range(0, len(texts), _SEGMENTS_PER_CALL):
@@ -208,15 +207,15 @@ class _Study:
             list[Sample],
         )
 
-    def _truncate(self, mode: Mode, pages: Pages, score: Score) -> dict[str, Pages]:
+    def _truncate(self, mode: Mode, pages: Pages, judge: LoadedJudge) -> dict[str, Pages]:
         """Pages as the model is, and where its next tokens are truncated."""
         config, target, written = self.config, self.subject.targets[mode], {"all tokens": pages}
 
         def add(name: str, **changed: float) -> None:
             samples = self._write(mode, f"-{name}", num_samples=config.truncated, **changed)
             texts = [cut_page(own.text, own.ended, target.segments, config.longest) for own in samples]
-            own = self._score(f"{mode}-{name}") or score
-            written[name] = judge_pages(texts, own, self.threshold, config.longest).pages
+            score = self._score_by(judge, f"{mode}-{name}")
+            written[name] = judge_pages(texts, score, self.threshold, config.longest).pages
 
         for top_p in config.top_ps * (config.truncated > 0):
             add(f"top-p {top_p:g}", top_p=top_p)
@@ -227,17 +226,17 @@ class _Study:
 
     def _find_confusion(self, name: str, judged: Judged) -> Table | None:
         """How many segments are good and bad, and judged so; None where nothing says."""
-        scores, score = judged.scores, self._score("labels")
-        if self.config.labels and score is not None:
-            labels = read_labels(Path(self.config.labels))
-            truth, bad, scores = labels.targets, 0.5, np.array(score(labels.texts))
-        elif self.held_out is not None:
-            threshold, score = self.config.held_out_threshold, self._score(f"held-out-{name}", self.held_out)
-            bad = self.held_out.model.hit_threshold if threshold is None else threshold
-            truth = np.array(score(judged.texts) if score is not None else [])
-        else:
+        config = self.config
+        if config.labels and self.judge is not None:
+            labels = read_labels(Path(config.labels))
+            scores = np.array(self._score_by(self.judge, "labels")(labels.texts))
+            return count_confusion((labels.targets, 0.5), (scores, self.threshold))
+        if self.held_out is None:
             return None
-        return count_confusion((truth, bad), (scores, self.threshold))
+        truth = np.array(self._score_by(self.held_out, f"held-out-{name}")(judged.texts))
+        bad = config.held_out_threshold
+        bad = self.held_out.model.hit_threshold if bad is None else bad
+        return count_confusion((truth, bad), (judged.scores, self.threshold))
 
     def _describe_errors(self, mode: Mode, judged: Judged, data: Judged | None) -> Iterator[Measurement]:
         """How often the judge errs, and rates without its errors."""

@@ -49,8 +49,7 @@ class OnPolicy:
         num = start.config.texts
         groups = range(step * num // self._group, (step + 1) * num // self._group)
         prompts = [start.prompts[group % len(start.prompts)] for group in groups for _ in range(self._group)]
-        texts = start.drawing.write(model, prompts, range(step * num, (step + 1) * num))
-        decoded = [start.drawing.decode(*pair) for pair in zip(prompts, texts, strict=True)]
+        texts, decoded = start.write(model, prompts, 0, "", None, step * num)
         scores = torch.from_numpy(start.score(decoded)).to(model.device)
         if scores.isnan().all():
             raise PHFError(
@@ -72,7 +71,7 @@ class OnPolicy:
             "loss": float((scores + settings.beta * kl).nanmean()),
             "score": float(scores.nanmean()),
             "kl_text": float(kl.mean()),
-            "kl_token": float(kl.sum() / laid.is_text.sum()),
+            "kl_token": float(kl.sum() / laid.lengths.sum()),
             "length": float(laid.lengths.mean()),
             "unscored": int(scores.isnan().sum()),
             "calls": (step + 1) * num,
@@ -94,7 +93,7 @@ class Likelihood:
         prompts, texts = self._pool.take(chosen)
         laid = self._start.drawing.lay_out([self._start.prompts[prompt] for prompt in prompts], texts)
         log_probs = self._start.drawing.log_probs(model, laid).double()
-        loss = -log_probs.sum() / laid.is_text.sum()
+        loss = -log_probs.sum() / laid.lengths.sum()
         return {
             "loss": float(loss.detach()),
             "score": float(self._pool.scores[chosen].mean()),

@@ -35,6 +35,7 @@ from phf.train.checkpoint import (
 )
 from phf.train.distributed import Ranks, Trained
 from phf.train.optim import make_optimizers
+from phf.train.outcomes import step_if_finite
 from phf.train.run import Run
 from phf.train.signals import Stopped, StopSignals
 from phf.train.trackers import open_loggers
@@ -111,14 +112,13 @@ def _open_learner(
     method, config = start.config.method, start.config
     if isinstance(method, RLOO):
         return OnPolicy(start, method), Used(config.steps * config.texts, -1), None
-    pool = None if given is not None else Pool.draw(start, run.folder, run.id, progress)
-    if isinstance(method, BestOfN):
-        assert pool is not None
-        return Likelihood(start, method, pool), Used(len(pool.texts), pool.num_tokens), pool
-    assert isinstance(method, DPO | KTO)
+    pool = None
     if given is None:
-        assert pool is not None
+        pool = Pool.draw(start, run.folder, run.id, progress)
+        if isinstance(method, BestOfN):
+            return Likelihood(start, method, pool), Used(len(pool.texts), pool.num_tokens), pool
         given = take_samples(start, pool)
+    assert isinstance(method, DPO | KTO)
     return Preferring(start, method, given), Used(given.calls, given.tokens), pool
 
 
@@ -186,13 +186,11 @@ def _find_optim(config: FinetuneConfig) -> OptimConfig:
 def _update(loss: Tensor, model: nn.Module, optimizers: list[Optimizer], clip_norm: float) -> float:
     """One step, unless loss or gradient is not finite."""
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
-    if math.isfinite(norm) and math.isfinite(float(loss.detach())):
-        for optimizer in optimizers:
-            optimizer.step()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    step_if_finite(optimizers, loss.detach(), norm)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    return norm
+    return float(norm)
 
 
 def _count_bad(run: Run, state: TrainState, logged: dict[str, float]) -> None:

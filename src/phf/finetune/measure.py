@@ -23,12 +23,11 @@ from phf.finetune.results import (
 )
 from phf.finetune.start import Start
 from phf.generate.engine import Ids, Written
-from phf.generate.target import REDRAW
-from phf.intervals import best_of, bootstrap_mean
+from phf.intervals import best_of, bootstrap_mean, bootstrap_ratio
 from phf.paths import hide_settings
-from phf.posterior.frontier import Frontier, Resamples, estimate
+from phf.posterior.frontier import Frontier
 from phf.posterior.frontier import best_of as find_best
-from phf.records import Estimate, Progress
+from phf.records import Progress
 from phf.results import Measurement
 from phf.reward_models import score_samples
 from phf.train.run import Run
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 _Values = npt.NDArray[np.float64]
 
 _STREAM = 2
-_CHUNK = 128
-"""Texts that go through the model at once."""
 
 
 def measure_result(
@@ -58,13 +55,7 @@ def measure_result(
     rows: list[Measurement] = []
     notes = list(start.notes)
     for name, own in (("start", start.model), ("result", model)):
-
-        def report(done: int, name: str = name) -> None:
-            if progress is not None:
-                progress(f"measuring {name}", done, num)
-
-        texts = start.drawing.write(own, prompts, [index + _STREAM * REDRAW for index in range(num)], report)
-        decoded = [start.drawing.decode(*pair) for pair in zip(prompts, texts, strict=True)]
+        texts, decoded = start.write(own, prompts, _STREAM, f"measuring {name}", progress)
         for judge in start.judges:
             scores = score_samples(judge.model, decoded)
             rows.append(Measurement(SCORE.name, bootstrap_mean(scores, *settings), judge=judge.slug, of=name))
@@ -74,9 +65,9 @@ def measure_result(
                 )
         lengths = np.array([len(ids) + ended for ids, ended in texts], np.float64)
         rows.append(Measurement(LENGTH.name, bootstrap_mean(lengths, *settings), of=name))
-    gaps = _read_gaps(start, model, prompts, texts)
+    gaps = read_gaps(start, model, prompts, texts)
     rows.append(Measurement(KL_TEXT.name, bootstrap_mean(gaps, *settings)))
-    rows.append(Measurement(KL_TOKEN.name, find_ratio(gaps, lengths, *settings)))
+    rows.append(Measurement(KL_TOKEN.name, bootstrap_ratio(gaps, lengths, *settings)))
     tokens = used.tokens if used.tokens >= 0 else _count_tokens(run, config.texts)
     rows += [Measurement(CALLS.name, bare(used.calls)), Measurement(WRITTEN.name, bare(tokens))]
     if pool is not None:
@@ -92,26 +83,15 @@ def measure_result(
     )
 
 
-def _read_gaps(
+def read_gaps(
     start: Start, model: "PreTrainedModel", prompts: Sequence[Ids], texts: Sequence[Written]
 ) -> _Values:
     """log result - log start of each text: [N]."""
-    gaps = []
-    for first in range(0, len(texts), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        laid = start.drawing.lay_out(prompts[part], texts[part])
-        with torch.no_grad():
-            own, other = (start.drawing.log_probs(one, laid).double() for one in (model, start.model))
-        gaps.append((own - other).sum(1).cpu().numpy())
-    return np.concatenate(gaps)
-
-
-def find_ratio(sums: _Values, counts: _Values, num_bootstrap: int, seed: int) -> Estimate:
-    """The sum of one over the sum of the other, with a percentile interval over texts."""
-    found = Resamples(len(sums), num_bootstrap, seed).sum(
-        lambda part: np.stack([sums[part], counts[part]], 1)
-    )
-    return estimate(found[:, 0] / found[:, 1], len(sums))
+    laid = start.drawing.lay_out(prompts, texts)
+    with torch.no_grad():
+        own, other = (start.drawing.log_probs(one, laid).double() for one in (model, start.model))
+    found: _Values = (own - other).sum(1).cpu().numpy()
+    return found
 
 
 def _count_tokens(run: Run, texts: int) -> float:

@@ -1,11 +1,11 @@
 """What is trained and what it is compared with: a model's distribution over texts, with the tokens that are blocked in it left out.
 
-One renormalised policy is drawn from, stands in the ratio, and is what the KL is of. Texts are token ids and whether the page ended.
-Shape suffixes: N texts, T positions, V used ids.
+One renormalised policy is drawn from, stands in the ratio, and is what the KL is of: `phf.policies.policy` with a gradient, behind prompts.
+Shape suffixes: N texts, T positions.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from phf.generate.engine import Ids, TokenDrawer, Written, write_pages
 from phf.generate.target import Target
+from phf.policies.policy import OUTSIDE, find_log_probs, lay_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,26 +35,28 @@ class Laid:
     Attributes:
         inputs: all ids but the last.
         targets: what follows each.
-        is_text: where the target is the text's: a token of it, or the end of its page.
-        is_young: where the text has too few tokens to end.
+        owners: the text token that each target belongs to, its own place or that of the one behind a control token.
     """
 
     inputs: Int[Tensor, "N T"]
     targets: Int[Tensor, "N T"]
-    is_text: Bool[Tensor, "N T"]
-    is_young: Bool[Tensor, "N T"]
+    owners: Int[Tensor, "N T"]
+
+    @property
+    def is_text(self) -> Bool[Tensor, "N T"]:
+        """Where the target is the text's: a token of it, a control token in it, or the end of its page."""
+        return self.owners != OUTSIDE
 
     def take(self, rows: Int[Tensor, "M"]) -> "Laid":
         """Some texts, up to where the last of them ends."""
-        width = int(self.is_text[rows].any(0).nonzero().max()) + 1 if bool(self.is_text[rows].any()) else 1
-        return Laid(
-            *(part[rows, :width] for part in (self.inputs, self.targets, self.is_text, self.is_young))
-        )
+        used = self.is_text[rows].any(0).nonzero()
+        width = int(used.max()) + 1 if len(used) else 1
+        return Laid(*(part[rows, :width] for part in (self.inputs, self.targets, self.owners)))
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each text, its end among them: [N]."""
-        found: npt.NDArray[np.int64] = self.is_text.sum(1).cpu().numpy()
+        """Tokens of each text, its end among them, control tokens not: [N]."""
+        found: npt.NDArray[np.int64] = (self.owners.amax(1) + 1).cpu().numpy()
         return found
 
 
@@ -66,7 +69,7 @@ class Drawing:
 
     @classmethod
     def create(cls, target: Target, sampling: "SamplingConfig") -> "Drawing":
-        """The rules of a target under sampling settings; `control` is `prefix` and `top_p` 1."""
+        """The rules of a target under sampling settings; `control` is `prefix` or `forced`, and `top_p` 1."""
         return cls(target, target.drawer(sampling))
 
     @property
@@ -93,22 +96,19 @@ class Drawing:
 
     def lay_out(self, prompts: Sequence[Ids], texts: Sequence[Written]) -> Laid:
         """Texts behind their pages, as `log_probs` reads them."""
-        control, prefix = self.drawer.control, self.drawer.rules.prefix
+        rules = self.drawer.rules
         rows = [
-            [*prefix, *prompt, *ids, *([control.end] if ended else [])]
-            for prompt, (ids, ended) in zip(prompts, texts, strict=True)
+            lay_out(replace(self.drawer, rules=replace(rules, prefix=(*rules.prefix, *prompt))), *text)
+            for prompt, text in zip(prompts, texts, strict=True)
         ]
-        ids = np.full((len(rows), max(map(len, rows))), control.end)
-        place = np.full(ids.shape, -1)  # of a token in its text
-        for row, (own, prompt) in enumerate(zip(rows, prompts, strict=True)):
-            start = len(prefix) + len(prompt)
-            ids[row, : len(own)] = own
-            place[row, start : len(own)] = np.arange(len(own) - start)
+        shape = len(rows), max(len(ids) for ids, _ in rows)
+        ids, owners = np.full(shape, self.drawer.control.end), np.full(shape, OUTSIDE)
+        for row, own in enumerate(rows):
+            ids[row, : len(own[0])], owners[row, : len(own[0])] = own
         device = self.target.model.device
-        inputs, targets = (torch.from_numpy(part.copy()).to(device) for part in (ids[:, :-1], ids[:, 1:]))
-        is_text = torch.from_numpy(place[:, 1:] >= 0).to(device)
-        is_young = torch.from_numpy(place[:, 1:] < self.drawer.sampling.min_new_tokens).to(device)
-        return Laid(inputs, targets, is_text, is_text & is_young)
+        return Laid(
+            *(torch.from_numpy(part.copy()).to(device) for part in (ids[:, :-1], ids[:, 1:], owners[:, 1:]))
+        )
 
     def log_probs(self, model: "PreTrainedModel", laid: Laid) -> Float[Tensor, "N T"]:
         """log p of each target given what stands before it, as it is drawn, in nats, float32; 0 where the target is not the text's."""
@@ -117,21 +117,13 @@ class Drawing:
         places = torch.arange(1, 1 + laid.is_text.shape[1], device=laid.is_text.device)
         order = (laid.is_text * places).amax(1).argsort()
         parts = [laid.take(rows) for rows in order.tensor_split(max(1, len(order) // _READ_TOGETHER))]
-        hidden = [
-            model.base_model(input_ids=part.inputs, use_cache=False).last_hidden_state[part.is_text]
-            for part in parts
-        ]
-        found = torch.cat(
-            [self._read_head(model, own, part) for own, part in zip(hidden, parts, strict=True)]
-        )
+        found = torch.cat([self._read(model, part) for part in parts])
         sorted_ = torch.zeros_like(laid.inputs, dtype=found.dtype).masked_scatter(laid.is_text[order], found)
         return sorted_[order.argsort()]
 
-    def _read_head(
-        self, model: "PreTrainedModel", hidden: Float[Tensor, "M D"], laid: Laid
-    ) -> Float[Tensor, "M"]:
-        """log p of the texts' tokens by the hidden states before them."""
-        logits = model.get_output_embeddings()(hidden).float() / self.drawer.sampling.temperature
-        logits[:, torch.from_numpy(self.blocked).to(logits.device)] = -torch.inf
-        logits[laid.is_young[laid.is_text], self.drawer.control.end] = -torch.inf
-        return -torch.nn.functional.cross_entropy(logits, laid.targets[laid.is_text], reduction="none")
+    def _read(self, model: "PreTrainedModel", laid: Laid) -> Float[Tensor, "M"]:
+        """log p of all targets that are a text's."""
+        hidden = model.base_model(input_ids=laid.inputs, use_cache=False).last_hidden_state[laid.is_text]
+        logits = model.get_output_embeddings()(hidden)[..., : self.drawer.vocab_size].float()
+        given = (part[laid.is_text] for part in (laid.inputs, laid.targets, laid.owners))
+        return find_log_probs(self.drawer, logits, *given)

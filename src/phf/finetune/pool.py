@@ -12,7 +12,6 @@ from phf.errors import PHFError
 from phf.evaluate.parts import Parts
 from phf.finetune.start import Start
 from phf.generate.engine import Written
-from phf.generate.target import REDRAW
 from phf.intervals import best_weights
 from phf.records import Number, Progress
 
@@ -96,15 +95,8 @@ class Pool:
 def _draw(start: Start, indices: Sequence[int], progress: Progress | None) -> list[PoolText]:
     numbers = [index // 2 % len(start.prompts) for index in indices]
     prompts = [start.prompts[number] for number in numbers]
-
-    def report(done: int) -> None:
-        if progress is not None:
-            progress("drawing a pool", indices[0] + done, start.config.pool)
-
-    written = start.drawing.write(
-        start.model, prompts, [index + POOL_STREAM * REDRAW for index in indices], report
-    )
-    scores = start.score([start.drawing.decode(*pair) for pair in zip(prompts, written, strict=True)])
+    written, texts = start.write(start.model, prompts, POOL_STREAM, "drawing a pool", progress, indices[0])
+    scores = start.score(texts)
     return [
         PoolText(number, list(ids), ended, float(score))
         for number, (ids, ended), score in zip(numbers, written, scores, strict=True)

@@ -13,17 +13,15 @@ from phf.config.train import TrainConfig, parse
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 from phf.files import Place, hash_json, write_bytes
+from phf.finetune.pool import POOL_STREAM
 from phf.finetune.start import Start
 from phf.folders import lock_folder
-from phf.generate.target import REDRAW
 from phf.records import Progress
 from phf.reward_models import RewardModel
 from phf.tokens.tokens import tokenize
 from phf.train.checkpoint import checkpoint_folder
 from phf.train.loop import train
 from phf.train.run import Run
-
-_STREAM = 1
 
 
 def train_further(
@@ -94,21 +92,7 @@ def _make_corpus(start: Start, place: Path, reward_model: str, progress: Progres
 
 
 def _write_samples(start: Start, progress: Progress | None) -> bytes:
-    num, mode = start.config.pool, start.drawing.target.mode
-
-    def report(done: int) -> None:
-        if progress is not None:
-            progress("drawing samples", done, num)
-
-    indices = range(num)
-    written = start.drawing.write(
-        start.model, [()] * num, [index + _STREAM * REDRAW for index in indices], report
-    )
-    rows = [
-        {
-            "id": f"{start.run.name}@{start.step}-{mode}-{start.config.seed}-{index}",
-            "text": start.drawing.decode((), text),
-        }
-        for index, text in zip(indices, written, strict=True)
-    ]
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows if row["text"].strip()).encode()
+    _, texts = start.write(start.model, [()] * start.config.pool, POOL_STREAM, "drawing samples", progress)
+    name = f"{start.run.name}@{start.step}-{start.drawing.target.mode}-{start.config.seed}"
+    rows = [{"id": f"{name}-{index}", "text": text} for index, text in enumerate(texts) if text.strip()]
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()

@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from phf.results import HasMeasurements, Judge, Measure, Measurement, ResultsFile
+from phf.results import (
+    FINETUNE_FILE,
+    FINETUNE_VERSION,
+    HasMeasurements,
+    Judge,
+    Measure,
+    Measurement,
+    ResultsFile,
+)
 
 _GROUP = "Finetuning"
 
@@ -52,12 +60,7 @@ CALLS = Measure(
     group=_GROUP,
 )
 WRITTEN = Measure(
-    "finetune_written",
-    "Tokens written to learn from",
-    "tokens",
-    "By the model itself.",
-    "",
-    group=_GROUP,
+    "finetune_written", "Tokens written to learn from", "tokens", "By the model itself.", "", group=_GROUP
 )
 BEST_SCORE = Measure(
     "best_of_score",
@@ -100,4 +103,4 @@ class FinetuneResults(HasMeasurements):
     measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
 
 
-FINETUNE = ResultsFile("finetune.json", FinetuneResults, 1, "phf finetune ... -o FOLDER")
+FINETUNE = ResultsFile(FINETUNE_FILE, FinetuneResults, FINETUNE_VERSION, "phf finetune ... -o FOLDER")

@@ -16,10 +16,10 @@ from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.files import Place, hash_json, read_json
 from phf.finetune.policy import Drawing
 from phf.folders import LOCK_FILE
-from phf.generate.engine import Ids
-from phf.generate.target import Target
+from phf.generate.engine import Ids, Written
+from phf.generate.target import REDRAW, Target
 from phf.objectives import label_conditions, modes_of
-from phf.records import Identity, Mode
+from phf.records import Identity, Mode, Progress
 from phf.reward_models import RewardModel, score_samples
 from phf.tokens.tokenizer import Tokenizer
 from phf.train.checkpoint import checkpoint_folder
@@ -93,6 +93,25 @@ class Start:
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """Scores by the reward model that is learned from, float64 [N]; NaN = unscored."""
         return np.array(score_samples(self.reward.model, texts), np.float64)
+
+    def write(
+        self,
+        model: "PreTrainedModel",
+        prompts: Sequence[Ids],
+        stream: int,
+        what: str,
+        progress: Progress | None,
+        first: int = 0,
+    ) -> tuple[list[Written], list[str]]:
+        """A text behind each prompt, as ids and as text; its random numbers are those of a stream, from the first-th on."""
+
+        def report(done: int) -> None:
+            if progress is not None:
+                progress(what, first + done, first + len(prompts))
+
+        indices = [first + index + stream * REDRAW for index in range(len(prompts))]
+        written = self.drawing.write(model, prompts, indices, report)
+        return written, [self.drawing.decode(*pair) for pair in zip(prompts, written, strict=True)]
 
     def describe(self) -> dict[str, object]:
         """What run.json says of the finetuning: all that decides the weights, but for the seed and the start."""

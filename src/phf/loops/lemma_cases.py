@@ -27,6 +27,7 @@ from phf.records import FORMAT_VERSION, Mode, Progress
 from phf.reward_models import RewardModel, load_reward_model, score_samples
 from phf.train.data import TrainingData
 from phf.train.run import Run
+from phf.train.start import parse_place
 
 _Values = npt.NDArray[np.float64]
 _Weights = dict[LemmaCase, Tensor]
@@ -61,7 +62,7 @@ def check_lemma(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> LemmaResults:
-    """Test whether the mean gradient of log p over a run's own samples is 0, in each case; writes OUT/lemma.json.
+    """Test whether the mean gradient of log p over the own samples of a run (or `RUN@STEP`) is 0, in each case; writes OUT/lemma.json.
 
     What is finished is kept in OUT/parts: a stopped call goes on.
 
@@ -70,7 +71,7 @@ def check_lemma(
     """
     config = config or LemmaConfig()
     with lock_folder(Path(out), "checking the lemma into"):
-        check = _Check.open(Run.open(run), Path(out), config, load, progress)
+        check = _Check.open(run, Path(out), config, load, progress)
         results = check.measure()
         for case, why in results.left_out.items():
             say(f"{case} is left out: {why}")
@@ -94,13 +95,15 @@ class _Check:
     @classmethod
     def open(
         cls,
-        run: Run,
+        place: Place,
         out: Path,
         config: LemmaConfig,
         load: Callable[[str], RewardModel],
         progress: Progress | None,
     ) -> "_Check":
-        step, mode = run.resolve_step(None), check_mode(run, config.mode)
+        folder, given = parse_place(str(place))
+        run = Run.open(folder)
+        step, mode = run.resolve_step(given), check_mode(run, config.mode)
         settings = config.model_dump(mode="json", exclude={"cases", "flips"})
         parts = Parts(out / PARTS_FOLDER, [run.id, step, mode, settings, FORMAT_VERSION])
         return cls(run, step, mode, run.data(), config, parts, load, progress)
@@ -139,13 +142,18 @@ class _Check:
 
     def find_obstacle(self, case: LemmaCase) -> str | None:
         """Why a case cannot be had of this run; None if it can."""
-        if case == "stale" and len(self.run.steps) < 2:
+        if case == "stale" and not self.earlier_steps:
             return "the run has no earlier checkpoint; train with keep_checkpoints=2 or more"
         if case == "own token" and not self.data.objective.writes_control_tokens:
             return f"a model of {self.run.config.objective.kind} writes no control tokens"
         if case in ("scored", "shuffled") and self.data.annotation.identity.version == "imported":
             return "the scores of the run's corpus were imported, and what made them cannot be run here"
         return None
+
+    @property
+    def earlier_steps(self) -> list[int]:
+        """Of checkpoints before the one that is looked at."""
+        return [step for step in self.run.steps if step < self.step]
 
     @cached_property
     def target(self) -> Target:
@@ -175,7 +183,7 @@ class _Check:
         """The Gram matrix of each case of a draw."""
         writer, reader, sampling = self.target, self.target, self.sampling(draw)
         if draw == "stale":
-            writer = self.find_target(self.run.steps[-2], self.mode)
+            writer = self.find_target(self.earlier_steps[-1], self.mode)
         elif draw == "free":
             writer = reader = self.find_target(self.step, "none")
         drawer = writer.drawer(sampling)

@@ -1,12 +1,9 @@
 """online.json and lemma.json: what rounds on own text did to a model, and the table of the lemma, as measurements (docs/loops.md)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pydantic import JsonValue
 
-from phf.errors import PHFError
 from phf.records import Mode
 from phf.results import HasMeasurements, Judge, Measure, Measurement, ResultsFile
 
@@ -225,18 +222,3 @@ class LemmaResults(HasMeasurements):
 
 LOOP = ResultsFile("online.json", LoopResults, 1, "phf online RUN -o FOLDER")
 LEMMA = ResultsFile("lemma.json", LemmaResults, 1, "phf online --check-lemma RUN -o FOLDER")
-
-
-def are_loops(folders: Sequence[Path]) -> bool:
-    """Whether folders are of loops.
-
-    Raises:
-        PHFError: some are, and some are not.
-    """
-    found = [LOOP.is_in(folder) for folder in folders]
-    if any(found) and not all(found):
-        other = folders[found.index(False)]
-        raise PHFError(
-            f"{other} is no loop, and the others are; give loops alone, or runs with --loop {folders[found.index(True)]}"
-        )
-    return all(found)

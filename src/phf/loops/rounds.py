@@ -15,7 +15,7 @@ from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, choose_judges
 from phf.evaluate.metric import bare
 from phf.evaluate.pages import Page, PageReader
-from phf.files import Place, hash_json, read_sealed, write_sealed
+from phf.files import Place, read_sealed, write_sealed
 from phf.folders import lock_folder
 from phf.loops.measure import list_bits, measure_texts, read_pages
 from phf.loops.own_labels import check_own_labels, write_labelled, write_own_scores
@@ -30,15 +30,15 @@ from phf.records import FORMAT_VERSION, Mode, Number, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
 from phf.train.data import TrainingData
+from phf.train.folder import hash_recipe
 from phf.train.loop import resume, train
 from phf.train.optim import learning_rate_factor
 from phf.train.run import Run
+from phf.train.start import parse_place
 
 SETTINGS_FILE = "loop.json"
 _EXTENDABLE = {"rounds", "judges", "num_documents", "num_bootstrap"}
 """Settings that may be others when a loop goes on: they change no text and no weight of it."""
-_OF_ONE_RUN = {"seed", "corpus", "start", "mix"}
-"""Of a run's config: what differs between seeds of one recipe."""
 
 Say = Callable[[str], None]
 
@@ -52,7 +52,7 @@ def run_rounds(
     say: Say = print,
     progress: Progress | None = None,
 ) -> LoopResults:
-    """Train a run on its own text for some rounds, and measure each; writes OUT/online.json.
+    """Train a run (or `RUN@STEP`) on its own text for some rounds, and measure each; writes OUT/online.json.
 
     OUT/rounds/NN holds the texts that round NN was trained on (a corpus) and the run that came of it. What is finished is
     kept: a stopped call goes on, and one with more rounds repeats nothing.
@@ -62,7 +62,7 @@ def run_rounds(
             holds another loop; another process writes into it.
     """
     with lock_folder(Path(out), "going online into"):
-        loop = _Loop.open(Path(run), Path(out), config or OnlineConfig(), load, say, progress)
+        loop = _Loop.open(run, Path(out), config or OnlineConfig(), load, say, progress)
         loop.policy_of_start[1].drawer  # noqa: B018  settings that no text can be drawn with are refused here
         _keep_settings(loop.folder, loop.config, loop.start, loop.step)
         for note in loop.notes:
@@ -80,7 +80,7 @@ class _Loop:
 
     Attributes:
         start: the run that it goes on from.
-        step: of that run's last checkpoint.
+        step: of its checkpoint.
         data: that run's: the human text.
         library: texts and scores; the annotator is its first judge.
     """
@@ -99,15 +99,16 @@ class _Loop:
     @classmethod
     def open(
         cls,
-        run: Path,
+        run: Place,
         out: Path,
         config: OnlineConfig,
         load: Callable[[str], RewardModel],
         say: Say,
         progress: Progress | None,
     ) -> "_Loop":
-        start = Run.open(run)
-        step = start.resolve_step(None)
+        folder, given = parse_place(str(run))
+        start = Run.open(folder)
+        step = start.resolve_step(given)
         data = start.data()
         mode = check_mode(start, config.mode)
         if config.control == "own-token":
@@ -136,9 +137,17 @@ class _Loop:
         """The run that a round ended with; round 0 is the start."""
         return self.start if number == 0 else Run.open(self.find(number) / "run")
 
+    def step_of(self, number: int) -> int:
+        """The checkpoint of that run."""
+        return self.step if number == 0 else self.run_of(number).resolve_step(None)
+
+    def source_of(self, number: int) -> Source:
+        """The model after a round."""
+        return open_source(f"{self.run_of(number).folder}@{self.step_of(number)}")
+
     def policy_of(self, number: int) -> tuple[Source, Policy]:
-        """The model after a round, in the mode that is asked for."""
-        source = open_source(self.run_of(number).folder)
+        """The same, in the mode that is asked for."""
+        source = self.source_of(number)
         return source, Policy(f"round-{number:02d}", source.writers[self.mode], self.config.sampling)
 
     @cached_property
@@ -167,18 +176,18 @@ class _Loop:
 
     def record(self, number: int) -> Corpus:
         """The corpus of a round: what the model before it wrote, scored, and tokenized."""
-        control, before = self.config.control, self.run_of(number - 1)
+        control = self.config.control
         provenance = {
             "run": self.start.name if number == 1 else f"{self.folder.resolve().name}/{number - 1:02d}",
             "mode": "none" if control == "own-token" else self.mode,
             "judge": self.judges[0].slug,
-            "step": before.resolve_step(None),
+            "step": self.step_of(number - 1),
             "seed": self.config.sampling.seed,
             "round": number,
         }
         place = self.find(number) / "corpus"
         if control == "own-token":
-            target, sampling = open_source(before.folder).writers["none"], self.config.sampling
+            target, sampling = self.source_of(number - 1).writers["none"], self.config.sampling
             written = write_labelled(target, sampling, number)
             corpus = write_round(place, [text.text for text in written], provenance, self.data)
             write_own_scores(corpus, self.data, self._annotation(corpus), written)
@@ -220,7 +229,7 @@ class _Loop:
             )
         start = StartConfig(
             run=str(before.folder.resolve()),
-            step=before.resolve_step(None),
+            step=self.step_of(number - 1),
             reset_optimizer=config.reset_optimizer and number == 1,
         )
         changes = {
@@ -245,9 +254,7 @@ class _Loop:
             settings=hide_settings(self.config.model_dump(mode="json"), names),
             run=self.start.name,
             objective=self.start.config.objective.kind,
-            recipe=hash_json(
-                [self.start.corpus_id, self.start.config.model_dump(mode="json", exclude=_OF_ONE_RUN)]
-            ),
+            recipe=hash_recipe(self.start.record),
             seed=self.start.config.seed,
             step=self.step,
             mode=self.mode,

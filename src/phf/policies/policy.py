@@ -24,7 +24,7 @@ from phf.records import Progress
 from phf.steer.drafts import Pages
 from phf.steer.guidance import compare
 
-_OUTSIDE = -1
+OUTSIDE = -1
 """In the place of the index of a text token: what stands before the text."""
 
 
@@ -122,7 +122,7 @@ class Policy:
     ) -> list[npt.NDArray[np.float64]]:
         """log p of each token of each text given those before it, that of the page's end last where it ended, in nats."""
         drawer, found = self.drawer, [np.zeros(len(ids) + ended) for ids, ended in texts]
-        rows = [_lay_out(drawer, *text) for text in texts]
+        rows = [lay_out(drawer, *text) for text in texts]
         lengths = [len(ids) for ids, _ in rows]
         model = cast_parameters(self.target.model, self.sampling.precision)
         num_done = 0
@@ -130,13 +130,17 @@ class Policy:
             for batch in batch_by_length(lengths, tokens_per_batch(model, drawer.vocab_size)):
                 length = max(lengths[index] for index in batch)
                 ids = np.full((len(batch), length), drawer.control.end)
-                owners = np.full((len(batch), length), _OUTSIDE)
+                owners = np.full((len(batch), length), OUTSIDE)
                 for row, index in enumerate(batch):
                     ids[row, : lengths[index]], owners[row, : lengths[index]] = rows[index]
                 logits = self._read(model, ids)
-                costs = _find_log_probs(drawer, logits, ids, owners)
+                given = (
+                    torch.from_numpy(part).to(logits.device)
+                    for part in (ids[:, :-1], ids[:, 1:], owners[:, 1:])
+                )
+                costs = find_log_probs(drawer, logits, *given).cpu().numpy()
                 for row, index in enumerate(batch):
-                    own = owners[row, 1:] != _OUTSIDE
+                    own = owners[row, 1:] != OUTSIDE
                     np.add.at(found[index], owners[row, 1:][own], costs[row][own])
                 num_done += len(batch)
                 if progress is not None:
@@ -179,7 +183,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
         raise PHFError(f"the engine {sampling.engine} gives no probabilities of texts; give --engine phf")
 
 
-def _lay_out(
+def lay_out(
     drawer: TokenDrawer, ids: Ids, ended: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """A text as the model reads it, and for each id the text token that it belongs to: a control token to the one behind it."""
@@ -193,44 +197,43 @@ def _lay_out(
         starts |= limits.may_close[last] & limits.opens[following]
         places = 1 + np.flatnonzero(starts)
         text, owners = np.insert(text, places, drawer.rules.forced), np.insert(owners, places, places)
-    return np.concatenate([prefix, text]), np.concatenate([np.full(len(prefix), _OUTSIDE), owners])
+    return np.concatenate([prefix, text]), np.concatenate([np.full(len(prefix), OUTSIDE), owners])
 
 
-def _find_log_probs(
-    drawer: TokenDrawer, logits: Tensor, ids: npt.NDArray[np.int64], owners: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """log p of each id given those before it, as `TokenDrawer.draw` draws it; float64 [B, T - 1], where an id belongs to a text.
+def find_log_probs(
+    drawer: TokenDrawer, logits: Tensor, last: Tensor, target: Tensor, owners: Tensor
+) -> Tensor:
+    """log p of ids given those before them, as `TokenDrawer.draw` draws them: [...], where an id belongs to a text.
 
     Args:
-        logits: float64 [B, T - 1, used ids], of what follows.
-        ids, owners: int64 [B, T], see `_lay_out`.
+        logits: float [..., used ids], of what follows.
+        last: the ids before, int64 [...].
+        target, owners: the ids, and the text tokens that they belong to (`lay_out`), int64 [...].
     """
     control, limits = drawer.control, drawer.boundaries
     logits = logits / drawer.sampling.temperature
-    last, target, owner = ids[:, :-1], ids[:, 1:], owners[:, 1:]
+    used = np.arange(logits.shape[-1])
+    never = logits.new_full((), -torch.inf)
 
-    def mass(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    def mass(chosen: npt.NDArray[np.bool_]) -> Tensor:
         """log of what the ids have together; -inf for none."""
         if not chosen.any():
-            return np.full(target.shape, -np.inf)
-        own = logits[..., torch.from_numpy(np.flatnonzero(chosen)).to(logits.device)]
-        result: npt.NDArray[np.float64] = own.logsumexp(-1).cpu().numpy()
-        return result
+            return never.expand(target.shape)
+        return logits[..., torch.from_numpy(np.flatnonzero(chosen)).to(logits.device)].logsumexp(-1)
 
-    used = np.arange(logits.shape[-1])
     is_control = (used >= control.good) & (used <= max(control.all))
     text = mass(~is_control & (used != control.end))
-    may_end = (owner >= drawer.sampling.min_new_tokens) & (owner != _OUTSIDE)
-    end = np.where(may_end, logits[..., control.end].cpu().numpy(), -np.inf)
-    places = torch.from_numpy(np.minimum(target, len(used) - 1))[..., None].to(logits.device)
-    chosen = logits.gather(-1, places)[..., 0].cpu().numpy()
+    may_end = (owners >= drawer.sampling.min_new_tokens) & (owners != OUTSIDE)
+    whole = torch.logaddexp(text, torch.where(may_end, logits[..., control.end], never))
+    chosen = logits.gather(-1, target.clamp(max=len(used) - 1)[..., None])[..., 0]
     if limits is None or drawer.rules.forced is None:
-        return np.asarray(chosen - np.logaddexp(text, end))
+        return chosen - whole
+    closes, may_close = (
+        torch.from_numpy(own).to(logits.device)[last] for own in (limits.closes, limits.may_close)
+    )
     controls, opens = mass(is_control), mass(limits.opens[: len(used)])
-    goes_on = np.logaddexp(controls, np.where(limits.closes[last], text, opens))
-    whole = np.logaddexp(text, end)
-    is_limit = limits.closes[last] | limits.may_close[last]
-    found = chosen - np.where(is_limit, np.logaddexp(whole, controls), whole)
-    found = np.where(target == drawer.rules.forced, goes_on - np.logaddexp(whole, controls), found)
-    is_behind = (last == drawer.rules.forced) & (owner > 0)
-    return np.asarray(np.where(is_behind, chosen - (opens if limits.opens.any() else text), found))
+    going_on = torch.logaddexp(controls, torch.where(closes, text, opens))
+    found = chosen - torch.where(closes | may_close, torch.logaddexp(whole, controls), whole)
+    found = torch.where(target == drawer.rules.forced, going_on - torch.logaddexp(whole, controls), found)
+    is_behind = (last == drawer.rules.forced) & (owners > 0)
+    return torch.where(is_behind, chosen - (opens if limits.opens.any() else text), found)

@@ -17,6 +17,8 @@ from phf.model import lm
 from phf.policies.policy import Policy
 from phf.records import Identity, Mode
 from phf.tokens.tokenizer import Tokenizer, load_tokenizer
+from phf.train.folder import hash_recipe, read_run_record
+from phf.train.start import parse_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,7 @@ class Source:
         name: of its folder.
         key: hash of weights and tokenizer.
         objective: the kind of its run's objective; empty for a model of another make.
+        recipe: what its run was trained with but for its seed (`hash_recipe`); empty for anything else than a run.
         annotator: the reward model that scored its corpus; None where nothing is known of that.
         reward_model: how that one is loaded.
         threshold: score <= threshold is good; NaN where that is not known.
@@ -43,6 +46,7 @@ class Source:
     tokenizer: Tokenizer
     writers: Mapping[Mode, Target]
     objective: str = ""
+    recipe: str = ""
     annotator: Identity | None = None
     reward_model: str = ""
     threshold: float = nan
@@ -73,21 +77,22 @@ def _untag(target: Target) -> Target:
     return replace(target, mode="untagged")
 
 
-def open_source(folder: Place) -> Source:
-    """A run, a release, or a causal language model with its tokenizer.
+def open_source(place: Place) -> Source:
+    """A run (or `RUN@STEP`), a release, or a causal language model with its tokenizer.
 
     Raises:
         PHFError: it is none of these, or is damaged.
     """
-    folder = Path(folder)
+    folder = Path(parse_place(str(place))[0])
     if (folder / "run.json").exists() or (folder / "phf.json").exists():
-        found = open_target(folder)
+        found, is_run = open_target(place), (folder / "run.json").exists()
         return Source(
             found.name,
             found.key,
             found.tokenizer,
             found.writers,
             found.objective,
+            hash_recipe(read_run_record(folder)) if is_run else "",
             found.annotator,
             found.config.reward_model,
             found.threshold,

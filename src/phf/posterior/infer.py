@@ -208,7 +208,14 @@ class _Inference:
         rows += [Measurement("kl_from_base", Estimate(0.0, 0.0, 0.0, len(self.draws))), *_count_cost(1, 0)]
         unscored = len(self.draws) - self.frontier.num_scored
         return PolicyResult(
-            self.base.name, self.source.name, self.source.objective, "untagged", "", unscored, rows
+            self.base.name,
+            self.source.name,
+            self.source.objective,
+            "untagged",
+            "",
+            unscored,
+            rows,
+            self.source.recipe,
         )
 
     def _place_policy(self, source: Source, policy: Policy) -> PolicyResult:
@@ -232,7 +239,14 @@ class _Inference:
         method = "" if policy.guidance is None else write_spec(policy.guidance)
         unscored = int(np.isnan(own.scores[0]).sum())
         return PolicyResult(
-            policy.name, source.name, source.objective, policy.target.mode, method, unscored, rows
+            policy.name,
+            source.name,
+            source.objective,
+            policy.target.mode,
+            method,
+            unscored,
+            rows,
+            source.recipe,
         )
 
     def _list_chosen(self) -> list[tuple[str, Chosen, float]]:
@@ -253,7 +267,14 @@ class _Inference:
         if not math.isnan(bound):
             rows.append(Measurement("kl_bound", bare(bound)))
         return PolicyResult(
-            f"{self.base.name}, {name}", self.source.name, self.source.objective, "untagged", name, 0, rows
+            f"{self.base.name}, {name}",
+            self.source.name,
+            self.source.objective,
+            "untagged",
+            name,
+            0,
+            rows,
+            self.source.recipe,
         )
 
     def _describe_place(self, kl: _Values, scores: _Values, count: int) -> list[Measurement]:

@@ -1,11 +1,14 @@
 """posterior.json: the frontier of a base model and where policies stand beside it, as measurements (docs/posterior.md)."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
+from phf.errors import PHFError
 from phf.records import Number
-from phf.results import HasMeasurements, Judge, Measure, Measurement, ResultsFile
+from phf.results import HasMeasurements, Judge, Measure, Measurement, ResultsFile, pool
 
 # fmt: off
 MEASURES = (
@@ -72,6 +75,7 @@ class PolicyResult(HasMeasurements):
         name: in tables, such as `conditional good`.
         source: the run it is of, or the base model.
         objective: the kind of the run's objective; empty for a model of another make.
+        recipe: what the run was trained with but for its seed (`hash_recipe`); empty for anything else than a run.
         mode: in which it writes.
         method: how its texts are chosen or steered; empty where they are drawn plainly.
         num_unscored: of its texts, without a score by the annotator; left out.
@@ -84,6 +88,7 @@ class PolicyResult(HasMeasurements):
     method: str
     num_unscored: int
     measurements: list[Measurement]
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,44 @@ class PosteriorResults(HasMeasurements):
     measurements: list[Measurement]
     policies: list[PolicyResult]
     measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
+
+
+def pool_policies(several: Sequence[PosteriorResults]) -> list[PolicyResult]:
+    """The policies of one base model; or those of several, which differ by seed alone, pooled over base models (`results.pool`).
+
+    Policies of several base models are one if they share their recipe, mode and method.
+
+    Raises:
+        PHFError: two stand on one base model, or have other settings or judges.
+    """
+    first = several[0]
+    if len(several) == 1:
+        return first.policies
+    if len({own.base_key for own in several}) < len(several):
+        raise PHFError("two of these stand on one base model; give one folder of 'phf infer' for each")
+    for own in several:
+        if (own.settings, own.judges) != (first.settings, first.judges):
+            raise PHFError(f"{own.base} and {first.base} have other settings or judges; infer them alike")
+    kinds: dict[Hashable, list[PolicyResult]] = {}
+    for own in several:
+        seen: Counter[Hashable] = (
+            Counter()
+        )  # a second run of one recipe beside one base model is no other base model's
+        for policy in own.policies:
+            kind = (policy.recipe or policy.name, policy.mode, policy.method)
+            kinds.setdefault((*kind, seen[kind]), []).append(policy)
+            seen[kind] += 1
+    return [
+        replace(
+            policies[0],
+            name=policies[0].name
+            if len(policies) == 1
+            else f"{policies[0].name} and {len(policies) - 1} more",
+            num_unscored=sum(policy.num_unscored for policy in policies),
+            measurements=list(pool([policy.measurements for policy in policies])),
+        )
+        for policies in kinds.values()
+    ]
 
 
 POSTERIOR = ResultsFile("posterior.json", PosteriorResults, 1, "phf infer ... -o FOLDER")

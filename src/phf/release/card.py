@@ -17,7 +17,7 @@ from phf.control import BAD_TOKEN, GOOD_TOKEN
 from phf.files import write_bytes
 from phf.objectives import modes_of
 from phf.records import Estimate
-from phf.release.record import PublishedEvaluation, ReleaseRecord
+from phf.release.record import FinetuneNumbers, PublishedEvaluation, PublishedFinetuning, ReleaseRecord
 from phf.results import MODE_ORDER, Judge, Measure, Measurement, pivot
 from phf.reward_models.catalogue import CARDS, FORMS
 
@@ -58,6 +58,9 @@ def render_card(record: ReleaseRecord, *, examples: Mapping[str, str] | None = N
             has_held_out=any(judge.role == "held-out" for judge in record.judges),
             examples=examples or {},
             training=_list_training(record),
+            finetuning=_list_finetuning(record.finetuned.measured)
+            if record.finetuned and record.finetuned.measured
+            else [],
             judges=[
                 (
                     judge.name,
@@ -269,6 +272,7 @@ def _list_training(record: ReleaseRecord) -> list[tuple[str, object]]:
         ("Corpus id", Markup(f"`{_code(corpus.id)}`")),  # noqa: S704
         ("Scored by", f"{judge.name} {judge.version}, one score per unit: {config.segments}"),
         ("Objective", f"{record.objective} ({settings})" if settings else record.objective),
+        *([("Finetuned with", _describe_method(record.finetuned))] if record.finetuned else []),
         ("Good ends at", f"score {record.threshold:.4g}; {provenance.threshold.message}"),
         (
             "Tokens seen",
@@ -278,6 +282,34 @@ def _list_training(record: ReleaseRecord) -> list[tuple[str, object]]:
         ("Tokenizer", f"{provenance.tokenizer.name}, control tokens that no text can reach"),
         ("Context", f"{config.data.context:,} tokens"),
         ("Seed", config.seed),
+    ]
+
+
+def _describe_method(done: PublishedFinetuning) -> str:
+    settings = ", ".join(
+        f"{key} {value}" for key, value in done.method.items() if key != "kind" and value is not None
+    )
+    judge = done.reward_model
+    return (
+        f"{done.method['kind']} ({settings}) in mode {done.mode}, on scores of {judge.name} {judge.version}"
+    )
+
+
+def _list_finetuning(measured: FinetuneNumbers) -> list[list[str]]:
+    """A row for each measure and judge: of the model that it began from, and of what came out."""
+    measures = {measure.name: measure for measure in measured.measures}
+    judges = {judge.slug: judge for judge in measured.judges}
+
+    def name(row: Measurement) -> str:
+        measure, judge = measures[row.measure], judges.get(row.judge or "")
+        title = measure.title if judge is None else f"{measure.title} by {judge.name} ({judge.role})"
+        return f"{title}, {measure.unit}" if measure.unit else title
+
+    table = pivot(
+        [row for row in measured.measurements if row.at is None], name, lambda row: row.of or "result"
+    )
+    return [
+        [title, *(_format(found.get(of)) for of in ("start", "result"))] for title, found in table.items()
     ]
 
 

@@ -15,6 +15,8 @@ from phf.records import Identity, Number, TrainingCorpus
 from phf.release.edited import Edited
 from phf.results import (
     EVALUATION_FILE,
+    FINETUNE_FILE,
+    FINETUNE_VERSION,
     Evaluation,
     Judge,
     Measure,
@@ -76,6 +78,33 @@ class PublishedEvaluation:
     measurements: list[Measurement]
 
 
+@dataclass(frozen=True)
+class FinetuneNumbers:
+    """What finetuning did to a run, as finetune.json has it."""
+
+    run_id: str
+    judges: list[Judge]
+    measures: list[Measure]
+    measurements: list[Measurement]
+
+
+@dataclass(frozen=True)
+class PublishedFinetuning:
+    """How a run was finetuned after its pretraining.
+
+    Attributes:
+        method: its kind and settings.
+        mode: that learned.
+        reward_model: what it learned from.
+        measured: of the last checkpoint; None for another.
+    """
+
+    method: dict[str, JsonValue]
+    mode: str
+    reward_model: Identity
+    measured: FinetuneNumbers | None
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedVerdict:
     """What a judge's numbers allow one to say of the run, by the rules of the report (`phf.report.verdict`)."""
@@ -109,6 +138,7 @@ class ReleaseRecord:
         evaluation: None where the checkpoint was not evaluated.
         checks: what `phf reward check` found of a judge, in a sentence, by its slug.
         verdicts: on the evaluation, one a judge; empty in a release of before there were any.
+        finetuned: None of a run that was not.
     """
 
     phf_version: str
@@ -128,6 +158,7 @@ class ReleaseRecord:
     probe: list[ProbedText]
     checks: dict[str, str] = field(default_factory=dict)
     verdicts: list[PublishedVerdict] = field(default_factory=list)
+    finetuned: PublishedFinetuning | None = None
 
     @property
     def objective(self) -> str:
@@ -192,11 +223,27 @@ def build_record(
         probe=list(probe),
         checks=_describe_checks([annotator] if evaluation is None else evaluation.judges),
         verdicts=list(verdicts) if evaluation is not None else [],
+        finetuned=_read_finetuning(run, step),
     )
     cleaned = parse_json(_hide(record, run, evaluation), ReleaseRecord, "the record of the release")
     # Names of tokens are the vocabulary's: `</s>` is no path.
     return replace(
         cleaned, tokens=record.tokens, prefix=record.prefix, suppressed=record.suppressed, probe=record.probe
+    )
+
+
+def _read_finetuning(run: Run, step: int) -> PublishedFinetuning | None:
+    facts, path = run.record.get("finetune"), run.folder / FINETUNE_FILE
+    if not facts:
+        return None
+    measured = None
+    if path.is_file() and step == run.steps[-1]:
+        measured = read_versioned(path, FinetuneNumbers, FINETUNE_VERSION, "phf finetune")
+    return PublishedFinetuning(
+        facts["settings"]["method"],
+        facts["mode"],
+        Identity.from_json(facts["reward_model"]),
+        measured if measured is not None and measured.run_id == run.id else None,
     )
 
 
@@ -206,7 +253,12 @@ def _hide(record: ReleaseRecord, run: Run, evaluation: Evaluation | None) -> Jso
     identities = [record.provenance.tokenizer, record.provenance.reward_model]
     return hide_paths(
         encode(record),
-        {*find_specs(encode(run.config)), *find_specs(settings), *record.provenance.corpus.sources},
+        {
+            *find_specs(encode(run.config)),
+            *find_specs(settings),
+            *find_specs(run.record.get("finetune")),
+            *record.provenance.corpus.sources,
+        },
         {identity.name for identity in identities},
     )
 

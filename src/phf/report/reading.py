@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
-from phf.files import Place, as_list, check_hash, hash_json
+from phf.files import Place, as_list, check_hash
 from phf.finetune.results import FINETUNE
 from phf.paths import find_specs, hide_specs
 from phf.records import TrainingCorpus
@@ -33,7 +33,7 @@ from phf.results import (
     read_evaluation,
 )
 from phf.thresholds import ResolvedThreshold
-from phf.train.folder import count_steps, list_checkpoints, read_run_record
+from phf.train.folder import count_steps, hash_recipe, list_checkpoints, read_run_record
 from phf.train.metrics import Line, read_metrics
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class RunFolder:
 
     Attributes:
         label: the run's name, made unique among the runs of a page.
-        settings_hash: of the configuration without its seed, and of a user's own objective: runs that share it differ by seed alone.
+        recipe: see `hash_recipe`.
         evaluation: None for a run that was not evaluated, where that is allowed.
         samples: `samples.parquet` as a table, None if the file is missing.
         skipped_lines: lines of `metrics.jsonl` that are damaged or another run's.
@@ -159,7 +159,7 @@ class RunFolder:
     metrics: list[MetricsLine]
     skipped_lines: int
     samples: pa.Table | None
-    settings_hash: str
+    recipe: str
 
     @property
     def objective(self) -> str:
@@ -277,7 +277,8 @@ def read_runs(runs: Place | Sequence[Place], *, must_be_evaluated: bool = True) 
 
 
 def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
-    record = parse_json(read_run_record(path), RunRecord, f"{path}/run.json")
+    value = read_run_record(path)
+    record = parse_json(value, RunRecord, f"{path}/run.json")
     is_evaluated = (path / EVALUATION_FILE).is_file()
     if must_be_evaluated and not is_evaluated:
         raise PHFError(f"run {path} has no evaluation.json; run 'phf evaluate {path}' first")
@@ -293,16 +294,8 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         skipped_lines=metrics.num_damaged,
         # Without evaluation the samples are those of one that was interrupted: nothing says what they are.
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
-        settings_hash=_hash_settings(record),
+        recipe=hash_recipe(value),
     )
-
-
-def _hash_settings(record: RunRecord) -> str:
-    shared = [{**record.config, "seed": None}, record.objective_function]
-    if record.finetune is None:
-        return hash_json(shared)
-    # Each seed may have a start of its own.
-    return hash_json([{**record.config, "seed": None, "start": None}, encode(record.finetune)])
 
 
 def _read_evaluation(path: Path, run_id: str | None) -> Evaluation:

@@ -123,7 +123,7 @@ def group_runs(runs: list[RunFolder]) -> list[Group]:
     """
     groups: dict[tuple[str, str], list[RunFolder]] = {}
     for run in runs:
-        members = groups.setdefault((run.objective, run.settings_hash), [])
+        members = groups.setdefault((run.objective, run.recipe), [])
         # The same seed twice is the same run twice: pooling both would shrink the interval for nothing.
         if (run.seed is None and members) or run.seed in [member.seed for member in members]:
             groups[(run.objective, run.label)] = [run]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from phf.errors import PHFError
-from phf.files import read_sealed
+from phf.files import hash_json, read_sealed
 from phf.records import RUN_VERSION, upgrade_run
 from phf.results import check_version
 
@@ -43,6 +43,18 @@ def name_objective(record: Mapping[str, Any]) -> str:
     """What a run was trained with, by its run.json: the objective's kind, and how it was finetuned, such as `mle + rloo`."""
     kind = str(record["config"]["objective"]["kind"])
     return f"{kind} + {record['finetune']['method']}" if record.get("finetune") else kind
+
+
+def hash_recipe(record: Mapping[str, Any]) -> str:
+    """Hash of what a run was trained with but for its seed, by its run.json: runs that share it are seeds of one recipe.
+
+    A finetuned run may have its own start for each seed.
+    """
+    config, corpus, finetune = dict(record["config"]), record.get("corpus") or {}, record.get("finetune")
+    config |= {"seed": None, "corpus": corpus.get("id", config.get("corpus"))}
+    if finetune is not None:
+        config["start"] = None
+    return hash_json([config, record.get("objective_function"), finetune])
 
 
 def count_steps(tokens: int, batch_blocks: int, context: int) -> int:

@@ -1,17 +1,15 @@
 """Two curves fitted to what finetuning measured: how far a score can be trusted from the start, and how many reward calls meet a rival.
 
+Both are sums of columns times factors once a coefficient or two is given, so that is looked for on a grid, and least squares do the rest.
 Intervals are parametric: every measured number is drawn again within its own standard error, and all is fitted again.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.special import ndtri
 
 from phf.errors import PHFError
@@ -22,21 +20,22 @@ _Values = npt.NDArray[np.float64]
 Curve = Callable[..., _Values]
 
 _LEAST_POINTS = 4
-_GRID = 64
+_NUM_SCALES, _NUM_POWERS = 400, 40
+"""Of a grid's scales alone, and of powers beside a fifth of them."""
 _TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
 _Z = float(ndtri(_TAILS[1]))
 
 
-def _bend(d: _Values, a: float, b: float) -> _Values:
+def _bend(d: _Values, a: npt.ArrayLike, b: npt.ArrayLike) -> _Values:
     return np.asarray(d * (a - b * d))
 
 
-def _bend_log(d: _Values, a: float, b: float) -> _Values:
+def _bend_log(d: _Values, a: npt.ArrayLike, b: npt.ArrayLike) -> _Values:
     return np.asarray(d * (a - b * np.log(d)))
 
 
-def _saturate(d: _Values, a: float, b: float) -> _Values:
-    return np.asarray(a * -np.expm1(-d / max(b, 1e-9)))
+def _saturate(d: _Values, a: npt.ArrayLike, b: npt.ArrayLike) -> _Values:
+    return np.asarray(a * -np.expm1(-d / b))
 
 
 FORMS: Mapping[str, Curve] = {"d(a - b d)": _bend, "d(a - b log d)": _bend_log, "a(1 - exp(-d/b))": _saturate}
@@ -68,7 +67,8 @@ def fit_forms(
     Args:
         d: sqrt(KL) in nats a text, above 0.
         gains: by how much the gold score is better than the start's, [N].
-        errors: standard errors of the gains.
+        errors: standard errors of the gains. They are enlarged where the points scatter more about the form that fits all of them best,
+            as those of several seeds do (Birge 1932).
         held_out: the share of the points, those of the largest d, by which the forms are judged.
 
     Raises:
@@ -81,43 +81,59 @@ def fit_forms(
         raise PHFError(
             f"{len(d)} points with d > 0 are too few to fit forms of over-optimisation and to hold some out; measure at least six"
         )
-    rng = np.random.default_rng(seed)
-    draws = [gains, *(gains + errors * rng.standard_normal((num_draws, len(d))))]
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for name, form in FORMS.items():
-        fits = [_fit(form, d[:num_fitted], own[:num_fitted], errors[:num_fitted]) for own in draws]
-        found[name] = [
-            (a, b, float(np.sqrt(np.mean((form(d[num_fitted:], a, b) - own[num_fitted:]) ** 2))))
-            for own, (a, b) in zip(draws, fits, strict=True)
-        ]
-    best = np.argmin([[fit[2] for fit in fits] for fits in found.values()], axis=0)[1:]
-    forms = []
-    for number, (name, judged) in enumerate(found.items()):
-        a, b = (_summarise([fit[place] for fit in judged], len(d)) for place in (0, 1))
-        forms.append(FittedForm(name, a, b, judged[0][2], float(np.mean(best == number))))
+    misfits = [
+        float((((form(d, *_fit_form(form, d, gains[None], errors)[0]) - gains) / errors) ** 2).sum())
+        for form in FORMS.values()
+    ]
+    errors = errors * max(1.0, math.sqrt(min(misfits) / (len(d) - 2)))
+    noise = np.random.default_rng(seed).standard_normal((1 + num_draws, len(d)))
+    noise[0] = 0
+    draws = gains + errors * noise
+    fits = {
+        name: _fit_form(form, d[:num_fitted], draws[:, :num_fitted], errors[:num_fitted])
+        for name, form in FORMS.items()
+    }
+    far, seen = d[num_fitted:], draws[:, num_fitted:]
+    gaps = [
+        np.sqrt(((FORMS[name](far, *own.T[..., None]) - seen) ** 2).mean(1)) for name, own in fits.items()
+    ]
+    best = np.argmin(gaps, axis=0)[1:]
+    forms = [
+        FittedForm(
+            name,
+            *(_summarise(values, len(d)) for values in own.T),
+            float(gap[0]),
+            float(np.mean(best == number)),
+        )
+        for number, ((name, own), gap) in enumerate(zip(fits.items(), gaps, strict=True))
+    ]
     return sorted(forms, key=lambda form: form.error)
 
 
-def _fit(form: Curve, d: _Values, gains: _Values, errors: _Values) -> tuple[float, float]:
-    """Weighted least squares: of the saturating form, whose b is no factor, the best of a grid that is drawn twice."""
+def _fit_form(form: Curve, d: _Values, gains: _Values, errors: _Values) -> _Values:
+    """a and b of a form for each row of gains [R, N]: [R, 2]."""
     if form is not _saturate:
-        columns = np.stack([form(d, 1, 0), form(d, 0, 1)], 1) / errors[:, None]
-        (a, b), *_ = np.linalg.lstsq(columns, gains / errors, rcond=None)
-        return float(a), float(b)
-    grid = np.geomspace(d.min() / 10, d.max() * 10, _GRID)
-    for _ in range(2):
-        columns = -np.expm1(-d / grid[:, None]) / errors
-        factors = columns @ (gains / errors) / (columns**2).sum(1)
-        best = int(np.argmin(((factors[:, None] * columns - gains / errors) ** 2).sum(1)))
-        a, b = float(factors[best]), float(grid[best])
-        grid = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)], _GRID)
-    return a, b
+        return _solve(np.stack([form(d, 1, 0), form(d, 0, 1)], -1)[None], gains, errors)[0]
+    scales = np.geomspace(d.min() / 10, d.max() * 10, _NUM_SCALES)
+    factors, best = _solve(form(d, 1, scales[:, None])[..., None], gains, errors)
+    return np.stack([factors[:, 0], scales[best]], 1)
 
 
-def _summarise(values: Sequence[float], count: int) -> Estimate:
+def _solve(columns: _Values, values: _Values, errors: _Values) -> tuple[_Values, npt.NDArray[np.int64]]:
+    """Weighted least squares for each row of values [R, N], by the columns [G, N, K] of the grid's place that fits it best: factors [R, K],
+    and the place [R].
+    """
+    scaled, wanted = columns / errors[:, None], (values / errors).T
+    factors = np.linalg.pinv(scaled) @ wanted
+    best = ((scaled @ factors - wanted) ** 2).sum(1).argmin(0)
+    return factors[best, :, np.arange(len(values))], best
+
+
+def _summarise(values: npt.ArrayLike, count: int) -> Estimate:
     """The first, with the percentiles of the others."""
-    low, high = np.quantile(values[1:], _TAILS, method="nearest")
-    return Estimate(float(values[0]), float(low), float(high), count)
+    first, *others = np.asarray(values, np.float64)
+    low, high = np.quantile(others, _TAILS, method="nearest")
+    return Estimate(float(first), float(low), float(high), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +160,7 @@ class Crossing:
         half, limit: calls to half of all that is ever gained, and the score that is reached in the end.
         fair_calls: up to so many calls the policy keeps bits per byte and variety (`find_fair_calls`).
         fair_share: share of the draws that cross within `fair_calls`.
+        shape: what `fall` takes to draw the curve.
     """
 
     calls: Estimate
@@ -151,6 +168,7 @@ class Crossing:
     limit: Estimate
     fair_calls: float
     fair_share: float
+    shape: tuple[float, ...]
 
     @property
     def is_fair(self) -> bool:
@@ -158,7 +176,9 @@ class Crossing:
         return self.calls.mean <= self.fair_calls
 
 
-def fall(calls: _Values, start: float, limit: float, log_half: float, log_power: float) -> _Values:
+def fall(
+    calls: _Values, start: float, limit: float, log_half: npt.ArrayLike, log_power: npt.ArrayLike
+) -> _Values:
     """s(n) = limit + (start - limit) / (1 + (n / half)^power)."""
     return np.asarray(limit + (start - limit) / (1 + (calls / np.exp(log_half)) ** np.exp(log_power)))
 
@@ -195,36 +215,23 @@ def find_crossing(
     noise[0] = 0
     fits = _fit_falls(calls, scores + errors * noise[:, :-1], errors)
     wanted = rival.mean + _find_error(rival) * noise[:, -1]
-    crossings = [_solve(goal, *fit) for goal, fit in zip(wanted.tolist(), fits.tolist(), strict=True)]
+    crossings = [_find_calls(goal, *fit) for goal, fit in zip(wanted.tolist(), fits.tolist(), strict=True)]
     within = float(np.mean(np.array(crossings[1:]) <= fair_calls))
     found = (crossings, np.exp(fits[:, 2]).tolist(), fits[:, 1].tolist())
     calls_found, half, limit = (_summarise(own, len(points)) for own in found)
-    return Crossing(calls_found, half, limit, fair_calls, within)
+    return Crossing(calls_found, half, limit, fair_calls, within, tuple(fits[0].tolist()))
 
 
 def _fit_falls(calls: _Values, scores: _Values, errors: _Values) -> _Values:
-    """Start, limit, log half and log power of `fall` for each row of scores [R, N]: [R, 4].
-
-    Start and limit are factors, so that only half and power are searched, over a grid; scipy then improves on the first row's.
-    """
-    halves = np.linspace(math.log(max(calls[calls > 0].min() / 4, 1e-3)), math.log(4 * calls.max()), _GRID)
-    powers = np.linspace(math.log(0.25), math.log(6), _GRID // 3)
-    pairs = np.stack(np.meshgrid(halves, powers, indexing="ij"), -1).reshape(-1, 2)
-    shapes = 1 / (
-        1 + (calls / np.exp(pairs[:, :1])) ** np.exp(pairs[:, 1:])
-    )  # of the start; the rest is the limit's
-    columns = np.stack([shapes, 1 - shapes], -1) / errors[:, None]
-    solved = np.linalg.pinv(columns) @ (scores / errors).T  # [grid, 2, R]
-    gaps = ((columns @ solved - (scores / errors).T) ** 2).sum(1)
-    best = gaps.argmin(0)
-    fits = np.concatenate([solved[best, :, np.arange(len(scores))], pairs[best]], 1)
-    with warnings.catch_warnings(), suppress(RuntimeError):
-        warnings.simplefilter("ignore", OptimizeWarning)
-        ends = pairs.min(0).tolist(), pairs.max(0).tolist()
-        bounds = [-np.inf, -np.inf, *ends[0]], [np.inf, np.inf, *ends[1]]
-        start = np.clip(fits[0], *bounds)
-        fits[0], _ = curve_fit(fall, calls, scores[0], start, errors, bounds=bounds)
-    return fits
+    """Start, limit, log half and log power of `fall` for each row of scores [R, N]: [R, 4]."""
+    halves = np.linspace(
+        math.log(max(calls[calls > 0].min() / 4, 1e-3)), math.log(4 * calls.max()), _NUM_SCALES // 5
+    )
+    powers = np.linspace(math.log(0.25), math.log(6), _NUM_POWERS)
+    grid = np.stack(np.meshgrid(halves, powers, indexing="ij"), -1).reshape(-1, 2)
+    start, limit = (fall(calls, *ends, *grid.T[..., None]) for ends in ((1, 0), (0, 1)))
+    factors, best = _solve(np.stack([start, limit], -1), scores, errors)
+    return np.concatenate([factors, grid[best]], 1)
 
 
 def _find_error(estimate: Estimate) -> float:
@@ -232,7 +239,7 @@ def _find_error(estimate: Estimate) -> float:
     return half / _Z if math.isfinite(half) else 0.0
 
 
-def _solve(wanted: float, start: float, limit: float, log_half: float, log_power: float) -> float:
+def _find_calls(wanted: float, start: float, limit: float, log_half: float, log_power: float) -> float:
     """The calls at which `fall` has a score."""
     if wanted >= start:
         return 0.0
