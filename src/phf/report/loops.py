@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
+from pydantic import JsonValue
 
 from phf.files import write_bytes
 from phf.intervals import difference_of_shares, pooled_t
@@ -30,6 +31,7 @@ from phf.report.page import Section, embed_figures, make_environment
 from phf.report.posterior import Row
 from phf.results import Judge, Measure, Measurements, pool
 
+_OTHER_SETTINGS = ("control", "rounds", "judges", "num_documents", "num_bootstrap", "sampling")
 _COLOURS = {
     "unscored": MODE_COLOURS["untagged"],
     "shuffled": MODE_COLOURS["bad"],
@@ -195,11 +197,19 @@ class Loops:
 
 def _subtract(arm: Arm, other: Arm, column: Column, at: int) -> Estimate:
     """One arm minus another in a round: over the seeds that both have, in pairs; of one seed, as independent texts."""
-    own, others = ({loop.seed: column.find(loop.results, at) for loop in each.loops} for each in (arm, other))
+    own, others = (
+        {_find_seeds(loop): column.find(loop.results, at) for loop in each.loops} for each in (arm, other)
+    )
     seeds = sorted(own.keys() & others.keys())
     if len(seeds) > 1:
         return pooled_t([own[seed].mean - others[seed].mean for seed in seeds])
     return difference_of_shares(column.find(arm.results, at), column.find(other.results, at))
+
+
+def _find_seeds(loop: LoopResults) -> tuple[int, JsonValue]:
+    """Of the run's training, and of the loop's texts."""
+    sampling = loop.settings.get("sampling")
+    return loop.seed, sampling.get("seed") if isinstance(sampling, dict) else None
 
 
 def _count_seeds(arm: Arm) -> str:
@@ -207,14 +217,23 @@ def _count_seeds(arm: Arm) -> str:
 
 
 def _name(loop: LoopResults, loops: Sequence[LoopResults]) -> str:
-    """The kind of loop, and the settings in which these loops differ beside seeds and control."""
+    """The kind of loop, and in what else these loops differ beside seeds and control."""
     parts = [loop.objective if loop.control == "none" else f"{loop.objective}, {loop.control}"]
-    for key, value in loop.settings.items():
-        if key in ("control", "rounds", "judges", "num_documents", "num_bootstrap", "sampling"):
-            continue
-        if any(other.settings.get(key) != value for other in loops):
+    for key, value in _list_settings(loop).items():
+        if any(_list_settings(other).get(key) != value for other in loops):
             parts.append(f"{key}={value}")
     return ", ".join(parts)
+
+
+def _list_settings(loop: LoopResults) -> dict[str, JsonValue]:
+    """What decides a loop's texts and weights, beside its control and seeds."""
+    settings, sampling = loop.settings, loop.settings.get("sampling")
+    own = {key: value for key, value in settings.items() if key not in _OTHER_SETTINGS}
+    if isinstance(sampling, dict):
+        own |= {
+            f"sampling.{key}": value for key, value in sampling.items() if key not in ("seed", "batch_size")
+        }
+    return {"step": loop.step, **own}
 
 
 def tabulate_lemma(results: LemmaResults) -> tuple[list[str], list[Row]]:
