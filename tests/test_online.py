@@ -230,7 +230,7 @@ def test_a_loop_may_start_from_an_earlier_checkpoint(small_config, tmp_path) -> 
     assert (lemma.step, list(lemma.left_out)) == (first, ["stale"])
 
 
-def test_loops_are_pooled_where_they_differ_by_seed_alone() -> None:
+def test_loops_are_pooled_where_they_differ_by_seed_alone(monkeypatch) -> None:
     from dataclasses import replace
 
     from phf.loops.results import LoopResults
@@ -262,3 +262,10 @@ def test_loops_are_pooled_where_they_differ_by_seed_alone() -> None:
         cell for column, cell in zip(apart.columns, row.cells, strict=True) if column.head == "KL from start"
     )
     assert kl.count == 2, "a loop is paired with one of its seed and its sampling's seed"
+    other = Loops([first, replace(first, step=5), make(share=0.25), *human])
+    assert [row.name for row in other.differences] == [
+        "conditional, step=10, share=0.5",
+        "conditional, step=10, share=0.25",
+    ]
+    monkeypatch.setattr("phf.report.loops.draw_lines", lambda lines, *rest, **more: lines)
+    assert [line.marker for line in other.draw()[0]] == ["o", "v", "P", "D"]

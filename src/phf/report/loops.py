@@ -8,7 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 from pydantic import JsonValue
 
-from phf.files import write_bytes
+from phf.files import hash_json, write_bytes
 from phf.intervals import difference_of_shares, pooled_t
 from phf.loops.results import (
     BITS_CHANGE,
@@ -40,6 +40,8 @@ _COLOURS = {
 }
 _DASHES = {"unscored": (0, (5, 2)), "shuffled": (0, (1, 1.5)), "own-token": (0, (6, 1.5, 1, 1.5))}
 _MARKERS = {"none": "o", "unscored": "^", "shuffled": "X", "own-token": "s", "human": "D"}
+_MORE_MARKERS = ("v", "P", "*", "<", ">")
+"""Of further arms of one control and objective."""
 
 
 @dataclass(frozen=True)
@@ -144,18 +146,16 @@ class Loops:
 
     @property
     def differences(self) -> list[Row]:
-        """At the last round, each arm minus the human one; nothing without that."""
-        human = next((arm for arm in self.arms if arm.control == "human"), None)
-        if human is None:
-            return []
+        """At the last round, each arm minus the human one of its start and settings; nothing of an arm without that."""
+        humans = {_find_kin(arm): arm for arm in self.arms if arm.control == "human"}
         return [
             Row(
                 arm.label,
                 _count_seeds(arm),
-                [_subtract(arm, human, column, self.last) for column in self.columns],
+                [_subtract(arm, humans[_find_kin(arm)], column, self.last) for column in self.columns],
             )
             for arm in self.arms
-            if arm is not human
+            if arm.control != "human" and _find_kin(arm) in humans
         ]
 
     def list_last(self) -> list[Row]:
@@ -174,6 +174,7 @@ class Loops:
         return [self._draw(column) for column in self.columns]
 
     def _draw(self, column: Column) -> Drawing:
+        kinds = [(arm.control, arm.loops[0].objective) for arm in self.arms]
         lines = [
             Line(
                 arm.label,
@@ -184,9 +185,11 @@ class Loops:
                 ),
                 _COLOURS.get(arm.control, OBJECTIVE_COLOURS.get(arm.loops[0].objective, INK)),
                 _DASHES.get(arm.control, "-"),
-                _MARKERS[arm.control],
+                (_MARKERS[arm.control], *_MORE_MARKERS)[
+                    min(kinds[:place].count(kinds[place]), len(_MORE_MARKERS))
+                ],
             )
-            for arm in self.arms
+            for place, arm in enumerate(self.arms)
         ]
         title = f"{column.head[0].upper()}{column.head[1:]}"
         caption = f"{column.measure.note} 95 % intervals{', over seeds where there are several' if len(self.loops) > len(self.arms) else ''}."
@@ -204,6 +207,13 @@ def _subtract(arm: Arm, other: Arm, column: Column, at: int) -> Estimate:
     if len(seeds) > 1:
         return pooled_t([own[seed].mean - others[seed].mean for seed in seeds])
     return difference_of_shares(column.find(arm.results, at), column.find(other.results, at))
+
+
+def _find_kin(arm: Arm) -> str:
+    """What an arm shares with its human control: all but how own text is mixed in."""
+    first = arm.loops[0]
+    settings = {key: value for key, value in _list_settings(first).items() if key not in ("share", "keep")}
+    return hash_json([first.recipe, first.mode, settings])
 
 
 def _find_seeds(loop: LoopResults) -> tuple[int, JsonValue]:
