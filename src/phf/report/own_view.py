@@ -43,6 +43,11 @@ class OwnView:
         return sorted({row.at for row in self.results.results.of(TEXT_DIVERGENCE.name) if row.at is not None})
 
     @property
+    def heads(self) -> list[str]:
+        """Of the table of these."""
+        return [f"{length:.0f}" for length in self.lengths]
+
+    @property
     def ends(self) -> list[Row]:
         """What stood before an end, or before nothing, by length of text: of each mode, then of models side by side."""
         rows, find = self.results.results.of(TEXT_DIVERGENCE.name), self.results.results.find
@@ -128,7 +133,7 @@ class OwnView:
                 first, last = (part.split()[1] for part in name.split(", "))
                 own = [row for row in rows if row.of == name]
                 plot_band(axes, _list_points(own), MODE_COLOURS[first], "-" if first == last else "--", name)
-            axes.set_ylim(0, 1)
+            axes.set_ylim(bottom=0)
             _name_axes(axes, "segments behind the forced beginning", "P(the next label is bad)")
 
         return draw_figure(
