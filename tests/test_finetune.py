@@ -1,6 +1,7 @@
 """`phf finetune`: a run that learns from feedback, and comes out as a run like any other."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -228,6 +229,13 @@ def test_by_the_command_line_and_in_show_compare_and_evaluate(places, tmp_path, 
     run_command(["phf", "compare", str(mle), str(out), "--all"], cli)
     compared = capsys.readouterr().out
     assert "KL from the start, a token" in compared
+    assert "finetune.beta=0.1" in compared or re.search(r"finetune\.beta +– +0\.1", compared)
+    page = tmp_path / "report.html"
+    run_command(["phf", "report", str(mle), str(out), "-o", str(page)], cli)
+    text = " ".join(page.read_text().split())
+    assert "mle + rloo went on from such runs with more feedback." in text
+    assert "A run of mle that then learned by rloo from scores of toxicity-svm, in 2 steps of 8 texts" in text
+    assert "It also labelled the training text. mle + rloo learned from it." in text
 
 
 def run_command(arguments, cli):

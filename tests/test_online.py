@@ -228,3 +228,44 @@ def test_a_loop_may_start_from_an_earlier_checkpoint(small_config, tmp_path) -> 
     config = LemmaConfig(cases=("stale",), groups=8)
     lemma = check_lemma(f"{run.folder}@{first}", tmp_path / "lemma", config, say=lambda line: None)
     assert (lemma.step, list(lemma.left_out)) == (first, ["stale"])
+
+
+def test_loops_are_pooled_where_they_differ_by_seed_alone(monkeypatch) -> None:
+    from dataclasses import replace
+
+    from phf.loops.results import LoopResults
+    from phf.records import Estimate
+    from phf.report.loops import Loops
+    from phf.results import Measurement
+
+    def make(seed: int = 0, **changes) -> LoopResults:
+        given = OnlineConfig.model_validate({"rounds": 1, **changes}).model_dump(mode="json")
+        rows = [Measurement("kl_from_start", Estimate(seed + at, 0.0, 9.0, 8), at=at) for at in (0, 1)]
+        return LoopResults(
+            given, "own", "conditional", "recipe", seed, 10, "good", given["control"], [], [], rows
+        )
+
+    def label(*loops: LoopResults) -> list[str]:
+        return [arm.label for arm in Loops(loops).arms]
+
+    first = make()
+    assert label(first, make(seed=1), make(sampling={"seed": 3, "batch_size": 2})) == ["conditional"]
+    assert label(first, replace(first, step=5)) == ["conditional, step=10", "conditional, step=5"]
+    assert label(first, make(sampling={"temperature": 0.5})) == [
+        "conditional, sampling.temperature=1.0",
+        "conditional, sampling.temperature=0.5",
+    ]
+    human = [make(control="human"), make(seed=1, control="human")]
+    apart = Loops([first, make(seed=1), make(seed=1, sampling={"seed": 3}), *human])
+    (row,) = apart.differences
+    kl = next(
+        cell for column, cell in zip(apart.columns, row.cells, strict=True) if column.head == "KL from start"
+    )
+    assert kl.count == 2, "a loop is paired with one of its seed and its sampling's seed"
+    other = Loops([first, replace(first, step=5), make(share=0.25), *human])
+    assert [row.name for row in other.differences] == [
+        "conditional, step=10, share=0.5",
+        "conditional, step=10, share=0.25",
+    ]
+    monkeypatch.setattr("phf.report.loops.draw_lines", lambda lines, *rest, **more: lines)
+    assert [line.marker for line in other.draw()[0]] == ["o", "v", "P", "D"]

@@ -72,6 +72,7 @@ def list_settings(runs: Sequence[RunFolder]) -> dict[str, list[JsonValue]]:
     tables: list[dict[str, JsonValue]] = [
         {
             **flatten(run.record.config),
+            **flatten({"finetune": run.record.finetune.list_settings() if run.record.finetune else {}}),
             **{f"versions.{name}": value for name, value in run.record.versions.items()},
             "corpus id": run.record.corpus.id if run.record.corpus else None,
             "parameters": run.record.num_parameters,

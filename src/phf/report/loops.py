@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
+from pydantic import JsonValue
 
-from phf.files import write_bytes
+from phf.files import hash_json, write_bytes
 from phf.intervals import difference_of_shares, pooled_t
 from phf.loops.results import (
     BITS_CHANGE,
@@ -30,6 +31,7 @@ from phf.report.page import Section, embed_figures, make_environment
 from phf.report.posterior import Row
 from phf.results import Judge, Measure, Measurements, pool
 
+_OTHER_SETTINGS = ("control", "rounds", "judges", "num_documents", "num_bootstrap", "sampling")
 _COLOURS = {
     "unscored": MODE_COLOURS["untagged"],
     "shuffled": MODE_COLOURS["bad"],
@@ -38,6 +40,8 @@ _COLOURS = {
 }
 _DASHES = {"unscored": (0, (5, 2)), "shuffled": (0, (1, 1.5)), "own-token": (0, (6, 1.5, 1, 1.5))}
 _MARKERS = {"none": "o", "unscored": "^", "shuffled": "X", "own-token": "s", "human": "D"}
+_MORE_MARKERS = ("v", "P", "*", "<", ">")
+"""Of further arms of one control and objective."""
 
 
 @dataclass(frozen=True)
@@ -142,18 +146,16 @@ class Loops:
 
     @property
     def differences(self) -> list[Row]:
-        """At the last round, each arm minus the human one; nothing without that."""
-        human = next((arm for arm in self.arms if arm.control == "human"), None)
-        if human is None:
-            return []
+        """At the last round, each arm minus the human one of its start and settings; nothing of an arm without that."""
+        humans = {_find_kin(arm): arm for arm in self.arms if arm.control == "human"}
         return [
             Row(
                 arm.label,
                 _count_seeds(arm),
-                [_subtract(arm, human, column, self.last) for column in self.columns],
+                [_subtract(arm, humans[_find_kin(arm)], column, self.last) for column in self.columns],
             )
             for arm in self.arms
-            if arm is not human
+            if arm.control != "human" and _find_kin(arm) in humans
         ]
 
     def list_last(self) -> list[Row]:
@@ -172,6 +174,7 @@ class Loops:
         return [self._draw(column) for column in self.columns]
 
     def _draw(self, column: Column) -> Drawing:
+        kinds = [(arm.control, arm.loops[0].objective) for arm in self.arms]
         lines = [
             Line(
                 arm.label,
@@ -182,9 +185,11 @@ class Loops:
                 ),
                 _COLOURS.get(arm.control, OBJECTIVE_COLOURS.get(arm.loops[0].objective, INK)),
                 _DASHES.get(arm.control, "-"),
-                _MARKERS[arm.control],
+                (_MARKERS[arm.control], *_MORE_MARKERS)[
+                    min(kinds[:place].count(kinds[place]), len(_MORE_MARKERS))
+                ],
             )
-            for arm in self.arms
+            for place, arm in enumerate(self.arms)
         ]
         title = f"{column.head[0].upper()}{column.head[1:]}"
         caption = f"{column.measure.note} 95 % intervals{', over seeds where there are several' if len(self.loops) > len(self.arms) else ''}."
@@ -195,11 +200,26 @@ class Loops:
 
 def _subtract(arm: Arm, other: Arm, column: Column, at: int) -> Estimate:
     """One arm minus another in a round: over the seeds that both have, in pairs; of one seed, as independent texts."""
-    own, others = ({loop.seed: column.find(loop.results, at) for loop in each.loops} for each in (arm, other))
+    own, others = (
+        {_find_seeds(loop): column.find(loop.results, at) for loop in each.loops} for each in (arm, other)
+    )
     seeds = sorted(own.keys() & others.keys())
     if len(seeds) > 1:
         return pooled_t([own[seed].mean - others[seed].mean for seed in seeds])
     return difference_of_shares(column.find(arm.results, at), column.find(other.results, at))
+
+
+def _find_kin(arm: Arm) -> str:
+    """What an arm shares with its human control: all but how own text is mixed in."""
+    first = arm.loops[0]
+    settings = {key: value for key, value in _list_settings(first).items() if key not in ("share", "keep")}
+    return hash_json([first.recipe, first.mode, settings])
+
+
+def _find_seeds(loop: LoopResults) -> tuple[int, JsonValue]:
+    """Of the run's training, and of the loop's texts."""
+    sampling = loop.settings.get("sampling")
+    return loop.seed, sampling.get("seed") if isinstance(sampling, dict) else None
 
 
 def _count_seeds(arm: Arm) -> str:
@@ -207,14 +227,23 @@ def _count_seeds(arm: Arm) -> str:
 
 
 def _name(loop: LoopResults, loops: Sequence[LoopResults]) -> str:
-    """The kind of loop, and the settings in which these loops differ beside seeds and control."""
+    """The kind of loop, and in what else these loops differ beside seeds and control."""
     parts = [loop.objective if loop.control == "none" else f"{loop.objective}, {loop.control}"]
-    for key, value in loop.settings.items():
-        if key in ("control", "rounds", "judges", "num_documents", "num_bootstrap", "sampling"):
-            continue
-        if any(other.settings.get(key) != value for other in loops):
+    for key, value in _list_settings(loop).items():
+        if any(_list_settings(other).get(key) != value for other in loops):
             parts.append(f"{key}={value}")
     return ", ".join(parts)
+
+
+def _list_settings(loop: LoopResults) -> dict[str, JsonValue]:
+    """What decides a loop's texts and weights, beside its control and seeds."""
+    settings, sampling = loop.settings, loop.settings.get("sampling")
+    own = {key: value for key, value in settings.items() if key not in _OTHER_SETTINGS}
+    if isinstance(sampling, dict):
+        own |= {
+            f"sampling.{key}": value for key, value in sampling.items() if key not in ("seed", "batch_size")
+        }
+    return {"step": loop.step, **own}
 
 
 def tabulate_lemma(results: LemmaResults) -> tuple[list[str], list[Row]]:

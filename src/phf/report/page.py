@@ -18,6 +18,7 @@ from phf.config.fields import flatten
 from phf.evaluate.facts import FinetunedFacts, RedTeamFacts
 from phf.files import Place, write_bytes
 from phf.objective_facts import OBJECTIVES, is_baseline
+from phf.records import Identity
 from phf.report.agreement import draw_all_agreement, measure_agreement, tabulate_agreement
 from phf.report.attacks import (
     draw_in_context,
@@ -318,11 +319,28 @@ def _describe_verdicts(runs: list[RunFolder], groups: list[Group]) -> dict[str, 
         "objectives": objectives,
         "has_baseline": any(map(is_baseline, objectives)),
         "objective_notes": [(kind, OBJECTIVES[kind].note) for kind in objectives if kind in OBJECTIVES],
+        **_describe_finetuning(runs),
         "modes": [(mode, _MODE_NOTES.get(mode, "")) for mode in modes],
         "cards": _list_cards(groups, judges),
         "max_cards": _MAX_CARDS,
         "notices": list_notices(runs, groups, judges),
     }
+
+
+def _describe_finetuning(runs: list[RunFolder]) -> dict[str, Any]:
+    """What finetuned runs are, by what their groups are called; and who learned from a judge's scores, by its slug."""
+    notes: dict[str, str] = {}
+    learned: dict[str, list[str]] = {}
+    for run in runs:
+        if (facts := run.record.finetune) is not None:
+            steps, texts, reward = (facts.list_settings()[key] for key in ("steps", "texts", "reward_model"))
+            notes[run.objective] = (
+                f"a run of {run.settings.objective.kind} that then learned by {facts.method} from scores of {reward}, in {steps} steps of "
+                f"{texts} texts"
+            )
+            who = learned.setdefault(Identity.from_json(facts.reward_model).slug, [])
+            who += [run.objective] if run.objective not in who else []
+    return {"finetuning_notes": list(notes.items()), "learned_from": learned}
 
 
 def _tabulate(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:

@@ -100,6 +100,16 @@ class FinetuneFacts:
     reward_model: dict[str, JsonValue] = field(default_factory=dict)
     settings: dict[str, JsonValue] = field(default_factory=dict)
 
+    def list_settings(self) -> dict[str, JsonValue]:
+        """What tells one finetuning from another, by name."""
+        method = self.settings.get("method")
+        own = (
+            {key: value for key, value in method.items() if key != "kind"} if isinstance(method, dict) else {}
+        )
+        sizes = {key: self.settings.get(key) for key in ("steps", "texts", "pool", "learning_rate")}
+        reward = self.reward_model.get("name")
+        return {"method": self.method, "mode": self.mode, "reward_model": reward, **own, **sizes}
+
 
 @dataclass(frozen=True)
 class RunRecord:
