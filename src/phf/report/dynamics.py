@@ -190,7 +190,10 @@ class Dynamics:
         )
         if self.results.results.of(HAZARD.name):
             drawn.append(self._draw_hazards())
-        if self.results.results.of(RETURN.name):
+        if any(
+            str(row.of).endswith("all tokens") and row.estimate.count >= _LEAST_PAGES
+            for row in self.results.results.of(RETURN.name)
+        ):
             drawn.append(self._draw_returns())
         return drawn
 
