@@ -222,7 +222,7 @@ class Dynamics:
 
         return draw_figure(
             draw,
-            f"The chain of {mode} mode" if mode != "none" else "The chain of pages",
+            f"The chain of pages, {mode}",
             "How often a segment is followed by which kind: the model's pages, and in brackets the data's of as many segments. Arrows are as wide "
             "as they are often taken; their intervals are in the table.",
             3.8 if "looping" in seen else 2.6,
@@ -281,6 +281,7 @@ class Dynamics:
                     )
             axes.set_xlabel("segment on the page")
             axes.set_ylabel("share that turns behind it")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(bottom=0)
             axes.legend(frameon=False, fontsize=7)
 
