@@ -80,6 +80,7 @@ def test_pages_give_their_chain_back_though_they_are_cut() -> None:
     assert found.steps == pytest.approx(THREE.steps, abs=0.015)
     assert found.ends == pytest.approx(THREE.ends, abs=0.01)
     assert found.initial == pytest.approx(THREE.initial, abs=0.01)
+    assert found.initial.sum() == pytest.approx(1, abs=1e-12)  # a page begins with a segment
     assert not pages.ended[pages.lengths == 3].any()
 
 

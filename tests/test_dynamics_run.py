@@ -38,6 +38,7 @@ SMALL = DynamicsConfig.model_validate(
         "sampling": {"num_samples": 80, "max_new_tokens": 60},
         "num_bootstrap": 100,
         "triples": 8,
+        "truncated": 10,
         "distances": [0, 2],
         "steps": 2,
         "prefixes": 12,
@@ -103,7 +104,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys) -> None:
             return int(stopped.code or 0)
         return 0
 
-    small = ("--num-samples", "80", "--max-new-tokens", "60", "--triples", "4")
+    small = ("--num-samples", "80", "--max-new-tokens", "60", "--triples", "4", "--truncated", "5")
     small += tuple(
         f"--set={setting}" for setting in ("num_bootstrap=100", "prefixes=4", "streams=2", "steps=2")
     )

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from phf.cli.options import SETTINGS, AsJSON, Verbs, derive_options, examples, print_json, warn_of_rewards
 from phf.errors import PHFError
-from phf.terminal import hint, make_table, print_table, quote, say, show_progress
+from phf.terminal import hint, make_table, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic import BaseModel
 
     from phf.dynamics.results import DynamicsResults
@@ -86,9 +89,8 @@ def dynamics(
     if as_json:
         print_json(results)
         return
-    if results.judge is not None:
-        print_table(_list_rates(results))
-    print_table(_list_ends(results))
+    for table in list_chain(results):
+        print_table(table)
     hint(f"next: open {quote(out / 'dynamics.html')}; every number is in {quote(out / 'dynamics.json')}")
 
 
@@ -119,6 +121,40 @@ def _list_coverage(found: "list[Coverage]") -> Table:
             "" if row.is_test else f"{row.bias:+.4f}",
             *(("", share) if row.is_test else (share, "")),
         )
+    return table
+
+
+def list_chain(results: "DynamicsResults") -> list[Table]:
+    """What a dynamics.json says, in short."""
+    tables = [*([] if results.judge is None else [_list_rates(results)]), _list_ends(results)]
+    return [table for table in tables if table.row_count]
+
+
+def compare_chains(several: "Sequence[DynamicsResults]") -> Table:
+    """What is the models' own, side by side: of two with the difference, of more with the mean over them, as over seeds."""
+    from phf.dynamics.results import FAR_EXCESS, LAW_EXCESS, RATE_EXCESS
+    from phf.intervals import difference_of_shares, pooled_t
+    from phf.report.verdict import format_interval
+
+    table = make_table("Model - data, with 95 % intervals")
+    for head in ("mode", "number"):
+        table.add_column(head)
+    last = "second - first" if len(several) == 2 else "all, over models"
+    for head in [*(own.run for own in several), *[last] * (len(several) > 1)]:
+        table.add_column(Text(printable(head)), justify="right")
+    wanted = [
+        (row.measure, row.mode, row.of)
+        for row in several[0].results.of(RATE_EXCESS.name, LAW_EXCESS.name, FAR_EXCESS.name)
+        if all(own.results.find(row.measure, row.mode, of=row.of).count for own in several)
+    ]
+    for measure, mode, of in wanted:
+        cells = [own.results.find(measure, mode, of=of) for own in several]
+        if len(cells) == 2:
+            cells.append(difference_of_shares(cells[1], cells[0]))
+        elif len(cells) > 2:
+            cells.append(pooled_t([cell.mean for cell in cells]))
+        shown = (format_interval(cell, 1).replace(" [", "\n[") for cell in cells)
+        table.add_row(mode, of or "far excess", *shown)
     return table
 
 

@@ -153,6 +153,12 @@ def report(
         Path | None,
         typer.Option(help="Show what own samples teach, too: a folder made by 'phf online --check-lemma'."),
     ] = None,
+    dynamics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Show a model as a chain of pages, too: a folder made by 'phf dynamics'; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained page that compares runs, or the loops of 'phf online'."""
     from phf.loops.results import LEMMA, LOOP
@@ -178,6 +184,12 @@ def report(
         from phf.report.loops import make_lemma_section
 
         sections.append(make_lemma_section(LEMMA.read(lemma)))
+    if dynamics:
+        from phf.dynamics.results import DYNAMICS
+        from phf.report import dynamics as chains
+
+        read = [DYNAMICS.read(folder) for folder in dynamics]
+        sections += [chains.make_section(own, f"dynamics-{place}") for place, own in enumerate(read, start=1)]
     print(write_report(runs, out, sections=sections))
 
 

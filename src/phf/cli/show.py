@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from phf.cli.dynamics import compare_chains, list_chain
 from phf.cli.infer import list_policies
 from phf.cli.online import compare_loops, list_rounds
 from phf.cli.options import SETTINGS, AsJSON, Runs, Verbs, examples, print_json
@@ -34,15 +35,24 @@ _MAX_COLUMNS = 3
 All = Annotated[bool, typer.Option("--all", help="Every number, not the headlines alone.")]
 
 
-@app.command(epilog=examples("phf show runs/conditional", "phf show loops/conditional"))
+@app.command(epilog=examples("phf show runs/conditional", "phf show loops/conditional", "phf show dynamics"))
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RUN")],
     everything: All = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Say what a run is, how far it is, how its loss went, what was measured and what to do next; or of a loop, each round."""
+    """Say what a run is, how far it is, how its loss went, what was measured and what to do next; or of a loop, each round, or of a chain of pages, its rates."""
+    from phf.dynamics.results import DYNAMICS
     from phf.loops.results import LOOP
 
+    if DYNAMICS.is_in(folder):
+        chain = DYNAMICS.read(folder)
+        if as_json:
+            print_json(chain)
+        else:
+            for table in list_chain(chain):
+                print_table(table)
+        return
     if LOOP.is_in(folder):
         loop = LOOP.read(folder)
         if as_json:
@@ -75,10 +85,18 @@ def show(
     epilog=examples("phf compare runs/mle runs/conditional", "phf compare posterior-seed0 posterior-seed1")
 )
 def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
-    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run; or what loops did, or policies of several base models."""
+    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run; or what loops did, policies of several base models, or chains of pages."""
+    from phf.dynamics.results import DYNAMICS
     from phf.loops.results import LOOP
     from phf.posterior.results import POSTERIOR
 
+    if DYNAMICS.is_in_all(runs):
+        chains = [DYNAMICS.read(folder) for folder in runs]
+        if as_json:
+            print_json(chains)
+        else:
+            print_table(compare_chains(chains))
+        return
     if POSTERIOR.is_in_all(runs):
         several = [POSTERIOR.read(folder) for folder in runs]
         if as_json:

@@ -1,35 +1,50 @@
-"""A run as a chain of pages, from a dynamics.json, as a page."""
+"""A model as a chain of pages, from a dynamics.json, as a page and as a section."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from phf.dynamics.results import (
     AVERAGE,
+    DRIFT,
     FAR_EXCESS,
     FAR_P,
     HAZARD,
+    HIDDEN,
+    HIDDEN_EXCESS,
+    HIDDEN_OF_DATA,
+    JUDGE_ERROR,
     LAW,
     LAW_EXCESS,
     LAW_OF_DATA,
     MEASURES,
     ORDER,
+    PLACES_P,
     RATE,
     RATE_EXCESS,
     RATE_OF_DATA,
+    RETURN,
     SHARE_BETWEEN,
+    STAY,
     DynamicsResults,
 )
 from phf.files import write_bytes
 from phf.records import Estimate
-from phf.report.figures import FAINT, MODE_COLOURS, MODE_MARKERS, Drawing, draw_figure, read_css
+from phf.report.figures import FAINT, GRID, MODE_COLOURS, MODE_MARKERS, Drawing, draw_figure, read_css
 from phf.report.own_view import OwnView, plot_band
-from phf.report.page import embed_figures, make_environment
+from phf.report.page import Section, embed_figures, make_environment
 from phf.results import Measure
 
 _STEPS = ("good -> bad", "bad -> good", "good -> end", "bad -> end")
+_TIMES = ("segments until bad, from good", "segments until good, from bad", "segments of memory")
+_NODES = {"good": (-1.0, 0.0), "bad": (1.0, 0.0), "looping": (0.0, 1.3), "end": (0.0, -1.3)}
+"""Where the states of a chain stand."""
+_CIRCLE = {"boxstyle": "round,pad=0.4", "facecolor": GRID, "edgecolor": "none"}
 _LEAST_PAGES = 10
 """Pages with a state below which the page does not show its rates: they are in dynamics.json."""
 
@@ -88,34 +103,167 @@ class Dynamics:
             for mode in self.modes
         ]
 
+    @property
+    def places(self) -> list[Line]:
+        """By mode: p of alike places, and the drift of both turns."""
+        find = self.results.results.find
+        return [
+            Line(
+                mode,
+                "",
+                [find(PLACES_P.name, mode), *(find(DRIFT.name, mode, of=step) for step in _STEPS[:2])],
+            )
+            for mode in self.modes
+        ]
+
+    @property
+    def errors(self) -> list[Line]:
+        """Where the judge's errors are known: rates and what follows, plain and without them, and what is the model's own."""
+        find = self.results.results.find
+        names = dict.fromkeys(row.of for row in self.results.results.of(HIDDEN.name))
+        plain = [(RATE, RATE_OF_DATA), (LAW, LAW_OF_DATA)]
+        return [
+            Line(
+                mode,
+                str(name),
+                [
+                    find(own.name, mode, of=name),
+                    find(HIDDEN.name, mode, of=name),
+                    find(data.name, mode, of=name),
+                    find(HIDDEN_OF_DATA.name, mode, of=name),
+                    find(HIDDEN_EXCESS.name, mode, of=name),
+                ],
+            )
+            for mode in self.modes
+            for name in names
+            for own, data in [plain[name not in _STEPS]]
+        ]
+
+    @property
+    def judge_errors(self) -> list[Line]:
+        """How often the judge errs, of what is good and of what is bad."""
+        find = self.results.results.find
+        return [
+            Line(mode, "", [find(JUDGE_ERROR.name, mode, of=name) for name in ("good", "bad")])
+            for mode in self.modes
+            if self.results.results.of(JUDGE_ERROR.name)
+        ]
+
+    @property
+    def returns(self) -> list[Line]:
+        """By state and truncation: good again within the most segments, and still there."""
+        find = self.results.results.find
+        return [
+            Line(
+                str(row.mode),
+                str(row.of),
+                [find(RETURN.name, row.mode, of=row.of, at=row.at), row.estimate],
+            )
+            for row in self.results.results.of(STAY.name)
+            if row.estimate.count >= _LEAST_PAGES
+        ]
+
     def draw(self) -> list[Drawing]:
-        """Rates beside the data's; hazards by place."""
-        drawn = [self._draw_rates()] if self.results.judge is not None else []
+        """The chain of each mode; rates and times beside the data's; hazards by place; returns."""
+        if self.results.judge is None:
+            return []
+        drawn = [self._draw_chain(mode) for mode in self.modes]
+        drawn.append(
+            self._draw_intervals(
+                _STEPS,
+                (RATE, RATE_OF_DATA),
+                "How good text turns bad, and comes back",
+                "Coloured: pages that the model wrote, by mode. Grey: documents of the training data with as many segments. 95 % intervals "
+                "over pages; what the two differ in is the model's own.",
+                "share of segments",
+            )
+        )
+        drawn.append(
+            self._draw_intervals(
+                _TIMES,
+                (LAW, LAW_OF_DATA),
+                "How long it takes",
+                "Expected segments, over the ends of pages, and how many a deviation takes to fall to 1/e. Coloured: the model's pages. "
+                "Grey: the data, of as many segments.",
+                "segments",
+            )
+        )
         if self.results.results.of(HAZARD.name):
             drawn.append(self._draw_hazards())
+        if any(
+            str(row.of).endswith("all tokens") and row.estimate.count >= _LEAST_PAGES
+            for row in self.results.results.of(RETURN.name)
+        ):
+            drawn.append(self._draw_returns())
         return drawn
 
-    def _draw_rates(self) -> Drawing:
+    def _draw_chain(self, mode: str) -> Drawing:
+        """Its states, and arrows as wide as they are often taken."""
         find = self.results.results.find
-        rows = [(mode, step) for step in _STEPS for mode in self.modes]
+        seen = [state for state in _NODES if state == "end" or self._find_pages(mode, state) >= _LEAST_PAGES]
 
         def draw(axes: Axes) -> None:
-            for place, (mode, step) in enumerate(rows):
-                own, data = find(RATE.name, mode, of=step), find(RATE_OF_DATA.name, mode, of=step)
-                _plot_interval(axes, data, place + 0.18, FAINT, "s")
-                _plot_interval(axes, own, place - 0.18, MODE_COLOURS[mode], MODE_MARKERS[mode])
-            axes.set_yticks(range(len(rows)), [f"{step}, {mode}" for mode, step in rows])
-            axes.invert_yaxis()
-            axes.set_xlim(left=0)
-            axes.set_xlabel("share of segments")
+            for state in seen:
+                axes.text(*_NODES[state], state, ha="center", va="center", zorder=3, bbox=_CIRCLE)
+                if state != "end":
+                    place = (_NODES[state][0], _NODES[state][1] + 0.27)
+                    axes.text(*place, f"stays {self._describe_stay(mode, state)}", ha="center", fontsize=7)
+            for first in seen:
+                for second in seen:
+                    rate = find(RATE.name, mode, of=f"{first} -> {second}")
+                    if rate.count >= _LEAST_PAGES and rate.mean > 0:
+                        data = find(RATE_OF_DATA.name, mode, of=f"{first} -> {second}")
+                        _draw_arrow(axes, _NODES[first], _NODES[second], rate.mean, MODE_COLOURS[mode])
+                        place = _place_label(_NODES[first], _NODES[second])
+                        axes.text(*place, _write_pair(rate, data), ha="center", va="center", fontsize=7)
+            axes.set_xlim(-1.5, 1.5)
+            axes.set_ylim(-1.5, 1.8 if "looping" in seen else 0.6)
+            axes.axis("off")
 
         return draw_figure(
             draw,
-            "How good text turns bad, and comes back",
-            "Coloured: pages that the model wrote, by mode. Grey: documents of the training data with as many segments. 95 % intervals "
-            "over pages; what the two differ in is the model's own.",
-            0.6 + 0.3 * len(rows),
+            f"The chain of pages, {mode}",
+            "How often a segment is followed by which kind: the model's pages, and in brackets the data's of as many segments. Arrows are as wide "
+            "as they are often taken; their intervals are in the table.",
+            3.8 if "looping" in seen else 2.6,
         )
+
+    def _find_pages(self, mode: str, state: str) -> int:
+        return self.results.results.find(RATE.name, mode, of=f"{state} -> end").count
+
+    def _describe_stay(self, mode: str, state: str) -> str:
+        find = self.results.results.find
+        stays = [
+            1
+            - sum(
+                find(measure.name, mode, of=f"{state} -> {other}").mean for other in _NODES if other != state
+            )
+            for measure in (RATE, RATE_OF_DATA)
+        ]
+        return _write_pair(*(Estimate(stay, math.nan, math.nan, 0) for stay in stays))
+
+    def _draw_intervals(
+        self, names: Sequence[str], measures: tuple[Measure, Measure], title: str, caption: str, unit: str
+    ) -> Drawing:
+        find = self.results.results.find
+        rows = [
+            (mode, name)
+            for name in names
+            for mode in self.modes
+            if math.isfinite(find(measures[0].name, mode, of=name).mean)
+        ]
+
+        def draw(axes: Axes) -> None:
+            for place, (mode, name) in enumerate(rows):
+                own, data = (find(measure.name, mode, of=name) for measure in measures)
+                _plot_interval(axes, data, place + 0.18, FAINT, "s")
+                _plot_interval(axes, own, place - 0.18, MODE_COLOURS[mode], MODE_MARKERS[mode])
+            axes.set_yticks(range(len(rows)), [f"{name}, {mode}" for mode, name in rows])
+            axes.invert_yaxis()
+            axes.set_xlim(left=0)
+            axes.set_xlabel(unit)
+
+        return draw_figure(draw, title, caption, 0.6 + 0.3 * max(len(rows), 1))
 
     def _draw_hazards(self) -> Drawing:
         rows = self.results.results.of(HAZARD.name)
@@ -133,6 +281,7 @@ class Dynamics:
                     )
             axes.set_xlabel("segment on the page")
             axes.set_ylabel("share that turns behind it")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(bottom=0)
             axes.legend(frameon=False, fontsize=7)
 
@@ -143,6 +292,59 @@ class Dynamics:
             3.2,
         )
 
+    def _draw_returns(self) -> Drawing:
+        rows = self.results.results.of(RETURN.name)
+
+        def draw(axes: Axes) -> None:
+            for mode in self.modes:
+                for state, style in (("bad", "-"), ("looping", "--")):
+                    of = f"{state}, all tokens"
+                    points = [
+                        (row.at or 0, row.estimate)
+                        for row in rows
+                        if (row.mode, row.of) == (mode, of) and row.estimate.count >= _LEAST_PAGES
+                    ]
+                    plot_band(axes, points, MODE_COLOURS[mode], style, f"{state}, {mode}")
+            axes.set_xlabel("segments since the first of that kind")
+            axes.set_ylabel("share good again by then")
+            axes.set_ylim(0, 1)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(frameon=False, fontsize=7)
+
+        return draw_figure(
+            draw,
+            "How soon pages are good again",
+            "Of pages that came to a bad (full) or looping (dashed) segment, as the model draws from all tokens; the rest mostly ended first. Bands: "
+            "95 %.",
+            3.2,
+        )
+
+
+def _draw_arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], rate: float, colour: str
+) -> None:
+    style = {
+        "arrowstyle": "-|>",
+        "connectionstyle": "arc3,rad=0.16",
+        "shrinkA": 20,
+        "shrinkB": 20,
+        "linewidth": 0.6 + 5 * rate,
+        "color": colour,
+        "mutation_scale": 9,
+    }
+    axes.annotate("", end, start, arrowprops=style, zorder=2)
+
+
+def _place_label(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    """Beside an arrow, nearer to its start, so that those that cross do not share a place."""
+    (x0, y0), (x1, y1) = start, end
+    along, out = 0.2 if x0 == x1 else 0.36, 0.11  # the one down the middle would meet all others there
+    return x0 + along * (x1 - x0) + out * (y1 - y0), y0 + along * (y1 - y0) - out * (x1 - x0)
+
+
+def _write_pair(own: Estimate, data: Estimate) -> str:
+    return f"{own.mean:.3f}" + (f" ({data.mean:.3f})" if math.isfinite(data.mean) else "")
+
 
 def _plot_interval(axes: Axes, estimate: Estimate, place: float, colour: str, marker: str) -> None:
     if not math.isfinite(estimate.mean):
@@ -152,21 +354,29 @@ def _plot_interval(axes: Axes, estimate: Estimate, place: float, colour: str, ma
     axes.plot([estimate.mean], [place], marker, color=colour, markersize=4)
 
 
+def describe_dynamics(results: DynamicsResults) -> dict[str, object]:
+    """What the section's template is given."""
+    dynamics, own = Dynamics(results), OwnView(results)
+    return {
+        "results": results,
+        "dynamics": dynamics,
+        "figures_drawn": embed_figures(dynamics.draw()),
+        "own": own,
+        "own_drawn": embed_figures(own.draw()),
+        "terms": [measure for measure in MEASURES if measure.note],
+    }
+
+
+def make_section(results: DynamicsResults, key: str) -> Section:
+    """The section for the page that compares runs; `key` tells it from others there."""
+    template = make_environment().get_template("dynamics.html")
+    markup = template.render(key=key, **describe_dynamics(results))
+    return Section(key, f"A chain of pages: {results.run}", Markup(markup))  # noqa: S704 - escaped by the template
+
+
 def write_dynamics_page(results: DynamicsResults, path: Path) -> Path:
     """Write the page of a dynamics.json to `path`: no script, nothing fetched; the same content gives the same bytes."""
-    dynamics, own = Dynamics(results), OwnView(results)
-    page = (
-        make_environment()
-        .get_template("dynamics_page.html")
-        .render(
-            css=read_css(),
-            results=results,
-            dynamics=dynamics,
-            figures_drawn=embed_figures(dynamics.draw()),
-            own=own,
-            own_drawn=embed_figures(own.draw()),
-            terms=[measure for measure in MEASURES if measure.note],
-        )
-    )
+    template = make_environment().get_template("dynamics_page.html")
+    page = template.render(css=read_css(), key="dynamics", **describe_dynamics(results))
     write_bytes(path, page.encode("utf-8", "replace"))
     return path
