@@ -204,6 +204,7 @@ class Study:
         return int(Run.open(self.given.runs[0]).record["num_parameters"])
 
     def configure(self, seed: int) -> FinetuneConfig:
+        """Good mode learns as it was trained, with its control token before every segment."""
         given = self.given
         return FinetuneConfig.model_validate(
             {
@@ -214,7 +215,7 @@ class Study:
                 "checkpoint_every": given.every,
                 "keep_checkpoints": "all",
                 "judges": [given.judge],
-                "sampling": {"num_samples": 256},
+                "sampling": {"num_samples": 256, "control": "forced"},
             }
         )
 
