@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from phf.dynamics import truths
-from phf.dynamics.absorbing import estimate_returns
-from phf.dynamics.chain import Chain, count_steps, estimate_chain, fit_chain
-from phf.dynamics.ergodicity import expect_pairs, intraclass_correlation, measure_ergodicity
-from phf.dynamics.hidden import estimate_hidden, fit_hidden
-from phf.dynamics.orders import choose_order, compare_orders, count_contexts, fit_best, fit_kernel
-from phf.dynamics.pages import AFTER, Pages, count_lengths, draw_cuts, find_cuts, simulate_pages
-from phf.dynamics.places import compare_places, estimate_drift
-from phf.dynamics.truths import (
+from phf.chains.absorbing import estimate_returns
+from phf.chains.chain import Chain, count_steps, estimate_chain, fit_chain
+from phf.chains.ergodicity import expect_pairs, intraclass_correlation, measure_ergodicity
+from phf.chains.hidden import estimate_hidden, fit_hidden
+from phf.chains.orders import choose_order, compare_orders, count_contexts, fit_best, fit_kernel
+from phf.chains.pages import AFTER, Pages, count_lengths, draw_cuts, find_cuts, simulate_pages
+from phf.chains.places import compare_places, estimate_drift
+from phf.chains.truths import (
     BAD,
     CONFUSION,
     DRIFT,
@@ -26,6 +25,7 @@ from phf.dynamics.truths import (
     write_drifting,
     write_mixture,
 )
+from phf.chains import truths
 
 THREE = Chain(
     np.array([0.7, 0.2, 0.1]), np.array([[0.6, 0.2, 0.05], [0.3, 0.4, 0.1], [0.05, 0.05, 0.8]])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from phf.dynamics.chain import Chain, count_steps, fit_chain
-from phf.dynamics.hidden import fit_hidden
-from phf.dynamics.truths import BAD, CONFUSION, LONGEST, judge_pages, make_chain
+from phf.chains.chain import Chain, count_steps, fit_chain
+from phf.chains.hidden import fit_hidden
+from phf.chains.truths import BAD, CONFUSION, LONGEST, judge_pages, make_chain
 
 CHAIN = Chain(np.array([0.7, 0.2, 0.1]), np.array([[0.6, 0.2, 0.05], [0.3, 0.4, 0.1], [0.05, 0.05, 0.8]]))
 END = 3

@@ -10,14 +10,8 @@ from page_reader import read_page
 from release_runs import get_run
 
 from phf import cli
-from phf.config.dynamics import DynamicsConfig
-from phf.dynamics import dynamics as module
-from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.own_measures import DIVERGENCE, OWN_MEASURES
-from phf.dynamics.results import DYNAMICS, RATE, RATE_EXCESS, RATE_OF_DATA
-from phf.dynamics.switching import compare_rates
-from phf.dynamics.symmetry import Triple, choose_triples, jensen_shannon, measure_symmetry
-from phf.dynamics.written import (
+from phf.chains.switching import compare_rates
+from phf.chains.written import (
     AFTER,
     BAD,
     GOOD,
@@ -28,6 +22,12 @@ from phf.dynamics.written import (
     judge_pages,
     match_lengths,
 )
+from phf.config.dynamics import DynamicsConfig
+from phf.dynamics import dynamics as module
+from phf.dynamics.dynamics import measure_dynamics
+from phf.dynamics.own_measures import DIVERGENCE, OWN_MEASURES
+from phf.dynamics.results import DYNAMICS, RATE, RATE_EXCESS, RATE_OF_DATA
+from phf.dynamics.symmetry import Triple, choose_triples, jensen_shannon, measure_symmetry
 from phf.errors import PHFError
 from phf.generate.target import Target
 from phf.report.dynamics import write_dynamics_page

@@ -12,15 +12,17 @@ from page_reader import read_page
 from release_runs import get_run
 
 from phf import cli
+from phf.chains.absorbing import keep_likeliest
+from phf.chains.chain import Chain
+from phf.chains.hidden import count_confusion, estimate_hidden
+from phf.chains.pages import Pages
+from phf.chains.truths import CONFUSION
+from phf.chains.written import BAD, GOOD, LOOPING
 from phf.config.dynamics import DynamicsConfig
 from phf.dynamics import chain_view
 from phf.dynamics import dynamics as module
-from phf.dynamics.absorbing import keep_likeliest
-from phf.dynamics.chain import Chain
 from phf.dynamics.chain_view import describe_errors, describe_pages, describe_returns
 from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.hidden import count_confusion, estimate_hidden
-from phf.dynamics.pages import Pages
 from phf.dynamics.results import (
     DRIFT,
     DYNAMICS,
@@ -33,8 +35,6 @@ from phf.dynamics.results import (
     STAY,
     DynamicsResults,
 )
-from phf.dynamics.truths import CONFUSION
-from phf.dynamics.written import BAD, GOOD, LOOPING
 from phf.errors import PHFError
 from phf.records import Identity
 from phf.report.dynamics import make_section, write_dynamics_page

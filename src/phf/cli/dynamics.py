@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from phf.chains.truths import Coverage
     from phf.dynamics.results import DynamicsResults
-    from phf.dynamics.truths import Coverage
 
 app = Verbs(**SETTINGS)
 
@@ -95,7 +95,7 @@ def dynamics(
 
 
 def _validate(trials: int, as_json: bool) -> None:
-    from phf.dynamics.truths import validate
+    from phf.chains.truths import validate
 
     with show_progress() as progress:
         found = list(validate(trials, progress=progress))

@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from phf.chains.absorbing import estimate_returns
+from phf.chains.ergodicity import intraclass_correlation, measure_ergodicity
+from phf.chains.hidden import Table
+from phf.chains.orders import choose_order, count_contexts
+from phf.chains.pages import AFTER, Pages
+from phf.chains.places import compare_places, estimate_drift
+from phf.chains.switching import LAWS, Compared, compare_chains, compare_hidden, compare_rates
+from phf.chains.written import BAD, GOOD, LOOPING, STATES
 from phf.config.dynamics import DynamicsConfig
-from phf.dynamics.absorbing import estimate_returns
-from phf.dynamics.ergodicity import intraclass_correlation, measure_ergodicity
-from phf.dynamics.hidden import Table
-from phf.dynamics.orders import choose_order, count_contexts
-from phf.dynamics.pages import AFTER, Pages
-from phf.dynamics.places import compare_places, estimate_drift
 from phf.dynamics.results import (
     AVERAGE,
     DRIFT,
@@ -33,8 +35,6 @@ from phf.dynamics.results import (
     SHARE_BETWEEN,
     STAY,
 )
-from phf.dynamics.switching import LAWS, Compared, compare_chains, compare_hidden, compare_rates
-from phf.dynamics.written import BAD, GOOD, LOOPING, STATES
 from phf.evaluate.metric import bare
 from phf.intervals import bootstrap_mean, bootstrap_ratio, wilson
 from phf.records import Mode

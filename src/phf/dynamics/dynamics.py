@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from phf.chains.absorbing import keep_likeliest
+from phf.chains.hidden import Table, count_confusion
+from phf.chains.pages import Pages
+from phf.chains.written import Judged, Segmented, cut_page, judge_pages, state_pages
 from phf.config.dynamics import DynamicsConfig
 from phf.corpus.store import Corpus
-from phf.dynamics.absorbing import keep_likeliest
 from phf.dynamics.chain_view import describe_errors, describe_pages, describe_returns
-from phf.dynamics.hidden import Table, count_confusion
 from phf.dynamics.own_view import describe_hazards, describe_relaxation
-from phf.dynamics.pages import Pages
 from phf.dynamics.positions import describe_positions, list_limits
 from phf.dynamics.results import DYNAMICS, DynamicsResults
 from phf.dynamics.subjects import Score, Subject, open_subjects
 from phf.dynamics.symmetry import compare_symmetry, describe_symmetry
-from phf.dynamics.written import Judged, Segmented, cut_page, judge_pages, state_pages
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, choose_judges
 from phf.evaluate.pages import PageReader

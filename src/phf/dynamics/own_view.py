@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from phf.chains.chain import count_steps, draw_weights
+from phf.chains.pages import AFTER, Pages
+from phf.chains.written import BAD, GOOD
 from phf.config.dynamics import DynamicsConfig
-from phf.dynamics.chain import count_steps, draw_weights
 from phf.dynamics.own_measures import COMING_BACK, OWN_HAZARD, RELAXATION
-from phf.dynamics.pages import AFTER, Pages
 from phf.dynamics.subjects import Score, Subject, read_on
-from phf.dynamics.written import BAD, GOOD
 from phf.generate.engine import draw_tokens, uniform_numbers
 from phf.intervals import bootstrap_mean, percentile_estimate
 from phf.records import Estimate

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import chdtrc, xlogy
 
-from phf.dynamics.pages import AFTER, Pages
+from phf.chains.pages import AFTER, Pages
 
 _Values = npt.NDArray[np.float64]
 

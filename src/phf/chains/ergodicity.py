@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from phf.dynamics.chain import draw_weights
-from phf.dynamics.orders import count_contexts, fit_best
-from phf.dynamics.pages import Pages, count_lengths, draw_cuts, find_cuts, simulate_pages
+from phf.chains.chain import draw_weights
+from phf.chains.orders import count_contexts, fit_best
+from phf.chains.pages import Pages, count_lengths, draw_cuts, find_cuts, simulate_pages
 from phf.intervals import percentile_estimate
 from phf.records import Estimate
 

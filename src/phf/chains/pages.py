@@ -62,7 +62,7 @@ def simulate_pages(
     """Draw pages of a chain.
 
     Args:
-        kernel: see `phf.dynamics.orders`.
+        kernel: see `phf.chains.orders`.
         cut: segments at which each page is cut, [num]; None cuts all at `longest`.
     """
     num_contexts, size = kernel.shape

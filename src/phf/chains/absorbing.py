@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phf.dynamics.pages import Pages
+from phf.chains.pages import Pages
 from phf.intervals import clopper_pearson
 from phf.records import Estimate
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from phf.chains.pages import AFTER, Pages
 from phf.config.train import SegmentKind
 from phf.corpus.segment import segment_ends
-from phf.dynamics.pages import AFTER, Pages
 from phf.evaluate.pieces import iterate_ngrams, split_pieces
 
 _Values = npt.NDArray[np.float64]

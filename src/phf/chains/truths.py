@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from phf.dynamics.absorbing import estimate_returns
-from phf.dynamics.chain import Chain, count_steps, estimate_chain, fit_chain
-from phf.dynamics.ergodicity import intraclass_correlation, measure_ergodicity
-from phf.dynamics.hidden import estimate_hidden
-from phf.dynamics.pages import AFTER, Pages
-from phf.dynamics.places import compare_places, estimate_drift
+from phf.chains.absorbing import estimate_returns
+from phf.chains.chain import Chain, count_steps, estimate_chain, fit_chain
+from phf.chains.ergodicity import intraclass_correlation, measure_ergodicity
+from phf.chains.hidden import estimate_hidden
+from phf.chains.pages import AFTER, Pages
+from phf.chains.places import compare_places, estimate_drift
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import Estimate, Progress
 

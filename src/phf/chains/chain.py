@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from phf.dynamics.orders import count_contexts, fit_kernel
-from phf.dynamics.pages import Pages, simulate_pages
+from phf.chains.orders import count_contexts, fit_kernel
+from phf.chains.pages import Pages, simulate_pages
 from phf.intervals import percentile_estimate
 from phf.records import Estimate
 
@@ -86,7 +86,7 @@ class Chain:
 
     @property
     def kernel(self) -> _Values:
-        """Of order 1, see `phf.dynamics.orders`."""
+        """Of order 1, see `phf.chains.orders`."""
         first = np.append(self.initial, 0.0)
         return np.vstack([np.column_stack([self.steps, self.ends]), first])
 

@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from phf.dynamics.chain import draw_weights
-from phf.dynamics.ergodicity import simulate_like
-from phf.dynamics.orders import count_contexts, describe_fit, fit_best
-from phf.dynamics.pages import AFTER, Pages
+from phf.chains.chain import draw_weights
+from phf.chains.ergodicity import simulate_like
+from phf.chains.orders import count_contexts, describe_fit, fit_best
+from phf.chains.pages import AFTER, Pages
 from phf.intervals import percentile_estimate
 from phf.records import Estimate
 from phf.results import MISSING

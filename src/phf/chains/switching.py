@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from phf.dynamics.chain import Chain, count_steps, draw_weights, fit_chain
-from phf.dynamics.hidden import Table, estimate_hidden
-from phf.dynamics.pages import Pages
-from phf.dynamics.written import BAD, GOOD, STATES, match_lengths
+from phf.chains.chain import Chain, count_steps, draw_weights, fit_chain
+from phf.chains.hidden import Table, estimate_hidden
+from phf.chains.pages import Pages
+from phf.chains.written import BAD, GOOD, STATES, match_lengths
 from phf.intervals import difference_of_shares, percentile_estimate, wilson
 from phf.records import Estimate
 from phf.results import MISSING

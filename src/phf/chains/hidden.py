@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from phf.dynamics.chain import Chain, count_steps, draw_weights, fit_chain
-from phf.dynamics.pages import Pages
+from phf.chains.chain import Chain, count_steps, draw_weights, fit_chain
+from phf.chains.pages import Pages
 from phf.intervals import percentile_estimate
 from phf.records import Estimate
 
