@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from phf.chains import truths
 from phf.chains.absorbing import estimate_returns
 from phf.chains.chain import Chain, count_steps, estimate_chain, fit_chain
 from phf.chains.ergodicity import expect_pairs, intraclass_correlation, measure_ergodicity
@@ -25,7 +26,6 @@ from phf.chains.truths import (
     write_drifting,
     write_mixture,
 )
-from phf.chains import truths
 
 THREE = Chain(
     np.array([0.7, 0.2, 0.1]), np.array([[0.6, 0.2, 0.05], [0.3, 0.4, 0.1], [0.05, 0.05, 0.8]])
