@@ -88,7 +88,7 @@ def open_target(place: Place) -> AttackTarget:
     Raises:
         PHFError: it is neither, or is damaged.
     """
-    given, step = parse_place(str(place))
+    given, step = parse_place(place)
     folder = Path(given)
     if (folder / "phf.json").exists():
         return _open_release(folder)

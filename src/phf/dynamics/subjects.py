@@ -91,7 +91,7 @@ def open_subject(place: Place) -> Subject:
     Raises:
         PHFError: it is none of these, is damaged, or has no such checkpoint.
     """
-    folder, step = parse_place(str(place))
+    folder, step = parse_place(place)
     if not (Path(folder) / "run.json").is_file():
         source = open_source(place)
         targets = {mode: _cut_sentences(target) for mode, target in source.writers.items()}

@@ -70,7 +70,7 @@ class Start:
             PHFError: it is no run, or its checkpoint is damaged; it has no such mode; a reward model is not known; the prompts do
                 not fit into the model's context.
         """
-        folder, step = parse_place(str(place))
+        folder, step = parse_place(place)
         run = Run.open(folder)
         step = run.resolve_step(step)
         mode = _choose_mode(run, config.mode)

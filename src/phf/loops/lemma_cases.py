@@ -101,7 +101,7 @@ class _Check:
         load: Callable[[str], RewardModel],
         progress: Progress | None,
     ) -> "_Check":
-        folder, given = parse_place(str(place))
+        folder, given = parse_place(place)
         run = Run.open(folder)
         step, mode = run.resolve_step(given), check_mode(run, config.mode)
         settings = config.model_dump(mode="json", exclude={"cases", "flips"})

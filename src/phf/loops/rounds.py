@@ -106,7 +106,7 @@ class _Loop:
         say: Say,
         progress: Progress | None,
     ) -> "_Loop":
-        folder, given = parse_place(str(run))
+        folder, given = parse_place(run)
         start = Run.open(folder)
         step = start.resolve_step(given)
         data = start.data()

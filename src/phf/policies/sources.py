@@ -83,7 +83,7 @@ def open_source(place: Place) -> Source:
     Raises:
         PHFError: it is none of these, or is damaged.
     """
-    folder = Path(parse_place(str(place))[0])
+    folder = Path(parse_place(place)[0])
     if (folder / "run.json").exists() or (folder / "phf.json").exists():
         found, is_run = open_target(place), (folder / "run.json").exists()
         return Source(

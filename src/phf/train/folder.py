@@ -50,8 +50,8 @@ def hash_recipe(record: Mapping[str, Any]) -> str:
 
     A finetuned run may have its own start for each seed.
     """
-    config, corpus, finetune = dict(record["config"]), record.get("corpus") or {}, record.get("finetune")
-    config |= {"seed": None, "corpus": corpus.get("id", config.get("corpus"))}
+    config, corpus, finetune = record.get("config", {}), record.get("corpus") or {}, record.get("finetune")
+    config = config | {"seed": None, "corpus": corpus.get("id", config.get("corpus"))}
     if finetune is not None:
         config["start"] = None
     return hash_json([config, record.get("objective_function"), finetune])

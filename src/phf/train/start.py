@@ -1,5 +1,6 @@
 """`--init`: a run that starts from a model's weights, or from another run's (`RUN@STEP`) and goes on with the next tokens."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from phf.config.recipes import apply_overrides, read_recipe
 from phf.config.train import StartConfig, TrainConfig, load_train_config, parse
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
-from phf.files import read_json
+from phf.files import Place, read_json
 from phf.model import lm
 from phf.train.checkpoint import (
     TrainState,
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def parse_place(text: str) -> tuple[str, int | None]:
+def parse_place(place: Place) -> tuple[str, int | None]:
     """`RUN@STEP` as folder and step; without `@STEP`, None for the last checkpoint."""
+    text = os.fspath(place)
     folder, at, step = text.rpartition("@")
     return (folder, int(step)) if at and folder and step.isdecimal() else (text, None)
 
