@@ -324,6 +324,12 @@ def test_policies_of_several_base_models_are_pooled_by_their_recipe(
     POSTERIOR.write(tmp_path / "c", shift(first))
     pooled = pool_policies([first, POSTERIOR.read(tmp_path / "b")])
     assert [policy.name for policy in pooled] == [f"{one.name} and 1 more" for one in first.policies]
+    # A base model is one kind, whatever stands beside another: here its own recipe does.
+    beside = replace(
+        first.policies[1], source="a second seed", recipe=first.policies[0].recipe, mode="untagged"
+    )
+    other = replace(first, base_key="a third", policies=[replace(first.policies[0], recipe="older"), beside])
+    assert pool_policies([first, other])[0].results.find("kl_from_base").mean == 0
     own, found = (policies[1].results.find("kl_from_base") for policies in (first.policies, pooled))
     half = 12.706 * 0.5  # Student's t with one degree of freedom, times the error of the mean of x and x + 1
     assert (found.mean, found.high - found.mean) == pytest.approx((own.mean + 0.5, half), rel=1e-4)

@@ -142,11 +142,11 @@ def pool_policies(several: Sequence[PosteriorResults]) -> list[PolicyResult]:
             raise PHFError(f"{own.base} and {first.base} have other settings or judges; infer them alike")
     kinds: dict[Hashable, list[PolicyResult]] = {}
     for own in several:
-        seen: Counter[Hashable] = (
-            Counter()
-        )  # a second run of one recipe beside one base model is no other base model's
+        # A second run of one recipe beside one base model is no other base model's.
+        seen: Counter[Hashable] = Counter()
         for policy in own.policies:
-            kind = (policy.recipe or policy.name, policy.mode, policy.method)
+            of = "the base model" if policy.source == own.base else policy.recipe or policy.name
+            kind = (of, policy.mode, policy.method)
             kinds.setdefault((*kind, seen[kind]), []).append(policy)
             seen[kind] += 1
     return [

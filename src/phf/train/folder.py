@@ -54,7 +54,10 @@ def hash_recipe(record: Mapping[str, Any]) -> str:
     config = config | {"seed": None, "corpus": corpus.get("id", config.get("corpus"))}
     if finetune is not None:
         config["start"] = None
-    return hash_json([config, record.get("objective_function"), finetune])
+    known = {
+        name: value for name, value in config.items() if value is not None
+    }  # an older run has no word for a later option
+    return hash_json([known, record.get("objective_function"), finetune])
 
 
 def count_steps(tokens: int, batch_blocks: int, context: int) -> int:
