@@ -24,7 +24,7 @@ from phf.tokens.tokens import tokenize
 from phf.train import loop
 from phf.train.data import open_data
 from phf.train.optim import make_optimizers
-from phf.train.plan import GIB, GPUS, HOST_SECONDS, plan_run
+from phf.train.plan import ASSUMED_CPU_MFU, GIB, GPUS, HOST_SECONDS, plan_run
 from phf.train.start import load_start_config
 
 
@@ -112,6 +112,23 @@ def test_a_small_model_on_a_gpu_takes_what_its_host_takes(small_config):
     assert "waits for its host" in plan.describe()[-1]
     here = plan_run(small_config())
     assert here.seconds == here.computing, "on a CPU computing is what takes the time"
+
+
+def test_a_cpu_is_timed_unless_its_share_is_given_or_no_block_is_quick_enough(small_config, monkeypatch):
+    timed, given = plan_run(small_config()), plan_run(small_config(), mfu=0.25)
+    assert timed.is_timed
+    assert "as timed just now" in timed.describe()[5]
+    assert (given.mfu, given.is_timed) == (0.25, False)
+    monkeypatch.setattr(
+        "phf.train.plan._time_blocks", lambda _data, num_blocks, _precision: 1000.0 * num_blocks
+    )
+    assert plan_run(small_config()).seconds == pytest.approx(timed.num_tokens / 4000), (
+        "four blocks are a batch"
+    )
+    monkeypatch.setattr("phf.train.plan.TRIAL_SECONDS", 0.0)
+    assumed = plan_run(small_config())
+    assert (assumed.mfu, assumed.is_timed) == (ASSUMED_CPU_MFU, False)
+    assert "assuming 10%" in assumed.describe()[5]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
 from phf.model import lm
+from phf.model.attention import use_page_attention
 from phf.terminal import format_duration
 from phf.train.data import TrainingData, open_data
 from phf.train.distributed import BYTES_PER_PARAMETER
 from phf.train.folder import count_steps
-from phf.train.loop import create_model
-from phf.train.losses import autocast
+from phf.train.loop import create_model, create_model_and_head
+from phf.train.losses import autocast, loss_sum
 from phf.train.start import resolve_start
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 ASSUMED_MFU = 0.4
 """Model FLOPs utilisation of a GPU assumed where none is given: what well-set dense training reaches on an H100."""
 ASSUMED_CPU_MFU = 0.1
-"""The same for a CPU, against its best large product: 11k tokens/s of the 2.5M preset on two cores with AMX
-(docs/log.md) are 0.2 TFLOP/s, where one large bf16 product reaches 2.4."""
+"""The same for a CPU, against its best large product, where a model is too large to be tried: 11k tokens/s of the 2.5M preset
+on two cores with AMX (docs/log.md) are 0.2 TFLOP/s, where one large bf16 product reaches 2.4. Without AMX it is six times this."""
+TRIAL_SECONDS = 2.0
+"""A CPU is timed on as many blocks of the run's own first batch as this buys at `ASSUMED_CPU_MFU`."""
 HOST_SECONDS = 0.04 / 12
 """What the host takes to launch the kernels of one layer, forward and backward, for one micro-batch: 40 ms for the 12 layers of
 124M on an H100's host (docs/training.md). A GPU computes meanwhile; small models and micro-batches wait for it."""
@@ -83,6 +86,7 @@ class Plan:
         flops_per_token: forward and backward: 6 per parameter that multiplies, and 12 x layers x width x context for
             attention (the PaLM paper's appendix B, causality not deducted).
         first_step: where it starts, if another run's weights are its start.
+        mfu: share of the device's peak that training reaches: given, assumed, or timed (`is_timed`) on this CPU.
         host_seconds: what a micro-batch takes at least, however fast the device is.
         is_probed: whether `model.init` was loaded and can be trained; without `init` there is nothing to ask.
     """
@@ -101,6 +105,7 @@ class Plan:
     memory: Memory
     host_seconds: float = 0.0
     is_probed: bool = True
+    is_timed: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -109,13 +114,13 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """FLOPs over what the ranks are assumed to do, or the host's time if that is more; validation, checkpoints and start
+        """FLOPs over what the ranks reach, or the host's time if that is more; validation, checkpoints and start
         are not in it."""
         return max(self.computing, self.launching)
 
     @property
     def computing(self) -> float:
-        """Seconds of a rank's device at its assumed share of the peak."""
+        """Seconds of a rank's device at its share of the peak."""
         return self.num_tokens * self.flops_per_token / (self.device.peak_flops * self.mfu * self.num_ranks)
 
     @property
@@ -139,7 +144,7 @@ class Plan:
             f"optimizer {_size(memory.optimizer)}, activations about {_size(memory.activations)} "
             f"(micro-batches of {self.micro_blocks} blocks{', ' + self.parallel if self.num_ranks > 1 else ''})",
             f"time        {format_duration(self.seconds)} on {ranks}: {self.num_tokens / self.seconds:,.0f} tokens/s, "
-            f"assuming {self.mfu:.0%} of {device.peak_flops / 1e12:.3g} TFLOP/s",
+            f"{'as timed just now:' if self.is_timed else 'assuming'} {self.mfu:.0%} of {device.peak_flops / 1e12:.3g} TFLOP/s",
         ]
         if self.launching > self.computing:
             lines.append(
@@ -166,7 +171,8 @@ def plan_run(
 
     Args:
         gpu: one of `GPUS`; None measures this machine's CPU.
-        mfu: share of the device's peak that training is assumed to reach; default, `ASSUMED_MFU` or `ASSUMED_CPU_MFU`.
+        mfu: share of the device's peak that training is assumed to reach; default, `ASSUMED_MFU` of a GPU, and what some blocks
+            of the run reach on this CPU (`ASSUMED_CPU_MFU` if not one can be tried).
 
     Raises:
         PHFError: see `open_data` and `lm.load_init`; the GPU is not known; the batch does not divide among the ranks.
@@ -204,16 +210,28 @@ def plan_run(
     share = num_ranks if parallel == "fsdp" else 1
     text = model.config.get_text_config()
     attention = 12 * text.num_hidden_layers * text.hidden_size * config.data.context
+    flops_per_token = 6 * num_multiplying(model) + attention
+    timed = None
+    if gpu is None and mfu is None and is_probed:
+        affordable = int(
+            TRIAL_SECONDS * ASSUMED_CPU_MFU * device.peak_flops / (flops_per_token * config.data.context)
+        )
+        if affordable > 0:
+            timed = (
+                _time_blocks(data, min(micro_blocks, affordable), precision)
+                * flops_per_token
+                / device.peak_flops
+            )
     return Plan(
         config=config,
         device=device,
         num_ranks=num_ranks,
-        mfu=mfu if mfu is not None else ASSUMED_MFU if gpu is not None else ASSUMED_CPU_MFU,
+        mfu=mfu or timed or (ASSUMED_MFU if gpu is not None else ASSUMED_CPU_MFU),
         num_parameters=num_parameters,
         tokens_per_epoch=data.training_blocks().num_tokens_per_epoch,
         first_step=first_step,
         num_steps=count_steps(config.tokens, config.optim.batch_blocks, config.data.context),
-        flops_per_token=6 * num_multiplying(model) + attention,
+        flops_per_token=flops_per_token,
         parallel=parallel,
         micro_blocks=micro_blocks,
         memory=Memory(
@@ -224,6 +242,7 @@ def plan_run(
         ),
         host_seconds=HOST_SECONDS * text.num_hidden_layers if gpu is not None else 0.0,
         is_probed=is_probed,
+        is_timed=timed is not None,
     )
 
 
@@ -284,6 +303,20 @@ def _saved_bytes(model: "PreTrainedModel", context: int, num_blocks: int, precis
     ):
         lm.token_nll(model, ids, ids, positions)
     return sum(storage.nbytes() for storage in saved.values())
+
+
+def _time_blocks(data: TrainingData, num_blocks: int, precision: str) -> float:
+    """Tokens per second of a forward and backward pass over the first blocks: the better of two, after one that warms up."""
+    model, value_head = create_model_and_head(data, torch.device("cpu"))
+    use_page_attention(model)
+    batch = data.training_blocks().batch(0, num_blocks)
+    best = math.inf
+    for _ in range(3):
+        start = perf_counter()
+        loss, _ = loss_sum(model, value_head, data, batch, precision)
+        torch.autograd.backward(loss)
+        best = min(best, perf_counter() - start)
+    return batch.ids.size / best
 
 
 def _measure_cpu(precision: str, size: int = 1024, repeats: int = 5) -> Device:
