@@ -139,6 +139,12 @@ class FinetuneConfig(StrictConfig):
     def _read(cls, value: object) -> object:
         return parse_method(value) if isinstance(value, str) else value
 
+    @property
+    def preferences(self) -> str | None:
+        """Where preferences that people gave are read, so that nothing is learned from a reward model; None where it is."""
+        data = self.method.data if isinstance(self.method, _Pairs) else "samples"
+        return None if data in ("samples", "corpus") else data
+
     @model_validator(mode="after")
     def _can_learn(self) -> "FinetuneConfig":
         is_limited = isinstance(self.method, _Pairs) or self.prompts is not None
