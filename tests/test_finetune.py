@@ -429,3 +429,19 @@ def test_a_grid_of_finetunings_is_one_file_for_sweep(places, tmp_path, monkeypat
         run_command([*command, "texts=4"], cli)
     assert "was finetuned with other settings" in capsys.readouterr().err
     assert len(begun) == 1
+
+
+def test_the_grid_of_the_docs_is_one(tmp_path):
+    from docs_pages import ROOT, read_blocks
+
+    from phf.train.sweep import plan_sweep, read_grid
+
+    (block,) = (own for own in read_blocks(ROOT / "docs/finetune.md") if own.title == "finetunings.yaml")
+    (tmp_path / "grid.yaml").write_text(block.body)
+    base, overrides = read_grid(tmp_path / "grid.yaml", ["seed=[3,4]"])
+    assert base.pop("finetune") == "runs/mle"
+    _, cells = plan_sweep(overrides, tmp_path)
+    configs = [parse(FinetuneConfig, apply_overrides(base, list(cell.overrides)), "test") for cell in cells]
+    assert [(config.method.kind, config.seed) for config in configs] == [
+        (kind, seed) for kind in ("rloo", "rloo", "dpo") for seed in (3, 4)
+    ]
