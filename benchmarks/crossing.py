@@ -3,12 +3,13 @@
     python benchmarks/crossing.py runs/mle runs/conditional runs/poisoned -o cross [--judge toxicity-lstm] [--seeds 0 1 2]
 
 The first run has no feedback; RLOO starts from it and from the second one (in its first mode, good), with each seed, and all others stand
-as they are, in their first mode. Every few steps, and of every run: score by the annotator and a held-out judge and distinct-2 of samples as
+as they are, in their first mode. Where TRL is installed, DPO learns from the first run too, offline: from pairs of its own samples, two reward
+calls each, as many a step as RLOO's. Every few steps, and of every run: score by the annotator and a held-out judge and distinct-2 of samples as
 `phf evaluate` draws them, bits per byte of held-out good text in the mode; at the end also the score after 100 steps of benign finetuning, KL
 from the start, tokens and FLOPs. OUT/results.json has all of it, OUT/crossing.svg the curves. A stopped command goes on.
 
 Compute plan (1.1M parameters, one thread): 6 runs of RLOO of 40 x 2.3 + 15 CPU-seconds, 52 policies to measure of 15, 10 rounds of benign
-finetuning of 40: 1,800 s, 30 CPU-minutes. The columns that take longer are commands of their own (docs/finetune.md): `phf attack`, `phf infer`.
+finetuning of 40: 1,800 s, 30 CPU-minutes; DPO's 3 runs, 24 policies and 3 rounds are about 13 more. The columns that take longer are commands of their own (docs/finetune.md): `phf attack`, `phf infer`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,7 @@ Found = dict[str, Estimate]
 
 @dataclass
 class Arm:
-    """A run, or RLOO from one with a seed for each curve.
+    """A run, or a method from one with a seed for each curve.
 
     Attributes:
         curves: by seed, what was found after so many reward calls; a run alone has one curve, of 0 calls.
@@ -172,15 +174,14 @@ class Study:
         calls = int(np.isfinite(self.data.scores).sum()) if has_feedback else 0
         return Arm(run.name, {0: {0: found}}, {"once": calls, "each": 0, "written": 0, "flops": 0})
 
-    def learn(self, place: str, has_feedback: bool) -> Arm:
-        """RLOO from a run, with each seed."""
+    def learn(self, place: str, has_feedback: bool, method: str = "rloo") -> Arm:
+        """A method from a run, with each seed."""
         given, start = self.given, self.stand(place, has_feedback)
         first = Run.open(place)
         curves, written = {}, []
         for seed in given.seeds:
-            run = finetune(
-                place, self.out / f"{first.name}-rloo-{seed}", self.configure(seed), say=lambda line: None
-            )
+            folder = self.out / f"{first.name}-{method}-{seed}"
+            run = finetune(place, folder, self.configure(seed, method), say=lambda line: None)
             curves[seed] = {0: start.curves[0][0]}
             for step in run.steps:
                 calls = (step - run.record["start"]["step"]) * given.texts
@@ -190,37 +191,49 @@ class Study:
             results = FINETUNE.read(run.folder).results
             found["kl"] = results.find("finetune_kl_text")
             written.append(results.find("finetune_written").mean)
-        # A token that is written passes the policy once, is read by the start, and is learned from: 2 + 2 + 6 FLOPs a parameter.
+        # A token that is written passes the policy (DPO: the start) once, is read by the start, and is learned from: 2 + 2 + 6 FLOPs a
+        # parameter.
         tokens = float(np.mean(written))
         each = {
             "each": given.steps * given.texts,
             "written": tokens,
             "flops": 10 * self.num_parameters * tokens,
         }
-        return Arm(f"{first.name} + RLOO", curves, {**start.costs, **each})
+        return Arm(f"{first.name} + {method.upper()}", curves, {**start.costs, **each})
 
     @property
     def num_parameters(self) -> int:
         return int(Run.open(self.given.runs[0]).record["num_parameters"])
 
-    def configure(self, seed: int) -> FinetuneConfig:
-        """Good mode learns as it was trained, with its control token before every segment."""
+    def configure(self, seed: int, method: str) -> FinetuneConfig:
+        """Good mode learns as it was trained, with its control token before every segment. DPO's pairs are the halves of RLOO's batches."""
         given = self.given
-        return FinetuneConfig.model_validate(
-            {
+        shared = {
+            "steps": given.steps,
+            "seed": seed,
+            "checkpoint_every": given.every,
+            "keep_checkpoints": "all",
+            "judges": [given.judge],
+        }
+        own = {
+            "rloo": {
                 "method": {"kind": "rloo", "beta": given.beta},
-                "steps": given.steps,
                 "texts": given.texts,
-                "seed": seed,
-                "checkpoint_every": given.every,
-                "keep_checkpoints": "all",
-                "judges": [given.judge],
                 "sampling": {"num_samples": 256, "control": "forced"},
-            }
-        )
+            },
+            "dpo": {
+                "method": {"kind": "dpo"},
+                "texts": given.texts // 2,
+                "pool": given.steps * given.texts,
+                "sampling": {"num_samples": 256},
+            },
+        }
+        return FinetuneConfig.model_validate({**shared, **own[method]})
 
 
-def find_crossings(curves: Sequence[Arm], rivals: Sequence[Arm], start: Arm) -> Iterator[dict]:
+def find_crossings(
+    curves: Sequence[Arm], rivals: Sequence[Arm], start: Arm, num_draws: int = 500
+) -> Iterator[dict]:
     """Where each curve meets each rival, by each judge: over all seeds, and of each seed alone."""
     distinct = start.end("distinct").mean
     for judge in ("held_out", "annotator"):
@@ -230,14 +243,21 @@ def find_crossings(curves: Sequence[Arm], rivals: Sequence[Arm], start: Arm) -> 
                     continue
                 wanted = rival.end(judge), rival.end("bits").mean
 
-                def cross(own: Arm, score: Estimate, bits: float, judge: str = judge):
-                    return find_crossing(own.average(judge), score, rival_bits=bits, start_distinct=distinct)
+                def cross(own: Arm, num_draws: int, score=wanted[0], bits=wanted[1], judge=judge):
+                    return find_crossing(
+                        own.average(judge),
+                        score,
+                        rival_bits=bits,
+                        start_distinct=distinct,
+                        num_draws=num_draws,
+                    )
 
+                # Of a seed alone no interval is shown.
                 seeds = [
-                    cross(Arm(arm.name, {seed: curve}, arm.costs), *wanted).calls.mean
+                    cross(Arm(arm.name, {seed: curve}, arm.costs), 1).calls.mean
                     for seed, curve in arm.curves.items()
                 ]
-                found = cross(arm, *wanted)
+                found = cross(arm, num_draws)
                 yield {
                     "judge": judge,
                     "curve": arm.name,
@@ -378,6 +398,10 @@ def main() -> None:
     study = Study(given)
     alone = [study.stand(place, has_feedback=number > 0) for number, place in enumerate(given.runs)]
     curves = [study.learn(place, has_feedback=number > 0) for number, place in enumerate(given.runs[:2])]
+    if find_spec("trl"):
+        curves.append(study.learn(given.runs[0], has_feedback=False, method="dpo"))
+    else:
+        print("offline DPO is left out: it needs trl; pip install 'phf[rl]'")
     arms = [*alone, *curves]
     crossings = list(find_crossings(curves, [*alone[1:], curves[0]], alone[0]))
     tokens = Run.open(given.runs[0]).config.tokens

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from compare_runs import quiet, weights
 from release_runs import get_run
 from tiny_models import bytes_alone, next_logits, tiny_llama
@@ -371,11 +372,76 @@ def test_the_api_takes_a_method_and_another_reward_model(places, tmp_path):
     assert [judge.role for judge in found.judges] == ["held-out", "annotator"]
 
 
-def test_good_mode_is_finetuned_as_it_was_trained(places, tmp_path):
+def test_good_mode_is_finetuned_as_it_was_trained(places, tmp_path, monkeypatch):
     """With its control token before every segment; on the policy the ratio is 1, and so the first KL 0."""
+    create, read, seen = Target.create, Drawing.log_probs, []
+
+    def note(self, model, laid):
+        seen.append(laid)
+        return read(self, model, laid)
+
+    monkeypatch.setattr(Target, "create", lambda *given: create(*given[:-1], "lines"))
+    monkeypatch.setattr(Drawing, "log_probs", note)
     _, conditional = places
     run = finetune(conditional, tmp_path / "run", settings("sampling.control=forced", "steps=2"), say=quiet)
     lines = [line for line in run.read_metrics() if line["kind"] == "train"]
     assert lines[0]["kl_text"] == pytest.approx(0, abs=1e-5)
     assert lines[1]["kl_text"] != 0
     assert run.record["finetune"]["settings"]["sampling"]["control"] == "forced"
+    good = run.load_tokenizer(run.steps[-1]).control.good
+    assert any((laid.targets[laid.is_text] == good).any() for laid in seen), "behind a line's end"
+
+
+def test_a_grid_of_finetunings_is_one_file_for_sweep(places, tmp_path, monkeypatch, capsys):
+    from phf import cli
+    from phf.train import sweep
+
+    mle, _ = places
+    small = {key: value for key, value in SMALL.items() if key != "method"}
+    methods = ["rloo:beta=0", {"kind": "rloo", "beta": 0.2}, "ppo"]
+    grid = {"finetune": str(mle), **small, "steps": 1, "sweep": {"method": methods, "seed": [0, 1]}}
+    recipe = tmp_path / "grid.yaml"
+    recipe.write_text(yaml.safe_dump(grid))
+    begun = []
+
+    def learn(arguments, environment, folder=None, lifeline=None):
+        begun.append(arguments[3])
+        run_command(["phf", *arguments], cli)
+
+    monkeypatch.setattr(sweep, "run_command", learn)
+    with pytest.raises(SystemExit) as ended:
+        run_command(["phf", "sweep", str(recipe), "-o", str(tmp_path / "grid")], cli)
+    assert ended.value.code == 1
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
+    assert len(failed) == 2
+    assert all("--method 'ppo' is not known" in line for line in failed)
+    made = [Run.open(folder) for folder in begun]
+    assert len(made) == 4
+    assert [run.record["finetune"]["settings"]["method"]["beta"] for run in made] == [0, 0, 0.2, 0.2]
+    assert [run.config.seed for run in made] == [0, 1, 0, 1]
+    begun.clear()
+    (made[1].folder / "finetune.json").unlink()  # killed before it was measured
+    command = ["phf", "sweep", str(recipe), "method=[rloo:beta=0]", "-o", str(tmp_path / "grid")]
+    run_command(command, cli)
+    assert begun == [str(made[1].folder)], "what is finished is not learned again"
+    assert "next: phf compare" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_command([*command, "texts=4"], cli)
+    assert "was finetuned with other settings" in capsys.readouterr().err
+    assert len(begun) == 1
+
+
+def test_the_grid_of_the_docs_is_one(tmp_path):
+    from docs_pages import ROOT, read_blocks
+
+    from phf.train.sweep import plan_sweep, read_grid
+
+    (block,) = (own for own in read_blocks(ROOT / "docs/finetune.md") if own.title == "finetunings.yaml")
+    (tmp_path / "grid.yaml").write_text(block.body)
+    base, overrides = read_grid(tmp_path / "grid.yaml", ["seed=[3,4]"])
+    assert base.pop("finetune") == "runs/mle"
+    _, cells = plan_sweep(overrides, tmp_path)
+    configs = [parse(FinetuneConfig, apply_overrides(base, list(cell.overrides)), "test") for cell in cells]
+    assert [(config.method.kind, config.seed) for config in configs] == [
+        (kind, seed) for kind in ("rloo", "rloo", "dpo") for seed in (3, 4)
+    ]

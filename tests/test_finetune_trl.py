@@ -20,6 +20,7 @@ from phf.finetune.results import FINETUNE
 from phf.finetune.rloo import find_advantages, rloo_loss
 from phf.finetune.start import Start
 from phf.finetune.trl import list_pairs, list_texts, load_plain_tokenizer, restrict_heads
+from phf.report.reading import read_runs
 from phf.reward_models import load_reward_model
 from phf.train.run import Run
 
@@ -183,7 +184,9 @@ def test_preferences_are_learned_and_blocked_tokens_stay_blocked(method, places,
     assert [row.at for row in found.of("best_of_score")] == [1, 2, 4, 8, 16]
 
 
-def test_a_summarisation_set_is_read_as_preferences(places, tmp_path):
+def test_a_summarisation_set_is_read_as_preferences(places, tmp_path, capsys):
+    from phf import cli
+
     mle, _ = places
     rows = [
         {"post": "a long post", "summary_0": "short", "summary_1": "long and bad", "preference": 0},
@@ -205,7 +208,14 @@ def test_a_summarisation_set_is_read_as_preferences(places, tmp_path):
     run = finetune(
         mle, tmp_path / "dpo", settings("method.kind=dpo", f"method.data={path}", "steps=2"), say=quiet
     )
-    assert FINETUNE.read(run.folder).results.find("finetune_calls").mean == 0
+    found = FINETUNE.read(run.folder)
+    assert found.results.find("finetune_calls").mean == 0
+    assert found.reward == ""
+    (facts,) = (own.record.finetune for own in read_runs(run.folder, must_be_evaluated=False))
+    assert facts.reward_model is None
+    run_command(["phf", "show", str(run.folder)], cli)
+    assert f"on {facts.source}, 2 x 8 texts" in " ".join(capsys.readouterr().out.split())
+    assert facts.source == "preferences that people gave"
 
     path.write_text('{"post": "a", "summary_0": "b"}\n')
     with pytest.raises(PHFError, match="is no preference; give columns"):

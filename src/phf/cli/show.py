@@ -187,9 +187,7 @@ def _describe_finetuning(facts: "FinetuneFacts") -> str:
     given = {key: value for key, value in method.items() if key != "kind"} if isinstance(method, dict) else {}
     spec = ",".join(f"{key}={_show_value(value)}" for key, value in given.items() if value is not None)
     size = " x ".join(_show_value(facts.settings.get(key)) for key in ("steps", "texts"))
-    return (
-        f"{facts.method}:{spec}, in mode {facts.mode}, on {facts.reward_model.get('name', '–')}, {size} texts"
-    )
+    return f"{facts.method}:{spec}, in mode {facts.mode}, on {facts.source}, {size} texts"
 
 
 def _describe_progress(run: "RunFolder") -> str:

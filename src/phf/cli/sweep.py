@@ -22,13 +22,16 @@ app = Verbs(**SETTINGS)
     epilog=examples(
         "phf sweep toxicity objective.kind=[mle,conditional,rwr] seed=0,1,2 -o sweep --workers 2",
         "phf sweep toxicity objective='[{kind: mle}, {kind: conditional, good_fraction: 0.5}]' -o sweep",
+        "phf sweep finetunings.yaml -o finetunings",
     )
 )
 def sweep(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUE...", help="Overrides; several values make the grid.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Overrides; several values make the grid."),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder that holds the runs.")],
     workers: Annotated[int, typer.Option(help="Runs at a time, one thread each.", min=1)] = 1,
     launcher: Annotated[
@@ -43,7 +46,8 @@ def sweep(
 ) -> None:
     """Train every run of a grid over shared annotations and tokens. Resumable; failed runs are listed, not fatal.
 
-    An option that only some objectives have goes with the kind, as in the second example.
+    An option that only some objectives have goes with the kind, as in the second example. Lists may stand in the recipe, under `sweep`.
+    A recipe with `finetune: RUN` has the settings of `phf finetune`.
     """
     from phf.train.sweep import Launcher, run_sweep, summarize
 
@@ -51,7 +55,7 @@ def sweep(
     with show_progress() as progress:
         outcomes = run_sweep(
             recipe,
-            overrides,
+            overrides or [],
             out,
             workers=workers,
             launcher=kind,
@@ -70,20 +74,28 @@ def sweep(
     if failed:
         sys.exit(1)
     if not as_json:
-        hint(f"next: phf evaluate {' '.join(quote(outcome.cell.folder) for outcome in outcomes)}")
+        verb = "evaluate" if _list_known(rows) else "compare"  # finetuning ends with its measurements
+        hint(f"next: phf {verb} {' '.join(quote(outcome.cell.folder) for outcome in outcomes)}")
+
+
+def _list_known(rows: "list[PooledRuns]") -> list[str]:
+    """Losses that a run has; finetuned ones have none."""
+    from phf.train.sweep import LOSSES
+
+    return [loss for loss in LOSSES if any(row.losses[loss].count for row in rows)]
 
 
 def _print_losses(rows: "list[PooledRuns]") -> None:
     from rich.table import Table
 
-    from phf.train.sweep import LOSSES
-
-    table = Table(title="Validation NLL a token at the end, in nats (95 % interval over seeds)")
-    for column in ("run", "finished", *LOSSES):
+    known = _list_known(rows)
+    title = "Validation NLL a token at the end, in nats (95 % interval over seeds)"
+    table = Table(title=title if known else None)
+    for column in ("run", "finished", *known):
         table.add_column(column)
     for row in rows:
         name = " ".join(row.overrides) or "all seeds"
-        losses = [_format(row.losses[loss]) for loss in LOSSES]
+        losses = [_format(row.losses[loss]) for loss in known]
         table.add_row(escape(name), f"{row.num_finished} of {row.num_finished + row.num_failed}", *losses)
     print_table(table)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from phf.config.fields import StrictConfig
 from phf.config.infer import TextSampling
@@ -104,7 +104,7 @@ class FinetuneConfig(StrictConfig):
     """How a run is finetuned on feedback."""
 
     method: Method = RLOO()
-    """rloo, dpo, kto, bestofn, or phf:OBJECTIVE, with their settings."""
+    """rloo, dpo, kto, bestofn, or phf:OBJECTIVE, with their settings: rloo:beta=0.1, or as a group of keys with kind."""
     steps: _Count = 40
     """Batches of texts that are learned from."""
     texts: _Count = 64
@@ -133,6 +133,17 @@ class FinetuneConfig(StrictConfig):
     """Decides every random number; null takes the start run's."""
     sampling: PolicySampling = PolicySampling()
     """How texts are drawn."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        return parse_method(value) if isinstance(value, str) else value
+
+    @property
+    def preferences(self) -> str | None:
+        """Where preferences that people gave are read, so that nothing is learned from a reward model; None where it is."""
+        data = self.method.data if isinstance(self.method, _Pairs) else "samples"
+        return None if data in ("samples", "corpus") else data
 
     @model_validator(mode="after")
     def _can_learn(self) -> "FinetuneConfig":

@@ -100,9 +100,9 @@ def _read_given(start: Start) -> Preferences | None:
     if not isinstance(method, DPO | KTO):
         return None
     check_trl(start)
-    if method.data == "samples":
-        return None
-    return take_segments(start) if method.data == "corpus" else read_preferences(start, method.data)
+    if place := start.config.preferences:
+        return read_preferences(start, place)
+    return take_segments(start) if method.data == "corpus" else None
 
 
 def _open_learner(

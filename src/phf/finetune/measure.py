@@ -75,7 +75,7 @@ def measure_result(
     names = [judge.model.identity.name for judge in start.judges]
     return FinetuneResults(
         run_id=run.id,
-        reward=start.reward.slug,
+        reward="" if config.preferences else start.reward.slug,
         judges=[judge.describe() for judge in start.judges],
         settings=hide_settings(config.model_dump(mode="json"), names),
         notes=notes,

@@ -89,7 +89,7 @@ class FinetuneResults(HasMeasurements):
 
     Attributes:
         run_id: of the run that came out (`Run.id`).
-        reward: slug of the reward model that was learned from.
+        reward: slug of the reward model that was learned from; empty where it was preferences that people gave.
         judges: what scored, that one first; the role is as in an evaluation.
         notes: what a reader must know.
     """

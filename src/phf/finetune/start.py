@@ -120,7 +120,7 @@ class Start:
         return {
             "method": self.config.method.kind,
             "mode": self.drawing.target.mode,
-            "reward_model": self.reward.model.identity.to_json(),
+            "reward_model": None if self.config.preferences else self.reward.model.identity.to_json(),
             "prompts": hash_json([list(prompt) for prompt in self.prompts]),
             "settings": settings,
         }

@@ -290,9 +290,8 @@ def _describe_method(done: PublishedFinetuning) -> str:
         f"{key} {value}" for key, value in done.method.items() if key != "kind" and value is not None
     )
     judge = done.reward_model
-    return (
-        f"{done.method['kind']} ({settings}) in mode {done.mode}, on scores of {judge.name} {judge.version}"
-    )
+    source = f"scores of {judge.name} {judge.version}" if judge else "preferences that people gave"
+    return f"{done.method['kind']} ({settings}) in mode {done.mode}, on {source}"
 
 
 def _list_finetuning(measured: FinetuneNumbers) -> list[list[str]]:

@@ -95,13 +95,13 @@ class PublishedFinetuning:
     Attributes:
         method: its kind and settings.
         mode: that learned.
-        reward_model: what it learned from.
+        reward_model: what it learned from; None of preferences that people gave.
         measured: of the last checkpoint; None for another.
     """
 
     method: dict[str, JsonValue]
     mode: str
-    reward_model: Identity
+    reward_model: Identity | None
     measured: FinetuneNumbers | None
 
 
@@ -242,7 +242,7 @@ def _read_finetuning(run: Run, step: int) -> PublishedFinetuning | None:
     return PublishedFinetuning(
         facts["settings"]["method"],
         facts["mode"],
-        Identity.from_json(facts["reward_model"]),
+        Identity.from_json(facts["reward_model"]) if facts["reward_model"] else None,
         measured if measured is not None and measured.run_id == run.id else None,
     )
 

@@ -333,11 +333,13 @@ def _describe_finetuning(runs: list[RunFolder]) -> dict[str, Any]:
     learned: dict[str, list[str]] = {}
     for run in runs:
         if (facts := run.record.finetune) is not None:
-            steps, texts, reward = (facts.list_settings()[key] for key in ("steps", "texts", "reward_model"))
+            steps, texts = (facts.list_settings()[key] for key in ("steps", "texts"))
             notes[run.objective] = (
-                f"a run of {run.settings.objective.kind} that then learned by {facts.method} from scores of {reward}, in {steps} steps of "
-                f"{texts} texts"
+                f"a run of {run.settings.objective.kind} that then learned by {facts.method} from {facts.source}, in {steps} steps of {texts} "
+                "texts"
             )
+            if facts.reward_model is None:
+                continue
             who = learned.setdefault(Identity.from_json(facts.reward_model).slug, [])
             who += [run.objective] if run.objective not in who else []
     return {"finetuning_notes": list(notes.items()), "learned_from": learned}

@@ -93,12 +93,19 @@ class StartFacts:
 
 @dataclass(frozen=True)
 class FinetuneFacts:
-    """How a run was finetuned: by which method, in which mode, and all its settings."""
+    """How a run was finetuned: by which method, in which mode, on which reward model (None: preferences that people gave), and all its
+    settings."""
 
     method: str
     mode: str
-    reward_model: dict[str, JsonValue] = field(default_factory=dict)
+    reward_model: dict[str, JsonValue] | None = field(default_factory=dict)
     settings: dict[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """What was learned from."""
+        judge = self.reward_model
+        return "preferences that people gave" if judge is None else f"scores of {judge.get('name', '–')}"
 
     def list_settings(self) -> dict[str, JsonValue]:
         """What tells one finetuning from another, by name."""
@@ -107,7 +114,7 @@ class FinetuneFacts:
             {key: value for key, value in method.items() if key != "kind"} if isinstance(method, dict) else {}
         )
         sizes = {key: self.settings.get(key) for key in ("steps", "texts", "pool", "learning_rate")}
-        reward = self.reward_model.get("name")
+        reward = self.reward_model and self.reward_model.get("name")
         return {"method": self.method, "mode": self.mode, "reward_model": reward, **own, **sizes}
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import logging
 import os
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any, Literal, assert_never
 
 import yaml
 
+from phf.config.finetune import FinetuneConfig, Pretraining
 from phf.config.recipes import apply_overrides, parse_yaml, read_recipe
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
@@ -24,11 +26,12 @@ from phf.folders import lock_folder
 from phf.intervals import pooled_t
 from phf.processes import Lifeline
 from phf.records import Estimate, Progress
+from phf.results import FINETUNE_FILE
 from phf.train.data import open_data
 from phf.train.metrics import Line
 from phf.train.plan import check_model
 from phf.train.run import Run
-from phf.train.start import resolve_start
+from phf.train.start import parse_place, resolve_start
 
 Launcher = Literal["local", "slurm", "ray"]
 Say = Callable[[str], None]
@@ -85,10 +88,36 @@ def _split_values(override: str, text: str) -> list[str] | None:
         values = parse_yaml(text, f"the list of '{override}'")
         if not isinstance(values, list) or not values:
             raise PHFError(f"the list of '{override}' is empty; give one value or more")
-        return [
-            yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip() for value in values
-        ]
+        return [_dump(value) for value in values]
     return text.split(",") if "," in text and not text.startswith(("{", "'", '"')) else None
+
+
+def _dump(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+def read_grid(recipe: Place, overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+    """A recipe without its `sweep`, and what that and the overrides say; an override takes the place of its key's list, so that
+    folders keep their names.
+
+    Raises:
+        PHFError: see `read_recipe`; `sweep` is no group of keys.
+    """
+    base = read_recipe(recipe)
+    swept = base.pop("sweep", {})
+    if not isinstance(swept, dict):
+        raise PHFError(
+            f"recipe {recipe}: sweep={swept!r} is no group of keys; give lists by key, such as seed: [0, 1]"
+        )
+    own = {key: f"{key}={_dump(values)}" for key, values in swept.items()}
+    rest = []
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in own:
+            own[key] = override
+        else:
+            rest.append(override)
+    return base, [*own.values(), *rest]
 
 
 def plan_sweep(overrides: list[str], out: Path) -> tuple[list[str], list[GridCell]]:
@@ -128,6 +157,7 @@ def run_sweep(
     """Train every run of a grid, or go on with it; a run that fails is listed and does not stop the others.
 
     Args:
+        recipe: of `phf train`, or with `finetune: RUN` of `phf finetune`; lists under `sweep` are part of the grid.
         workers: runs at a time; for `slurm`, jobs at a time.
         launcher: `local` processes with one thread each (and a GPU each, if there are any), `slurm` jobs, `ray` tasks. They
             save and stop when this process ends, however it does.
@@ -136,8 +166,9 @@ def run_sweep(
     Raises:
         PHFError: see `plan_sweep`, `read_recipe`; the launcher's package is not installed; another process writes into `out`.
     """
-    fixed, cells = plan_sweep(as_list(overrides), Path(out))
-    base = apply_overrides(read_recipe(recipe), fixed)
+    base, given = read_grid(recipe, as_list(overrides))
+    fixed, cells = plan_sweep(given, Path(out))
+    base = apply_overrides(base, fixed)
     with lock_folder(Path(out), "sweeping into", wait=wait, say=say):
         return _run_cells(cells, base, workers, launcher, wait, say, progress)
 
@@ -219,6 +250,8 @@ def _prepare(cell: GridCell, base: dict[str, object], checked: set[str]) -> list
         checked: settings of models that were tried; this run's are added.
     """
     value = apply_overrides(base, list(cell.overrides))
+    if "finetune" in value:
+        return _prepare_finetuning(cell, value)
     config = parse(TrainConfig, value, "recipe")
     if (cell.folder / "run.json").exists():
         run = Run.open(cell.folder)
@@ -236,6 +269,26 @@ def _prepare(cell: GridCell, base: dict[str, object], checked: set[str]) -> list
         checked.add(model)
     write_bytes(cell.recipe, yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)).encode())
     return ["train", str(cell.recipe), "-o", str(cell.folder)]
+
+
+def _prepare_finetuning(cell: GridCell, value: dict[str, object]) -> list[str] | None:
+    """The same of a run of `phf finetune`, which goes on by itself."""
+    settings = {key: own for key, own in value.items() if key != "finetune"}
+    config = parse(FinetuneConfig, settings, "recipe")
+    place, step = parse_place(str(value["finetune"]))
+    Run.open(place).resolve_step(step)
+    recipe = yaml.safe_dump(value)
+    if (cell.folder / "run.json").exists():
+        if not cell.recipe.exists() or cell.recipe.read_text(encoding="utf-8") != recipe:
+            raise PHFError(
+                f"{cell.folder} was finetuned with other settings; choose another -o, or delete it"
+            )
+        is_measured = isinstance(config.method, Pretraining) or (cell.folder / FINETUNE_FILE).exists()
+        if is_measured and Run.open(cell.folder).is_finished:
+            return None
+    write_bytes(cell.recipe, recipe.encode())
+    options = [f"--set={key}={json.dumps(own, ensure_ascii=False)}" for key, own in settings.items()]
+    return ["finetune", str(value["finetune"]), "-o", str(cell.folder), *options]
 
 
 def run_command(
