@@ -6,6 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from page_reader import read_page
@@ -14,7 +15,7 @@ from release_runs import get_run
 from phf import cli
 from phf.chains.absorbing import keep_likeliest
 from phf.chains.chain import Chain
-from phf.chains.hidden import count_confusion, estimate_hidden
+from phf.chains.hidden import Confusion, count_confusion, estimate_hidden
 from phf.chains.pages import Pages
 from phf.chains.truths import CONFUSION
 from phf.chains.written import BAD, GOOD, LOOPING
@@ -42,7 +43,15 @@ from phf.results import Judge, Measurements
 
 CHAIN = Chain(np.array([0.8, 0.15, 0.05]), np.array([[0.75, 0.1, 0.05], [0.3, 0.5, 0.05], [0.05, 0.05, 0.8]]))
 CONFIG = DynamicsConfig.model_validate({"num_bootstrap": 100})
-TABLE = np.array([[950.0, 50.0], [150.0, 850.0]])
+
+
+def label_alone(table: npt.ArrayLike) -> Confusion:
+    """What segments that stand alone say of a judge, of a table [true, judged] of them."""
+    cells = np.eye(4).reshape(4, 2, 2)
+    return Confusion(np.repeat(cells, np.ravel(table).astype(int), axis=0), is_own=False)
+
+
+JUDGE = label_alone([[950, 50], [150, 850]])
 
 
 def judge(pages: Pages, rng: np.random.Generator) -> Pages:
@@ -61,7 +70,7 @@ def results() -> DynamicsResults:
     written = {"all tokens": pages, "top-p 0.9": CHAIN.simulate(100, 20, rng)}
     rows = [
         *describe_pages("none", pages, data, CONFIG),
-        *describe_errors("none", (pages, TABLE), (data, TABLE), CONFIG),
+        *describe_errors("none", (pages, JUDGE), (data, JUDGE), CONFIG),
         *describe_returns("none", written, CONFIG),
     ]
     identity = Identity("words", "1", "sha256:0", {})
@@ -95,17 +104,42 @@ def test_a_state_that_no_judge_decides_is_seen_without_error() -> None:
     rng = np.random.default_rng(0)
     pages = judge(CHAIN.simulate(2000, 20, rng), rng)
     stays = {"looping": lambda chain: chain.steps[..., LOOPING, LOOPING]}
-    found = estimate_hidden(pages, TABLE, stays, 2, 0)["looping"].mean
+    found = estimate_hidden(pages, JUDGE, stays, 2, 0)["looping"].mean
     assert found == pytest.approx(CHAIN.steps[LOOPING, LOOPING], abs=0.01)
     # A page without weight may be one that the others' chain cannot write.
     rare = Pages(np.array([[GOOD, BAD]] * 30 + [[LOOPING, BAD]]), np.ones(31, np.bool_), 3)
     weights = np.append(np.ones(30), 0)
-    assert np.isfinite(estimate_hidden(rare, TABLE, stays, 20, 0, weights)["looping"].mean)
+    assert np.isfinite(estimate_hidden(rare, JUDGE, stays, 20, 0, weights)["looping"].mean)
 
 
 def test_confusion_by_hand() -> None:
     truth, judged = np.array([0.1, 0.9, 0.9, np.nan, 0.2]), np.array([5.0, 5.0, 1.0, 5.0, np.nan])
-    assert count_confusion((truth, 0.5), (judged, 2.0)).tolist() == [[0, 1], [1, 1]]
+    found = count_confusion((truth, 0.5), (judged, 2.0), np.array([0, 0, 1, 2, 3]))
+    assert found.tolist() == [[[0, 1], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
+
+
+def test_errors_of_one_page_are_drawn_together() -> None:
+    """All errors stand on 5 of 100 labelled pages: how often the judge errs is less sure than so many segments would make it."""
+    counts = np.tile([[18.0, 0], [0, 18]], (100, 1, 1))
+    counts[:5] = [[0, 18], [18, 0]]
+    apart = label_alone(counts.sum(axis=0))
+    pages = judge(CHAIN.simulate(150, 20, np.random.default_rng(0)), np.random.default_rng(1))
+    turn = {"turn": lambda chain: chain.steps[..., GOOD, BAD]}
+    by_page, by_segment = (
+        estimate_hidden(pages, known, turn, 40, 0)["turn"] for known in (Confusion(counts, False), apart)
+    )
+    assert by_page.mean == pytest.approx(by_segment.mean)
+    assert by_page.high - by_page.low > 1.2 * (by_segment.high - by_segment.low)
+    # The judged pages' own segments come in a resample as often as their pages do.
+    own = Confusion(counts, True)
+    drawn = np.eye(100)[3] * 100
+    assert own.redraw(drawn, np.random.default_rng(0)).tolist() == [[0, 1800], [1800, 0]]
+    shown = [
+        next(describe_errors("none", (pages, known), None, CONFIG)).estimate
+        for known in (Confusion(np.tile(counts, (2, 1, 1))[:150], True), apart)
+    ]
+    assert shown[0].high - shown[0].low > 3 * (shown[1].high - shown[1].low)
+    assert (shown[0].count, shown[1].count) == (150, 1800)
 
 
 class Fixed(torch.nn.Module):

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from phf.chains.absorbing import estimate_returns
+from phf.chains.chain import draw_weights, estimate_share
 from phf.chains.ergodicity import intraclass_correlation, measure_ergodicity
-from phf.chains.hidden import Table
+from phf.chains.hidden import Confusion
 from phf.chains.orders import choose_order, count_contexts
 from phf.chains.pages import AFTER, Pages
 from phf.chains.places import compare_places, estimate_drift
@@ -36,7 +37,7 @@ from phf.dynamics.results import (
     STAY,
 )
 from phf.evaluate.metric import bare
-from phf.intervals import bootstrap_mean, bootstrap_ratio, wilson
+from phf.intervals import bootstrap_mean, wilson
 from phf.records import Mode
 from phf.results import Measure, Measurement
 
@@ -65,11 +66,11 @@ def describe_pages(
     )
     values, bad = np.eye(pages.num_states)[BAD], pages.states == BAD
     yield Measurement(SHARE_BETWEEN.name, intraclass_correlation(pages, values, num, seed), mode)
-    for average, name in (
-        (bootstrap_mean(bad.sum(axis=1) / pages.lengths, num, seed), "over pages"),
-        (bootstrap_ratio(bad.sum(axis=1), pages.lengths, num, seed), "over segments"),
-    ):
-        yield Measurement(AVERAGE.name, average, mode, of=name)
+    by_page = bootstrap_mean(bad.sum(axis=1) / pages.lengths, num, seed)
+    drawn = draw_weights(len(pages), num, seed)
+    in_all, _ = estimate_share(bad.sum(axis=1).astype(np.float64), pages.lengths.astype(np.float64), drawn)
+    yield Measurement(AVERAGE.name, by_page, mode, of="over pages")
+    yield Measurement(AVERAGE.name, in_all, mode, of="over segments")
     far = measure_ergodicity(pages, values, min(num, _MOST_SIMULATED), seed, config.far)
     if far is not None:
         yield Measurement(FAR_EXCESS.name, far.excess, mode)
@@ -88,13 +89,18 @@ def describe_pages(
 
 
 def describe_errors(
-    mode: Mode, own: tuple[Pages, Table], data: tuple[Pages, Table] | None, config: DynamicsConfig
+    mode: Mode, own: tuple[Pages, Confusion], data: tuple[Pages, Confusion] | None, config: DynamicsConfig
 ) -> Iterator[Measurement]:
     """How often the judge errs, and rates without its errors, given what it confuses on either's segments."""
-    table = own[1]
+    judge, num = own[1], min(config.num_bootstrap, _MOST_FITS)
     for true, name in ((GOOD, "good"), (BAD, "bad")):
-        yield Measurement(JUDGE_ERROR.name, wilson(table[true, 1 - true], table[true].sum()), mode, of=name)
-    num = min(config.num_bootstrap, _MOST_FITS)
+        errors, segments = judge.counts[:, true, 1 - true], judge.counts[:, true].sum(axis=1)
+        if judge.is_own:
+            drawn = draw_weights(len(segments), num, config.sampling.seed)
+            share, _ = estimate_share(errors, segments, drawn)
+        else:  # labelled texts are no pages
+            share = wilson(errors.sum(), segments.sum())
+        yield Measurement(JUDGE_ERROR.name, share, mode, of=name)
     compared = compare_hidden(own, data or own, num, config.sampling.seed)
     yield from _list(mode, (HIDDEN, HIDDEN_OF_DATA, HIDDEN_EXCESS), compared, data is not None)
 
