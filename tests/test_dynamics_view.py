@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from fake_runs import make_run
 from page_reader import read_page
 from release_runs import get_run
 
@@ -24,9 +26,8 @@ from phf.dynamics import chain_view
 from phf.dynamics import dynamics as module
 from phf.dynamics.chain_view import describe_errors, describe_pages, describe_returns
 from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.results import (
+from phf.dynamics.measures import (
     DRIFT,
-    DYNAMICS,
     HIDDEN,
     HIDDEN_EXCESS,
     JUDGE_ERROR,
@@ -34,9 +35,10 @@ from phf.dynamics.results import (
     RATE,
     RETURN,
     STAY,
-    DynamicsResults,
 )
+from phf.dynamics.results import DYNAMICS, DynamicsResults
 from phf.errors import PHFError
+from phf.files import write_sealed
 from phf.records import Identity
 from phf.report.dynamics import make_section, write_dynamics_page
 from phf.results import Judge, Measurements
@@ -175,6 +177,43 @@ def test_the_page_draws_the_chain_and_says_what_errors_do(results, tmp_path) -> 
     section = make_section(results, "dynamics-1")
     assert 'id="dynamics-1"' in section.markup
     assert "Switching: mle" in section.markup
+
+
+def test_a_report_has_a_section_for_each_chain(results, tmp_path, monkeypatch, capsys) -> None:
+    run = make_run(tmp_path / "mle")
+    options = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        DYNAMICS.write(tmp_path / name, replace(results, run=name, notes=["only a few pages were read"]))
+        options += ["--dynamics", str(tmp_path / name)]
+    page = tmp_path / "report.html"
+    monkeypatch.setattr("sys.argv", ["phf", "report", str(run), *options, "-o", str(page)])
+    with suppress(SystemExit):
+        cli.main()
+    assert str(page) in capsys.readouterr().out
+    text = read_page(page).text
+    for said in ("A chain of pages: one", "Switching: one", "Switching: two", "Only a few pages were read."):
+        assert said in text, said
+    assert page.read_text().count('id="dynamics-2-switching"') == 1
+
+
+def test_files_of_another_version_are_refused_in_one_line(results, tmp_path) -> None:
+    """Version 1 had no `context` once, and no other word for it."""
+    DYNAMICS.write(tmp_path, results)
+    path = tmp_path / DYNAMICS.name
+    content = json.loads(path.read_text())
+    assert content["format_version"] == 3
+    for version, remedy in (
+        (1, "run 'phf dynamics RUN -o .*' to make it again"),
+        (4, "install the phf that"),
+    ):
+        other = {key: value for key, value in content.items() if key != "sha256"}
+        write_sealed(path, other | {"format_version": version})
+        with pytest.raises(
+            PHFError, match=f"has format version {version}; this phf reads 3; {remedy}"
+        ) as found:
+            DYNAMICS.read(tmp_path)
+        assert "\n" not in str(found.value)
 
 
 def test_show_and_compare_read_chains(results, tmp_path, monkeypatch, capsys) -> None:

@@ -15,7 +15,7 @@ from phf.chains.chain import count_steps, draw_weights, estimate_share, subtract
 from phf.chains.pages import AFTER, Pages
 from phf.chains.written import BAD, GOOD
 from phf.config.dynamics import DynamicsConfig
-from phf.dynamics.own_measures import COMING_BACK, OWN_HAZARD, RELAXATION
+from phf.dynamics.measures import COMING_BACK, OWN_HAZARD, RELAXATION
 from phf.dynamics.subjects import Score, Subject, read_on
 from phf.generate.engine import draw_tokens, uniform_numbers
 from phf.intervals import bootstrap_mean, percentile_estimate
