@@ -22,6 +22,7 @@ from phf.chains.truths import (
     STATISTICS,
     judge_pages,
     make_chain,
+    measure_confusion,
     validate,
     write_drifting,
     write_mixture,
@@ -179,9 +180,10 @@ def test_a_judge_that_errs_fakes_switches_and_known_confusion_takes_them_back() 
     found = fit_hidden(judged, CONFUSION)
     assert found.steps == pytest.approx(chain.steps, abs=0.02)
     assert found.ends == pytest.approx(chain.ends, abs=0.01)
-    table = np.round(CONFUSION * 500)
+    labelled = chain.simulate(50, LONGEST, rng)
+    known = measure_confusion(labelled, judge_pages(labelled, rng), is_own=False)
     small = Pages(judged.states[:300], judged.ended[:300], 2)
-    own = estimate_hidden(small, table, {"turn": STATISTICS["good -> bad"]}, 25, 0)["turn"]
+    own = estimate_hidden(small, known, {"turn": STATISTICS["good -> bad"]}, 25, 0)["turn"]
     assert own.low < chain.steps[0, 1] < own.high
     # Of a judge that never errs the hidden chain is the judged one.
     sure = fit_hidden(judged, np.eye(2))
@@ -278,6 +280,6 @@ def test_a_state_that_is_never_left_has_a_bound() -> None:
 def test_validate_runs_through_all_truths(monkeypatch) -> None:
     monkeypatch.setattr(truths, "_MANY", 20_000)
     found = list(validate(2, num_pages=120, num_bootstrap=20))
-    assert len({row.source for row in found}) == 6
+    assert len({row.source for row in found}) == 7
     assert [row.share for row in found if row.is_test and row.truth == 1] == [1.0, 1.0]
     assert all(abs(row.bias) < 0.5 * max(abs(row.truth), 0.2) for row in found)

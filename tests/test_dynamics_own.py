@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from phf.config.dynamics import DynamicsConfig
 from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.own_measures import (
+from phf.dynamics.measures import (
     BITS_BY_POSITION,
     COMING_BACK,
     DIVERGENCE,

@@ -24,9 +24,10 @@ from phf.chains.written import (
 )
 from phf.config.dynamics import DynamicsConfig
 from phf.dynamics import dynamics as module
+from phf.dynamics import measures
 from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.own_measures import DIVERGENCE, OWN_MEASURES
-from phf.dynamics.results import DYNAMICS, RATE, RATE_EXCESS, RATE_OF_DATA
+from phf.dynamics.measures import DIVERGENCE, RATE, RATE_EXCESS, RATE_OF_DATA
+from phf.dynamics.results import DYNAMICS
 from phf.dynamics.symmetry import Triple, choose_triples, jensen_shannon, measure_symmetry
 from phf.errors import PHFError
 from phf.generate.target import Target
@@ -67,7 +68,9 @@ def test_a_run_as_a_chain_beside_its_data(run, tmp_path, monkeypatch, capsys) ->
     assert excess.mean == pytest.approx(own.mean - data.mean)
     assert {row.of for row in found.results.of(DIVERGENCE.name)} == {"an end", "nothing"}
     measured = {row.measure for row in found.results}
-    assert {row.name for row in OWN_MEASURES} <= measured
+    own_view = (measures.TEXT_DIVERGENCE, measures.OWN_HAZARD, measures.RELAXATION, measures.COMING_BACK)
+    by_position = (measures.BITS_BY_POSITION, measures.SCORE_BY_POSITION)
+    assert {row.name for row in (*own_view, *by_position)} <= measured
     assert any("no control tokens" in note for note in found.notes) is False
     page = write_dynamics_page(found, tmp_path / "page.html")
     text = read_page(page).text

@@ -2,19 +2,22 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from fake_runs import make_run
 from page_reader import read_page
 from release_runs import get_run
 
 from phf import cli
 from phf.chains.absorbing import keep_likeliest
 from phf.chains.chain import Chain
-from phf.chains.hidden import count_confusion, estimate_hidden
+from phf.chains.hidden import Confusion, count_confusion, estimate_hidden
 from phf.chains.pages import Pages
 from phf.chains.truths import CONFUSION
 from phf.chains.written import BAD, GOOD, LOOPING
@@ -23,9 +26,8 @@ from phf.dynamics import chain_view
 from phf.dynamics import dynamics as module
 from phf.dynamics.chain_view import describe_errors, describe_pages, describe_returns
 from phf.dynamics.dynamics import measure_dynamics
-from phf.dynamics.results import (
+from phf.dynamics.measures import (
     DRIFT,
-    DYNAMICS,
     HIDDEN,
     HIDDEN_EXCESS,
     JUDGE_ERROR,
@@ -33,16 +35,25 @@ from phf.dynamics.results import (
     RATE,
     RETURN,
     STAY,
-    DynamicsResults,
 )
+from phf.dynamics.results import DYNAMICS, DynamicsResults
 from phf.errors import PHFError
+from phf.files import write_sealed
 from phf.records import Identity
 from phf.report.dynamics import make_section, write_dynamics_page
 from phf.results import Judge, Measurements
 
 CHAIN = Chain(np.array([0.8, 0.15, 0.05]), np.array([[0.75, 0.1, 0.05], [0.3, 0.5, 0.05], [0.05, 0.05, 0.8]]))
 CONFIG = DynamicsConfig.model_validate({"num_bootstrap": 100})
-TABLE = np.array([[950.0, 50.0], [150.0, 850.0]])
+
+
+def label_alone(table: npt.ArrayLike) -> Confusion:
+    """What segments that stand alone say of a judge, of a table [true, judged] of them."""
+    cells = np.eye(4).reshape(4, 2, 2)
+    return Confusion(np.repeat(cells, np.ravel(table).astype(int), axis=0), is_own=False)
+
+
+JUDGE = label_alone([[950, 50], [150, 850]])
 
 
 def judge(pages: Pages, rng: np.random.Generator) -> Pages:
@@ -61,7 +72,7 @@ def results() -> DynamicsResults:
     written = {"all tokens": pages, "top-p 0.9": CHAIN.simulate(100, 20, rng)}
     rows = [
         *describe_pages("none", pages, data, CONFIG),
-        *describe_errors("none", (pages, TABLE), (data, TABLE), CONFIG),
+        *describe_errors("none", (pages, JUDGE), (data, JUDGE), CONFIG),
         *describe_returns("none", written, CONFIG),
     ]
     identity = Identity("words", "1", "sha256:0", {})
@@ -95,17 +106,42 @@ def test_a_state_that_no_judge_decides_is_seen_without_error() -> None:
     rng = np.random.default_rng(0)
     pages = judge(CHAIN.simulate(2000, 20, rng), rng)
     stays = {"looping": lambda chain: chain.steps[..., LOOPING, LOOPING]}
-    found = estimate_hidden(pages, TABLE, stays, 2, 0)["looping"].mean
+    found = estimate_hidden(pages, JUDGE, stays, 2, 0)["looping"].mean
     assert found == pytest.approx(CHAIN.steps[LOOPING, LOOPING], abs=0.01)
     # A page without weight may be one that the others' chain cannot write.
     rare = Pages(np.array([[GOOD, BAD]] * 30 + [[LOOPING, BAD]]), np.ones(31, np.bool_), 3)
     weights = np.append(np.ones(30), 0)
-    assert np.isfinite(estimate_hidden(rare, TABLE, stays, 20, 0, weights)["looping"].mean)
+    assert np.isfinite(estimate_hidden(rare, JUDGE, stays, 20, 0, weights)["looping"].mean)
 
 
 def test_confusion_by_hand() -> None:
     truth, judged = np.array([0.1, 0.9, 0.9, np.nan, 0.2]), np.array([5.0, 5.0, 1.0, 5.0, np.nan])
-    assert count_confusion((truth, 0.5), (judged, 2.0)).tolist() == [[0, 1], [1, 1]]
+    found = count_confusion((truth, 0.5), (judged, 2.0), np.array([0, 0, 1, 2, 3]))
+    assert found.tolist() == [[[0, 1], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
+
+
+def test_errors_of_one_page_are_drawn_together() -> None:
+    """All errors stand on 5 of 100 labelled pages: how often the judge errs is less sure than so many segments would make it."""
+    counts = np.tile([[18.0, 0], [0, 18]], (100, 1, 1))
+    counts[:5] = [[0, 18], [18, 0]]
+    apart = label_alone(counts.sum(axis=0))
+    pages = judge(CHAIN.simulate(150, 20, np.random.default_rng(0)), np.random.default_rng(1))
+    turn = {"turn": lambda chain: chain.steps[..., GOOD, BAD]}
+    by_page, by_segment = (
+        estimate_hidden(pages, known, turn, 40, 0)["turn"] for known in (Confusion(counts, False), apart)
+    )
+    assert by_page.mean == pytest.approx(by_segment.mean)
+    assert by_page.high - by_page.low > 1.2 * (by_segment.high - by_segment.low)
+    # The judged pages' own segments come in a resample as often as their pages do.
+    own = Confusion(counts, True)
+    drawn = np.eye(100)[3] * 100
+    assert own.redraw(drawn, np.random.default_rng(0)).tolist() == [[0, 1800], [1800, 0]]
+    shown = [
+        next(describe_errors("none", (pages, known), None, CONFIG)).estimate
+        for known in (Confusion(np.tile(counts, (2, 1, 1))[:150], True), apart)
+    ]
+    assert shown[0].high - shown[0].low > 3 * (shown[1].high - shown[1].low)
+    assert (shown[0].count, shown[1].count) == (150, 1800)
 
 
 class Fixed(torch.nn.Module):
@@ -141,6 +177,43 @@ def test_the_page_draws_the_chain_and_says_what_errors_do(results, tmp_path) -> 
     section = make_section(results, "dynamics-1")
     assert 'id="dynamics-1"' in section.markup
     assert "Switching: mle" in section.markup
+
+
+def test_a_report_has_a_section_for_each_chain(results, tmp_path, monkeypatch, capsys) -> None:
+    run = make_run(tmp_path / "mle")
+    options = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        DYNAMICS.write(tmp_path / name, replace(results, run=name, notes=["only a few pages were read"]))
+        options += ["--dynamics", str(tmp_path / name)]
+    page = tmp_path / "report.html"
+    monkeypatch.setattr("sys.argv", ["phf", "report", str(run), *options, "-o", str(page)])
+    with suppress(SystemExit):
+        cli.main()
+    assert str(page) in capsys.readouterr().out
+    text = read_page(page).text
+    for said in ("A chain of pages: one", "Switching: one", "Switching: two", "Only a few pages were read."):
+        assert said in text, said
+    assert page.read_text().count('id="dynamics-2-switching"') == 1
+
+
+def test_files_of_another_version_are_refused_in_one_line(results, tmp_path) -> None:
+    """Version 1 had no `context` once, and no other word for it."""
+    DYNAMICS.write(tmp_path, results)
+    path = tmp_path / DYNAMICS.name
+    content = json.loads(path.read_text())
+    assert content["format_version"] == 3
+    for version, remedy in (
+        (1, "run 'phf dynamics RUN -o .*' to make it again"),
+        (4, "install the phf that"),
+    ):
+        other = {key: value for key, value in content.items() if key != "sha256"}
+        write_sealed(path, other | {"format_version": version})
+        with pytest.raises(
+            PHFError, match=f"has format version {version}; this phf reads 3; {remedy}"
+        ) as found:
+            DYNAMICS.read(tmp_path)
+        assert "\n" not in str(found.value)
 
 
 def test_show_and_compare_read_chains(results, tmp_path, monkeypatch, capsys) -> None:

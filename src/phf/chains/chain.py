@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from phf.chains.orders import count_contexts, fit_kernel
 from phf.chains.pages import Pages, simulate_pages
-from phf.intervals import percentile_estimate
+from phf.intervals import difference_of_shares, percentile_estimate, wilson
 from phf.records import Estimate
 
 _Values = npt.NDArray[np.float64]
@@ -112,6 +112,40 @@ def draw_weights(num: int, num_bootstrap: int, seed: int) -> _Values:
     """How often each of `num` pages comes in each resample, float64 [num_bootstrap, num]."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(num, np.full(num, 1 / num), size=num_bootstrap).astype(np.float64)
+
+
+def estimate_share(tops: _Values, bottoms: _Values, drawn: _Values) -> tuple[Estimate, _Values | None]:
+    """A share of pages' segments, and that of each resample of pages [B].
+
+    Where none or all of the segments are of that kind, resamples say the same: there are none, and the interval is Wilson's, for as
+    many as pages have such segments.
+
+    Args:
+        tops, bottoms: of each page, [pages].
+        drawn: see `draw_weights`.
+    """
+    total, num = float(bottoms.sum()), int((bottoms > 0).sum())
+    if total == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0), None
+    share = float(tops.sum() / total)
+    if share in (0.0, 1.0):
+        bound = wilson(share * num, num)  # whose own end is exact up to rounding alone
+        low, high = (share, bound.high) if share == 0 else (bound.low, share)
+        return Estimate(share, low, high, num), None
+    with np.errstate(invalid="ignore"):
+        resampled = (drawn @ tops) / (drawn @ bottoms)
+    return percentile_estimate(share, resampled, num), resampled
+
+
+def subtract_shares(
+    first: tuple[Estimate, _Values | None], second: tuple[Estimate, _Values | None], count: int
+) -> Estimate:
+    """The first less the second, see `estimate_share`: percentiles of what resamples differ in, Newcombe's interval where there are
+    none."""
+    (one, again), (other, other_again) = first, second
+    if again is None or other_again is None:
+        return difference_of_shares(one, other)
+    return percentile_estimate(one.mean - other.mean, again - other_again, count)
 
 
 def estimate_chain(

@@ -16,8 +16,6 @@ from phf.intervals import percentile_estimate
 from phf.records import Estimate
 
 _Values = npt.NDArray[np.float64]
-Table = npt.NDArray[np.float64]
-"""How many segments of a true state were judged how, [true, judged]."""
 
 _MAX_ROUNDS = 300
 _LEAST = 1e-9
@@ -28,15 +26,43 @@ _ROUGH = 1e-4
 """The same for a resample's, which stands in a percentile."""
 
 
-def count_confusion(truth: tuple[_Values, float], judged: tuple[_Values, float]) -> Table:
-    """How many segments are good (0) or bad (1), and judged so.
+@dataclass(frozen=True)
+class Confusion:
+    """What is known of a judge's errors.
+
+    Attributes:
+        counts: how many segments of each page are of a state and judged how, float64 [pages, true, judged].
+        is_own: whether these are the judged pages themselves, which are resampled with them; others are resampled on their own.
+    """
+
+    counts: _Values
+    is_own: bool
+
+    def redraw(self, drawn: _Values, rng: np.random.Generator) -> _Values:
+        """The table [true, judged] of a resample: segments of one page may share their errors, so pages are what is drawn.
+
+        Args:
+            drawn: how often each judged page comes in it.
+        """
+        num = len(self.counts)
+        weights = drawn if self.is_own else rng.multinomial(num, np.full(num, 1 / num))
+        return np.tensordot(weights, self.counts, axes=1)
+
+
+def count_confusion(
+    truth: tuple[_Values, float], judged: tuple[_Values, float], owners: npt.NDArray[np.int64]
+) -> _Values:
+    """How many segments of each page are good (0) or bad (1), and judged so, float64 [pages, true, judged].
 
     Args:
         truth, judged: scores of the same segments, and the threshold above which they are bad; NaN = unscored, left out.
+        owners: the page of each segment, from 0.
     """
     known = ~np.isnan(truth[0] + judged[0])
     is_bad, is_called = (scores[known] > threshold for scores, threshold in (truth, judged))
-    return np.bincount(2 * is_bad + is_called, minlength=4).astype(np.float64).reshape(2, 2)
+    num = int(owners.max(initial=-1)) + 1
+    cells = 4 * owners[known] + 2 * is_bad + is_called
+    return np.bincount(cells, minlength=4 * num).astype(np.float64).reshape(-1, 2, 2)
 
 
 def fit_hidden(pages: Pages, confusion: _Values, weights: _Values | None = None) -> Chain:
@@ -54,7 +80,7 @@ def fit_hidden(pages: Pages, confusion: _Values, weights: _Values | None = None)
 
 def estimate_hidden(
     pages: Pages,
-    table: Table,
+    judge: Confusion,
     statistics: Mapping[str, Callable[[Chain], _Values]],
     num_bootstrap: int,
     seed: int,
@@ -63,18 +89,22 @@ def estimate_hidden(
     """Numbers of the hidden chain, with intervals over pages *and* over the judge's confusion.
 
     Args:
-        table: what the confusion was measured on; each resample draws it anew. States behind those of the table are seen without
-            error.
+        judge: each resample draws its confusion anew. States behind those that it knows are seen without error.
         weights: how much each page counts, [pages].
     """
-    counts, rng, seen = table, np.random.default_rng([seed, 1]), _Seen.create(pages)
+    rng, seen = np.random.default_rng([seed, 1]), _Seen.create(pages)
     weights = np.ones(len(pages)) if weights is None else weights
     all_of = seen.count(weights)
-    whole = _fit(seen, _find_confusion(counts, pages.num_states), all_of, seen.begin(all_of), _TOLERANCE)
+    whole = _fit(
+        seen,
+        _find_confusion(judge.counts.sum(axis=0), pages.num_states),
+        all_of,
+        seen.begin(all_of),
+        _TOLERANCE,
+    )
     chains = []
     for drawn in draw_weights(len(pages), num_bootstrap, seed):
-        again = np.stack([rng.multinomial(int(row.sum()), row / max(row.sum(), 1)) for row in counts])
-        confusion = _find_confusion(again, pages.num_states)
+        confusion = _find_confusion(judge.redraw(drawn, rng), pages.num_states)
         chains.append(_fit(seen, confusion, seen.count(weights * drawn), _step_inside(whole), _ROUGH))
     resampled = Chain(np.stack([own.initial for own in chains]), np.stack([own.steps for own in chains]))
     return {
@@ -109,7 +139,7 @@ class _Seen:
         return _step_inside(fit_chain(np.tensordot(counts, count_steps(self.pages), axes=1)), 0.1)
 
 
-def _find_confusion(table: npt.NDArray[np.floating] | npt.NDArray[np.int64], num_states: int) -> _Values:
+def _find_confusion(table: _Values, num_states: int) -> _Values:
     """P(judged | true), [num_states, num_states], with half a segment in every cell of the table: an error that was never seen is not
     impossible."""
     confusion, smooth = np.eye(num_states), table + 0.5

@@ -1,18 +1,23 @@
 """How often good text turns bad, and comes back: rates of a model's pages beside those of the data, matched for length."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from phf.chains.chain import Chain, count_steps, draw_weights, fit_chain
-from phf.chains.hidden import Table, estimate_hidden
+from phf.chains.chain import (
+    Chain,
+    count_steps,
+    draw_weights,
+    estimate_share,
+    fit_chain,
+    subtract_shares,
+)
+from phf.chains.hidden import Confusion, estimate_hidden
 from phf.chains.pages import Pages
 from phf.chains.written import BAD, GOOD, STATES, match_lengths
-from phf.intervals import difference_of_shares, percentile_estimate, wilson
+from phf.intervals import difference_of_shares, percentile_estimate
 from phf.records import Estimate
-from phf.results import MISSING
 
 _Values = npt.NDArray[np.float64]
 _Statistic = Callable[[Chain], _Values]
@@ -26,55 +31,21 @@ def compare_rates(pages: Pages, data: Pages, num_bootstrap: int, seed: int) -> C
     Where none or all of the steps are of that kind, resamples say the same: the interval is Wilson's, for as many as pages have
     the state, and the difference's is Newcombe's.
     """
-    weights = match_lengths(data, pages)
-    own, theirs = (
-        _Steps.draw(pages, np.ones(len(pages)), num_bootstrap, seed),
-        _Steps.draw(data, weights, num_bootstrap, seed + 1),
+    own, theirs = count_steps(pages), count_steps(data) * match_lengths(data, pages)[:, None, None]
+    drawn, drawn_data = (
+        draw_weights(len(pages), num_bootstrap, seed),
+        draw_weights(len(data), num_bootstrap, seed + 1),
     )
     for first, name in enumerate(STATES):
         for second, other in enumerate((*STATES, "end")):
             if first == second:
                 continue
-            number, resampled = own.estimate(first, second)
-            beside, beside_resampled = theirs.estimate(first, second)
-            if resampled is None or beside_resampled is None:
-                excess = difference_of_shares(number, beside)
-            else:
-                excess = percentile_estimate(
-                    number.mean - beside.mean, resampled - beside_resampled, len(pages)
-                )
-            yield f"{name} -> {other}", number, beside, excess
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Counted steps of pages, [S + 1, S + 1], of their resamples, [B, S + 1, S + 1], and how many pages have each state, [S]."""
-
-    whole: _Values
-    again: _Values
-    num_pages: _Values
-
-    @classmethod
-    def draw(cls, pages: Pages, weights: _Values, num_bootstrap: int, seed: int) -> "_Steps":
-        counts = count_steps(pages) * weights[:, None, None]
-        drawn = draw_weights(len(pages), num_bootstrap, seed)
-        has = (counts[:, :-1].sum(axis=2) > 0).sum(axis=0)
-        return cls(counts.sum(axis=0), np.tensordot(drawn, counts, axes=1), has.astype(np.float64))
-
-    def estimate(self, first: int, second: int) -> tuple[Estimate, _Values | None]:
-        """A rate, and its resamples; None where these would say nothing."""
-        total = self.whole[first].sum()
-        if total == 0:
-            return MISSING, None
-        share = float(self.whole[first, second] / total)
-        num = int(self.num_pages[first])
-        if share in (0.0, 1.0):
-            bound = wilson(share * num, num)  # whose own end is exact up to rounding alone
-            low, high = (share, bound.high) if share == 0 else (bound.low, share)
-            return Estimate(share, low, high, num), None
-        with np.errstate(invalid="ignore"):
-            resampled = self.again[:, first, second] / self.again[:, first].sum(axis=1)
-        return percentile_estimate(share, resampled, num), resampled
+            number, beside = (
+                estimate_share(counts[:, first, second], counts[:, first].sum(axis=1), weights)
+                for counts, weights in ((own, drawn), (theirs, drawn_data))
+            )
+            excess = subtract_shares(number, beside, len(pages))
+            yield f"{name} -> {other}", number[0], beside[0], excess
 
 
 LAWS: dict[str, _Statistic] = {
@@ -119,7 +90,7 @@ def _resample(pages: Pages, weights: _Values, num_bootstrap: int, seed: int) -> 
 
 
 def compare_hidden(
-    own: tuple[Pages, Table], data: tuple[Pages, Table], num_bootstrap: int, seed: int
+    own: tuple[Pages, Confusion], data: tuple[Pages, Confusion], num_bootstrap: int, seed: int
 ) -> Compared:
     """Rates and what follows from them without the judge's errors (`estimate_hidden`), as `compare_chains`: of pages and of the data,
     each with the confusion that was measured on its own segments."""
@@ -128,8 +99,8 @@ def compare_hidden(
         "bad -> good": lambda chain: chain.steps[..., BAD, GOOD],
         **LAWS,
     }
-    (pages, table), (others, beside) = own, data
-    number = estimate_hidden(pages, table, statistics, num_bootstrap, seed)
+    (pages, judge), (others, beside) = own, data
+    number = estimate_hidden(pages, judge, statistics, num_bootstrap, seed)
     weights = match_lengths(others, pages)
     other = estimate_hidden(others, beside, statistics, num_bootstrap, seed + 1, weights)
     for name in statistics:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from phf.chains.absorbing import estimate_returns
 from phf.chains.chain import Chain, count_steps, estimate_chain, fit_chain
 from phf.chains.ergodicity import intraclass_correlation, measure_ergodicity
-from phf.chains.hidden import estimate_hidden
+from phf.chains.hidden import Confusion, count_confusion, estimate_hidden
 from phf.chains.pages import AFTER, Pages
 from phf.chains.places import compare_places, estimate_drift
 from phf.intervals import bootstrap_mean, bootstrap_ratio
@@ -28,6 +28,8 @@ WITHIN = 5
 """Segments within which a page comes back."""
 CONFUSION = np.array([[0.95, 0.05], [0.15, 0.85]])
 """P(judged | true) of the judge that errs."""
+MOODS = 10.0
+"""How alike the rates of error of a moody judge are between pages: each page's are drawn of beta laws of this sum."""
 _MANY = 400_000
 """Pages from which a truth is read that has no closed form."""
 
@@ -72,11 +74,23 @@ def write_drifting(num: int, rng: np.random.Generator) -> Pages:
     return Pages(states, np.zeros(num, np.bool_), 2)
 
 
-def judge_pages(pages: Pages, rng: np.random.Generator) -> Pages:
-    """The same pages as a judge sees them that errs as `CONFUSION` says."""
-    judged, there = np.full(pages.states.shape, AFTER), pages.is_there
-    judged[there] = rng.random(int(there.sum())) < CONFUSION[pages.states[there], BAD]
+def judge_pages(pages: Pages, rng: np.random.Generator, moods: float = np.inf) -> Pages:
+    """The same pages as a judge sees them that errs as `CONFUSION` says; a moody one on some pages more than on others."""
+    rates = np.broadcast_to(CONFUSION[:, BAD], (len(pages), 2))
+    if np.isfinite(moods):
+        rates = rng.beta(moods * rates, moods * (1 - rates))
+    page, place = np.nonzero(pages.is_there)
+    judged = np.full(pages.states.shape, AFTER)
+    judged[page, place] = rng.random(len(page)) < rates[page, pages.states[page, place]]
     return Pages(judged, pages.ended, 2)
+
+
+def measure_confusion(pages: Pages, judged: Pages, *, is_own: bool) -> Confusion:
+    """What pages whose states are known say of a judge."""
+    there = pages.is_there
+    scores = (own.states[there].astype(np.float64) for own in (pages, judged))
+    truth, called = ((own, 0.5) for own in scores)
+    return Confusion(count_confusion(truth, called, np.nonzero(there)[0]), is_own)
 
 
 def write_tails(num: int, rng: np.random.Generator) -> tuple[Pages, _Values]:
@@ -137,7 +151,8 @@ def validate(
         _describe_chain("slow chain", SLOW, {}),
         _describe_mixture(),
         _describe_drift(),
-        _describe_judge(),
+        _describe_judge("a judge that errs", np.inf, None),
+        _describe_judge("a moody judge, few labels", MOODS, 50),
         _describe_tails(),
     ]
     for source in sources:
@@ -218,17 +233,22 @@ def _describe_drift() -> _Source:
     return _Source("a rate that drifts", {"good -> bad, drift": DRIFT, NOT_HOMOGENEOUS: 1.0}, measure)
 
 
-def _describe_judge() -> _Source:
+def _describe_judge(name: str, moods: float, num_labelled: int | None) -> _Source:
+    """A judge whose errors are known from the same pages, as those of a second judge are, or from so many that people labelled."""
     chain, names = make_chain(0.92, 0.85), ("good -> bad", "bad -> good", "end before bad")
     statistics = {name: STATISTICS[name] for name in names}
 
     def measure(seed: int, num: int, num_bootstrap: int) -> _Found:
         rng = np.random.default_rng([seed, num])
-        judged = judge_pages(chain.simulate(num, LONGEST, rng), rng)
-        table = np.stack([rng.multinomial(1000, row) for row in CONFUSION]).astype(np.float64)
-        return {**estimate_hidden(judged, table, statistics, num_bootstrap // 2, seed)}
+        pages = chain.simulate(num, LONGEST, rng)
+        judged = judge_pages(pages, rng, moods)
+        judge = measure_confusion(pages, judged, is_own=True)
+        if num_labelled is not None:
+            labelled = chain.simulate(num_labelled, LONGEST, rng)
+            judge = measure_confusion(labelled, judge_pages(labelled, rng, moods), is_own=False)
+        return {**estimate_hidden(judged, judge, statistics, num_bootstrap // 2, seed)}
 
-    return _Source("a judge that errs", {name: float(statistics[name](chain)) for name in names}, measure)
+    return _Source(name, {name: float(statistics[name](chain)) for name in names}, measure)
 
 
 def _describe_tails() -> _Source:

@@ -40,7 +40,7 @@ class Judged:
     Attributes:
         num_empty: pages without a whole segment: not among `pages`.
         num_unscored: pages cut before a segment that the judge cannot score.
-        texts, scores: of all their segments.
+        texts, scores: of the segments of `pages`, page after page.
     """
 
     pages: Pages
@@ -80,7 +80,8 @@ def state_pages(
     pages: Sequence[Segmented], scores: Sequence[_Values], threshold: float, longest: int
 ) -> Judged:
     """The states of pages whose segments have scores; a page is cut before its first segment without one."""
-    rows, ended, num_unscored = [], [], 0
+    rows, ended, texts, kept = [], [], list[str](), [np.empty(0)]
+    num_unscored = 0
     for page, own in zip(pages, scores, strict=True):
         missing = np.flatnonzero(np.isnan(own))
         length = int(missing[0]) if len(missing) else len(own)
@@ -91,14 +92,11 @@ def state_pages(
         states[find_loops(page.segments[:length])] = LOOPING
         rows.append(np.pad(states, (0, longest - length), constant_values=AFTER))
         ended.append(page.ended and not len(missing))
+        texts += page.segments[:length]
+        kept.append(own[:length])
     states = np.array(rows, np.int64).reshape(-1, longest)
-    return Judged(
-        Pages(states, np.array(ended, np.bool_), len(STATES)),
-        len(pages) - len(rows),
-        num_unscored,
-        [text for page in pages for text in page.segments],
-        np.concatenate([np.empty(0), *scores]),
-    )
+    found = Pages(states, np.array(ended, np.bool_), len(STATES))
+    return Judged(found, len(pages) - len(rows), num_unscored, texts, np.concatenate(kept))
 
 
 def find_loops(segments: Sequence[str]) -> npt.NDArray[np.bool_]:

@@ -132,7 +132,7 @@ def list_chain(results: "DynamicsResults") -> list[Table]:
 
 def compare_chains(several: "Sequence[DynamicsResults]") -> Table:
     """What is the models' own, side by side: of two with the difference, of more with the mean over them, as over seeds."""
-    from phf.dynamics.results import FAR_EXCESS, LAW_EXCESS, RATE_EXCESS
+    from phf.dynamics.measures import FAR_EXCESS, LAW_EXCESS, RATE_EXCESS
     from phf.intervals import difference_of_shares, pooled_t
     from phf.report.verdict import format_interval
 
@@ -160,7 +160,7 @@ def compare_chains(several: "Sequence[DynamicsResults]") -> Table:
 
 def _list_rates(results: "DynamicsResults") -> Table:
     """How often good segments turn bad and bad ones good, the model's and the data's."""
-    from phf.dynamics.results import FAR_EXCESS, RATE, RATE_EXCESS, RATE_OF_DATA
+    from phf.dynamics.measures import FAR_EXCESS, RATE, RATE_EXCESS, RATE_OF_DATA
     from phf.report.verdict import format_interval
 
     table = make_table("How often a segment is followed by another kind, with 95 % intervals")
@@ -180,7 +180,7 @@ def _list_rates(results: "DynamicsResults") -> Table:
 
 def _list_ends(results: "DynamicsResults") -> Table:
     """What stood before an end, in texts: of each mode, and of models side by side."""
-    from phf.dynamics.own_measures import TEXT_DIVERGENCE
+    from phf.dynamics.measures import TEXT_DIVERGENCE
     from phf.report.verdict import format_interval
 
     table = make_table("How much the next tokens depend on what stood before an end, in nats (0 to .69)")

@@ -5,38 +5,18 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from phf.chains.absorbing import estimate_returns
+from phf.chains.chain import draw_weights, estimate_share
 from phf.chains.ergodicity import intraclass_correlation, measure_ergodicity
-from phf.chains.hidden import Table
+from phf.chains.hidden import Confusion
 from phf.chains.orders import choose_order, count_contexts
 from phf.chains.pages import AFTER, Pages
 from phf.chains.places import compare_places, estimate_drift
 from phf.chains.switching import LAWS, Compared, compare_chains, compare_hidden, compare_rates
 from phf.chains.written import BAD, GOOD, LOOPING, STATES
 from phf.config.dynamics import DynamicsConfig
-from phf.dynamics.results import (
-    AVERAGE,
-    DRIFT,
-    FAR_EXCESS,
-    FAR_P,
-    HAZARD,
-    HIDDEN,
-    HIDDEN_EXCESS,
-    HIDDEN_OF_DATA,
-    JUDGE_ERROR,
-    LAW,
-    LAW_EXCESS,
-    LAW_OF_DATA,
-    ORDER,
-    PLACES_P,
-    RATE,
-    RATE_EXCESS,
-    RATE_OF_DATA,
-    RETURN,
-    SHARE_BETWEEN,
-    STAY,
-)
+from phf.dynamics import measures
 from phf.evaluate.metric import bare
-from phf.intervals import bootstrap_mean, bootstrap_ratio, wilson
+from phf.intervals import bootstrap_mean, wilson
 from phf.records import Mode
 from phf.results import Measure, Measurement
 
@@ -58,45 +38,54 @@ def describe_pages(
     num, seed = config.num_bootstrap, config.sampling.seed
     other = pages if data is None else data
     rates, laws = compare_rates(pages, other, num, seed), compare_chains(pages, other, LAWS, num, seed)
-    yield from _list(mode, (RATE, RATE_OF_DATA, RATE_EXCESS), rates, data is not None)
-    yield from _list(mode, (LAW, LAW_OF_DATA, LAW_EXCESS), laws, data is not None)
+    yield from _list(
+        mode, (measures.RATE, measures.RATE_OF_DATA, measures.RATE_EXCESS), rates, data is not None
+    )
+    yield from _list(mode, (measures.LAW, measures.LAW_OF_DATA, measures.LAW_EXCESS), laws, data is not None)
     yield Measurement(
-        ORDER.name, bare(float(choose_order(count_contexts(pages).sum(axis=0))), len(pages)), mode
+        measures.ORDER.name, bare(float(choose_order(count_contexts(pages).sum(axis=0))), len(pages)), mode
     )
     values, bad = np.eye(pages.num_states)[BAD], pages.states == BAD
-    yield Measurement(SHARE_BETWEEN.name, intraclass_correlation(pages, values, num, seed), mode)
-    for average, name in (
-        (bootstrap_mean(bad.sum(axis=1) / pages.lengths, num, seed), "over pages"),
-        (bootstrap_ratio(bad.sum(axis=1), pages.lengths, num, seed), "over segments"),
-    ):
-        yield Measurement(AVERAGE.name, average, mode, of=name)
+    yield Measurement(measures.SHARE_BETWEEN.name, intraclass_correlation(pages, values, num, seed), mode)
+    by_page = bootstrap_mean(bad.sum(axis=1) / pages.lengths, num, seed)
+    drawn = draw_weights(len(pages), num, seed)
+    in_all, _ = estimate_share(bad.sum(axis=1).astype(np.float64), pages.lengths.astype(np.float64), drawn)
+    yield Measurement(measures.AVERAGE.name, by_page, mode, of="over pages")
+    yield Measurement(measures.AVERAGE.name, in_all, mode, of="over segments")
     far = measure_ergodicity(pages, values, min(num, _MOST_SIMULATED), seed, config.far)
     if far is not None:
-        yield Measurement(FAR_EXCESS.name, far.excess, mode)
-        yield Measurement(FAR_P.name, bare(far.p, far.num_pairs), mode)
+        yield Measurement(measures.FAR_EXCESS.name, far.excess, mode)
+        yield Measurement(measures.FAR_P.name, bare(far.p, far.num_pairs), mode)
     p = compare_places(pages, min(num, _MOST_SIMULATED), seed)
-    yield Measurement(PLACES_P.name, bare(p, len(pages)), mode)
+    yield Measurement(measures.PLACES_P.name, bare(p, len(pages)), mode)
     for first, second, name in _TURNS:
-        yield Measurement(DRIFT.name, estimate_drift(pages, first, second, num, seed), mode, of=name)
+        yield Measurement(measures.DRIFT.name, estimate_drift(pages, first, second, num, seed), mode, of=name)
         here, following = pages.states == first, pages.following[:, 1:]
         for place in range(config.longest - 1):
             at_risk = here[:, place] & (following[:, place] != AFTER)
             if at_risk.sum() < _LEAST_AT_RISK:
                 break
             hazard = bootstrap_mean(following[at_risk, place] == second, num, seed)
-            yield Measurement(HAZARD.name, hazard, mode, of=name, at=float(place + 1))
+            yield Measurement(measures.HAZARD.name, hazard, mode, of=name, at=float(place + 1))
 
 
 def describe_errors(
-    mode: Mode, own: tuple[Pages, Table], data: tuple[Pages, Table] | None, config: DynamicsConfig
+    mode: Mode, own: tuple[Pages, Confusion], data: tuple[Pages, Confusion] | None, config: DynamicsConfig
 ) -> Iterator[Measurement]:
     """How often the judge errs, and rates without its errors, given what it confuses on either's segments."""
-    table = own[1]
+    judge, num = own[1], min(config.num_bootstrap, _MOST_FITS)
     for true, name in ((GOOD, "good"), (BAD, "bad")):
-        yield Measurement(JUDGE_ERROR.name, wilson(table[true, 1 - true], table[true].sum()), mode, of=name)
-    num = min(config.num_bootstrap, _MOST_FITS)
+        errors, segments = judge.counts[:, true, 1 - true], judge.counts[:, true].sum(axis=1)
+        if judge.is_own:
+            drawn = draw_weights(len(segments), num, config.sampling.seed)
+            share, _ = estimate_share(errors, segments, drawn)
+        else:  # labelled texts are no pages
+            share = wilson(errors.sum(), segments.sum())
+        yield Measurement(measures.JUDGE_ERROR.name, share, mode, of=name)
     compared = compare_hidden(own, data or own, num, config.sampling.seed)
-    yield from _list(mode, (HIDDEN, HIDDEN_OF_DATA, HIDDEN_EXCESS), compared, data is not None)
+    yield from _list(
+        mode, (measures.HIDDEN, measures.HIDDEN_OF_DATA, measures.HIDDEN_EXCESS), compared, data is not None
+    )
 
 
 def describe_returns(
@@ -112,15 +101,15 @@ def describe_returns(
             returned, stays = estimate_returns(pages, state, GOOD, config.within)
             of, last = f"{STATES[state]}, {name}", float(config.within)
             if stays.count:
-                yield Measurement(STAY.name, stays, mode, of=of, at=last)
+                yield Measurement(measures.STAY.name, stays, mode, of=of, at=last)
                 for segments, number in enumerate(returned, start=1):
                     if name == "all tokens" or segments == last:
-                        yield Measurement(RETURN.name, number, mode, of=of, at=float(segments))
+                        yield Measurement(measures.RETURN.name, number, mode, of=of, at=float(segments))
 
 
 def _list(
-    mode: Mode, measures: tuple[Measure, ...], compared: Compared, has_data: bool
+    mode: Mode, shown: tuple[Measure, ...], compared: Compared, has_data: bool
 ) -> Iterator[Measurement]:
     for name, *numbers in compared:
-        for measure, number in list(zip(measures, numbers, strict=True))[: 3 if has_data else 1]:
+        for measure, number in list(zip(shown, numbers, strict=True))[: 3 if has_data else 1]:
             yield Measurement(measure.name, number, mode, of=name)

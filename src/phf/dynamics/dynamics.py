@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.chains.absorbing import keep_likeliest
-from phf.chains.hidden import Table, count_confusion
+from phf.chains.hidden import Confusion, count_confusion
 from phf.chains.pages import Pages
-from phf.chains.written import Judged, Segmented, cut_page, judge_pages, state_pages
+from phf.chains.written import LOOPING, Judged, Segmented, cut_page, judge_pages, state_pages
 from phf.config.dynamics import DynamicsConfig
 from phf.corpus.store import Corpus
 from phf.dynamics.chain_view import describe_errors, describe_pages, describe_returns
@@ -224,28 +224,34 @@ class _Study:
                 add(f"top-k {top_k}")
         return written
 
-    def _find_confusion(self, name: str, judged: Judged) -> Table | None:
+    def _find_confusion(self, name: str, judged: Judged) -> Confusion | None:
         """How many segments are good and bad, and judged so; None where nothing says."""
         config = self.config
         if config.labels and self.judge is not None:
             labels = read_labels(Path(config.labels))
             scores = np.array(self._score_by(self.judge, "labels")(labels.texts))
-            return count_confusion((labels.targets, 0.5), (scores, self.threshold))
+            texts = np.arange(len(scores))  # a page each
+            return Confusion(
+                count_confusion((labels.targets, 0.5), (scores, self.threshold), texts), is_own=False
+            )
         if self.held_out is None:
             return None
         truth = np.array(self._score_by(self.held_out, f"held-out-{name}")(judged.texts))
         bad = config.held_out_threshold
         bad = self.held_out.model.hit_threshold if bad is None else bad
-        return count_confusion((truth, bad), (judged.scores, self.threshold))
+        there = judged.pages.is_there
+        truth[judged.pages.states[there] == LOOPING] = np.nan  # no judge decides these
+        counts = count_confusion((truth, bad), (judged.scores, self.threshold), np.nonzero(there)[0])
+        return Confusion(counts, is_own=True)
 
     def _describe_errors(self, mode: Mode, judged: Judged, data: Judged | None) -> Iterator[Measurement]:
         """How often the judge errs, and rates without its errors."""
-        table = self._find_confusion(mode, judged)
-        if table is None:
+        judge = self._find_confusion(mode, judged)
+        if judge is None:
             return
         beside = None if data is None else self._find_confusion("data", data)
         known = None if data is None or beside is None else (data.pages, beside)
-        yield from describe_errors(mode, (judged.pages, table), known, self.config)
+        yield from describe_errors(mode, (judged.pages, judge), known, self.config)
 
     def _judge(self, mode: Mode, samples: Sequence[Sample], score: Score) -> Judged:
         """The states of their segments.

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from phf.chains.chain import count_steps, draw_weights
+from phf.chains.chain import count_steps, draw_weights, estimate_share, subtract_shares
 from phf.chains.pages import AFTER, Pages
 from phf.chains.written import BAD, GOOD
 from phf.config.dynamics import DynamicsConfig
-from phf.dynamics.own_measures import COMING_BACK, OWN_HAZARD, RELAXATION
+from phf.dynamics.measures import COMING_BACK, OWN_HAZARD, RELAXATION
 from phf.dynamics.subjects import Score, Subject, read_on
 from phf.generate.engine import draw_tokens, uniform_numbers
 from phf.intervals import bootstrap_mean, percentile_estimate
@@ -119,23 +119,19 @@ def describe_hazards(
     """How often good turns bad, and bad good, by the labels that the model would give, and by the judge of the same pages."""
     found = write_labelled(subject, (), config.longest, config.prefixes, config.sampling.seed)
     judged = None if score is None else _judge(subject, found, score, threshold)
-    weights = draw_weights(len(found.labels), config.num_bootstrap, config.sampling.seed)
+    drawn = draw_weights(len(found.labels), config.num_bootstrap, config.sampling.seed)
     for first, second, name in ((GOOD, BAD, "good -> bad"), (BAD, GOOD, "bad -> good")):
         at_risk = (found.labels[:, :-1] == first) & ~np.isnan(found.views[:, 1:, 0])
         hits = np.where(at_risk, found.views[:, 1:, second], 0).sum(axis=1)
-        own, own_again = _find_ratio(hits, at_risk.sum(axis=1), weights)
-        num = int(at_risk.any(axis=1).sum())
-        yield Measurement(OWN_HAZARD.name, percentile_estimate(own, own_again, num), "none", of=name)
+        own = estimate_share(hits, at_risk.sum(axis=1), drawn)
+        yield Measurement(OWN_HAZARD.name, own[0], "none", of=name)
         if judged is None:
             continue
         steps = count_steps(judged)[:, first]
-        theirs, theirs_again = _find_ratio(steps[:, second], steps.sum(axis=1), weights)
-        for value, again, what in (
-            (theirs, theirs_again, "judged"),
-            (own - theirs, own_again - theirs_again, "own view - judged"),
-        ):
-            number = percentile_estimate(value, again, int((steps.sum(axis=1) > 0).sum()))
-            yield Measurement(OWN_HAZARD.name, number, "none", of=f"{name}, {what}")
+        theirs = estimate_share(steps[:, second], steps.sum(axis=1), drawn)
+        yield Measurement(OWN_HAZARD.name, theirs[0], "none", of=f"{name}, judged")
+        gap = subtract_shares(own, theirs, theirs[0].count)
+        yield Measurement(OWN_HAZARD.name, gap, "none", of=f"{name}, own view - judged")
 
 
 def _judge(subject: Subject, found: Labelled, score: Score, threshold: float) -> Pages:
@@ -149,16 +145,6 @@ def _judge(subject: Subject, found: Labelled, score: Score, threshold: float) ->
         states[row, :length] = np.where(own[:length] > threshold, BAD, GOOD)
         ended[row] &= length == len(own)
     return Pages(states, ended, 2)
-
-
-def _find_ratio(hits: npt.ArrayLike, at_risk: npt.ArrayLike, weights: _Values) -> tuple[float, _Values]:
-    """A share of all pages' segments, and that of each resample of pages, [B]; NaN without a segment."""
-    tops, bottoms = (
-        np.vstack([np.ones(len(weights[0])), weights]) @ np.asarray(own, np.float64)
-        for own in (hits, at_risk)
-    )
-    shares = np.divide(tops, bottoms, out=np.full(len(tops), np.nan), where=bottoms > 0)
-    return float(shares[0]), shares[1:]
 
 
 def describe_relaxation(subject: Subject, config: DynamicsConfig) -> Iterator[Measurement]:

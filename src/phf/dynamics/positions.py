@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phf.config.dynamics import DynamicsConfig
 from phf.corpus.segment import segment_ends
-from phf.dynamics.own_measures import BITS_BY_POSITION, DIVERGENCE, SCORE_BY_POSITION
+from phf.dynamics.measures import BITS_BY_POSITION, DIVERGENCE, SCORE_BY_POSITION
 from phf.dynamics.subjects import Score, Subject, read_on
 from phf.generate.cache import STRANGE, evaluation_mode
 from phf.generate.engine import uniform_numbers

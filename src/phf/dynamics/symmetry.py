@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from phf.config.dynamics import DynamicsConfig
-from phf.dynamics.own_measures import DIVERGENCE, TEXT_DIVERGENCE
+from phf.dynamics.measures import DIVERGENCE, TEXT_DIVERGENCE
 from phf.dynamics.subjects import Subject, read_on
 from phf.generate.cache import evaluation_mode
 from phf.generate.engine import Ids, draw_tokens, uniform_numbers

@@ -9,30 +9,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from phf.dynamics.results import (
-    AVERAGE,
-    DRIFT,
-    FAR_EXCESS,
-    FAR_P,
-    HAZARD,
-    HIDDEN,
-    HIDDEN_EXCESS,
-    HIDDEN_OF_DATA,
-    JUDGE_ERROR,
-    LAW,
-    LAW_EXCESS,
-    LAW_OF_DATA,
-    MEASURES,
-    ORDER,
-    PLACES_P,
-    RATE,
-    RATE_EXCESS,
-    RATE_OF_DATA,
-    RETURN,
-    SHARE_BETWEEN,
-    STAY,
-    DynamicsResults,
-)
+from phf.dynamics import measures
+from phf.dynamics.results import DynamicsResults
 from phf.files import write_bytes
 from phf.records import Estimate
 from phf.report.figures import FAINT, GRID, MODE_COLOURS, MODE_MARKERS, Drawing, draw_figure, read_css
@@ -65,27 +43,27 @@ class Dynamics:
         self.results = results
         self.modes = results.modes
 
-    def compare(self, *measures: Measure) -> list[Line]:
+    def compare(self, *shown: Measure) -> list[Line]:
         """A line per mode and step or number: the model's, the data's, the difference."""
         find = self.results.results.find
-        names = dict.fromkeys(row.of for row in self.results.results.of(measures[0].name))
+        names = dict.fromkeys(row.of for row in self.results.results.of(shown[0].name))
         return [
             Line(mode, str(name), cells)
             for mode in self.modes
             for name in names
-            for cells in [[find(measure.name, mode, of=name) for measure in measures]]
+            for cells in [[find(measure.name, mode, of=name) for measure in shown]]
             if cells[0].count >= _LEAST_PAGES
         ]
 
     @property
     def rates(self) -> list[Line]:
         """Of steps."""
-        return self.compare(RATE, RATE_OF_DATA, RATE_EXCESS)
+        return self.compare(measures.RATE, measures.RATE_OF_DATA, measures.RATE_EXCESS)
 
     @property
     def laws(self) -> list[Line]:
         """What follows from them."""
-        return self.compare(LAW, LAW_OF_DATA, LAW_EXCESS)
+        return self.compare(measures.LAW, measures.LAW_OF_DATA, measures.LAW_EXCESS)
 
     @property
     def forgetting(self) -> list[Line]:
@@ -96,8 +74,16 @@ class Dynamics:
                 mode,
                 "",
                 [
-                    *(find(measure.name, mode) for measure in (ORDER, SHARE_BETWEEN, FAR_EXCESS, FAR_P)),
-                    *(find(AVERAGE.name, mode, of=name) for name in ("over pages", "over segments")),
+                    *(
+                        find(measure.name, mode)
+                        for measure in (
+                            measures.ORDER,
+                            measures.SHARE_BETWEEN,
+                            measures.FAR_EXCESS,
+                            measures.FAR_P,
+                        )
+                    ),
+                    *(find(measures.AVERAGE.name, mode, of=name) for name in ("over pages", "over segments")),
                 ],
             )
             for mode in self.modes
@@ -111,7 +97,10 @@ class Dynamics:
             Line(
                 mode,
                 "",
-                [find(PLACES_P.name, mode), *(find(DRIFT.name, mode, of=step) for step in _STEPS[:2])],
+                [
+                    find(measures.PLACES_P.name, mode),
+                    *(find(measures.DRIFT.name, mode, of=step) for step in _STEPS[:2]),
+                ],
             )
             for mode in self.modes
         ]
@@ -120,18 +109,18 @@ class Dynamics:
     def errors(self) -> list[Line]:
         """Where the judge's errors are known: rates and what follows, plain and without them, and what is the model's own."""
         find = self.results.results.find
-        names = dict.fromkeys(row.of for row in self.results.results.of(HIDDEN.name))
-        plain = [(RATE, RATE_OF_DATA), (LAW, LAW_OF_DATA)]
+        names = dict.fromkeys(row.of for row in self.results.results.of(measures.HIDDEN.name))
+        plain = [(measures.RATE, measures.RATE_OF_DATA), (measures.LAW, measures.LAW_OF_DATA)]
         return [
             Line(
                 mode,
                 str(name),
                 [
                     find(own.name, mode, of=name),
-                    find(HIDDEN.name, mode, of=name),
+                    find(measures.HIDDEN.name, mode, of=name),
                     find(data.name, mode, of=name),
-                    find(HIDDEN_OF_DATA.name, mode, of=name),
-                    find(HIDDEN_EXCESS.name, mode, of=name),
+                    find(measures.HIDDEN_OF_DATA.name, mode, of=name),
+                    find(measures.HIDDEN_EXCESS.name, mode, of=name),
                 ],
             )
             for mode in self.modes
@@ -144,9 +133,9 @@ class Dynamics:
         """How often the judge errs, of what is good and of what is bad."""
         find = self.results.results.find
         return [
-            Line(mode, "", [find(JUDGE_ERROR.name, mode, of=name) for name in ("good", "bad")])
+            Line(mode, "", [find(measures.JUDGE_ERROR.name, mode, of=name) for name in ("good", "bad")])
             for mode in self.modes
-            if self.results.results.of(JUDGE_ERROR.name)
+            if self.results.results.of(measures.JUDGE_ERROR.name)
         ]
 
     @property
@@ -157,9 +146,9 @@ class Dynamics:
             Line(
                 str(row.mode),
                 str(row.of),
-                [find(RETURN.name, row.mode, of=row.of, at=row.at), row.estimate],
+                [find(measures.RETURN.name, row.mode, of=row.of, at=row.at), row.estimate],
             )
-            for row in self.results.results.of(STAY.name)
+            for row in self.results.results.of(measures.STAY.name)
             if row.estimate.count >= _LEAST_PAGES
         ]
 
@@ -171,7 +160,7 @@ class Dynamics:
         drawn.append(
             self._draw_intervals(
                 _STEPS,
-                (RATE, RATE_OF_DATA),
+                (measures.RATE, measures.RATE_OF_DATA),
                 "How good text turns bad, and comes back",
                 "Coloured: pages that the model wrote, by mode. Grey: documents of the training data with as many segments. 95 % intervals "
                 "over pages; what the two differ in is the model's own.",
@@ -181,18 +170,18 @@ class Dynamics:
         drawn.append(
             self._draw_intervals(
                 _TIMES,
-                (LAW, LAW_OF_DATA),
+                (measures.LAW, measures.LAW_OF_DATA),
                 "How long it takes",
                 "Expected segments, over the ends of pages, and how many a deviation takes to fall to 1/e. Coloured: the model's pages. "
                 "Grey: the data, of as many segments.",
                 "segments",
             )
         )
-        if self.results.results.of(HAZARD.name):
+        if self.results.results.of(measures.HAZARD.name):
             drawn.append(self._draw_hazards())
         if any(
             str(row.of).endswith("all tokens") and row.estimate.count >= _LEAST_PAGES
-            for row in self.results.results.of(RETURN.name)
+            for row in self.results.results.of(measures.RETURN.name)
         ):
             drawn.append(self._draw_returns())
         return drawn
@@ -210,9 +199,9 @@ class Dynamics:
                     axes.text(*place, f"stays {self._describe_stay(mode, state)}", ha="center", fontsize=7)
             for first in seen:
                 for second in seen:
-                    rate = find(RATE.name, mode, of=f"{first} -> {second}")
+                    rate = find(measures.RATE.name, mode, of=f"{first} -> {second}")
                     if rate.count >= _LEAST_PAGES and rate.mean > 0:
-                        data = find(RATE_OF_DATA.name, mode, of=f"{first} -> {second}")
+                        data = find(measures.RATE_OF_DATA.name, mode, of=f"{first} -> {second}")
                         _draw_arrow(axes, _NODES[first], _NODES[second], rate.mean, MODE_COLOURS[mode])
                         place = _place_label(_NODES[first], _NODES[second])
                         axes.text(*place, _write_pair(rate, data), ha="center", va="center", fontsize=7)
@@ -229,7 +218,7 @@ class Dynamics:
         )
 
     def _find_pages(self, mode: str, state: str) -> int:
-        return self.results.results.find(RATE.name, mode, of=f"{state} -> end").count
+        return self.results.results.find(measures.RATE.name, mode, of=f"{state} -> end").count
 
     def _describe_stay(self, mode: str, state: str) -> str:
         find = self.results.results.find
@@ -238,24 +227,24 @@ class Dynamics:
             - sum(
                 find(measure.name, mode, of=f"{state} -> {other}").mean for other in _NODES if other != state
             )
-            for measure in (RATE, RATE_OF_DATA)
+            for measure in (measures.RATE, measures.RATE_OF_DATA)
         ]
         return _write_pair(*(Estimate(stay, math.nan, math.nan, 0) for stay in stays))
 
     def _draw_intervals(
-        self, names: Sequence[str], measures: tuple[Measure, Measure], title: str, caption: str, unit: str
+        self, names: Sequence[str], shown: tuple[Measure, Measure], title: str, caption: str, unit: str
     ) -> Drawing:
         find = self.results.results.find
         rows = [
             (mode, name)
             for name in names
             for mode in self.modes
-            if math.isfinite(find(measures[0].name, mode, of=name).mean)
+            if math.isfinite(find(shown[0].name, mode, of=name).mean)
         ]
 
         def draw(axes: Axes) -> None:
             for place, (mode, name) in enumerate(rows):
-                own, data = (find(measure.name, mode, of=name) for measure in measures)
+                own, data = (find(measure.name, mode, of=name) for measure in shown)
                 _plot_interval(axes, data, place + 0.18, FAINT, "s")
                 _plot_interval(axes, own, place - 0.18, MODE_COLOURS[mode], MODE_MARKERS[mode])
             axes.set_yticks(range(len(rows)), [f"{name}, {mode}" for mode, name in rows])
@@ -266,7 +255,7 @@ class Dynamics:
         return draw_figure(draw, title, caption, 0.6 + 0.3 * max(len(rows), 1))
 
     def _draw_hazards(self) -> Drawing:
-        rows = self.results.results.of(HAZARD.name)
+        rows = self.results.results.of(measures.HAZARD.name)
 
         def draw(axes: Axes) -> None:
             for mode in self.modes:
@@ -293,7 +282,7 @@ class Dynamics:
         )
 
     def _draw_returns(self) -> Drawing:
-        rows = self.results.results.of(RETURN.name)
+        rows = self.results.results.of(measures.RETURN.name)
 
         def draw(axes: Axes) -> None:
             for mode in self.modes:
@@ -363,7 +352,7 @@ def describe_dynamics(results: DynamicsResults) -> dict[str, object]:
         "figures_drawn": embed_figures(dynamics.draw()),
         "own": own,
         "own_drawn": embed_figures(own.draw()),
-        "terms": [measure for measure in MEASURES if measure.note],
+        "terms": [measure for measure in measures.MEASURES if measure.note],
     }
 
 

@@ -6,15 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from phf.dynamics.own_measures import (
-    BITS_BY_POSITION,
-    COMING_BACK,
-    DIVERGENCE,
-    OWN_HAZARD,
-    RELAXATION,
-    SCORE_BY_POSITION,
-    TEXT_DIVERGENCE,
-)
+from phf.dynamics import measures
 from phf.dynamics.results import DynamicsResults
 from phf.records import Estimate
 from phf.report.figures import FAINT, INK, MODE_COLOURS, Drawing, draw_figure
@@ -29,6 +21,7 @@ class Row:
 
     name: str
     cells: list[Estimate]
+    note: str = ""
 
 
 class OwnView:
@@ -40,7 +33,9 @@ class OwnView:
     @property
     def lengths(self) -> list[float]:
         """Of the texts whose divergence is known, in tokens."""
-        return sorted({row.at for row in self.results.results.of(TEXT_DIVERGENCE.name) if row.at is not None})
+        return sorted(
+            {row.at for row in self.results.results.of(measures.TEXT_DIVERGENCE.name) if row.at is not None}
+        )
 
     @property
     def heads(self) -> list[str]:
@@ -50,11 +45,11 @@ class OwnView:
     @property
     def ends(self) -> list[Row]:
         """What stood before an end, or before nothing, by length of text: of each mode, then of models side by side."""
-        rows, find = self.results.results.of(TEXT_DIVERGENCE.name), self.results.results.find
+        rows, find = self.results.results.of(measures.TEXT_DIVERGENCE.name), self.results.results.find
         return [
             Row(
                 f"{mode}, {of} between" if mode else str(of),
-                [find(TEXT_DIVERGENCE.name, mode, of=of, at=length) for length in self.lengths],
+                [find(measures.TEXT_DIVERGENCE.name, mode, of=of, at=length) for length in self.lengths],
             )
             for mode, of in dict.fromkeys((row.mode, row.of) for row in rows)
         ]
@@ -67,37 +62,43 @@ class OwnView:
             Row(
                 step,
                 [
-                    find(OWN_HAZARD.name, "none", of=step + end)
+                    find(measures.OWN_HAZARD.name, "none", of=step + end)
                     for end in ("", ", judged", ", own view - judged")
                 ],
             )
             for step in steps
         ]
-        return rows if self.results.results.of(OWN_HAZARD.name) else []
+        return rows if self.results.results.of(measures.OWN_HAZARD.name) else []
 
     @property
     def coming_back(self) -> list[Row]:
         """The answers in one number each."""
-        return [Row(str(row.of), [row.estimate]) for row in self.results.results.of(COMING_BACK.name)]
+        return [
+            Row(str(row.of), [row.estimate]) for row in self.results.results.of(measures.COMING_BACK.name)
+        ]
 
     def draw(self) -> list[Drawing]:
         """What there is: divergence by distance from an end, relaxation, numbers by position."""
         drawings = (
-            (DIVERGENCE.name, self._draw_divergence),
-            (RELAXATION.name, self._draw_relaxation),
+            (measures.DIVERGENCE.name, self._draw_divergence),
+            (measures.RELAXATION.name, self._draw_relaxation),
             (
-                BITS_BY_POSITION.name,
-                lambda: self._draw_positions(BITS_BY_POSITION.name, "Bits per byte", "held-out documents"),
+                measures.BITS_BY_POSITION.name,
+                lambda: self._draw_positions(
+                    measures.BITS_BY_POSITION.name, "Bits per byte", "held-out documents"
+                ),
             ),
             (
-                SCORE_BY_POSITION.name,
-                lambda: self._draw_positions(SCORE_BY_POSITION.name, "Score", "what the model writes"),
+                measures.SCORE_BY_POSITION.name,
+                lambda: self._draw_positions(
+                    measures.SCORE_BY_POSITION.name, "Score", "what the model writes"
+                ),
             ),
         )
         return [draw() for name, draw in drawings if self.results.results.of(name)]
 
     def _draw_divergence(self) -> Drawing:
-        rows = self.results.results.of(DIVERGENCE.name)
+        rows = self.results.results.of(measures.DIVERGENCE.name)
         others = list(
             dict.fromkeys(str(row.of) for row in rows if row.mode is None and " - " not in str(row.of))
         )
@@ -126,7 +127,7 @@ class OwnView:
         )
 
     def _draw_relaxation(self) -> Drawing:
-        rows = self.results.results.of(RELAXATION.name)
+        rows = self.results.results.of(measures.RELAXATION.name)
 
         def draw(axes: Axes) -> None:
             for name in dict.fromkeys(str(row.of) for row in rows):
