@@ -55,7 +55,9 @@ def train(
     processes: Annotated[int, typer.Option(help="With --dry-run: number of GPUs.", min=1)] = 1,
     mfu: Annotated[
         float | None,
-        typer.Option(help="With --dry-run: share of the peak assumed (0.4; this CPU is timed).", min=0.01, max=1),
+        typer.Option(
+            help="With --dry-run: share of the peak assumed (0.4; this CPU is timed).", min=0.01, max=1
+        ),
     ] = None,
     wait: Wait = False,
     as_json: AsJSON = False,
