@@ -401,7 +401,7 @@ def main() -> None:
     if find_spec("trl"):
         curves.append(study.learn(given.runs[0], has_feedback=False, method="dpo"))
     else:
-        print("offline DPO is left out: it needs trl; pip install 'phf[rl]'")
+        print("offline DPO: left out without trl; pip install 'phf[rl]'")
     arms = [*alone, *curves]
     crossings = list(find_crossings(curves, [*alone[1:], curves[0]], alone[0]))
     tokens = Run.open(given.runs[0]).config.tokens

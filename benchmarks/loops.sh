@@ -3,7 +3,7 @@
 #
 #   benchmarks/loops.sh DEMO OUT [SEEDS]     DEMO: a folder made by `phf demo --seeds 3`; SEEDS: "0 1 2"
 #
-# conditional with four controls and every seed; quantile and RWR with the first seed, where DEMO has such runs.
+# conditional with four controls and every seed; quantile and RWR with the human one and the first seed, where DEMO has such runs.
 set -euo pipefail
 demo=$1 out=$2 seeds=${3:-0 1 2}
 
@@ -22,7 +22,9 @@ for seed in $seeds; do
 done
 for kind in quantile rwr; do
     run=$demo/runs/$kind-seed${seeds%% *}
-    [ ! -d "$run" ] || loop "$run" "$kind" "${seeds%% *}"
+    [ -d "$run" ] || continue
+    loop "$run" "$kind" "${seeds%% *}"
+    loop "$run" "$kind-human" "${seeds%% *}" --control human
 done
 [ -f "$out/lemma/lemma.json" ] || phf online --check-lemma "$demo/runs/mle-seed${seeds%% *}" -o "$out/lemma"
 mapfile -t loops < <(dirname "$out"/*/online.json)

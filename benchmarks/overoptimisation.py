@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,9 +159,15 @@ class Grid:
     # --- policies --------------------------------------------------------------------------------------------------
 
     def run_cells(self) -> None:
-        spec = self.spec
+        spec, policies = self.spec, self.spec["policies"]
+        if not find_spec("trl"):
+            policies = [method for method in policies if not method.startswith(("dpo", "kto"))]
+            if missing := set(spec["policies"]) - set(policies):
+                print(
+                    f"{', '.join(sorted(missing))}: left out without trl; pip install 'phf[rl]'", flush=True
+                )
         for seed, num, arm in product(spec["seeds"], spec["labels"], ARMS):
-            for method in spec["policies"]:
+            for method in policies:
                 try:
                     with self.charge(f"{arm}, {num:,} labels"):
                         if arm != "refreshed":

@@ -23,10 +23,10 @@ Update = Callable[[Tensor], float]
 
 @dataclass(frozen=True)
 class Used:
-    """What learning has cost: texts that were scored, and tokens that the model wrote."""
+    """What learning has cost: texts that were scored, and tokens that the model wrote (None: those that the steps logged)."""
 
     calls: int
-    tokens: int
+    tokens: int | None
 
 
 class Learner(Protocol):

@@ -111,7 +111,7 @@ def _open_learner(
     """The method, what it costs in all, and the pool it draws from if it does."""
     method, config = start.config.method, start.config
     if isinstance(method, RLOO):
-        return OnPolicy(start, method), Used(config.steps * config.texts, -1), None
+        return OnPolicy(start, method), Used(config.steps * config.texts, None), None
     pool = None
     if given is None:
         pool = Pool.draw(start, run.folder, run.id, progress)

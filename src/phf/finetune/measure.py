@@ -68,7 +68,7 @@ def measure_result(
     gaps = read_gaps(start, model, prompts, texts)
     rows.append(Measurement(KL_TEXT.name, bootstrap_mean(gaps, *settings)))
     rows.append(Measurement(KL_TOKEN.name, bootstrap_ratio(gaps, lengths, *settings)))
-    tokens = used.tokens if used.tokens >= 0 else _count_tokens(run, config.texts)
+    tokens = _count_tokens(run, config.texts) if used.tokens is None else used.tokens
     rows += [Measurement(CALLS.name, bare(used.calls)), Measurement(WRITTEN.name, bare(tokens))]
     if pool is not None:
         rows += list_best(pool, *settings)

@@ -19,7 +19,6 @@ from phf.errors import PHFError
 from phf.finetune.pool import Pool
 from phf.finetune.start import Start
 from phf.generate.engine import Ids
-from phf.records import Identity
 
 _PROMPTS = ("prompt", "post", "question", "query")
 _CHOICES = ("preference", "choice", "label")
@@ -73,15 +72,13 @@ def take_segments(start: Start) -> Preferences:
     found = np.flatnonzero(is_train & fits & np.isfinite(data.scores))
     chosen = np.random.default_rng(config.seed).permutation(found)[: config.pool]
     own = list(Segments(tokens, chosen))
-    # The corpus may be annotated by what is learned from: then nothing is scored again.
-    is_known = start.reward.model.identity == Identity.from_json(start.run.record["reward_model"])
     scores = (
         data.scores[chosen].astype(np.float64)
-        if is_known
+        if start.is_annotators
         else start.score([tokens.tokenizer.decode(ids) for ids in own])
     )
     texts = [Judged(list(start.drawing.drawer.rules.prefix), list(ids)) for ids in own]
-    return _judge(start, texts, scores, 0 if is_known else len(texts), 0)
+    return _judge(start, texts, scores, 0 if start.is_annotators else len(texts), 0)
 
 
 def _judge(
@@ -92,9 +89,8 @@ def _judge(
     Raises:
         PHFError: no two texts differ.
     """
-    annotator = Identity.from_json(start.run.record["reward_model"])
-    is_own = start.reward.model.identity == annotator
-    limit = float(start.run.record["threshold"]["value"]) if is_own else float(np.nanmedian(scores))
+    threshold = start.run.record["threshold"]["value"]
+    limit = float(threshold if start.is_annotators else np.nanmedian(scores))
     pairs = []
     for left in range(0, len(texts) - 1, 2):
         gap = scores[left + 1] - scores[left]

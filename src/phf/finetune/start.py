@@ -90,6 +90,11 @@ class Start:
         """What is learned from."""
         return self.judges[0]
 
+    @property
+    def is_annotators(self) -> bool:
+        """Whether what is learned from has scored the run's corpus, too."""
+        return self.reward.model.identity == Identity.from_json(self.run.record["reward_model"])
+
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """Scores by the reward model that is learned from, float64 [N]; NaN = unscored."""
         return np.array(score_samples(self.reward.model, texts), np.float64)

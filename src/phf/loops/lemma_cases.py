@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from phf.config.online import LemmaCase, LemmaConfig
@@ -15,6 +16,7 @@ from phf.evaluate.judges import choose_judges
 from phf.evaluate.pages import PageReader
 from phf.evaluate.parts import Parts
 from phf.files import Place
+from phf.finetune.rloo import find_advantages
 from phf.folders import lock_folder
 from phf.generate.cache import evaluation_mode
 from phf.generate.target import Target
@@ -241,12 +243,9 @@ class _Check:
         """What each text's reward (-score) is above the mean of the others in its group: [groups, samples]; 0 without a score."""
         (judge, *_), _ = choose_judges(self.data.annotation, (), self.load)
         texts = [self.target.sample(0, (), (ids, True)).text for ids in self._drop_ends(written)]
-        scores = np.array(score_samples(judge.model, texts), np.float64).reshape(self.config.groups, -1)
-        known = ~np.isnan(scores)
-        rewards, counts = np.where(known, -scores, 0.0), known.sum(1, keepdims=True)
-        others = (rewards.sum(1, keepdims=True) - rewards) / np.maximum(counts - 1, 1)
-        advantages: _Values = np.where(known & (counts > 1), rewards - others, 0.0)
-        return advantages
+        rewards = -torch.tensor(score_samples(judge.model, texts), dtype=torch.float64)
+        found: _Values = find_advantages(rewards, self.config.group_size).numpy()
+        return found.reshape(self.config.groups, -1)
 
     def _drop_ends(self, written: list[list[int]]) -> list[list[int]]:
         end = self.target.tokenizer.control.end

@@ -222,7 +222,7 @@ class _Loop:
         if config.control != "human":
             first = 1 if config.keep == "accumulate" else number
             mix = MixConfig(
-                corpora=tuple(str((self.find(own) / "corpus").resolve()) for own in range(first, number + 1)),
+                corpora=tuple(str((self.find(at) / "corpus").resolve()) for at in range(first, number + 1)),
                 share=config.share,
                 reward_model={"shuffled": SHUFFLED, "own-token": OWN_TOKEN}.get(config.control),
                 scored=config.control != "unscored",

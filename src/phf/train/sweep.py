@@ -52,7 +52,7 @@ class GridCell:
 
     @property
     def recipe(self) -> Path:
-        """The whole config as a recipe, so that a person, a job or a task can start this run alone."""
+        """The whole config as a recipe, so that a person, a job or a task can start this run alone; of a finetuning, what it was begun with."""
         return self.folder.parent / "recipes" / f"{self.folder.name}.yaml"
 
 
