@@ -8,9 +8,9 @@ from phf.chains.absorbing import estimate_returns
 from phf.chains.chain import Chain, count_steps, estimate_chain, fit_chain
 from phf.chains.ergodicity import expect_pairs, intraclass_correlation, measure_ergodicity
 from phf.chains.hidden import estimate_hidden, fit_hidden
-from phf.chains.orders import choose_order, compare_orders, count_contexts, fit_best, fit_kernel
+from phf.chains.orders import choose_order, count_contexts, fit_best, fit_kernel
 from phf.chains.pages import AFTER, Pages, count_lengths, draw_cuts, find_cuts, simulate_pages
-from phf.chains.places import compare_places, estimate_drift
+from phf.chains.places import compare_orders, compare_places, estimate_drift
 from phf.chains.truths import (
     BAD,
     CONFUSION,
@@ -111,17 +111,35 @@ def test_cuts_are_found_behind_ends() -> None:
 
 
 def test_the_order_of_a_chain() -> None:
-    first = count_contexts(SLOW.simulate(500, LONGEST, np.random.default_rng(0))).sum(axis=0)
-    assert choose_order(first) == 1
-    assert compare_orders(first, 1) > 0.01
+    first = SLOW.simulate(500, LONGEST, np.random.default_rng(0))
+    assert choose_order(count_contexts(first).sum(axis=0)) == 1
+    assert compare_orders(first, 100, 0) > 0.01
     # The next segment is that before the last: order 2, and no chain of order 1 could tell.
     rng = np.random.default_rng(0)
     states = rng.integers(2, size=(300, 12))
     for place in range(2, 12):
         states[:, place] = np.where(rng.random(300) < 0.9, states[:, place - 2], states[:, place])
-    second = count_contexts(Pages(states, np.zeros(300, np.bool_), 2)).sum(axis=0)
-    assert choose_order(second) == 2
-    assert compare_orders(second, 1) < 1e-6
+    second = Pages(states, np.zeros(300, np.bool_), 2)
+    assert choose_order(count_contexts(second).sum(axis=0)) == 2
+    assert compare_orders(second, 100, 0) > 0.01
+    # Order 2 so weak that BIC takes order 1 for it, and the likelihood ratio does not.
+    kernel = np.full((9, 3), [0.8, 0.15, 0.05])
+    kernel[:, :2] += np.where(np.arange(9)[:, None] % 9 // 3 == 1, [-0.06, 0.06], 0)
+    weak = simulate_pages(kernel, 500, LONGEST, rng)
+    assert choose_order(count_contexts(weak).sum(axis=0)) == 1
+    assert compare_orders(weak, 200, 0) < 0.02
+
+
+def test_a_rare_state_is_no_longer_memory() -> None:
+    """Chi-square takes 4 in 10 of these for chains of order 2."""
+    chain = Chain(
+        np.array([0.9, 0.08, 0.02]), np.array([[0.85, 0.06, 0.01], [0.3, 0.6, 0.02], [0.05, 0.05, 0.8]])
+    )
+    found = [
+        compare_orders(chain.simulate(200, LONGEST, np.random.default_rng(seed)), 60, seed) <= 0.05
+        for seed in range(16)
+    ]
+    assert sum(found) <= 3
 
 
 def test_far_pairs_of_a_chain_are_as_expected() -> None:

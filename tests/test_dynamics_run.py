@@ -197,6 +197,14 @@ def test_a_model_that_reads_only_the_last_page_forgets_what_stood_before() -> No
     assert without.min() > 1e-3
 
 
+def test_triples_have_few_lengths() -> None:
+    documents = [list(range(place, 2 * place + 5)) for place in range(60)]
+    found = choose_triples(documents, 20, 64, 4, np.random.default_rng(0))
+    lengths = {len(own.first) for own in found if len(own.first) > 8}
+    assert len(found) >= 15
+    assert lengths <= {16, 24, 32, 40, 48, 56, 64}
+
+
 def test_triples_are_of_different_documents_of_one_length() -> None:
     documents = [[place] * (3 + place) for place in range(12)]
     found = choose_triples(documents, 5, 6, 4, np.random.default_rng(0))

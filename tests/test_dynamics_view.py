@@ -180,11 +180,15 @@ def test_the_page_draws_the_chain_and_says_what_errors_do(results, tmp_path) -> 
 
 
 def test_a_report_has_a_section_for_each_chain(results, tmp_path, monkeypatch, capsys) -> None:
-    run = make_run(tmp_path / "mle")
-    options = []
-    for name in ("one", "two"):
+    run, options = make_run(tmp_path / "mle"), []
+    few = [row for row in results.measurements if row.measure == RATE.name]
+    chains = {
+        "one": replace(results, run="one", measurements=few),
+        "two": replace(results, run="two", measurements=[], judge=None, notes=["only a few pages were read"]),
+    }
+    for name, own in chains.items():
         (tmp_path / name).mkdir()
-        DYNAMICS.write(tmp_path / name, replace(results, run=name, notes=["only a few pages were read"]))
+        DYNAMICS.write(tmp_path / name, own)
         options += ["--dynamics", str(tmp_path / name)]
     page = tmp_path / "report.html"
     monkeypatch.setattr("sys.argv", ["phf", "report", str(run), *options, "-o", str(page)])
@@ -192,9 +196,10 @@ def test_a_report_has_a_section_for_each_chain(results, tmp_path, monkeypatch, c
         cli.main()
     assert str(page) in capsys.readouterr().out
     text = read_page(page).text
-    for said in ("A chain of pages: one", "Switching: one", "Switching: two", "Only a few pages were read."):
+    for said in ("A chain of pages: two", "Switching: one", "good -> bad", "Only a few pages were read."):
         assert said in text, said
-    assert page.read_text().count('id="dynamics-2-switching"') == 1
+    assert page.read_text().count('id="dynamics-1-switching"') == 1
+    assert page.read_text().count('id="dynamics-2-own"') == 1
 
 
 def test_files_of_another_version_are_refused_in_one_line(results, tmp_path) -> None:

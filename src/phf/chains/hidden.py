@@ -94,14 +94,7 @@ def estimate_hidden(
     """
     rng, seen = np.random.default_rng([seed, 1]), _Seen.create(pages)
     weights = np.ones(len(pages)) if weights is None else weights
-    all_of = seen.count(weights)
-    whole = _fit(
-        seen,
-        _find_confusion(judge.counts.sum(axis=0), pages.num_states),
-        all_of,
-        seen.begin(all_of),
-        _TOLERANCE,
-    )
+    whole = fit_hidden(pages, _find_confusion(judge.counts.sum(axis=0), pages.num_states), weights)
     chains = []
     for drawn in draw_weights(len(pages), num_bootstrap, seed):
         confusion = _find_confusion(judge.redraw(drawn, rng), pages.num_states)

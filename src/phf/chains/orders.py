@@ -6,7 +6,7 @@ A *kernel* is P(next state or, last, the page's end | context), float64 [context
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtrc, xlogy
+from scipy.special import xlogy
 
 from phf.chains.pages import AFTER, Pages
 
@@ -66,12 +66,6 @@ def choose_order(counts: _Values) -> npt.NDArray[np.int64]:
         likelihood, free = describe_fit(shorten_contexts(counts, order))
         costs.append(free * steps - 2 * likelihood)
     return np.asarray(1 + np.argmin(costs, axis=0))
-
-
-def compare_orders(counts: _Values, order: int) -> float:
-    """p of the likelihood ratio test of this order against the next."""
-    (small, few), (large, many) = (describe_fit(shorten_contexts(counts, own)) for own in (order, order + 1))
-    return float(chdtrc(max(many - few, 1), max(2 * (large - small), 0.0)))
 
 
 def describe_fit(counts: _Values) -> tuple[_Values, _Values]:

@@ -10,7 +10,7 @@ from phf.chains.chain import (
     count_steps,
     draw_weights,
     estimate_share,
-    fit_chain,
+    resample_chain,
     subtract_shares,
 )
 from phf.chains.hidden import Confusion, estimate_hidden
@@ -68,8 +68,8 @@ def compare_chains(
     """
     weights = match_lengths(data, pages)
     (own, again), (theirs, theirs_again) = (
-        _resample(pages, np.ones(len(pages)), num_bootstrap, seed),
-        _resample(data, weights, num_bootstrap, seed + 1),
+        resample_chain(pages, np.ones(len(pages)), num_bootstrap, seed),
+        resample_chain(data, weights, num_bootstrap, seed + 1),
     )
     for name, measure in statistics.items():
         number, resampled = float(measure(own)), measure(again)
@@ -80,13 +80,6 @@ def compare_chains(
             percentile_estimate(beside, beside_resampled, int((weights > 0).sum())),
             percentile_estimate(number - beside, resampled - beside_resampled, len(pages)),
         )
-
-
-def _resample(pages: Pages, weights: _Values, num_bootstrap: int, seed: int) -> tuple[Chain, Chain]:
-    """The chain of weighted pages, and those of its resamples."""
-    counts = count_steps(pages) * weights[:, None, None]
-    drawn = draw_weights(len(pages), num_bootstrap, seed)
-    return fit_chain(counts.sum(axis=0)), fit_chain(np.tensordot(drawn, counts, axes=1))
 
 
 def compare_hidden(

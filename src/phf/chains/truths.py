@@ -11,13 +11,14 @@ from phf.chains.chain import Chain, count_steps, estimate_chain, fit_chain
 from phf.chains.ergodicity import intraclass_correlation, measure_ergodicity
 from phf.chains.hidden import Confusion, count_confusion, estimate_hidden
 from phf.chains.pages import AFTER, Pages
-from phf.chains.places import compare_places, estimate_drift
+from phf.chains.places import compare_orders, compare_places, estimate_drift
 from phf.intervals import bootstrap_mean, bootstrap_ratio
 from phf.records import Estimate, Progress
 
 _Values = npt.NDArray[np.float64]
 
 NOT_ERGODIC, NOT_HOMOGENEOUS = "rejected as not ergodic", "rejected as not alike in all places"
+LONGER = "rejected as of longer memory"
 
 GOOD, BAD = 0, 1
 LONGEST = 20
@@ -186,6 +187,7 @@ def _measure_pages(pages: Pages, num_bootstrap: int, seed: int) -> _Found:
         NOT_ERGODIC: far.p,
         "good -> bad, drift": estimate_drift(pages, GOOD, BAD, num_bootstrap, seed),
         NOT_HOMOGENEOUS: compare_places(pages, num_bootstrap, seed),
+        LONGER: compare_orders(pages, num_bootstrap, seed),
         f"good again within {WITHIN}": returned[-1],
         f"still bad after {WITHIN}": stays,
     }
@@ -200,6 +202,7 @@ def _describe_chain(name: str, chain: Chain, more: dict[str, float]) -> _Source:
         NOT_ERGODIC: 0.0,
         "good -> bad, drift": 0.0,
         NOT_HOMOGENEOUS: 0.0,
+        LONGER: 0.0,
         f"good again within {WITHIN}": back * (1 - stay**WITHIN) / (1 - stay),
         f"still bad after {WITHIN}": stay**WITHIN,
     }

@@ -10,7 +10,7 @@ from phf.chains.ergodicity import intraclass_correlation, measure_ergodicity
 from phf.chains.hidden import Confusion
 from phf.chains.orders import choose_order, count_contexts
 from phf.chains.pages import AFTER, Pages
-from phf.chains.places import compare_places, estimate_drift
+from phf.chains.places import compare_orders, compare_places, estimate_drift
 from phf.chains.switching import LAWS, Compared, compare_chains, compare_hidden, compare_rates
 from phf.chains.written import BAD, GOOD, LOOPING, STATES
 from phf.config.dynamics import DynamicsConfig
@@ -56,8 +56,9 @@ def describe_pages(
     if far is not None:
         yield Measurement(measures.FAR_EXCESS.name, far.excess, mode)
         yield Measurement(measures.FAR_P.name, bare(far.p, far.num_pairs), mode)
-    p = compare_places(pages, min(num, _MOST_SIMULATED), seed)
-    yield Measurement(measures.PLACES_P.name, bare(p, len(pages)), mode)
+    for measure, compare in ((measures.ORDER_P, compare_orders), (measures.PLACES_P, compare_places)):
+        p = compare(pages, min(num, _MOST_SIMULATED), seed)
+        yield Measurement(measure.name, bare(p, len(pages)), mode)
     for first, second, name in _TURNS:
         yield Measurement(measures.DRIFT.name, estimate_drift(pages, first, second, num, seed), mode, of=name)
         here, following = pages.states == first, pages.following[:, 1:]

@@ -109,6 +109,14 @@ HAZARD = Measure(
 ORDER = Measure(
     "order", "order", "segments", "How many segments the next one depends on, by BIC.", "At most 3.", None
 )
+ORDER_P = Measure(
+    "order_p",
+    "p of the order",
+    "",
+    "That a chain of this order would give pages which one of the next order fits as much better (parametric bootstrap).",
+    "",
+    None,
+)
 SHARE_BETWEEN = Measure(
     "share_between",
     "share between pages",
@@ -221,6 +229,7 @@ MEASURES = [
     STAY,
     HAZARD,
     ORDER,
+    ORDER_P,
     SHARE_BETWEEN,
     FAR_EXCESS,
     FAR_P,

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _Values = npt.NDArray[np.float64]
 _BEFORE = 64
 """Tokens that stand before an end, at most."""
+_STRIDE = 8
+"""Of their numbers: pages of one length are read together, and few lengths make few readings."""
+_AT_ONCE = 32
+"""Triples that are read together."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Forgetting:
 def choose_triples(
     documents: Sequence[Ids], num: int, before: int, behind: int, rng: np.random.Generator
 ) -> list[Triple]:
-    """Up to `num` triples: the last `before` tokens of two documents (of both as many as the shorter one has), the first `behind` of one
-    that has so many. No document is in two of them, so that resampling triples is resampling documents."""
+    """Up to `num` triples: the last `before` tokens of two documents (of both as many as the shorter one has, in steps of eight), the first
+    `behind` of one that has so many. No document is in two of them, so that resampling triples is resampling documents."""
     order = rng.permutation(len(documents)).tolist()
     following = [place for place in order if len(documents[place]) >= behind][: min(num, len(order) // 3)]
     taken = set(following)
@@ -66,6 +70,7 @@ def choose_triples(
     found = []
     for place, first, second in zip(following, others[::2], others[1::2], strict=False):
         shared = min(len(first), len(second), before)
+        shared -= shared % _STRIDE if shared > _STRIDE else 0
         if shared > 0 and list(first[-shared:]) != list(second[-shared:]):
             found.append(Triple(first[-shared:], second[-shared:], documents[place][:behind]))
     return found
@@ -108,11 +113,14 @@ def measure_texts(
     found = np.zeros((len(triples), steps))
     lengths = np.array([len(triple.first) for triple in triples])
     for length in np.unique(lengths):
-        rows = np.flatnonzero(lengths == length).tolist()
-        pages = _lay_out(model, prefix, between, [triples[row] for row in rows])
-        for writer in (0, 1):
-            numbers = np.stack([uniform_numbers(seed, row, steps, writer) for row in rows])
-            found[rows] += _follow(model, pages, writer, numbers) / 2
+        alike = np.flatnonzero(lengths == length)
+        for rows in np.split(alike, range(_AT_ONCE, len(alike), _AT_ONCE)):
+            pages = _lay_out(model, prefix, between, [triples[row] for row in rows])
+            numbers = [
+                uniform_numbers(seed, row, steps, writer) for writer in (0, 1) for row in rows.tolist()
+            ]
+            both = _follow(model, pages.repeat(2, 1), np.stack(numbers))
+            found[rows] = both.reshape(2, len(rows), steps).mean(axis=0)
     return found.cumsum(axis=1)
 
 
@@ -126,9 +134,12 @@ def _lay_out(model: "PreTrainedModel", prefix: Ids, between: Ids, triples: Seque
     return torch.tensor(pages, device=model.device)
 
 
-def _follow(model: "PreTrainedModel", pages: Tensor, writer: int, numbers: _Values) -> _Values:
-    """The terms of texts that are drawn behind one page of each pair, float64 [pairs, steps]."""
+def _follow(model: "PreTrainedModel", pages: Tensor, numbers: _Values) -> _Values:
+    """The terms of texts that are drawn behind the first page of each pair, in the later half of pairs behind the second, float64 [pairs,
+    steps]."""
     num, steps = numbers.shape
+    pairs = torch.arange(num, device=pages.device)
+    writers = (pairs >= num // 2).long()
     found, uniforms = np.zeros((num, steps)), torch.from_numpy(numbers).to(pages.device)
     # log p(the text so far | the first) - log p(... | the second)
     odds = torch.zeros(num, dtype=torch.float64, device=pages.device)
@@ -137,7 +148,7 @@ def _follow(model: "PreTrainedModel", pages: Tensor, writer: int, numbers: _Valu
         nonlocal odds
         logs = logits.double().log_softmax(-1).view(num, 2, -1)
         found[:, step] = jensen_shannon(logs, torch.stack([odds, -odds], 1).sigmoid()).cpu().numpy()
-        tokens = draw_tokens(logs[:, writer], uniforms[:, step], 1, 1)
+        tokens = draw_tokens(logs[pairs, writers], uniforms[:, step], 1, 1)
         chosen = logs.gather(2, tokens[:, None, None].expand(-1, 2, 1))[..., 0]
         odds = odds + chosen[:, 0] - chosen[:, 1]
         return tokens.repeat_interleave(2)

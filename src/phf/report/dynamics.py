@@ -67,7 +67,7 @@ class Dynamics:
 
     @property
     def forgetting(self) -> list[Line]:
-        """By mode: order, shares between pages, far excess and its p, both averages."""
+        """By mode: order and its p, shares between pages, far excess and its p, both averages."""
         find = self.results.results.find
         return [
             Line(
@@ -78,6 +78,7 @@ class Dynamics:
                         find(measure.name, mode)
                         for measure in (
                             measures.ORDER,
+                            measures.ORDER_P,
                             measures.SHARE_BETWEEN,
                             measures.FAR_EXCESS,
                             measures.FAR_P,
