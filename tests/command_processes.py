@@ -1,7 +1,11 @@
 """`phf` commands in processes of their own, which can be killed. They are forked from one server that has torch imported."""
 
+import io
 import multiprocessing
 import os
+import runpy
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -69,6 +73,49 @@ def start_command(*arguments, prepare=None, has_children=False, **environment):
     return Command(run_phf, given, environment, has_children=has_children)
 
 
+class Script:
+    """`subprocess.Popen` of `python -I SCRIPT ARGUMENTS` as `phf.release.verify` calls it, but forked from the server. The script
+    finds torch and transformers imported, and nothing of phf."""
+
+    def __init__(self, command, *, stdout, stderr, text, cwd):
+        python, isolated, *script = command
+        assert (python, isolated, stdout, text) == (sys.executable, "-I", subprocess.PIPE, True)
+        self._command, self._errors = Command(run_script, (script, str(cwd)), {}), stderr
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.returncode, errors = self._command.finish()
+        self._errors.write(errors)
+
+    @property
+    def stdout(self):
+        """What it has written, once it is done."""
+        self._command.finish()
+        return io.StringIO(self._command.read_output())
+
+
+def run_script(words, folder):
+    """Run a script with its arguments as `python SCRIPT ARGUMENTS` would, without what is loaded of phf; its variables."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "phf" and module is not None:
+            del sys.modules[name]
+    os.chdir(folder)
+    sys.argv = list(words)
+    return runpy.run_path(words[0], run_name="__main__")
+
+
+def wait_for_page(command):
+    """Until it serves a page; the lines of stderr until then."""
+    deadline = time.monotonic() + 120
+    while "in the browser" not in command.read_errors():
+        assert command.is_running, command.finish()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return command.read_errors().splitlines()
+
+
 def wait_for_step(folder, step, command):
     """Until the run has logged a step."""
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
@@ -82,6 +129,9 @@ def _run(function, arguments, environment, folder):
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, and hand that on
     # Python takes a .pyc for whole that a limit on the size of files has cut off.
     sys.dont_write_bytecode = True
     os.environ.update(environment)

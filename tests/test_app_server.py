@@ -5,10 +5,9 @@ import importlib.util
 import json
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
+from command_processes import start_command, wait_for_page
 
 from phf.corpus.store import build_corpus
 
@@ -27,24 +26,11 @@ def port(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "phf",
-        "label",
-        corpus,
-        "-o",
-        folder / "l.jsonl",
-        "--app",
-        "--port",
-        str(number),
-    ]
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as server:
-        try:
-            assert "in the browser" in server.stderr.readline()
-            yield number
-        finally:
-            server.send_signal(signal.SIGINT)
+    server = start_command("label", corpus, "-o", folder / "l.jsonl", "--app", "--port", number)
+    wait_for_page(server)
+    yield number
+    server.send_signal(signal.SIGINT)
+    assert server.finish()[0] == 0
 
 
 def ask(port, method, path, body=None, **headers):

@@ -1,19 +1,16 @@
 """Two processes (gloo): the run of one process, and exact when a rank dies."""
 
-import contextlib
 import os
 import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from command_processes import start_command, wait_for_step
+from command_processes import Command, run_phf, start_command, wait_for_step
 from compare_runs import assert_same_run, assert_same_tensors, read_tensors, train, weights, write_recipe
 from cpu import IS_MEASURED
 from safetensors.torch import load_file
@@ -190,16 +187,20 @@ def test_sharded_processes_are_one_and_resume_exactly(small_config, tmp_path):
     assert list_checkpoints(again) == [4, 8]
 
 
-def find_worker(rank, folder):
-    """The id of the process that torchrun started for a rank of a run."""
-    for process in list(Path("/proc").glob("[0-9]*")):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            arguments, variables = (
-                (process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ")
-            )
-            if str(folder).encode() in arguments and f"RANK={rank}".encode() in variables:
-                return int(process.name)
-    raise AssertionError(f"no process is rank {rank}")
+def launch_ranks(folder, arguments):
+    """What torchrun does with two processes of a node, each a fork of this one."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=2, start_method="fork"
+    )
+    elastic_launch(config, run_rank)(folder, arguments)
+
+
+def run_rank(folder, arguments):
+    """A rank that leaves its process's id."""
+    Path(f"{folder}.{os.environ['RANK']}").write_text(str(os.getpid()))
+    run_phf(None, arguments)
 
 
 @pytest.mark.slow
@@ -208,18 +209,12 @@ def test_torchrun_starts_the_run_again_when_a_rank_dies(small_config, tmp_path):
     recipe = write_recipe(config, tmp_path / "recipe.yaml")
     run_ranks(2, recipe, "-o", tmp_path / "two")
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["--max-restarts=2", "-m", "phf", "train", str(recipe), "-o", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as torchrun:
-        try:
-            while 40 not in list_checkpoints(folder):
-                assert torchrun.poll() is None, torchrun.stderr.read().decode()
-                time.sleep(0.002)
-            os.kill(find_worker(1, folder), signal.SIGKILL)
-            errors = torchrun.communicate(timeout=60)[1].decode()
-        finally:
-            torchrun.terminate()  # it ends its ranks
-    assert torchrun.returncode == 0, errors
+    arguments = ["train", str(recipe), "-o", str(folder)]
+    torchrun = Command(launch_ranks, (folder, arguments), {}, has_children=True)
+    wait_for_checkpoint(folder, 40, torchrun)
+    os.kill(int(Path(f"{folder}.1").read_text()), signal.SIGKILL)
+    code, errors = torchrun.finish()
+    assert code == 0, errors
     assert "going on from step" in errors
     assert_same_run(Run.open(folder), Run.open(tmp_path / "two"))
 

@@ -1,19 +1,19 @@
 """The explorer in headless Chromium: every tab, a slider move, a continuation, a label, and text that stays text."""
 
+import importlib.util
 import json
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
+from command_processes import start_command, wait_for_page
 from explorer_folders import HOSTILE, add_evaluation, make_corpus, make_run
 
-sync_api = pytest.importorskip("playwright.sync_api")
-pytest.importorskip("gradio")
+for package in ("playwright", "gradio"):  # importing them takes seconds
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 PATIENCE = 60_000  # milliseconds; the machine may be busy
@@ -25,23 +25,14 @@ def serve(place, labels, *options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "phf", "explore", str(place), "--labels", str(labels), "--port", port]
-    # A shell's background jobs ignore Ctrl-C, and hand that on.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, text=True, preexec_fn=listen
-    ) as server:
-        try:
-            said = []
-            while "in the browser" not in (said[-1] if said else ""):
-                said.append(server.stderr.readline())
-                assert said[-1], said
-            yield f"http://127.0.0.1:{port}", said
-        finally:
-            server.send_signal(signal.SIGINT)
-            rest = server.stderr.read()
-    assert server.returncode == 0
-    assert "Traceback" not in rest, rest
+    server = start_command("explore", place, "--labels", labels, "--port", port, *options)
+    try:
+        yield f"http://127.0.0.1:{port}", wait_for_page(server)
+    finally:
+        server.send_signal(signal.SIGINT)
+        code, said = server.finish()
+    assert code == 0
+    assert "Traceback" not in said, said
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +46,9 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    with sync_api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -114,16 +112,15 @@ def test_killed_before_its_record_the_same_command_trains(small_config, tmp_path
 def test_a_sweep_takes_its_trainings_with_it(number, small_config, tmp_path):
     config = small_config("objective.kind=mle", "tokens=1e9", "compile=off", "checkpoint_every=0")
     recipe = write_recipe(config, tmp_path / "recipe.yaml")
-    command = [sys.executable, "-m", "phf", "sweep", recipe, "seed=0,1", "-o", tmp_path / "sweep"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as sweep:
-        run = tmp_path / "sweep" / "seed=0"
-        wait_until(lambda: read_text(run / "metrics.jsonl").count("\n") > 20)
-        trainer = Path("/proc") / str(json.loads((run / LOCK_FILE).read_text())["pid"])
-        assert trainer.exists()
-        sweep.send_signal(number)
-        errors = sweep.communicate()[1]
+    sweep = start_command("sweep", recipe, "seed=0,1", "-o", tmp_path / "sweep")
+    run = tmp_path / "sweep" / "seed=0"
+    wait_for(lambda: read_text(run / "metrics.jsonl").count("\n") > 20, sweep)
+    trainer = Path("/proc") / str(json.loads((run / LOCK_FILE).read_text())["pid"])
+    assert trainer.exists()
+    sweep.send_signal(number)
+    code, errors = sweep.finish()
     if number == signal.SIGTERM:
-        assert sweep.returncode == 128 + number
+        assert code == 128 + number
         assert errors.splitlines()[-1] == "stopped; the same command goes on from here"
     wait_until(lambda: not trainer.exists())
     assert Run.open(run).steps, "it has saved"
