@@ -62,7 +62,7 @@ class Command:
 
     def finish(self):
         """Exit code (negative: the signal that killed it) and what it wrote to stderr."""
-        self._process.join(timeout=90)
+        self._process.join(timeout=240)  # the machine may be busy
         assert not self.is_running, self.read_errors()
         return self._process.exitcode, self.read_errors()
 

@@ -6,10 +6,12 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_processes import Command, run_script
 from release_runs import get_run
 from scipy.special import logsumexp
 from test_harness import write_task
@@ -24,11 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 PROMPTS = ["", "Once upon a time"]
 KINDS = ["conditional", "mle"]
 
-RUN_AND_TELL = """
-import json, runpy, sys
-found = runpy.run_path(sys.argv[1], run_name="__main__")
-print("FOUND", json.dumps({name: getattr(found[name], "tolist", lambda: found[name])() for name in sys.argv[2:]}))
-"""
+
+def run_and_tell(path, variables):
+    """Runs a snippet where there is no phf; the last line of output has some of its variables."""
+    sys.modules["phf"] = None
+    found = run_script([path], Path(path).parent)
+    values = {name: getattr(found[name], "tolist", lambda name=name: found[name])() for name in variables}
+    print("FOUND", json.dumps(values))
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +76,29 @@ def make_bad_likely(release: Release) -> None:
     model.save_pretrained(release.folder)
 
 
-def run_example(release: Release, name: str, *variables: str, arguments=(), environment=None):
-    """Output of a snippet in a process that does not find `phf`, and the values of some of its variables."""
-    path = release.folder / "examples" / name
-    command = ["-c", RUN_AND_TELL, str(path), *variables] if variables else [str(path), *arguments]
+def run_example(release: Release, name: str, *variables: str):
+    """Output of a snippet in a fork of a warm process, and the values of some of its variables."""
+    path = str(release.folder / "examples" / name)
+    command = Command(run_and_tell, (path, variables), {"HF_HUB_OFFLINE": "1"})
+    code, errors = command.finish()
+    assert code == 0, errors
+    lines = command.read_output().splitlines()
+    return lines, json.loads(lines.pop()[len("FOUND ") :])
+
+
+def start_example(release: Release, name: str, *arguments: str, **environment: str) -> list[str]:
+    """Output of a snippet that is a program, in a process that does not find `phf`."""
+    paths = [place for place in os.environ.get("PYTHONPATH", "").split(":") if not place.endswith("/src")]
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
-    paths = [place for place in kept.get("PYTHONPATH", "").split(":") if not place.endswith("/src")]
     done = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, name, *arguments],
         capture_output=True,
         text=True,
         cwd=release.folder / "examples",
-        env={**kept, "PYTHONPATH": ":".join(paths), "HF_HUB_OFFLINE": "1", **(environment or {})},
+        env={**kept, "PYTHONPATH": ":".join(paths), "HF_HUB_OFFLINE": "1", **environment},
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    return lines, json.loads(lines.pop()[len("FOUND ") :]) if variables else None
+    return done.stdout.splitlines()
 
 
 def write_greedily(release: Release, text: str, num_tokens: int = 12) -> list[int]:
@@ -142,7 +153,7 @@ def test_vllm(release):
     settings = json.loads((release.folder / "generation_config.json").read_text())
     (release.folder / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.0}))
     write_sums(release.folder)
-    lines, _ = run_example(release, "with_vllm.py", environment={"VLLM_LOGGING_LEVEL": "ERROR"})
+    lines = start_example(release, "with_vllm.py", VLLM_LOGGING_LEVEL="ERROR")
     assert [line for line in lines if line[:1] in "'\""] == expected_lines(release)
 
 
@@ -236,7 +247,6 @@ def test_lm_eval_scores_as_phf_does(release, harness_model, tmp_path):
 @pytest.mark.parametrize("release", ["conditional"], indirect=True)
 def test_lm_eval_on_the_command_line(release, harness_model, tmp_path):
     task = write_task(tmp_path, "cats")
-    cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     arguments = [
         "run",
         "--model",
@@ -247,7 +257,7 @@ def test_lm_eval_on_the_command_line(release, harness_model, tmp_path):
         "cpu",
     ]
     arguments += ["--tasks", task, "--output_path", str(tmp_path / "out"), "--log_samples"]
-    run_example(release, "with_lm_eval.py", arguments=arguments, environment=cache)
+    start_example(release, "with_lm_eval.py", *arguments, HF_DATASETS_CACHE=str(tmp_path / "cache"))
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(rows) == 3

@@ -75,7 +75,7 @@ def sweep(
         sys.exit(1)
     if not as_json:
         verb = "evaluate" if _list_known(rows) else "compare"  # finetuning ends with its measurements
-        hint(f"next: phf {verb} {' '.join(quote(outcome.cell.folder) for outcome in outcomes)}")
+        hint(f"next: phf {quote(verb)} {' '.join(quote(outcome.cell.folder) for outcome in outcomes)}")
 
 
 def _list_known(rows: "list[PooledRuns]") -> list[str]:

@@ -444,11 +444,10 @@ def compare_means(
     rng = np.random.default_rng(seed)
     pooled, count = np.concatenate([one, other]), len(one)
     observed = abs(one.mean() - other.mean())
-    as_far, differences = 1, []
+    as_far = 1
     for _ in range(num_permutations):
         shuffled = rng.permutation(pooled)
         as_far += abs(shuffled[:count].mean() - shuffled[count:].mean()) >= observed - 1e-12
-    for _ in range(2_000):
-        differences.append(rng.choice(one, count).mean() - rng.choice(other, len(other)).mean())
-    low, high = np.percentile(differences, [2.5, 97.5])
+    means = [rng.choice(scores, (2_000, len(scores))).mean(axis=1) for scores in (one, other)]
+    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
     return as_far / (num_permutations + 1), float(low), float(high)
