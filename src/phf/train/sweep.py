@@ -129,7 +129,8 @@ def plan_sweep(overrides: list[str], out: Path) -> tuple[list[str], list[GridCel
     fixed, swept = parse_grid(overrides)
     if not swept:
         raise PHFError(
-            "nothing to sweep: give a key several values, such as seed=0,1,2 or objective.kind=[mle,rwr]"
+            "nothing to sweep: give a key several values, such as seed=0,1,2 or objective.kind=[mle,rwr], or the recipe a group "
+            "of lists, such as 'sweep: {seed: [0, 1, 2]}'"
         )
     cells = [
         GridCell(combination, out / _folder_name(combination)) for combination in itertools.product(*swept)
