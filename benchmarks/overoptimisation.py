@@ -357,6 +357,9 @@ def draw(grid: Grid, results: dict, path: Path) -> None:
                 draw_forms(axis, fit, results["start"]["mean"])
         axis.axhline(results["start"]["mean"], color="0.7", linewidth=0.8, zorder=0)
         axis.set_title(f"{ARMS[arm]}, {num:,} labels", fontsize=9)
+    # A form that fits small d may leave the range of scores on larger ones.
+    highest = max(max(point["gold"] + Z * point["error"], point["proxy"]) for point in grid.points.values())
+    axes[0, 0].set(xscale="log", ylim=(-0.05 * highest, 1.05 * highest))
     for axis in axes[-1]:
         axis.set_xlabel("d = sqrt(KL from the start, nats a text)")
     for axis in axes[:, 0]:
@@ -382,7 +385,7 @@ def draw_points(axis: "Axes", groups: dict[tuple, list[dict]], arm: str, num: in
 
 
 def draw_forms(axis: "Axes", fit: dict, base: float) -> None:
-    places = np.linspace(LEAST_D, fit["largest"], 80)
+    places = np.geomspace(LEAST_D, fit["largest"], 80)
     for form, style, name in zip(fit["forms"], ("-", ":"), ("best", "rival"), strict=False):
         gain = FORMS[form["form"]](places, form["a"]["mean"], form["b"]["mean"])
         axis.plot(places, base - gain, style, color="0.2", linewidth=1)
@@ -395,7 +398,7 @@ def show(own: dict) -> str:
 
 
 def list_tables(results: dict) -> Iterator[str]:
-    """In Markdown, for docs/finetune.md."""
+    """In Markdown, for docs/lab/finetuning.md."""
     yield f"Start: {show(results['start'])}, distinct-2 {results['start_distinct']:.3f}\n"
     yield "| labels | arm | policy | d | gold | gold - proxy | distinct-2 |\n|---|---|---|---|---|---|---|"
     for row in sorted(results["ends"], key=lambda row: row["labels"]):
