@@ -18,11 +18,11 @@ from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.errors import PHFError
 from phf.finetune.loop import finetune
-from phf.finetune.policy import Drawing
 from phf.finetune.results import FINETUNE
 from phf.finetune.rloo import find_advantages, rloo_loss
 from phf.generate.engine import TokenDrawer
 from phf.generate.target import Target
+from phf.policies.drawing import Drawing
 from phf.policies.policy import Policy
 from phf.report.reading import read_runs
 from phf.train.run import Run
@@ -339,7 +339,7 @@ def test_what_cannot_be_is_said_in_one_line(places, tmp_path, capsys):
 
 
 def test_prompts_are_continued_and_groups_share_one(places, tmp_path, monkeypatch):
-    from phf.finetune.policy import Drawing
+    from phf.policies.drawing import Drawing
 
     mle, _ = places
     prompts = tmp_path / "prompts.txt"
@@ -434,11 +434,11 @@ def test_a_grid_of_finetunings_is_one_file_for_sweep(places, tmp_path, monkeypat
 def test_the_grid_of_the_docs_is_one(tmp_path):
     from docs_pages import ROOT, read_blocks
 
-    from phf.train.sweep import plan_sweep, read_grid
+    from phf.train.sweep import plan_sweep, read_grids
 
     (block,) = (own for own in read_blocks(ROOT / "docs/finetune.md") if own.title == "finetunings.yaml")
     (tmp_path / "grid.yaml").write_text(block.body)
-    base, overrides = read_grid(tmp_path / "grid.yaml", ["seed=[3,4]"])
+    base, (overrides,) = read_grids(tmp_path / "grid.yaml", ["seed=[3,4]"])
     assert base.pop("finetune") == "runs/mle"
     _, cells = plan_sweep(overrides, tmp_path)
     configs = [parse(FinetuneConfig, apply_overrides(base, list(cell.overrides)), "test") for cell in cells]

@@ -38,6 +38,7 @@ def _declare() -> "tuple[BaseModel, dict[str, str]]":
     epilog=examples(
         "phf finetune runs/mle -o runs/rloo --judge toxicity-lstm",
         "phf finetune runs/mle -o runs/dpo --method dpo:beta=0.05",
+        "phf finetune runs/mle -o runs/few --set proxy.gold=toxicity-lstm --set proxy.labels=300",
         "phf finetune runs/mle -o runs/further --method phf:conditional:threshold=0.3",
     ),
 )
@@ -72,7 +73,8 @@ def finetune(
 
     given = {**ctx.obj, "method": parse_method(method).model_dump()}
     config = parse(FinetuneConfig, apply_overrides(given, settings or []), "phf finetune")
-    warn_of_rewards([*([config.reward] if config.reward else []), *config.judges])
+    reward = config.proxy.gold if config.proxy else config.reward
+    warn_of_rewards([*([reward] if reward else []), *config.judges])
 
     from phf.finetune.loop import finetune as learn
     from phf.finetune.results import FINETUNE
@@ -96,7 +98,7 @@ def finetune(
 
 def _list_results(results: "FinetuneResults") -> "Table":
     """Scores of the start and of the result, and what they cost."""
-    from phf.finetune.results import CALLS, KL_TEXT, KL_TOKEN, LENGTH, SCORE
+    from phf.finetune.results import CALLS, KL_TEXT, KL_TOKEN, LABELS, LENGTH, SCORE
     from phf.report.verdict import format_interval
 
     table = make_table("What finetuning did, with 95 % intervals")
@@ -116,5 +118,8 @@ def _list_results(results: "FinetuneResults") -> "Table":
     )
     for measure in (KL_TEXT, KL_TOKEN):
         table.add_row(measure.title, "", format_interval(find(measure.name), 1))
-    table.add_row(CALLS.title, "", f"{find(CALLS.name).mean:,.0f}")
+    for measure in (CALLS, LABELS):
+        found = find(measure.name).mean
+        if found == found:  # not measured where there is no proxy
+            table.add_row(measure.title, "", f"{found:,.0f}")
     return table

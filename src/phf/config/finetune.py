@@ -90,6 +90,34 @@ def parse_method(text: str) -> "RLOO | DPO | KTO | BestOfN | Pretraining":
     return Pretraining(objective=objective, data="corpus" if is_corpus else "samples")
 
 
+class Proxy(StrictConfig):
+    """A reward model that is trained on labels of a gold judge, to be learned from in its place: what so many labels are worth."""
+
+    gold: str
+    """The reward model that labels, higher = worse; what is learned from never sees it."""
+    labels: Annotated[int, Field(ge=50)] = 1000
+    """Texts that it labels, in all rounds together."""
+    data: Literal["corpus", "samples", "policy"] = "samples"
+    """Which: segments of the start run's training split (corpus), texts of the start model (samples), or texts of the policy as it is, anew
+    in each round (policy; for rloo)."""
+    rounds: _Count = 4
+    """Of labelling and training anew, for data: policy; each has its share of the labels and of the steps."""
+
+    @property
+    def num_rounds(self) -> int:
+        """Proxies that are trained, one after the other."""
+        return self.rounds if self.data == "policy" else 1
+
+    @property
+    def labels_a_round(self) -> int:
+        """What does not divide is not spent."""
+        return self.labels // self.num_rounds
+
+    def round_of(self, step: int, steps: int) -> int:
+        """The round of a step, counted from 0; they are as long as one another, but for a step."""
+        return step * self.num_rounds // steps
+
+
 class PolicySampling(TextSampling):
     """How texts are drawn to learn from and to measure: from all tokens, as the policy has them."""
 
@@ -117,6 +145,8 @@ class FinetuneConfig(StrictConfig):
     """What is finetuned: the model without control tokens (untagged) or in good mode; null takes the mode that one would release."""
     reward: str | None = None
     """The reward model to learn from, higher = worse as everywhere; null takes the one that scored the start run's corpus."""
+    proxy: Proxy | None = None
+    """To learn from a reward model that is trained for it, on labels of proxy.gold, in place of one that is there."""
     judges: tuple[str, ...] = ()
     """Held-out judges that measure the result and are not learned from."""
     prompts: str | None = None
@@ -165,6 +195,8 @@ class FinetuneConfig(StrictConfig):
             raise ValueError(
                 f"sampling.seed is that of all random numbers here; give --seed {self.sampling.seed}"
             )
+        if self.proxy is not None:
+            self._check_proxy(self.proxy)
         if isinstance(self.method, RLOO):
             group = self.method.group or self.texts
             if group < 2 or self.texts % group:
@@ -172,6 +204,19 @@ class FinetuneConfig(StrictConfig):
                     f"texts {self.texts} is no multiple of a group of {group}; give --texts {2 * group}"
                 )
         return self
+
+    def _check_proxy(self, proxy: Proxy) -> None:
+        if self.reward is not None or self.preferences is not None:
+            raise ValueError(
+                f"proxy.gold {proxy.gold} trains what is learned from; leave out {'reward' if self.reward else 'preferences'}"
+            )
+        if proxy.data == "policy" and not isinstance(self.method, RLOO):
+            raise ValueError(
+                f"proxy.data policy refreshes on what the policy writes, and {self.method.kind} learns from fixed texts; give "
+                "proxy.data=samples, or --method rloo"
+            )
+        if proxy.num_rounds > self.steps:
+            raise ValueError(f"proxy.rounds {proxy.rounds} are more than {self.steps} steps; give fewer")
 
 
 OPTIONS = {

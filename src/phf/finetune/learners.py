@@ -11,6 +11,7 @@ from torch import Tensor
 from phf.config.finetune import RLOO, BestOfN
 from phf.errors import PHFError
 from phf.finetune.pool import Pool
+from phf.finetune.proxy import Proxies
 from phf.finetune.rloo import find_advantages, rloo_loss
 from phf.finetune.start import Start
 
@@ -39,13 +40,13 @@ class Learner(Protocol):
 class OnPolicy:
     """RLOO on samples of the policy as it is."""
 
-    def __init__(self, start: Start, settings: RLOO) -> None:
-        self._start, self._settings = start, settings
+    def __init__(self, start: Start, settings: RLOO, proxies: Proxies) -> None:
+        self._settings, self._proxies = settings, proxies
         self._group = settings.group or start.config.texts
 
     def step(self, model: "PreTrainedModel", step: int, update: Update) -> dict[str, float]:
         """Write, score, and climb the reward."""
-        start, settings = self._start, self._settings
+        start, settings = self._proxies.at(step, model), self._settings
         num = start.config.texts
         groups = range(step * num // self._group, (step + 1) * num // self._group)
         prompts = [start.prompts[group % len(start.prompts)] for group in groups for _ in range(self._group)]

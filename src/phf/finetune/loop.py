@@ -18,6 +18,7 @@ from phf.finetune.learners import Learner, Likelihood, OnPolicy, Used
 from phf.finetune.measure import measure_result
 from phf.finetune.pairs import Preferences, read_preferences, take_samples, take_segments
 from phf.finetune.pool import Pool
+from phf.finetune.proxy import Proxies
 from phf.finetune.results import FINETUNE
 from phf.finetune.start import Start
 from phf.finetune.trl import Preferring, check_trl
@@ -80,7 +81,8 @@ def finetune(
         method = config.method
         return train_further(run, folder, config, method, load, wait=wait, say=say, progress=progress)
     with lock_folder(folder, "finetuning", wait=wait, say=say):
-        start = Start.open(run, config, load)
+        proxies = Proxies(Start.open(run, config, load), folder, progress)
+        start = proxies.at(0)
         given = _read_given(start)
         own = start.open_run(folder)
         if own.is_finished and FINETUNE.is_in(folder):
@@ -88,9 +90,10 @@ def finetune(
             return own
         for note in start.notes:
             say(f"{own.name}: {note}")
-        learner, used, pool = _open_learner(start, own, given, progress)
+        learner, used, pool = _open_learner(start, proxies, own, given, progress)
         model = _take_steps(start, own, learner, say, progress)
-        FINETUNE.write(folder, measure_result(start, own, model, used, pool, progress))
+        last = proxies.at(config.steps - 1)
+        FINETUNE.write(folder, measure_result(last, own, model, used, pool, progress))
     return own
 
 
@@ -106,12 +109,12 @@ def _read_given(start: Start) -> Preferences | None:
 
 
 def _open_learner(
-    start: Start, run: Run, given: Preferences | None, progress: Progress | None
+    start: Start, proxies: Proxies, run: Run, given: Preferences | None, progress: Progress | None
 ) -> tuple[Learner, Used, Pool | None]:
     """The method, what it costs in all, and the pool it draws from if it does."""
     method, config = start.config.method, start.config
     if isinstance(method, RLOO):
-        return OnPolicy(start, method), Used(config.steps * config.texts, None), None
+        return OnPolicy(start, method, proxies), Used(config.steps * config.texts, None), None
     pool = None
     if given is None:
         pool = Pool.draw(start, run.folder, run.id, progress)
@@ -130,7 +133,8 @@ def _take_steps(
         copy.deepcopy(start.model).requires_grad_(True).eval()
     )  # without dropout, which would not be the policy that writes
     trained, config = Trained(model, None), start.config
-    optimizers = make_optimizers(model, None, _find_optim(config))
+    optim = OptimConfig(learning_rate=config.learning_rate, weight_decay=0.0, beta2=0.999)
+    optimizers = make_optimizers(model, None, optim)
     state, last = TrainState(step=start.step), start.step + config.steps
     remove_leftovers(run.folder)
     if run.steps:
@@ -177,10 +181,6 @@ def _take_steps(
                 )
         checkpointer.wait()
     return model
-
-
-def _find_optim(config: FinetuneConfig) -> OptimConfig:
-    return OptimConfig(learning_rate=config.learning_rate, weight_decay=0.0, beta2=0.999)
 
 
 def _update(loss: Tensor, model: nn.Module, optimizers: list[Optimizer], clip_norm: float) -> float:

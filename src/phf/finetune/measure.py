@@ -16,6 +16,7 @@ from phf.finetune.results import (
     CALLS,
     KL_TEXT,
     KL_TOKEN,
+    LABELS,
     LENGTH,
     SCORE,
     WRITTEN,
@@ -70,6 +71,8 @@ def measure_result(
     rows.append(Measurement(KL_TOKEN.name, bootstrap_ratio(gaps, lengths, *settings)))
     tokens = _count_tokens(run, config.texts) if used.tokens is None else used.tokens
     rows += [Measurement(CALLS.name, bare(used.calls)), Measurement(WRITTEN.name, bare(tokens))]
+    if config.proxy is not None:
+        rows.append(Measurement(LABELS.name, bare(config.proxy.labels_a_round * config.proxy.num_rounds)))
     if pool is not None:
         rows += list_best(pool, *settings)
     names = [judge.model.identity.name for judge in start.judges]

@@ -19,6 +19,7 @@ from phf.errors import PHFError
 from phf.finetune.pool import Pool
 from phf.finetune.start import Start
 from phf.generate.engine import Ids
+from phf.tokens.tokens import TokenCache
 
 _PROMPTS = ("prompt", "post", "question", "query")
 _CHOICES = ("preference", "choice", "label")
@@ -67,9 +68,8 @@ def take_segments(start: Start) -> Preferences:
     """
     data, config = start.run.data(), start.config
     tokens = data.tokens
-    is_train = np.repeat(tokens.is_train, tokens.document_segments)
-    fits = (tokens.segment_lengths > 0) & (tokens.segment_lengths <= config.sampling.max_new_tokens)
-    found = np.flatnonzero(is_train & fits & np.isfinite(data.scores))
+    found = find_segments(tokens, config.sampling.max_new_tokens)
+    found = found[np.isfinite(data.scores[found])]
     chosen = np.random.default_rng(config.seed).permutation(found)[: config.pool]
     own = list(Segments(tokens, chosen))
     scores = (
@@ -79,6 +79,13 @@ def take_segments(start: Start) -> Preferences:
     )
     texts = [Judged(list(start.drawing.drawer.rules.prefix), list(ids)) for ids in own]
     return _judge(start, texts, scores, 0 if start.is_annotators else len(texts), 0)
+
+
+def find_segments(tokens: TokenCache, longest: int) -> npt.NDArray[np.int64]:
+    """The segments of the training split that are no longer than a sample, in tokens."""
+    is_train = np.repeat(tokens.is_train, tokens.document_segments)
+    lengths = tokens.segment_lengths
+    return np.flatnonzero(is_train & (lengths > 0) & (lengths <= longest))
 
 
 def _judge(

@@ -12,8 +12,9 @@ from phf.config.finetune import FinetuneConfig, Pretraining
 from phf.config.train import TrainConfig, parse
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
-from phf.files import Place, hash_json, write_bytes
+from phf.files import Place, write_bytes
 from phf.finetune.pool import POOL_STREAM
+from phf.finetune.proxy import Proxies
 from phf.finetune.start import Start
 from phf.folders import lock_folder
 from phf.records import Progress
@@ -42,9 +43,9 @@ def train_further(
     Raises:
         PHFError: see `Start.open` and `phf.train.loop.train`; prompts are given.
     """
-    start = Start.open(place, config, load)
+    start = Proxies(Start.open(place, config, load), folder, progress).at(0)
     base, config = start.run, start.config
-    own = {"corpus": str(base.find_corpus()), "reward_model": config.reward or base.config.reward_model}
+    own = {"corpus": str(base.find_corpus()), "reward_model": start.reward_spec}
     if method.data == "samples":
         own |= _make_corpus(start, folder.with_name(f"{folder.name}-samples"), own["reward_model"], progress)
     optim = base.config.optim.model_copy(
@@ -79,12 +80,11 @@ def _make_corpus(start: Start, place: Path, reward_model: str, progress: Progres
             "--method phf learns from whole texts, and --prompts would put strange ones into them; leave it out"
         )
     segments = "document" if start.run.config.segments == "imported" else start.run.config.segments
-    key = hash_json([start.run.id, start.step, start.describe(), config.seed])[:8]
-    texts = place / f"samples-{key}.jsonl"
+    texts = place / f"samples-{start.key}.jsonl"
     with lock_folder(place, "writing samples into"):
         if not texts.exists():
             write_bytes(texts, _write_samples(start, progress))
-        corpus = build_corpus([texts], place / f"corpus-{key}", progress=progress)
+        corpus = build_corpus([texts], place / f"corpus-{start.key}", progress=progress)
         annotate(corpus, reward_model, segments, workers=1, progress=progress)
         tokenizer = str(checkpoint_folder(start.run.folder, start.step))
         tokenize(corpus, tokenizer, segments, workers=1, progress=progress)

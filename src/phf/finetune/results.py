@@ -59,6 +59,14 @@ CALLS = Measure(
     "The corpus of the start run may have been scored as well.",
     group=_GROUP,
 )
+LABELS = Measure(
+    "finetune_labels",
+    "Labels of the gold judge",
+    "texts",
+    "Texts that the gold judge labelled to train the reward model that was learned from.",
+    "",
+    group=_GROUP,
+)
 WRITTEN = Measure(
     "finetune_written", "Tokens written to learn from", "tokens", "By the model itself.", "", group=_GROUP
 )
@@ -80,7 +88,7 @@ BEST_KL = Measure(
     group=_GROUP,
     at="n",
 )
-MEASURES = [SCORE, KL_TEXT, KL_TOKEN, LENGTH, CALLS, WRITTEN, BEST_SCORE, BEST_KL]
+MEASURES = [SCORE, KL_TEXT, KL_TOKEN, LENGTH, CALLS, LABELS, WRITTEN, BEST_SCORE, BEST_KL]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from phf.corpus.rows import open_file
 from phf.errors import PHFError
 from phf.evaluate.judges import LoadedJudge, load_judges
 from phf.files import Place, hash_json, read_json
-from phf.finetune.policy import Drawing
 from phf.folders import LOCK_FILE
 from phf.generate.engine import Ids, Written
 from phf.generate.target import REDRAW, Target
 from phf.objectives import label_conditions, modes_of
+from phf.policies.drawing import Drawing
 from phf.records import Identity, Mode, Progress
 from phf.reward_models import RewardModel, score_samples
 from phf.tokens.tokenizer import Tokenizer
@@ -49,6 +49,7 @@ class Start:
         model: the start model, which stays as it is: the reference of the KL.
         drawing: how its mode writes.
         judges: the reward model that is learned from, first.
+        reward_spec: how that one is loaded.
         prompts: ids that texts stand behind; one empty prompt without a file.
     """
 
@@ -59,6 +60,7 @@ class Start:
     tokenizer: Tokenizer
     drawing: Drawing
     judges: Sequence[LoadedJudge]
+    reward_spec: str
     notes: list[str]
     prompts: Sequence[Ids]
 
@@ -74,7 +76,8 @@ class Start:
         run = Run.open(folder)
         step = run.resolve_step(step)
         mode = _choose_mode(run, config.mode)
-        judges, notes = _choose_judges(run, config, load)
+        spec = config.proxy.gold if config.proxy else config.reward
+        judges, notes = _choose_judges(run, config, spec, load)
         seed = run.config.seed if config.seed is None else config.seed
         sampling = config.sampling.model_copy(update={"seed": seed})
         config = config.model_copy(update={"seed": seed, "sampling": sampling})
@@ -83,7 +86,8 @@ class Start:
         target = Target.create(mode, model, tokenizer, run.config.objective, run.config.segments)
         prompts = [()] if config.prompts is None else _read_prompts(Path(config.prompts), target, config)
         drawing = Drawing.create(target, sampling)
-        return cls(run, step, config, model, tokenizer, drawing, judges, notes, prompts)
+        reward = spec or run.config.reward_model
+        return cls(run, step, config, model, tokenizer, drawing, judges, reward, notes, prompts)
 
     @property
     def reward(self) -> LoadedJudge:
@@ -94,6 +98,11 @@ class Start:
     def is_annotators(self) -> bool:
         """Whether what is learned from has scored the run's corpus, too."""
         return self.reward.model.identity == Identity.from_json(self.run.record["reward_model"])
+
+    @property
+    def key(self) -> str:
+        """Tells what is made beside a run for it from what another command made there."""
+        return hash_json([self.run.id, self.step, self.describe(), self.config.seed])[:8]
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """Scores by the reward model that is learned from, float64 [N]; NaN = unscored."""
@@ -193,14 +202,14 @@ def _choose_mode(run: Run, wanted: Mode | None) -> Mode:
 
 
 def _choose_judges(
-    run: Run, config: FinetuneConfig, load: Callable[[str], RewardModel]
+    run: Run, config: FinetuneConfig, reward: str | None, load: Callable[[str], RewardModel]
 ) -> tuple[list[LoadedJudge], list[str]]:
-    """The reward model that is learned from, then the annotator of the start run, then the held-out ones; each once."""
+    """The reward model that is learned from, or that labels for it, then the annotator of the start run, then the held-out ones; each once."""
     annotator = Identity.from_json(run.record["reward_model"])
-    specs = [*([config.reward] if config.reward else []), *config.judges]
+    specs = [*([reward] if reward else []), *config.judges]
     judges, notes = load_judges(annotator, annotator.slug, run.config.reward_model, specs, load)
-    if config.reward:
-        first = load(config.reward).identity.slug
+    if reward:
+        first = load(reward).identity.slug
         judges.sort(key=lambda judge: judge.slug != first)
     return judges, notes
 

@@ -17,8 +17,8 @@ import torch
 from phf.config.finetune import DPO, KTO
 from phf.errors import PHFError
 from phf.finetune.pairs import Judged, Preferences
-from phf.finetune.policy import Drawing
 from phf.finetune.start import Start
+from phf.policies.drawing import Drawing
 from phf.train.checkpoint import checkpoint_folder
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -96,20 +96,25 @@ def _dump(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
-def read_grid(recipe: Place, overrides: Sequence[str]) -> tuple[dict[str, object], list[str]]:
-    """A recipe without its `sweep`, and what that and the overrides say; an override takes the place of its key's list, so that
-    folders keep their names.
+def read_grids(recipe: Place, overrides: Sequence[str]) -> tuple[dict[str, object], list[list[str]]]:
+    """A recipe without its `sweep`, and for each group of lists under it what that and the overrides say; an override takes the place of
+    its key's list, so that folders keep their names.
 
     Raises:
-        PHFError: see `read_recipe`; `sweep` is no group of keys.
+        PHFError: see `read_recipe`; `sweep` is neither a group of keys nor a list of such groups.
     """
     base = read_recipe(recipe)
     swept = base.pop("sweep", {})
-    if not isinstance(swept, dict):
+    groups = swept if isinstance(swept, list) and swept else [swept]
+    if not all(isinstance(group, dict) for group in groups):
         raise PHFError(
-            f"recipe {recipe}: sweep={swept!r} is no group of keys; give lists by key, such as seed: [0, 1]"
+            f"recipe {recipe}: sweep={swept!r} is no group of keys, and no list of groups; give lists by key, such as seed: [0, 1]"
         )
-    own = {key: f"{key}={_dump(values)}" for key, values in swept.items()}
+    return base, [_override_lists(group, overrides) for group in groups]
+
+
+def _override_lists(group: dict[str, object], overrides: Sequence[str]) -> list[str]:
+    own = {key: f"{key}={_dump(values)}" for key, values in group.items()}
     rest = []
     for override in overrides:
         key = override.partition("=")[0]
@@ -117,7 +122,7 @@ def read_grid(recipe: Place, overrides: Sequence[str]) -> tuple[dict[str, object
             own[key] = override
         else:
             rest.append(override)
-    return base, [*own.values(), *rest]
+    return [*own.values(), *rest]
 
 
 def plan_sweep(overrides: list[str], out: Path) -> tuple[list[str], list[GridCell]]:
@@ -158,7 +163,8 @@ def run_sweep(
     """Train every run of a grid, or go on with it; a run that fails is listed and does not stop the others.
 
     Args:
-        recipe: of `phf train`, or with `finetune: RUN` of `phf finetune`; lists under `sweep` are part of the grid.
+        recipe: of `phf train`, or with `finetune: RUN` of `phf finetune`; lists under `sweep` are part of the grid, or
+            of each of several, one after the other, where it is a list of such groups.
         workers: runs at a time; for `slurm`, jobs at a time.
         launcher: `local` processes with one thread each (and a GPU each, if there are any), `slurm` jobs, `ray` tasks. They
             save and stop when this process ends, however it does.
@@ -167,16 +173,17 @@ def run_sweep(
     Raises:
         PHFError: see `plan_sweep`, `read_recipe`; the launcher's package is not installed; another process writes into `out`.
     """
-    base, given = read_grid(recipe, as_list(overrides))
-    fixed, cells = plan_sweep(given, Path(out))
-    base = apply_overrides(base, fixed)
+    base, grids = read_grids(recipe, as_list(overrides))
+    bases: dict[GridCell, dict[str, object]] = {}
+    for given in grids:
+        fixed, cells = plan_sweep(given, Path(out))
+        bases |= dict.fromkeys(cells, apply_overrides(base, fixed))
     with lock_folder(Path(out), "sweeping into", wait=wait, say=say):
-        return _run_cells(cells, base, workers, launcher, wait, say, progress)
+        return _run_cells(bases, workers, launcher, wait, say, progress)
 
 
 def _run_cells(
-    cells: Sequence[GridCell],
-    base: dict[str, object],
+    cells: Mapping[GridCell, dict[str, object]],
     workers: int,
     launcher: Launcher,
     wait: bool,
@@ -186,7 +193,7 @@ def _run_cells(
     outcomes: dict[GridCell, CellOutcome] = {}
     commands: dict[GridCell, list[str]] = {}
     checked: set[str] = set()
-    for cell in cells:
+    for cell, base in cells.items():
         try:
             if (command := _prepare(cell, base, checked)) is None:
                 outcomes[cell] = CellOutcome(cell, None)
