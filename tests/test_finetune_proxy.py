@@ -20,6 +20,8 @@ from phf.finetune.proxy import _STREAM
 from phf.finetune.results import FINETUNE
 from phf.finetune.start import Start
 from phf.reward_models import load_reward_model, score_samples
+from phf.train import sweep
+from phf.train.run import Run
 
 GOLD = '''"""Share of vowels."""
 
