@@ -86,10 +86,9 @@ class Proxies:
         return gold.write(model, prompts, _STREAM + number, what, self.progress)[1]
 
     def _label(self, texts: Sequence[str]) -> bytes:
-        """The gold judge's scores of texts, as lines of JSON; what is blank or has no score is no label."""
-        is_probability = self.gold.reward.model.unit == "probability"
+        """The gold judge's scores of texts, as ratings in lines of JSON; what is blank or has no score is no label."""
         rows = [
-            {"text": text, **({"label": score} if is_probability else {"rating": -score})}
+            {"text": text, "rating": -score}
             for text, score in zip(texts, self.gold.score(texts).tolist(), strict=True)
             if text.strip() and np.isfinite(score)
         ]
