@@ -144,7 +144,7 @@ def test_a_label_holds_its_target_kind_and_score_and_padding_is_ignored(small_co
     blocks = data.training_blocks()
     batch = blocks.rows(np.arange(3000))
     columns = {name: torch.from_numpy(column) for name, column in make_columns(batch).items()}
-    packed = _pack(columns["shift_labels"].long(), columns["scores"], columns["kinds"], columns["is_active"])
+    packed = _pack(columns["targets"].long(), columns["scores"], columns["kinds"], columns["is_active"])
     is_learned = torch.from_numpy(batch.kinds != 0)
     assert torch.equal(packed != IGNORED, is_learned)
     assert not is_learned.all(), "the corpus has an epoch that ends in padding"
@@ -184,7 +184,7 @@ def test_what_would_train_another_loss_is_one_line(small_config, tmp_path):
         own.compute_loss(model(**batch, use_cache=False), labels)
     with pytest.raises(PHFError, match="keeps a cache"):
         own.compute_loss(model(**batch, use_cache=True), labels)
-    with pytest.raises(PHFError, match=r"no column 'shift_labels'.*remove_unused_columns=False"):
+    with pytest.raises(PHFError, match=r"no column 'targets'.*remove_unused_columns=False"):
         own.collate([{name: row[name] for name in ("input_ids", "position_ids")} for row in rows])
     model.resize_token_embeddings(508, mean_resizing=False)
     with pytest.raises(PHFError, match="the model has 508 embeddings, and control tokens are ids"):

@@ -17,7 +17,9 @@ from torch.utils.data import Dataset
 
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
+from phf.files import Place
 from phf.integrations.columns import IGNORED, make_columns
+from phf.integrations.export import read_export
 from phf.integrations.loss import TokenLoss
 from phf.model import lm
 from phf.model.probes import check_isolation
@@ -70,13 +72,23 @@ class TrainerObjective:
     """An objective's collator and loss for `Trainer`: `data_collator=own.collate, compute_loss_func=own.compute_loss`."""
 
     def __init__(self, loss: TokenLoss, *, isolate_documents: bool = True) -> None:
-        """The loss of an export (`phf.integrations.export.read_export`); for a run on data that is here see `of`."""
+        """For a run on data that is here see `of`, for an export `read`."""
         self._loss, self._isolate_documents = loss, isolate_documents
 
     @classmethod
     def of(cls, data: TrainingData) -> Self:
         """The objective of a run on this data."""
         return cls(TokenLoss.of(data), isolate_documents=data.config.data.isolate_documents)
+
+    @classmethod
+    def read(cls, folder: Place) -> Self:
+        """The objective of an export (`phf tokens export --format datasets`), which needs no corpus.
+
+        Raises:
+            PHFError: see `read_export`.
+        """
+        manifest = read_export(folder)
+        return cls(TokenLoss.from_json(manifest["loss"]), isolate_documents=manifest["isolate_documents"])
 
     def prepare(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """Check a model, whose vocabulary holds the control tokens, and add to it what the objective trains beside it.
@@ -136,7 +148,7 @@ class TrainerObjective:
                 f"the rows have no column {error}: give TrainingArguments remove_unused_columns=False, and as train_dataset a "
                 "BlockDataset or what 'phf tokens export --format datasets' wrote"
             ) from None
-        labels = _pack(*(columns[name] for name in ("shift_labels", "scores", "kinds", "is_active")))
+        labels = _pack(*(columns[name] for name in ("targets", "scores", "kinds", "is_active")))
         # Trainer counts the labels but for the first of each row.
         labels = nn.functional.pad(labels, (1, 0), value=IGNORED)
         batch = {"input_ids": columns["input_ids"], "position_ids": columns["position_ids"], "labels": labels}
@@ -227,7 +239,7 @@ def make_optimizer(
 _COLUMNS: dict[str, type[np.generic]] = {
     "input_ids": np.int64,
     "position_ids": np.int64,
-    "shift_labels": np.int64,
+    "targets": np.int64,
     "scores": np.float32,
     "kinds": np.uint8,
     "segment_labels": np.uint8,
