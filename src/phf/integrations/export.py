@@ -74,7 +74,7 @@ def export_blocks(
         else:
             write_sealed(out / _MANIFEST, manifest)
             data.tokens.tokenizer.save(out / "tokenizer")
-        _write_shards(out, manifest, layout, blocks, progress)
+        write_shards(out, manifest, layout, blocks, progress)
         indices = [shard["index"] for shard in manifest["shards"]]
         manifest["index_files"] = {name: hash_file(out / name) for name in write_index(layout, out, indices)}
         num_padding = sum(shard["num_padding"] for shard in manifest["shards"])
@@ -204,9 +204,14 @@ def _is_whole(path: Path, expected: str) -> bool:
     return path.is_file() and hash_file(path) == expected
 
 
-def _write_shards(
-    out: Path, manifest: Manifest, layout: Layout, blocks: TrainingBlocks, progress: Progress | None
+def write_shards(
+    out: Path,
+    manifest: Manifest,
+    layout: Layout,
+    blocks: TrainingBlocks,
+    progress: Progress | None = None,
 ) -> None:
+    """Write the shards of a manifest that have no entry, and their entries."""
     num_blocks, size = manifest["num_blocks"], manifest["shard_blocks"]
     scratch = out / ".shard.partial"
     for shard, entry in enumerate(manifest["shards"]):
