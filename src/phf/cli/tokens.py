@@ -8,7 +8,11 @@ import typer
 from phf.cli.options import SETTINGS, AsJSON, Verbs, check_choice, examples, print_json
 from phf.terminal import hint, quote, say, show_progress
 
-app = Verbs(help="What a run would read, for other engines.", **SETTINGS)
+app = Verbs(
+    help="What a run would read, for other engines.",
+    epilog=examples("phf tokens export default reward_model=toxicity-svm -o exported --format datasets"),
+    **SETTINGS,
+)
 
 
 @app.callback()
@@ -50,13 +54,13 @@ def export(
     from phf.config.train import load_train_config
     from phf.integrations.formats import ExportFormat
 
-    kind = check_choice("format", kind, get_args(ExportFormat))
+    chosen: ExportFormat = check_choice("format", kind, get_args(ExportFormat))
     config = load_train_config(recipe, overrides or [])
     from phf.integrations.export import export_blocks
 
     with show_progress() as progress:
         manifest = export_blocks(
-            config, out, kind, epochs=epochs, shard_tokens=shard_tokens, progress=progress
+            config, out, chosen, epochs=epochs, shard_tokens=shard_tokens, progress=progress
         )
     for line in manifest["lost"]:
         say(f"note: {line}")

@@ -70,15 +70,19 @@ class TokenLoss:
         }
 
     def nll(self, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """-log p of each target in nats, float32: exact near p = 1 where the objective needs it (unlikelihood)."""
-        flat = lm.nll_of_logits(logits.flatten(0, 1), targets.flatten(), self.objective.needs_exact_nll)
+        """-log p of each target in nats, float32: exact near p = 1 where the objective needs it (unlikelihood).
+
+        Of targets below 0, which are padding, it is some number.
+        """
+        places = targets.flatten().clamp(min=0)
+        flat = lm.nll_of_logits(logits.flatten(0, 1), places, self.objective.needs_exact_nll)
         return flat.view(targets.shape)
 
     def __call__(
         self,
         nll: Float[Tensor, "B T"],
         scores: Float[Tensor, "B T"],
-        kinds: UInt8[Tensor, "B T"],
+        kinds: Int[Tensor, "B T"] | UInt8[Tensor, "B T"],
         *,
         is_active: Bool[Tensor, "B"] | None = None,
         values: Float[Tensor, "B T"] | None = None,
@@ -95,6 +99,7 @@ class TokenLoss:
             is_active: blocks in which the objective is active; the others are trained on as plain MLE. None: all.
             values: AWR's prediction of the normalised reward, where the target is predicted.
         """
+        kinds = kinds.to(torch.uint8)
         losses = token_loss(self.objective, nll, scores, kinds, values)
         if is_active is None:
             return losses

@@ -206,6 +206,7 @@ def training_arguments(config: TrainConfig) -> dict[str, Any]:
         "per_device_train_batch_size": optim.batch_blocks,
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "learning_rate": optim.learning_rate,
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": optim.final_fraction},
