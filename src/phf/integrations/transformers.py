@@ -5,6 +5,7 @@ packed into its label: one int64, which is counted, moved and sharded as labels 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,6 +15,8 @@ import transformers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
 from phf.config.train import TrainConfig
 from phf.errors import PHFError
@@ -31,12 +34,19 @@ from phf.train.optim import learning_rate_factor, make_optimizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.utils import ModelOutput
 
 _TARGET_BITS, _KIND_BITS = 28, 2
 _ACTIVE_BIT = _TARGET_BITS + _KIND_BITS
 _SCORE_BIT = 32
 """A label: the target's id, its kind, whether the objective is active, and from here on the bits of its score (float32)."""
+
+
+@dataclass
+class ValuedOutput(CausalLMOutputWithPast):  # type: ignore[misc]
+    """What a model with a value head gives: also the predicted reward of each target [B, T]. DDP takes apart and makes again
+    no other class than one whose fields it knows."""
+
+    token_values: Tensor | None = None
 
 
 class BlockDataset(Dataset[dict[str, npt.NDArray[np.generic]]]):
@@ -156,7 +166,7 @@ class TrainerObjective:
         return batch if conditions is None else {**batch, "conditions": conditions}
 
     def compute_loss(
-        self, outputs: "ModelOutput", labels: Tensor, num_items_in_batch: Tensor | int | None = None
+        self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The loss of a micro-batch as a part of its step's: the sum of its tokens' over all targets of the step.
 
@@ -173,7 +183,7 @@ class TrainerObjective:
                 "the model keeps a cache, and with it documents of a block see each other; give use_cache=False to "
                 "TrainingArguments, where it is the default"
             )
-        values = outputs.get("values")
+        values = outputs.get("token_values")
         if self._loss.objective.has_value_head and values is None:
             raise PHFError("the model has no value head; give Trainer what prepare(model) returns")
         targets, scores, kinds, is_active = _unpack(labels[:, 1:])
@@ -273,9 +283,13 @@ def _add_value_head(model: "PreTrainedModel", head: lm.ValueHead) -> None:
     def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         values.append(model.value_head(args[0]))
 
-    def give(module: nn.Module, args: object, outputs: "ModelOutput") -> "ModelOutput":
-        outputs["values"] = values.pop()
-        return outputs
+    def give(module: nn.Module, args: object, outputs: ModelOutput) -> ValuedOutput:
+        return ValuedOutput(
+            logits=outputs["logits"],
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            token_values=values.pop(),
+        )
 
     model.get_output_embeddings().register_forward_pre_hook(read)
     model.register_forward_hook(give)
