@@ -22,6 +22,7 @@ def commands(scratch: str) -> dict[str, tuple[list[str], dict[str, str]]]:
     return {
         "loader": ([], ONE_CORE),
         "loader_rivals": ([], ONE_CORE),
+        "export": ([], ONE_CORE),
         "reward_models": ([], ONE_CORE),
         "annotate": (["--dir", scratch, "--memory", "30", "100", "--speed", "60"], {}),
         "distill": ([], ONE_CORE),

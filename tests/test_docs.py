@@ -45,10 +45,12 @@ def test_the_commands_of_a_guide_page_run(page, readme_folder, tmp_path, monkeyp
 
 @pytest.mark.parametrize("page", sorted(docs_pages.ROOT.glob("docs/*.md")), ids=lambda page: page.stem)
 def test_the_commands_of_every_page_exist(page):
-    for block in docs_pages.read_blocks(page):
+    blocks = docs_pages.read_blocks(page)
+    files = {block.title for block in blocks}
+    for block in blocks:
         if block.language == "sh":
             for words in block.lines():
-                docs_pages.check_line(words)
+                docs_pages.check_line(words, files)
 
 
 @pytest.mark.parametrize("page", [docs_pages.ROOT / "README.md", *PAGES], ids=lambda page: page.stem)

@@ -53,6 +53,11 @@ MLE_SHARE = 0.99
 """Weights with a larger effective sample share train what MLE would (the fault of beta = 10 on raw scores)."""
 
 
+LossReads = Literal["nothing", "mask", "weight", "inputs", "scores"]
+"""What an engine must know of a token to train with an objective: nothing but the ids; which tokens are not learned; a number
+that its NLL is multiplied with; what is added to the model's inputs; its score, for a loss that is no multiple of the NLL."""
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """An objective resolved against a training split.
@@ -98,6 +103,25 @@ class Objective:
     def needs_exact_nll(self) -> bool:
         """Whether a token that the model is all but sure of must still have a slope: else it would never be unlearned."""
         return isinstance(self.config, Unlikelihood | Custom)
+
+    @property
+    def loss_reads(self) -> LossReads:
+        """What the loss of a token rests on, beside its NLL: see `LossReads`."""
+        match self.config:
+            case MLE() | Filtering() | Removal() | Tagging():
+                return "nothing"
+            case Conditional() | Quantile():
+                return "nothing" if self.config.control_loss else "mask"
+            case Masking():
+                return "mask"
+            case RWR():
+                return "weight"
+            case Additive() | Scalar():
+                return "inputs"
+            case Unlikelihood() | AWR() | Custom():
+                return "scores"
+            case _:
+                assert_never(self.config)
 
     @property
     def kept_share(self) -> float:

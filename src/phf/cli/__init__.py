@@ -28,6 +28,7 @@ from phf.cli import (
     runs,
     show,
     sweep,
+    tokens,
 )
 from phf.cli.failures import check_memory_limit, explain_failure
 from phf.cli.options import SETTINGS, InterruptedCommand, Quiet, examples
@@ -41,7 +42,7 @@ _MAX_LINE = 4000
 
 GROUPS = {
     "Start": ["demo", "cache"],
-    "Data": ["corpus", "annotate", "tokenize", "label", "reward"],
+    "Data": ["corpus", "annotate", "tokenize", "tokens", "label", "reward"],
     "Train": ["train", "finetune", "online", "sweep"],
     "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "dynamics", "explore"],
     "Release": ["release", "attack", "push"],
@@ -96,6 +97,7 @@ def _root(
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(reward.app, name="reward")
 app.add_typer(cache.app, name="cache")
+app.add_typer(tokens.app, name="tokens")
 for verbs in (
     annotate,
     label,

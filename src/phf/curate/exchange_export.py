@@ -68,7 +68,7 @@ def export_corpus(
             f"format phf holds the scores of one annotation, {len(named)} are given; name one with -r"
         )
     if kind == "datasets":
-        _find_datasets()  # a missing package is said before any work
+        find_datasets()  # a missing package is said before any work
     num_done = 0
     card = _write_card(corpus, kind, named, split).encode()
     with create_folder(out, "exporting to", is_own=lambda: _holds(out / "README.md", card)) as folder:
@@ -78,7 +78,7 @@ def export_corpus(
             if progress is not None:
                 progress("exporting documents", num_done, corpus.num_documents)
         if kind == "datasets":
-            _write_datasets_manifest(folder, _row_schema(list(named)))
+            write_datasets_manifest(folder, _row_schema(list(named)))
         write_bytes(folder / "README.md", card)
     return out
 
@@ -245,16 +245,25 @@ def _open_lines(path: Path) -> Iterator[Callable[[dict[str, object]], None]]:
             yield write
 
 
-def _find_datasets() -> ModuleType:
+def find_datasets() -> ModuleType:
+    """The package.
+
+    Raises:
+        PHFError: it is not installed.
+    """
     try:
         return import_module("datasets")
     except ModuleNotFoundError:
         raise PHFError("format datasets needs the package datasets; run: pip install 'phf[hub]'") from None
 
 
-def _write_datasets_manifest(folder: Path, schema: pa.Schema) -> None:
-    """What `datasets.load_from_disk` wants beside the Arrow files. `save_to_disk` itself would write every row twice."""
-    datasets = _find_datasets()
+def write_datasets_manifest(folder: Path, schema: pa.Schema) -> None:
+    """What `datasets.load_from_disk` wants beside the Arrow files. `save_to_disk` itself would write every row twice.
+
+    Raises:
+        PHFError: the package is not installed.
+    """
+    datasets = find_datasets()
     files = sorted(path.name for path in folder.glob("data-*.arrow"))
     datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(schema)).write_to_directory(str(folder))
     state: dict[str, object] = {

@@ -316,7 +316,12 @@ def nll_of_hidden(
 
 def nll_of_chunk(head: nn.Module, hidden: Tensor, targets: Tensor, is_exact: bool = False) -> Tensor:
     """[N D], [N] -> [N]; plain types, for what is compiled cannot be checked while it runs."""
-    logits = head(hidden).float()
+    return nll_of_logits(head(hidden), targets, is_exact)
+
+
+def nll_of_logits(logits: Tensor, targets: Tensor, is_exact: bool = False) -> Tensor:
+    """-log p(target) in nats, float32: [N V], [N] -> [N]; for `is_exact` see `nll_of_hidden`."""
+    logits = logits.float()
     nll = F.cross_entropy(logits, targets, reduction="none")
     if not is_exact:
         return nll

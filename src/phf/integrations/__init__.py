@@ -1,0 +1,1 @@
+"""Training by other engines: the same blocks, the same loss."""
