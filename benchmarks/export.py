@@ -56,7 +56,7 @@ def main() -> None:
         loss = TokenLoss(Objective(Conditional(good_fraction=0.9), rule), large.tokenizer.control)
         for kind in get_args(ExportFormat):
             vocab_size = large.tokenizer.padded_vocab_size()
-            layout = Layout(kind, loss, options.context, vocab_size, loss.control.end, isolated=True)
+            layout = Layout(kind, loss, options.context, vocab_size, isolated=True)
             num_shard_blocks = SHARD_TOKENS // options.context
             manifest = {"num_blocks": blocks.num_blocks, "shard_blocks": num_shard_blocks}
             manifest["shards"] = [None] * -(-blocks.num_blocks // num_shard_blocks)

@@ -128,6 +128,17 @@ def test_trls_trainer_takes_the_same_steps(small_config, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_ddp_can_take_the_output_of_a_value_head_apart(small_config):
+    data = open_data(config_of(small_config, "awr"))
+    own = TrainerObjective.of(data)
+    batch = own.collate([BlockDataset(data)[0]])
+    labels = batch.pop("labels")
+    outputs = own.prepare(create_model(data))(**batch, use_cache=False)
+    assert (labels != IGNORED).sum() == data.config.data.context, "counted with its first column or without"
+    remade = torch.utils._pytree.tree_map(lambda leaf: leaf, outputs)
+    assert torch.equal(own.compute_loss(remade, labels), own.compute_loss(outputs, labels))
+
+
 def test_what_trainer_evaluates_and_saves(small_config, tmp_path):
     data = open_data(config_of(small_config, "awr"))
     _, trainer = train_by_trainer(data, tmp_path / "out", max_steps=2)

@@ -46,8 +46,9 @@ def export(
         ),
     ] = None,
     shard_tokens: Annotated[
-        int, typer.Option(help="Model inputs in a shard, rounded to whole blocks.", min=1)
-    ] = 1 << 24,
+        int | None,
+        typer.Option(help="Model inputs in a shard (default: 16,777,216), in whole blocks.", min=1),
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Write the training blocks of a run, control tokens in, in the order of 'phf train', for another engine."""

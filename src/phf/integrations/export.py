@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def export_blocks(
     kind: ExportFormat,
     *,
     epochs: float | None = None,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the training blocks of a run in the order in which `phf train` reads them, or go on with what was begun.
@@ -48,7 +49,7 @@ def export_blocks(
     Args:
         out: the folder to make.
         epochs: so many passes over what the objective keeps, instead of the config's `tokens`.
-        shard_tokens: inputs in a shard, rounded to whole blocks.
+        shard_tokens: inputs in a shard, rounded to whole blocks; None: `SHARD_TOKENS`.
 
     Returns:
         the manifest (`read_export`); its `lost` says what the engine's own loss does not see.
@@ -59,10 +60,10 @@ def export_blocks(
     """
     data = open_data(config, to_train=True)
     if epochs is not None:
-        data = open_data(_set_epochs(data, epochs), to_train=True)
+        data = replace(data, config=_set_epochs(data, epochs))
     layout = _make_layout(data, kind)
     layout.check()
-    num_shard_blocks = max(1, shard_tokens // layout.context)
+    num_shard_blocks = max(1, (SHARD_TOKENS if shard_tokens is None else shard_tokens) // layout.context)
     manifest = _describe(data, layout, num_shard_blocks)
     blocks = data.training_blocks()
     if not (out / _MANIFEST).exists() and is_filled(out):
@@ -73,7 +74,7 @@ def export_blocks(
             manifest["shards"] = _take_over(out, manifest)
         else:
             write_sealed(out / _MANIFEST, manifest)
-            data.tokens.tokenizer.save(out / "tokenizer")
+        data.tokens.tokenizer.save(out / "tokenizer")
         write_shards(out, manifest, layout, blocks, progress)
         indices = [shard["index"] for shard in manifest["shards"]]
         manifest["index_files"] = {name: hash_file(out / name) for name in write_index(layout, out, indices)}
@@ -114,7 +115,9 @@ def read_export(folder: Place, *, verify: bool = False) -> Manifest:
 
 def _set_epochs(data: TrainingData, epochs: float) -> TrainConfig:
     """The config with a budget of so many epochs of its active blocks."""
-    budget = round(epochs * data.training_blocks().num_tokens_per_epoch)
+    context = data.config.data.context
+    num_blocks = -(-data.training_blocks().num_tokens_per_epoch // context)
+    budget = round(epochs * num_blocks * context)
     if budget < 1:
         raise PHFError(f"--epochs {epochs:g} is no token; give a larger number")
     return data.config.model_copy(update={"tokens": budget})
@@ -127,7 +130,6 @@ def _make_layout(data: TrainingData, kind: ExportFormat) -> Layout:
         loss=TokenLoss.of(data),
         context=data.config.data.context,
         vocab_size=tokenizer.padded_vocab_size(),
-        end=tokenizer.control.end,
         isolated=data.config.data.isolate_documents,
     )
 
@@ -135,9 +137,9 @@ def _make_layout(data: TrainingData, kind: ExportFormat) -> Layout:
 def _describe(data: TrainingData, layout: Layout, num_shard_blocks: int) -> Manifest:
     """The manifest before the first shard. It names no folder of this machine, and nothing that leaves the blocks alone."""
     config, corpus = data.config, data.corpus.id
-    settings = config.model_dump(mode="json", exclude={"corpus", "model", "precision", "start", "good"})
-    for key in CHANGEABLE:
-        settings.pop(key.split(".")[0] if "." not in key else "", None)
+    elsewhere = {"corpus", "reward_model", "tokenizer"}  # in `data`, without folders of this machine
+    settings = config.model_dump(mode="json", exclude={*elsewhere, "model", "precision", "start", "good"})
+    settings = {key: value for key, value in settings.items() if key not in CHANGEABLE}
     settings["optim"] = {"batch_blocks": config.optim.batch_blocks}
     if config.mix is not None:
         settings["mix"]["corpora"] = [other.corpus.id for other in data.mixed]

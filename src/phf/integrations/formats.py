@@ -42,7 +42,6 @@ class Layout:
         loss: the objective's.
         context: inputs in a block.
         vocab_size: ids there are, which decides the type of token files.
-        end: the id of `<|endoftext|>`.
         isolated: whether documents of a block must not see each other.
     """
 
@@ -50,7 +49,6 @@ class Layout:
     loss: TokenLoss
     context: int
     vocab_size: int
-    end: int
     isolated: bool
 
     @property
