@@ -118,13 +118,13 @@ def adopt_model(place: str, folder: Path, yardstick: Yardstick, *, progress: Pro
         "revision": getattr(model.config, "_commit_hash", None),
         "weights": _hash_weights(model),
         "architecture": type(model).__name__,
-        "notes": _list_notes(place, model, tokenizer, is_conditional),
+        "notes": _list_notes(place, tokenizer, is_conditional),
     }
     if (folder / "run.json").is_file():
         return _check_same(Run.open(folder), settings, origin)
     Run.check_new(folder)
     tokenize(annotation.corpus, place, annotation.segments, progress=progress)
-    record = {"name": folder.name, "config": settings, "elsewhere": origin}
+    record: dict[str, Any] = {"name": folder.name, "config": settings, "elsewhere": origin}
     record |= describe_run(open_data(Run(folder, record).config), lm.num_parameters(model))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with create_beside(folder, "adopting") as made:
@@ -150,10 +150,10 @@ def _writes_control(model: "PreTrainedModel", tokenizer: Tokenizer) -> bool:
     return float(logits.float().softmax(-1)[[control.good, control.bad]].sum()) > LEARNED_MASS
 
 
-def _list_notes(
-    place: str, model: "PreTrainedModel", tokenizer: Tokenizer, is_conditional: bool
-) -> list[str]:
+def _list_notes(place: str, tokenizer: Tokenizer, is_conditional: bool) -> list[str]:
     """What a reader of its numbers must know."""
+    from transformers import AutoTokenizer  # slow to import
+
     end = str(tokenizer.backend.id_to_token(tokenizer.control.end))
     known = (
         "it writes control tokens, so each mode is measured"
@@ -161,9 +161,9 @@ def _list_notes(
         else "it knows no control tokens"
     )
     notes = [f"trained elsewhere ({place}); {known}"]
-    start = getattr(model.config.get_text_config(), "bos_token_id", None)
-    if isinstance(start, int) and start != tokenizer.control.end:
-        notes.append(f"pages begin with its end token {end}, not with {tokenizer.backend.id_to_token(start)}")
+    start = AutoTokenizer.from_pretrained(place, trust_remote_code=False).bos_token
+    if start not in (None, end):
+        notes.append(f"pages begin with its end token {end}, as those of phf do, not with {start}")
     return notes
 
 
