@@ -17,6 +17,7 @@ from phf.cli.options import (
     print_json,
     warn_of_rewards,
 )
+from phf.errors import PHFError
 from phf.terminal import hint, print_table, printable, quote, say, show_progress
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _show_fact(value: Any) -> str:
         "phf evaluate runs/* --suite full --scenario rtp --reference-lm HuggingFaceTB/SmolLM2-135M --blimp nyu-mll/blimp",
         "phf evaluate runs/* --attacker smollm2/ --set red_team.rounds=10 --set red_team.trials=10",
         "phf evaluate runs/* --steer guidance:scale=2 --steer best-of-n:n=8 --judge toxicity-lstm",
+        "phf evaluate HuggingFaceTB/SmolLM2-135M -o runs/smollm2 --corpus calm",
     ),
 )
 def evaluate(
@@ -126,18 +128,55 @@ def evaluate(
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as kl.num_sequences=4096."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Measure again what is there.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="For a model that phf did not train: the run folder to make of it."),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS", help="With -o: whose held-out texts and scores it is measured on."),
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With -o: which annotation, if the corpus has several.")
+    ] = None,
+    segments: Annotated[str | None, typer.Option(help="With -o: of that annotation.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="With -o: good text ends at this score (default: half of the training tokens are good)."
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option(help="With -o: tokens of a held-out page.", min=8)] = 256,
     wait: Wait = False,
     as_json: AsJSON = False,
 ) -> None:
     """Measure alignment and capability in each mode; writes evaluation.json and samples.parquet into each run.
 
-    What is finished is kept: a stopped evaluation goes on, and asking for more repeats nothing.
+    What is finished is kept: a stopped evaluation goes on, and asking for more repeats nothing. A model that was trained elsewhere
+    (a folder, or a Hub id) is measured alike: with -o, --corpus.
     """
     from phf.config.evaluate import EvaluateConfig
     from phf.config.recipes import apply_overrides
-    from phf.config.train import parse
+    from phf.config.train import SegmentKind, parse
 
     config = parse(EvaluateConfig, apply_overrides(ctx.obj, settings or []), "phf evaluate")
+    foreign = [place for place in runs if not (place / "run.json").is_file()]
+    if out is not None and (len(runs) != 1 or not foreign or corpus is None):
+        raise PHFError(
+            "-o OUT takes one model that phf did not train, and --corpus CORPUS; runs are evaluated in their own folders"
+        )
+    if out is None and (corpus or reward_model or segments or threshold is not None):
+        raise PHFError(
+            "--corpus, --reward-model, --segments and --threshold are for a model that phf did not train; give -o OUT too"
+        )
+    if out is None and foreign and (not foreign[0].exists() or (foreign[0] / "config.json").is_file()):
+        place = quote(foreign[0])
+        what = (
+            "is a model that phf did not train"
+            if foreign[0].exists()
+            else "is no run here; if it is a model of the Hub"
+        )
+        raise PHFError(f"{foreign[0]} {what}: phf evaluate {place} -o OUT --corpus CORPUS")
 
     warn_of_rewards(config.judges)
     from phf.evaluate.evaluation import evaluate_runs
@@ -146,6 +185,12 @@ def evaluate(
     from phf.report.tables import list_measured
 
     with show_progress() as progress:
+        if out is not None:
+            from phf.train.elsewhere import Yardstick, adopt_model
+
+            kind = None if segments is None else check_choice("segments", segments, get_args(SegmentKind))
+            yardstick = Yardstick(str(corpus), reward_model, kind, threshold, context)
+            runs = [adopt_model(str(runs[0]), out, yardstick, progress=progress).folder]
         results = evaluate_runs(runs, config, step=step, force=force, wait=wait, say=say, progress=progress)
     if as_json:
         print_json(list_measured(read_runs(runs)))

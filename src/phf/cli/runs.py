@@ -39,9 +39,9 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN[@STEP]|FOLDER",
+            metavar="RUN[@STEP]|FOLDER|HUB_ID",
             help="Start from this run's weights, on the next tokens; without a RECIPE, with its config. Or from a Hugging Face "
-            "model's folder, with its tokenizer.",
+            "model, by folder or Hub id, with its tokenizer.",
         ),
     ] = None,
     reset_optimizer: Annotated[bool, typer.Option(help="With --init: fresh optimizer states.")] = False,

@@ -91,6 +91,7 @@ def evaluate_run(
     path = run.folder / EVALUATION_FILE
     data = run.data()
     judges, notes = choose_judges(data.annotation, config.judges, load)
+    notes = [*run.record.get("elsewhere", {}).get("notes", []), *notes]
     for note in notes:
         say(f"{run.name}: {note}")
     if force:

@@ -40,7 +40,10 @@ def read_run_id(folder: Path) -> str | None:
 
 
 def name_objective(record: Mapping[str, Any]) -> str:
-    """What a run was trained with, by its run.json: the objective's kind, and how it was finetuned, such as `mle + rloo`."""
+    """What a run was trained with, by its run.json: the objective's kind, and how it was finetuned, such as `mle + rloo`;
+    `elsewhere` where phf did not train it."""
+    if "elsewhere" in record:
+        return "elsewhere"
     kind = str(record["config"]["objective"]["kind"])
     return f"{kind} + {record['finetune']['method']}" if record.get("finetune") else kind
 
@@ -57,7 +60,8 @@ def hash_recipe(record: Mapping[str, Any]) -> str:
     known = {
         name: value for name, value in config.items() if value is not None
     }  # an older run has no word for a later option
-    return hash_json([known, record.get("objective_function"), finetune])
+    origin = [record["elsewhere"]["weights"]] if "elsewhere" in record else []
+    return hash_json([known, record.get("objective_function"), finetune, *origin])
 
 
 def count_steps(tokens: int, batch_blocks: int, context: int) -> int:

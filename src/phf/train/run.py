@@ -48,7 +48,12 @@ class Run:
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
         self.folder = folder
         self.record = record
-        self.config = parse(TrainConfig, record["config"], f"{folder}/run.json")
+        config = record["config"]
+        if (
+            "elsewhere" in record
+        ):  # nobody knows its budget (`phf.train.elsewhere`), which only training asks for
+            config = {"tokens": 1, **config}
+        self.config = parse(TrainConfig, config, f"{folder}/run.json")
 
     @classmethod
     def create(
@@ -72,30 +77,16 @@ class Run:
         """
         cls.check_new(folder)
         record = {
-            "format_version": RUN_VERSION,
             "name": folder.name,
             "config": config.model_dump(mode="json"),
-            "versions": {
-                "phf": version("phf"),
-                "python": platform.python_version(),
-                **{
-                    name: version(name)
-                    for name in ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
-                },
-            },
-            **data.provenance(),
-            "threshold": asdict(data.threshold),
-            "objective_threshold": asdict(data.objective.threshold) if data.objective.threshold else None,
+            **describe_run(data, parameters),
             "epochs": data.training_blocks(start).epochs(config.tokens),
-            "num_parameters": parameters,
             "precision": precision,
             "compiled": is_compiled,
             "start": start,
         }
         if (init_hash := hash_init(config.model.init)) is not None:
             record["init"] = init_hash
-        # Drawn, not derived: what is deleted and trained again with the same settings is another run.
-        record["id"] = uuid4().hex
         run = cls(folder, record)
         run.write()
         return run
@@ -106,6 +97,11 @@ class Run:
         Raises:
             PHFError: an override is wrong, or would make it another run.
         """
+        if "elsewhere" in self.record:
+            raise PHFError(
+                f"{self.folder} was trained elsewhere; train on from its weights with: phf train RECIPE --init "
+                f"{self.record['elsewhere']['model']} -o NEW"
+            )
         for override in overrides:
             key, _, value = override.partition("=")
             if key == "corpus":
@@ -306,6 +302,24 @@ class Run:
             if (line["kind"], line["step"]) == ("validation", self.num_steps)
         ]
         return at_end[-1] if at_end else None
+
+
+def describe_run(data: TrainingData, num_parameters: int) -> dict[str, object]:
+    """What run.json says of any run: versions, the identities of data and judge, thresholds, and the run's own id."""
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    return {
+        "versions": {
+            "phf": version("phf"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        **data.provenance(),
+        "threshold": asdict(data.threshold),
+        "objective_threshold": asdict(data.objective.threshold) if data.objective.threshold else None,
+        "num_parameters": num_parameters,
+        # Drawn, not derived: what is deleted and trained again with the same settings is another run.
+        "id": uuid4().hex,
+    }
 
 
 def _without_changeable(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`--init`: a run that starts from a model's weights, or from another run's (`RUN@STEP`) and goes on with the next tokens."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,15 +42,15 @@ def parse_place(place: Place) -> tuple[str, int | None]:
 def load_start_config(
     recipe: str | None, overrides: list[str], place: str | None, *, reset_optimizer: bool = False
 ) -> TrainConfig:
-    """The config of `phf train [RECIPE] [KEY=VALUE]... [--init RUN[@STEP] | FOLDER]`.
+    """The config of `phf train [RECIPE] [KEY=VALUE]... [--init RUN[@STEP] | FOLDER | HUB_ID]`.
 
-    Without a recipe it is that of the other run. A folder of a Hugging Face model goes into `model.init`, and into
-    `tokenizer` unless an override names another.
+    Without a recipe it is that of the other run. A Hugging Face model goes into `model.init`, and into `tokenizer` unless an
+    override names another.
 
     Raises:
         PHFError: see `load_train_config`, `Run.open`; `place` is neither a run nor a model.
     """
-    is_model = place is not None and (Path(place) / "config.json").is_file()
+    is_model = place is not None and ((Path(place) / "config.json").is_file() or _may_be_of_the_hub(place))
     if place is None or is_model:
         if reset_optimizer:
             raise PHFError(
@@ -67,12 +68,23 @@ def load_start_config(
     if not (Path(run) / "run.json").is_file():
         raise PHFError(
             f"{run} is not a run (it has no run.json), nor the folder of a model (it has no config.json); a model of the Hub is "
-            "model.init=ID tokenizer=ID"
+            "OWNER/NAME"
         )
     value = read_recipe(recipe) if recipe is not None else Run.open(run).record["config"]
     value = apply_overrides(value, overrides)
     value["start"] = {"run": run, "step": step, "reset_optimizer": reset_optimizer}
     return parse(TrainConfig, value, f"recipe {recipe}" if recipe is not None else f"{run}/run.json")
+
+
+def _may_be_of_the_hub(place: str) -> bool:
+    """Whether a place that is not here is written as the Hub writes a model's id, `OWNER/NAME`."""
+    owner, _, name = place.partition("/")
+    is_here = Path(place).exists() or Path(owner).is_dir()
+    return (
+        not is_here
+        and "@" not in place
+        and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", f"{owner}/{name}") is not None
+    )
 
 
 def _check_reward_model(value: Mapping[str, object], recipe: str) -> None:
