@@ -57,7 +57,6 @@ MLE_SHARE = 0.99
 """Weights with a larger effective sample share train what MLE would (the fault of beta = 10 on raw scores)."""
 
 
-_NO_SCORES = np.empty(0, np.float32)
 _NO_DOCUMENTS = DataRule(np.empty(0, np.bool_), np.empty(0, np.uint8))
 
 
@@ -248,11 +247,11 @@ def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective
 
     if isinstance(config, Filtering):
         scores, tokens, counts = train.join([config.keep_fraction], config.threshold)
-        threshold = (
-            resolve_keep_fraction(scores, tokens, config.keep_fraction, counts=counts)
-            if config.keep_fraction is not None
-            else resolve_threshold(scores, tokens, _given(config.threshold), unit="document", counts=counts)
-        )
+        if config.keep_fraction is not None:
+            threshold = resolve_keep_fraction(scores, tokens, config.keep_fraction, counts=counts)
+        else:
+            assert config.threshold is not None, "config validation lets exactly one way through"
+            threshold = resolve_threshold(scores, tokens, config.threshold, unit="document", counts=counts)
     elif isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood | Custom):
         scores, tokens, counts = train.join([config.good_fraction], config.threshold)
         if config.good_fraction is not None:
@@ -325,7 +324,7 @@ def apply_objective(
 
 def without_documents(objective: Objective) -> Objective:
     """A resolved objective whose data rule has its settings alone."""
-    return apply_objective(objective, _NO_SCORES, np.empty(0, np.int64), np.empty(0, np.bool_))
+    return apply_objective(objective, np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.bool_))
 
 
 def _usable(
@@ -335,11 +334,6 @@ def _usable(
     usable = document_segments > 0
     usable[np.repeat(np.arange(len(document_segments)), document_segments)[np.isnan(scores)]] = False
     return usable
-
-
-def _given(threshold: float | None) -> float:
-    assert threshold is not None, "config validation lets exactly one way through"
-    return threshold
 
 
 def segment_weights(objective: Objective, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
