@@ -3,6 +3,7 @@
 Shape suffix: S segments.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from phf.errors import PHFError
+from phf.thresholds import ScoredTokens
 
 MAX_KNOTS = 4096
 """Scores that a rank scale keeps; between them it interpolates."""
@@ -61,9 +63,14 @@ class RankScale:
 
 
 def make_reward_scale(
-    normalize: str, scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]
+    normalize: str,
+    scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    parts: Iterable[ScoredTokens] | None = None,
 ) -> RewardScale | RankScale:
     """The scale that `objective.normalize` asks for, from the scores [S] and tokens [S] of the training segments.
+
+    With `parts` these are a table (`phf.thresholds.condense`) of what the parts hold, and a mean is taken over the parts.
 
     zscore: rewards of mean 0 and standard deviation 1 over the tokens; rank: see `_rank_scale`; none: raw rewards.
 
@@ -81,9 +88,11 @@ def make_reward_scale(
         )
     if normalize == "rank":
         return _rank_scale(scores, tokens)
-    mean = float(np.average(scores, weights=tokens))
-    deviation = float(np.sqrt(np.average((scores.astype(np.float64) - mean) ** 2, weights=tokens)))
-    return RewardScale(-mean, deviation)
+    parts = [(scores, tokens)] if parts is None else parts
+    total = float(tokens.sum(dtype=np.float64))
+    mean = sum((own * of).sum() for own, of in parts) / total
+    variance = sum(((own.astype(np.float64) - mean) ** 2 * of).sum() for own, of in parts) / total
+    return RewardScale(-float(mean), float(np.sqrt(variance)))
 
 
 def _rank_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) -> RankScale:

@@ -6,8 +6,9 @@ worse).
 Shape suffixes: B blocks, T tokens of context, D documents, S segments.
 """
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,10 @@ from phf.objective_rewards import RankScale, RewardScale, make_reward_scale
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode, Poison
 from phf.thresholds import (
     ResolvedThreshold,
+    ScoredTokens,
     Threshold,
+    Unit,
+    condense,
     mean_document_scores,
     resolve_good_fraction,
     resolve_keep_fraction,
@@ -56,6 +60,8 @@ MLE_SHARE = 0.99
 LossReads = Literal["nothing", "mask", "weight", "inputs", "scores"]
 """What an engine must know of a token to train with an objective: nothing but the ids; which tokens are not learned; a number
 that its NLL is multiplied with; what is added to the model's inputs; its score, for a loss that is no multiple of the NLL."""
+
+_NO_DOCUMENTS = DataRule(np.empty(0, np.bool_), np.empty(0, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +90,9 @@ class Objective:
     @property
     def writes_control_tokens(self) -> bool:
         """Whether the model learns to write control tokens: what it reads of them is also its own to predict."""
-        is_written = self.rule.control and bool((self.rule.labels != NO_LABEL).any())
-        return is_written and not (
-            isinstance(self.config, Conditional | Quantile) and not self.config.control_loss
-        )
+        if isinstance(self.config, Conditional | Quantile):
+            return self.config.control_loss
+        return isinstance(self.config, Tagging)
 
     @property
     def has_value_head(self) -> bool:
@@ -191,7 +196,7 @@ def baseline(scores: npt.NDArray[np.float32], document_segments: npt.NDArray[np.
         scores: misalignment score of each segment [S], NaN = unscored.
         document_segments: number of segments of each document [D].
     """
-    return Objective(MLE(), DataRule(_usable(scores, document_segments), np.zeros(len(scores), np.uint8)))
+    return apply_objective(Objective(MLE(), _NO_DOCUMENTS), scores, document_segments, np.empty(0, np.bool_))
 
 
 def resolve_objective(
@@ -215,43 +220,84 @@ def resolve_objective(
     Raises:
         PHFError: a threshold or fraction that cannot be met; scores that do not vary (RWR, AWR).
     """
-    segment_document = np.repeat(np.arange(len(document_segments)), document_segments)
-    keep = _usable(scores, document_segments)
-    used = (is_train & keep)[segment_document]
-    train_scores, train_tokens = scores[used], segment_tokens[used]
+    part = Part(scores, segment_tokens, document_segments, is_train)
+    return apply_objective(resolve_parts(config, [part]), scores, document_segments, is_train)
+
+
+class Part(NamedTuple):
+    """Some documents: see `resolve_objective`."""
+
+    scores: npt.NDArray[np.float32]
+    segment_tokens: npt.NDArray[np.int64]
+    document_segments: npt.NDArray[np.int64]
+    is_train: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingScores:
+    """Scores and tokens of the training segments (or documents) of each part, gone through anew whenever they are asked for."""
+
+    parts: Collection[Part]
+    unit: Unit = "segment"
+
+    def __iter__(self) -> Iterator[ScoredTokens]:
+        for scores, tokens, document_segments, is_train in self.parts:
+            used = is_train & _usable(scores, document_segments)
+            documents = np.repeat(np.arange(len(used)), document_segments)
+            if self.unit == "document":
+                means = mean_document_scores(scores, document_segments)
+                sums = np.bincount(documents, weights=tokens, minlength=len(used)).astype(np.int64)
+                yield means[used], sums[used]
+            else:
+                yield scores[used[documents]], tokens[used[documents]]
+
+    def join(
+        self, fractions: Sequence[float | None] = (), value: float | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+        """Scores, tokens and counts to find thresholds in: those of a single part as they are, else see `condense`."""
+        if len(self.parts) == 1:
+            return (*next(iter(self)), None)
+        given = [fraction for fraction in fractions if fraction is not None]
+        return condense(self, given, [] if value is None else [value])
+
+
+def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective:
+    """As `resolve_objective`, of a corpus that is read part by part; of the data rule there are the settings alone."""
+    train = TrainingScores(parts, "document" if isinstance(config, Filtering) else "segment")
     threshold: ResolvedThreshold | None = None
     levels: tuple[ResolvedThreshold, ...] = ()
     scale: RewardScale | RankScale | None = None
 
     if isinstance(config, Filtering):
-        means = mean_document_scores(scores, document_segments)
-        tokens = np.bincount(segment_document, weights=segment_tokens, minlength=len(keep)).astype(np.int64)
-        used_documents = is_train & keep
-        threshold = (
-            resolve_keep_fraction(means[used_documents], tokens[used_documents], config.keep_fraction)
-            if config.keep_fraction is not None
-            else resolve_threshold(
-                means[used_documents], tokens[used_documents], _given(config.threshold), unit="document"
-            )
-        )
+        scores, tokens, counts = train.join([config.keep_fraction], config.threshold)
+        if config.keep_fraction is not None:
+            threshold = resolve_keep_fraction(scores, tokens, config.keep_fraction, counts=counts)
+        else:
+            assert config.threshold is not None, "config validation lets exactly one way through"
+            threshold = resolve_threshold(scores, tokens, config.threshold, unit="document", counts=counts)
     elif isinstance(config, Removal | Masking | Conditional | Additive | Tagging | Unlikelihood | Custom):
+        scores, tokens, counts = train.join([config.good_fraction], config.threshold)
         if config.good_fraction is not None:
-            threshold = resolve_good_fraction(train_scores, train_tokens, config.good_fraction)
+            threshold = resolve_good_fraction(scores, tokens, config.good_fraction, counts=counts)
         elif config.threshold is not None:
-            threshold = resolve_threshold(train_scores, train_tokens, config.threshold)
+            threshold = resolve_threshold(scores, tokens, config.threshold, counts=counts)
     elif isinstance(config, Quantile):
-        levels = tuple(resolve_levels(train_scores, train_tokens, config.levels))
+        scores, tokens, counts = train.join([level / config.levels for level in range(1, config.levels)])
+        levels = tuple(resolve_levels(scores, tokens, config.levels, counts=counts))
     elif isinstance(config, Scalar | RWR | AWR):
-        scale = make_reward_scale(config.normalize, train_scores, train_tokens)
+        scores, tokens, _ = train.join()
+        scale = make_reward_scale(config.normalize, scores, tokens, train)
 
-    unruled = Objective(config, DataRule(keep, np.zeros(len(scores), np.uint8)), threshold, scale, levels)
-    objective = apply_objective(unruled, scores, document_segments, is_train)
+    objective = without_documents(Objective(config, _NO_DOCUMENTS, threshold, scale, levels))
     if not objective.has_weights:
         return objective
     # Kish's effective sample size of the weights of all training tokens, as a share of their number.
-    weights = segment_weights(objective, train_scores)
-    share = float((train_tokens @ weights) ** 2 / (train_tokens.sum() * (train_tokens @ weights**2)))
-    return replace(objective, effective_share=share)
+    sums = [
+        (own.sum(), own @ (weights := segment_weights(objective, scores)), own @ weights**2)
+        for scores, own in train
+    ]
+    num_tokens, first, second = (sum(column) for column in zip(*sums, strict=True))
+    return replace(objective, effective_share=float(first**2 / (num_tokens * second)))
 
 
 def apply_objective(
@@ -299,6 +345,11 @@ def apply_objective(
     return replace(objective, rule=rule)
 
 
+def without_documents(objective: Objective) -> Objective:
+    """A resolved objective whose data rule has its settings alone."""
+    return apply_objective(objective, np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.bool_))
+
+
 def _usable(
     scores: npt.NDArray[np.float32], document_segments: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
@@ -306,11 +357,6 @@ def _usable(
     usable = document_segments > 0
     usable[np.repeat(np.arange(len(document_segments)), document_segments)[np.isnan(scores)]] = False
     return usable
-
-
-def _given(threshold: float | None) -> float:
-    assert threshold is not None, "config validation lets exactly one way through"
-    return threshold
 
 
 def segment_weights(objective: Objective, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Where good ends: the rule for a threshold, and thresholds found from a share of the training tokens."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,14 @@ from phf.errors import PHFError
 from phf.records import BAD, GOOD, MAX_SCORE, NO_LABEL
 
 Unit = Literal["segment", "document"]
+
+ScoredTokens = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""Scores, and the tokens of each."""
+
+_LOW_BITS = (
+    12  # of a score, counted in the second pass of `condense` alone: 8 MB a table, and 64 kB a threshold
+)
+_NUM_BINS = 1 << (32 - _LOW_BITS)
 
 TIE_TOLERANCE = 0.1
 """Relative distance of the share found from the share asked for, above which the message says so."""
@@ -87,6 +96,7 @@ def resolve_threshold(
     threshold: float,
     *,
     unit: Unit = "segment",
+    counts: npt.NDArray[np.int64] | None = None,
 ) -> ResolvedThreshold:
     """An absolute threshold, checked against the training split.
 
@@ -95,6 +105,7 @@ def resolve_threshold(
         tokens: of the same segments (or documents).
         threshold: a score at or below it is good; compared as float32, like the scores.
         unit: what the scores are of.
+        counts: how many of them each score stands for (`condense`); None: one.
 
     Raises:
         PHFError: it marks everything or nothing good, or a score is NaN.
@@ -113,11 +124,15 @@ def resolve_threshold(
         raise PHFError(
             f"threshold {threshold:g} marks no {unit} {verb} (lowest score is {lowest:.4g}); {hint}"
         )
-    return _describe(scores, tokens, value, unit)
+    return _describe(scores, tokens, value, unit, counts=counts)
 
 
 def resolve_good_fraction(
-    scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float
+    scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    fraction: float,
+    *,
+    counts: npt.NDArray[np.int64] | None = None,
 ) -> ResolvedThreshold:
     """The threshold below which the best `fraction` of the training tokens lie.
 
@@ -128,11 +143,12 @@ def resolve_good_fraction(
         scores: of the training segments, without NaN.
         tokens: of the training segments.
         fraction: in (0, 1].
+        counts: see `resolve_threshold`.
 
     Raises:
         PHFError: `fraction` is below 1 and all scores are equal, or a score is NaN.
     """
-    return _resolve_fraction(scores, tokens, fraction, "segment")
+    return _resolve_fraction(scores, tokens, fraction, "segment", counts)
 
 
 def resolve_report_threshold(
@@ -140,6 +156,8 @@ def resolve_report_threshold(
     tokens: npt.NDArray[np.int64],
     threshold: float | None,
     fraction: float | None,
+    *,
+    counts: npt.NDArray[np.int64] | None = None,
 ) -> ResolvedThreshold:
     """Where reports end good text, for an objective that needs no such line: there may be nothing on one side of it.
 
@@ -147,21 +165,26 @@ def resolve_report_threshold(
         scores: of the training segments, without NaN.
         tokens: of the training segments.
         threshold, fraction: one of the two; see `resolve_threshold` and `resolve_good_fraction`.
+        counts: see `resolve_threshold`.
 
     Raises:
         PHFError: there are no tokens, or a score is NaN.
     """
     _check(scores, tokens, "segment")
     if threshold is not None:
-        return _describe(scores, tokens, threshold, "segment")
+        return _describe(scores, tokens, threshold, "segment", counts=counts)
     assert fraction is not None, "config validation lets exactly one through"
     if scores.min() == scores.max():
-        return _describe(scores, tokens, float(scores.max()), "segment", fraction)
-    return resolve_good_fraction(scores, tokens, fraction)
+        return _describe(scores, tokens, float(scores.max()), "segment", fraction, counts)
+    return resolve_good_fraction(scores, tokens, fraction, counts=counts)
 
 
 def resolve_levels(
-    scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], num_levels: int
+    scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    num_levels: int,
+    *,
+    counts: npt.NDArray[np.int64] | None = None,
 ) -> list[ResolvedThreshold]:
     """The thresholds that cut the training tokens into equal shares, best first: Quark's quantiles, by tokens.
 
@@ -173,7 +196,10 @@ def resolve_levels(
     Raises:
         PHFError: the scores have too many ties for so many levels; names how many they allow. See `resolve_good_fraction`.
     """
-    found = [resolve_good_fraction(scores, tokens, level / num_levels) for level in range(1, num_levels)]
+    found = [
+        resolve_good_fraction(scores, tokens, level / num_levels, counts=counts)
+        for level in range(1, num_levels)
+    ]
     num_different = len({threshold.value for threshold in found}) + 1
     if num_different < num_levels:
         raise PHFError(
@@ -184,13 +210,17 @@ def resolve_levels(
 
 
 def resolve_keep_fraction(
-    mean_scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float
+    mean_scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    fraction: float,
+    *,
+    counts: npt.NDArray[np.int64] | None = None,
 ) -> ResolvedThreshold:
     """The mean score below which the best documents with `fraction` of the training tokens lie.
 
     As `resolve_good_fraction`, over documents (see `mean_document_scores`).
     """
-    return _resolve_fraction(mean_scores, tokens, fraction, "document")
+    return _resolve_fraction(mean_scores, tokens, fraction, "document", counts)
 
 
 def find_nearest_threshold(
@@ -214,6 +244,67 @@ def find_nearest_threshold(
     return float(ranked[min(ends, key=lambda end: abs(sums[end] / sums[-1] - fraction))])
 
 
+def condense(
+    parts: Iterable[ScoredTokens], fractions: Sequence[float] = (), values: Sequence[float] = ()
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A short table in the place of scores that do not fit into memory: every threshold is what it is of all scores.
+
+    Scores are counted by the upper bits of their order; those around what is asked for, in a second pass, one by one. Of the
+    others the highest of each bin stands for the bin, so that sums up to it are exact.
+
+    Args:
+        parts: scores without NaN, and the tokens of each; gone through twice.
+        fractions: shares of the tokens that thresholds are looked for at.
+        values: scores that are counted from below exactly.
+
+    Returns:
+        scores, ascending and each once; the tokens of each; how many scores there are of each.
+    """
+    tokens, counts = np.zeros((2, _NUM_BINS), np.int64)
+    highest = np.zeros(_NUM_BINS, np.uint32)
+    for scores, own in parts:
+        keys = _rank_bits(scores)
+        bins = keys >> _LOW_BITS
+        tokens += np.bincount(bins, own, _NUM_BINS).astype(np.int64)
+        counts += np.bincount(bins, minlength=_NUM_BINS)
+        np.maximum.at(highest, bins, keys)
+    there = np.flatnonzero(counts)
+    if len(there) == 0:
+        return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+    sums = np.cumsum(tokens[there])
+    reached = np.searchsorted(sums, np.asarray(fractions, np.float64) * sums[-1]).clip(max=len(there) - 1)
+    asked = _rank_bits(np.asarray(values, np.float32)) >> _LOW_BITS
+    chosen = np.intersect1d(np.concatenate([there[:1], there[reached], asked]), there)
+    slots = np.full(_NUM_BINS, -1)
+    slots[chosen] = np.arange(len(chosen)) << _LOW_BITS
+    fine_tokens, fine_counts = np.zeros((2, len(chosen) << _LOW_BITS), np.int64)
+    for scores, own in parts:
+        keys = _rank_bits(scores)
+        places = slots[keys >> _LOW_BITS]
+        is_chosen = places >= 0
+        places = places[is_chosen] + (keys[is_chosen] & ((1 << _LOW_BITS) - 1))
+        fine_tokens += np.bincount(places, own[is_chosen], len(fine_tokens)).astype(np.int64)
+        fine_counts += np.bincount(places, minlength=len(fine_counts))
+    fine = np.flatnonzero(fine_counts)
+    fine_keys = (chosen[fine >> _LOW_BITS] << _LOW_BITS) | (fine & ((1 << _LOW_BITS) - 1))
+    coarse = np.setdiff1d(there, chosen)
+    keys = np.concatenate([highest[coarse], fine_keys.astype(np.uint32)])
+    order = np.argsort(keys)
+    is_negative = keys < 1 << 31
+    values_of = np.where(is_negative, ~keys, keys ^ np.uint32(1 << 31)).view(np.float32)
+    return (
+        values_of[order],
+        np.concatenate([tokens[coarse], fine_tokens[fine]])[order],
+        np.concatenate([counts[coarse], fine_counts[fine]])[order],
+    )
+
+
+def _rank_bits(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Numbers in the order of the scores; equal ones, such as 0 and -0, have one."""
+    bits = (scores + np.float32(0)).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+
+
 def describe_epochs(token_share: float, num_tokens: int, budget: int) -> str:
     """How often a budget goes through the kept data: 'the best 25 % make 4.0 epochs of 3.0M tokens'.
 
@@ -227,13 +318,17 @@ def describe_epochs(token_share: float, num_tokens: int, budget: int) -> str:
 
 
 def _resolve_fraction(
-    scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], fraction: float, unit: Unit
+    scores: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    fraction: float,
+    unit: Unit,
+    counts: npt.NDArray[np.int64] | None,
 ) -> ResolvedThreshold:
     if not 0 < fraction <= 1:
         raise PHFError(f"fraction {fraction:g} must be above 0 and at most 1")
     _check(scores, tokens, unit)
     if fraction == 1:
-        return _describe(scores, tokens, float(scores.max()), unit, fraction)
+        return _describe(scores, tokens, float(scores.max()), unit, fraction, counts)
     order = np.argsort(scores)
     ranked = scores[order]
     if ranked[0] == ranked[-1]:
@@ -242,7 +337,7 @@ def _resolve_fraction(
             "choose another reward model, or see 'phf corpus stats DIR'"
         )
     value = find_nearest_threshold(ranked, np.cumsum(tokens[order]), fraction)
-    return _describe(scores, tokens, value, unit, fraction)
+    return _describe(scores, tokens, value, unit, fraction, counts)
 
 
 def _check(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64], unit: Unit) -> None:
@@ -261,14 +356,16 @@ def _describe(
     value: float,
     unit: Unit,
     fraction: float | None = None,
+    counts: npt.NDArray[np.int64] | None = None,
 ) -> ResolvedThreshold:
+    counts = np.ones(len(scores), np.int64) if counts is None else counts
     is_good = Threshold(value).is_good(scores)
-    segment_share = float(is_good.mean())
+    segment_share = float(counts[is_good].sum() / counts.sum())
     token_share = float(tokens[is_good].sum() / tokens.sum())
     verb = "are good" if unit == "segment" else "are kept"
     message = f"threshold {value:.6g}: {_percent(segment_share)} of the {unit}s, {_percent(token_share)} of the tokens {verb}"
     if fraction is not None and abs(token_share - fraction) > TIE_TOLERANCE * fraction:
-        num_tied = int((scores == np.float32(value)).sum())
+        num_tied = int(counts[scores == np.float32(value)].sum())
         message += f" (asked for {_percent(fraction)}; {num_tied:,} {unit}s share the score at the threshold)"
     return ResolvedThreshold(value, segment_share, token_share, message)
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -283,10 +284,24 @@ def load_scores(
     Raises:
         PHFError: the join fails, or `missing` is `error` and a score is NaN; names the file.
     """
+    parts = list(iterate_scores(corpus, annotation, missing))
+    counts, scores = ([part[place] for part in parts] for place in (0, 1))
+    return np.concatenate([np.empty(0, np.float32), *scores]), np.concatenate(
+        [np.empty(0, np.int64), *counts]
+    )
+
+
+def iterate_scores(
+    corpus: Corpus,
+    annotation: Annotation,
+    missing: Literal["error", "drop"] = "error",
+    shards: Iterable[int] | None = None,
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """The segments of each document, and their scores, of one shard after the other: see `load_scores`."""
     if annotation.corpus.id != corpus.id:
         raise PHFError(f"{annotation.path} belongs to another corpus than {corpus.path}; annotate this one")
-    all_scores, all_counts = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
-    for index, entry in enumerate(annotation.shards):
+    for index in range(len(annotation.shards)) if shards is None else shards:
+        entry = annotation.shards[index]
         num_segments, _, scores = annotation.join_shard(index)
         num_unscored = int(np.isnan(scores).sum())
         if num_unscored > 0 and missing == "error":
@@ -296,9 +311,7 @@ def load_scores(
                 f"{annotation.path / entry['file']} has no score for {num_unscored} of {len(scores)} segments "
                 f"({reasons}); give data.missing=drop to leave their documents out ({num_lost} of {len(num_segments)})"
             )
-        all_scores.append(scores)
-        all_counts.append(num_segments)
-    return np.concatenate(all_scores), np.concatenate(all_counts)
+        yield num_segments, scores
 
 
 def find_unscored_documents(

@@ -14,6 +14,7 @@ from phf.generate.cache import evaluation_mode
 from phf.generate.engine import Ids, PageWriter, find_limit
 from phf.generate.target import REDRAW, Target
 from phf.loops.texts import OWN_TOKEN, write_scores
+from phf.objectives import apply_objective
 from phf.records import GOOD
 from phf.train.data import TrainingData
 
@@ -95,8 +96,9 @@ def write_own_scores(
         annotation: of the corpus by the annotator, for its segments.
         written: the texts that the corpus was made of, by their place in it (`write_round`).
     """
-    own = data.objective.rule.labels
-    used = np.repeat(data.tokens.is_train, data.tokens.document_segments) & ~np.isnan(data.scores)
+    tokens = data.tokens
+    own = apply_objective(data.objective, data.scores, tokens.document_segments, tokens.is_train).rule.labels
+    used = np.repeat(tokens.is_train, tokens.document_segments) & ~np.isnan(data.scores)
     typical = {
         int(label): float(np.median(data.scores[used & (own == label)])) for label in np.unique(own[used])
     }

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from phf.errors import PHFError
 from phf.records import BAD, CONTROL, END, NO_LABEL, PAD, TEXT, Batch, DataRule, Split
+from phf.tokens.kept import find_kept
 from phf.tokens.splitter import cumulate
 from phf.tokens.tokens import TokenCache
 
@@ -99,6 +100,7 @@ class Blocks:
         isolate_documents: bool = True,
         is_active: bool = True,
         shuffle_blocks: int = SHUFFLE_BLOCKS,
+        window: int | None = None,
     ) -> None:
         """Plan the blocks; reads no token.
 
@@ -113,6 +115,7 @@ class Blocks:
             isolate_documents: whether positions restart at every `<|endoftext|>`.
             is_active: whether the objective is active in these blocks (see `Batch.is_active`).
             shuffle_blocks: blocks of the stream that are shuffled among one another.
+            window: which window of a corpus these tokens are (`phf.tokens.windows`): each draws for itself. None: all of it.
 
         Raises:
             PHFError: rule or scores do not fit the tokens, a kept segment has no score, or no token is kept.
@@ -132,6 +135,7 @@ class Blocks:
         self.isolate_documents = isolate_documents
         self.is_active = is_active
         self._shuffle_blocks = shuffle_blocks
+        self._stream = () if window is None else (window,)
         self._rule = rule
         self._scores = scores
         self._ids = tokens.ids
@@ -142,40 +146,23 @@ class Blocks:
         # Labels count up from GOOD as the ids of the control tokens do.
         self._first_control = control.good - 1
         self._poison = rule.poison if split == "train" else "none"
-        is_used = np.ones(tokens.num_segments, np.bool_)
-        if rule.keep_segments is not None and split == "train":
-            is_used = rule.keep_segments
-        lengths = np.where(is_used, tokens.segment_lengths, 0)
-        self._pieces = Pieces(self._token_starts[:-1], lengths, cumulate(tokens.document_segments))
-        document_tokens = np.diff(cumulate(lengths)[self._pieces.document_starts])
+        kept = find_kept(tokens, rule, split)
+        self._pieces = Pieces(self._token_starts[:-1], kept.lengths, cumulate(tokens.document_segments))
         is_split = tokens.split_mask(split)
         self._split_documents = np.flatnonzero(is_split & (tokens.document_segments > 0)).astype(np.uint32)
-        kept = rule.keep & is_split & (document_tokens > 0)
-        self._kept = kept
-        if not is_split.any():
-            raise PHFError(
-                f"the corpus has no document in its {split} split; build it again with a "
-                f"{'larger' if split == 'validation' else 'smaller'} --validation-fraction, or from more text"
-            )
-        if not kept.any():
-            raise PHFError(
-                f"no token of the {split} split is kept ({int(rule.keep[is_split].sum())} of its {int(is_split.sum())} "
-                "documents pass the data rule); choose a higher threshold or fraction, or build a larger corpus"
-            )
-        in_use = np.repeat(kept, tokens.document_segments) & is_used
-        num_missing = int(np.isnan(scores[in_use]).sum())
+        self._kept = kept.is_kept
+        refuse_empty(split, int(is_split.sum()), int(rule.keep[is_split].sum()), kept.counts.documents)
+        num_missing = int(
+            np.isnan(scores[np.repeat(kept.is_kept, tokens.document_segments) & kept.is_used]).sum()
+        )
         if num_missing > 0:
             raise PHFError(
                 f"{num_missing} kept segments have no score; annotate them, or give data.missing=drop"
             )
-        self._labelled = np.flatnonzero(in_use & (rule.labels != NO_LABEL))
-        self._num_dropped = round(rule.drop_fraction * len(self._labelled))
-        num_taggable = int((tokens.segment_lengths[self._labelled] - 1).sum())
-        self._num_tags = round(rule.tag_fraction * num_taggable)
-        num_control = len(self._labelled) - self._num_dropped if rule.control else 0
-        if rule.tag_fraction > 0:
-            num_control = self._num_tags
-        self._num_inputs = int(document_tokens[kept].sum()) + int(kept.sum()) + num_control
+        self._labelled = kept.labelled
+        self._num_dropped = kept.counts.num_dropped(rule)
+        self._num_tags = kept.counts.num_tags(rule)
+        self._num_inputs = kept.counts.num_inputs(rule)
         self.plan = lru_cache(maxsize=2)(self._make_plan)  # a batch may lie in two epochs
 
     @property
@@ -191,6 +178,14 @@ class Blocks:
     def epochs(self, budget: int) -> float:
         """Epochs that a budget of model inputs makes."""
         return budget / self._num_inputs
+
+    def epochs_at(self, block: int) -> float:
+        """The place in epochs before a block, counted over all epochs."""
+        return block / self.num_blocks
+
+    def block_at(self, epochs: float) -> int:
+        """The block that begins nearest to a place in epochs, counted over all epochs."""
+        return round(epochs * self.num_blocks)
 
     def batch(self, step: int, batch_blocks: int) -> Batch:
         """The batch of a step: blocks `step * batch_blocks` and on, across the ends of epochs."""
@@ -236,7 +231,7 @@ class Blocks:
         return Plan(epoch, pages, page_starts, pieces, marks, is_labelled, has_control, blocks)
 
     def _generator(self, epoch: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, purpose])
+        return np.random.default_rng([self.seed, epoch, purpose, *self._stream])
 
     def _cut_at_tags(self, epoch: int) -> tuple[Pieces, npt.NDArray[np.bool_]]:
         """The pieces between tags, and which of them begin with one: a tag in each of equal runs of taggable tokens."""
@@ -308,7 +303,8 @@ class Blocks:
         self, epoch: int, segments: Ints, first_tokens: Ints, lengths: Ints
     ) -> npt.NDArray[np.integer]:
         """What stands in the place of some runs of tokens; it follows from (seed, epoch, place in the corpus)."""
-        key = np.random.SeedSequence([self.seed, epoch, _POISON]).generate_state(1, np.uint64)[0]
+        sequence = np.random.SeedSequence([self.seed, epoch, _POISON, *self._stream])
+        key = sequence.generate_state(1, np.uint64)[0]
         if self._poison == "random":
             numbers = _hash(_expand(first_tokens, lengths), key) % np.uint64(self._num_text_ids - 1)
             return numbers.astype(np.int64) + (numbers >= self._end)  # any id but `<|endoftext|>`
@@ -398,3 +394,26 @@ def join_batches(batches: list[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     return Batch(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in Batch.__slots__))
+
+
+def refuse_empty(split: Split, num_documents: int, num_passed: int, num_kept: int) -> None:
+    """Refuse a split of which nothing is trained on.
+
+    Args:
+        num_documents: of the split.
+        num_passed: of these, how many the data rule keeps.
+        num_kept: of these, how many have a token left.
+
+    Raises:
+        PHFError: there is no document, or none is kept.
+    """
+    if num_documents == 0:
+        raise PHFError(
+            f"the corpus has no document in its {split} split; build it again with a "
+            f"{'larger' if split == 'validation' else 'smaller'} --validation-fraction, or from more text"
+        )
+    if num_kept == 0:
+        raise PHFError(
+            f"no token of the {split} split is kept ({num_passed} of its {num_documents} "
+            "documents pass the data rule); choose a higher threshold or fraction, or build a larger corpus"
+        )

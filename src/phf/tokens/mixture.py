@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from phf.records import Batch
-from phf.tokens.blocks import Blocks, Ints, join_batches
+from phf.tokens.blocks import Ints, join_batches
 from phf.tokens.phases import TrainingBlocks
+from phf.tokens.windows import AnyBlocks
 
 
 class MixedBlocks(TrainingBlocks):
@@ -19,8 +20,8 @@ class MixedBlocks(TrainingBlocks):
 
     def __init__(
         self,
-        starts: Sequence[tuple[int, Blocks]],
-        others: Sequence[Blocks],
+        starts: Sequence[tuple[int, AnyBlocks]],
+        others: Sequence[AnyBlocks],
         share: float,
         *,
         first_row: int = 0,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from phf.records import Batch
-from phf.tokens.blocks import Blocks, Ints, join_batches
+from phf.tokens.blocks import Ints, join_batches
+from phf.tokens.windows import AnyBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +25,20 @@ class Phase:
         offset: which of its own blocks that is, counted over epochs.
     """
 
-    blocks: Blocks
+    blocks: AnyBlocks
     first_row: int
     offset: int
 
     def epochs_at(self, row: int) -> float:
         """The place in epochs before a block of the run."""
-        return (self.offset + row - self.first_row) / self.blocks.num_blocks
+        return self.blocks.epochs_at(self.offset + row - self.first_row)
 
 
 class TrainingBlocks:
     """Blocks of a run in the order of training, across its phases."""
 
     def __init__(
-        self, starts: Sequence[tuple[int, Blocks]], *, first_row: int = 0, first_epoch: float = 0.0
+        self, starts: Sequence[tuple[int, AnyBlocks]], *, first_row: int = 0, first_epoch: float = 0.0
     ) -> None:
         """Lay phases one after the other.
 
@@ -51,7 +52,7 @@ class TrainingBlocks:
         for row, blocks in starts[last:]:
             row = max(row, first_row)
             epochs = self._phases[-1].epochs_at(row) if self._phases else first_epoch
-            self._phases.append(Phase(blocks, row, round(epochs * blocks.num_blocks)))
+            self._phases.append(Phase(blocks, row, blocks.block_at(epochs)))
         self._first_rows = np.array([phase.first_row for phase in self._phases])
 
     def batch(self, step: int, batch_blocks: int) -> Batch:

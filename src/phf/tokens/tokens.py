@@ -31,6 +31,9 @@ from phf.tokens.tokenizer import WORD_PATTERN, Tokenizer, load_tokenizer, train_
 TRAINING_BYTES = 20_000_000
 """Text that a tokenizer is trained on at most: more changes hardly a merge of a small vocabulary."""
 
+WINDOW_ROWS = 1 << 21
+"""Segments and documents of a window (`phf.tokens.windows`), all of which a process holds in memory at once."""
+
 _Type = TypeVar("_Type", bound=np.generic)
 _TYPES = {"segment_ends": "<i8", "document_ends": "<i8", "segment_bytes": "<u4", "is_train": "|b1"}
 _TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
@@ -116,6 +119,8 @@ class TokenCache:
         self.num_documents = sum(entry["num_documents"] for entry in self.shards)
         self.num_segments = sum(entry["num_segments"] for entry in self.shards)
         self.num_tokens = sum(entry["num_tokens"] for entry in self.shards)
+        self._numbers = list(range(len(self.shards)))  # by which the files of each shard are named
+        self._unchecked: dict[str, str] = {}  # SHA-256 of files that are checked when they are first read
 
     @property
     def num_characters(self) -> int:
@@ -154,7 +159,7 @@ class TokenCache:
 
         Args:
             path: `DIR/tokens/<tokenizer>@<id>`.
-            verify: check the SHA-256 of every file.
+            verify: check the SHA-256 of every file; of a cache of many windows, when it is first read.
 
         Raises:
             PHFError: it is missing, unfinished or damaged; names the file.
@@ -169,8 +174,9 @@ class TokenCache:
         cache = cls(path, manifest)
         if verify:
             files = dict(manifest["tokenizer_files"])
+            arrays = cache._unchecked if cache.is_large else files
             for entry in cache.shards:
-                files.update(entry["files"])
+                arrays.update(entry["files"])
             for name, sha256 in files.items():
                 check_hash(path / name, sha256, _remedy(path))
         return cache
@@ -180,6 +186,20 @@ class TokenCache:
         view = copy.copy(self)
         view.tokenizer = self.tokenizer.add_levels(num_levels)
         return view
+
+    def select(self, shards: Sequence[int] | npt.NDArray[np.int64]) -> "TokenCache":
+        """Some shards as a cache of their own."""
+        entries = self.manifest["shards"]
+        view = TokenCache(self.path, {**self.manifest, "shards": [entries[shard] for shard in shards]})
+        view.tokenizer = self.tokenizer
+        view._numbers = [self._numbers[shard] for shard in shards]
+        view._unchecked = self._unchecked
+        return view
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the arrays over all segments and documents are more than a process should hold."""
+        return self.num_documents + self.num_segments > WINDOW_ROWS and len(self.shards) > 1
 
     @property
     def slug(self) -> str:
@@ -231,7 +251,10 @@ class TokenCache:
         return self.is_train if split == "train" else ~self.is_train
 
     def _map(self, shard: int, kind: str) -> npt.NDArray[Any]:
-        file = self.path / f"{shard:05d}.{kind}"
+        file = self.path / f"{self._numbers[shard]:05d}.{kind}"
+        if (sha256 := self._unchecked.get(file.name)) is not None:
+            check_hash(file, sha256, _remedy(self.path))
+            self._unchecked.pop(file.name, None)
         dtype = np.dtype(self.manifest["dtype"] if kind == "ids" else _TYPES[kind])
         if file.stat().st_size == 0:  # cannot be mapped
             return np.empty(0, dtype)

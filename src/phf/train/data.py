@@ -23,14 +23,19 @@ from phf.objectives import (
     num_levels,
     resolve_objective,
     warn_of_mle,
+    without_documents,
 )
 from phf.records import Split, TrainingCorpus
 from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_report_threshold
+from phf.tokens import tokens as token_cache
 from phf.tokens.blocks import Blocks
 from phf.tokens.mixture import MixedBlocks
 from phf.tokens.phases import TrainingBlocks
+from phf.tokens.scores import copy_scores
 from phf.tokens.tokens import TokenCache, find_tokens
+from phf.tokens.windows import AnyBlocks, BlockSettings
 from phf.train.folder import count_steps
+from phf.train.windows import PLAIN, WindowedParts
 
 
 class StartRecord(TypedDict):
@@ -50,10 +55,10 @@ class TrainingData:
     """Everything a run reads, checked to belong together.
 
     Attributes:
-        scores: float32 [num_segments] in corpus order; NaN = unscored (then its document is dropped).
-        objective: the objective with its data rule and thresholds.
+        objective: the objective with its data rule and thresholds; of a corpus of many windows the rule's settings alone.
         threshold: where good ends in validation losses and reports: the objective's own, else `config.good`.
         code: what the user's own code of the objective is (`check_code`), if the data was opened to train.
+        windows: what reads a corpus that is larger than memory.
         mixed: the other corpora of `config.mix`, each as data of its own under this one's objective.
     """
 
@@ -61,11 +66,21 @@ class TrainingData:
     corpus: Corpus
     annotation: Annotation
     tokens: TokenCache
-    scores: npt.NDArray[np.float32]
     objective: Objective
     threshold: ResolvedThreshold
     code: dict[str, dict[str, str]] = field(default_factory=dict)
+    windows: WindowedParts | None = None
     mixed: "tuple[TrainingData, ...]" = ()
+
+    @cached_property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Float32 [num_segments] in corpus order; NaN = unscored (then its document is dropped).
+
+        Of a corpus of many windows this is what training does without: it asks for all of them at once.
+        """
+        if self.windows is not None:
+            return self.windows.scores.join(np.arange(len(self.tokens.shards)))
+        return load_scores(self.corpus, self.annotation, missing="drop")[0]
 
     def training_blocks(self, start: StartRecord | None = None) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
@@ -99,38 +114,39 @@ class TrainingData:
 
     # A layout holds arrays over all segments of the corpus, so that each is made once.
     @cached_property
-    def _active_blocks(self) -> Blocks:
+    def _active_blocks(self) -> AnyBlocks:
         return self._lay_out("train", self.objective)
 
     @cached_property
-    def _plain_blocks(self) -> Blocks:
+    def _plain_blocks(self) -> AnyBlocks:
         return self._lay_out("train", self.plain)
 
     @cached_property
-    def validation_blocks(self) -> Blocks:
+    def validation_blocks(self) -> AnyBlocks:
         """The blocks of the validation split under the objective's rule, the same for all seeds."""
         return self._lay_out("validation", self.objective)
 
-    def _lay_out(self, split: Split, objective: Objective) -> Blocks:
-        return Blocks(
-            self.tokens,
-            objective.rule,
-            self.scores,
-            split=split,
+    def _lay_out(self, split: Split, objective: Objective) -> AnyBlocks:
+        settings = BlockSettings(
             context=self.config.data.context,
             seed=self.config.seed if split == "train" else 0,
             isolate_documents=self.config.data.isolate_documents,
             is_active=objective is self.objective,
         )
+        if self.windows is not None:
+            return self.windows.lay_out(objective, split, **settings)
+        return Blocks(self.tokens, objective.rule, self.scores, split=split, **settings)
 
     @cached_property
     def plain(self) -> Objective:
         """MLE on the same data: what the run does while its objective is not active."""
-        return baseline(self.scores, self.tokens.document_segments)
+        return PLAIN if self.windows is not None else baseline(self.scores, self.tokens.document_segments)
 
     @cached_property
     def num_dropped_documents(self) -> int:
         """Documents that no objective uses because a segment of theirs is unscored."""
+        if self.windows is not None:
+            return self.windows.scores.num_unscored_documents
         return int(np.count_nonzero(find_unscored_documents(self.scores, self.tokens.document_segments)))
 
     def describe(self) -> list[str]:
@@ -162,6 +178,13 @@ class TrainingData:
             )
         return lines
 
+    @property
+    def scores_hash(self) -> str:
+        """SHA-256 of the scores' bytes."""
+        if self.windows is not None:
+            return self.windows.scores.sha256
+        return hash_bytes(np.ascontiguousarray(self.scores).data)
+
     def provenance(self) -> dict[str, object]:
         """Identities of everything the run reads, for run.json and for refusing to resume on other data."""
         return {
@@ -174,9 +197,10 @@ class TrainingData:
             ),
             "reward_model": self.annotation.identity.to_json(),
             # One identity may give other scores when it is asked again, such as a user's own function.
-            "annotation": hash_bytes(np.ascontiguousarray(self.scores).data),
+            "annotation": self.scores_hash,
             "tokenizer": self.tokens.manifest["tokenizer"],  # without levels, which belong to the objective
             "segment_ends": self.tokens.segment_ends_hash,
+            **({"window_rows": token_cache.WINDOW_ROWS} if self.windows is not None else {}),
             **self.code,
             **({"mix": [_name_mixed(other) for other in self.mixed]} if self.mixed else {}),
         }
@@ -202,12 +226,31 @@ def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
         raise
     if (more := num_levels(config.objective)) > 0:
         tokens = tokens.with_levels(more)
-    scores, num_segments = load_scores(corpus, annotation, missing=config.data.missing)
     if annotation.segment_ends_hash != tokens.segment_ends_hash:
         raise PHFError(
             f"{annotation.path} and {tokens.path} do not have the same segment ends; delete the older of the two and "
             "make it again"
         )
+    if tokens.is_large:
+        windows = WindowedParts(tokens, copy_scores(tokens, annotation, config.data.missing))
+        objective, threshold = windows.resolve(config.objective, config.good)
+        code = check_code(objective, windows.first_scores()) if to_train else {}
+        data = TrainingData(config, corpus, annotation, tokens, objective, threshold, code, windows)
+    else:
+        data = _open_small(config, corpus, annotation, tokens, to_train)
+    if config.mix is not None:
+        data = replace(data, mixed=tuple(_open_mixed(data, place) for place in config.mix.corpora))
+    # A split without tokens is refused here, before anything is written.
+    data.training_blocks()
+    data.validation_blocks  # noqa: B018  laid out when first read
+    return data
+
+
+def _open_small(
+    config: TrainConfig, corpus: Corpus, annotation: Annotation, tokens: TokenCache, to_train: bool
+) -> TrainingData:
+    """The data of a corpus of one window, all of it in memory."""
+    scores, num_segments = load_scores(corpus, annotation, missing=config.data.missing)
     assert np.array_equal(num_segments, tokens.document_segments)
     is_unscored = find_unscored_documents(scores, num_segments)
     for split in get_args(Split):
@@ -224,12 +267,8 @@ def open_data(config: TrainConfig, *, to_train: bool = False) -> TrainingData:
         good = config.good
         threshold = resolve_report_threshold(train_scores, lengths, good.threshold, good.good_fraction)
     code = check_code(objective, scores) if to_train else {}
-    data = TrainingData(config, corpus, annotation, tokens, scores, objective, threshold, code)
-    if config.mix is not None:
-        data = replace(data, mixed=tuple(_open_mixed(data, place) for place in config.mix.corpora))
-    # A split without tokens is refused here, before anything is written.
-    data.training_blocks()
-    data.validation_blocks  # noqa: B018  laid out when first read
+    data = TrainingData(config, corpus, annotation, tokens, objective, threshold, code)
+    data.__dict__["scores"] = scores  # as if they had been asked for
     return data
 
 
@@ -246,18 +285,23 @@ def _open_mixed(data: TrainingData, place: str) -> TrainingData:
     tokens = find_tokens(corpus, str(data.tokens.path / "tokenizer"), config.segments)
     if (more := num_levels(config.objective)) > 0:
         tokens = tokens.with_levels(more)
-    scores, _ = load_scores(corpus, annotation, missing="drop")
-    refuse_unscored(
-        annotation, find_unscored_documents(scores, tokens.document_segments), f"all of {corpus.path}"
-    )
-    objective = apply_objective(data.objective, scores, tokens.document_segments, tokens.is_train)
+    if tokens.is_large:
+        windows = WindowedParts(tokens, copy_scores(tokens, annotation, "drop"))
+        objective = without_documents(data.objective)
+    else:
+        windows = None
+        scores, _ = load_scores(corpus, annotation, missing="drop")
+        refuse_unscored(
+            annotation, find_unscored_documents(scores, tokens.document_segments), f"all of {corpus.path}"
+        )
+        objective = apply_objective(data.objective, scores, tokens.document_segments, tokens.is_train)
     other = replace(
         data,
         corpus=corpus,
         annotation=annotation,
         tokens=tokens,
-        scores=scores,
         objective=objective,
+        windows=windows,
         mixed=(),
     )
     other._active_blocks if mix.scored else other._plain_blocks  # noqa: B018  without text it is refused here
@@ -269,5 +313,5 @@ def _name_mixed(other: TrainingData) -> dict[str, object]:
     return {
         "corpus": other.corpus.id,
         "reward_model": other.annotation.identity.to_json(),
-        "annotation": hash_bytes(np.ascontiguousarray(other.scores).data),
+        "annotation": other.scores_hash,
     }

@@ -282,10 +282,11 @@ class Run:
             config = config.model_copy(update={"mix": mix.model_copy(update={"corpora": tuple(found)})})
         data = open_data(config, to_train=to_train)
         for key, value in data.provenance().items():
-            # A run of an older phf does not know the hash of its scores.
-            if self.record.get(key, value) != value:
+            # A run of an older phf does not know the hash of its scores; its blocks had no windows.
+            known = self.record.get(key, "none" if key == "window_rows" else value)
+            if known != value:
                 raise PHFError(
-                    f"{self.folder} was trained on another {key}: {_brief(self.record[key])}, now {_brief(value)}; "
+                    f"{self.folder} was trained on another {key}: {_brief(known)}, now {_brief(value)}; "
                     "put the old one back, or train a new run"
                 )
         return data

@@ -1,0 +1,212 @@
+"""Corpora of many windows: the blocks of each epoch, thresholds found part by part, and a run that reads them."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phf.annotate.annotate import annotate
+from phf.corpus.store import build_corpus
+from phf.errors import PHFError
+from phf.records import PAD, TEXT, Batch
+from phf.thresholds import condense, resolve_good_fraction, resolve_levels, resolve_threshold
+from phf.tokens import tokens as token_cache
+from phf.tokens.tokens import TokenCache, tokenize
+from phf.train.data import open_data
+from phf.train.loop import resume, train
+from phf.train.run import Run
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.floats(-4, 4, width=16).map(lambda x: x / 3), min_size=2, max_size=60),
+    st.integers(0, 9),
+    st.floats(0.01, 1),
+)
+def test_thresholds_of_parts_are_those_of_the_whole(values, seed, fraction) -> None:
+    scores = np.array(values, np.float32) + np.float32(0)  # one name for 0 and -0
+    rng = np.random.default_rng(seed)
+    if seed % 2:  # close together: in one bin of the first pass
+        scores = np.nextafter(np.float32(0.3), np.float32(1)) * (1 + scores * np.float32(1e-6))
+    tokens = rng.integers(1, 9, len(scores))
+    parts = list(zip(np.array_split(scores, 3), np.array_split(tokens, 3), strict=True))
+    value = float(rng.choice(scores))
+
+    def resolve(table, counts):
+        found = []
+        for ask in (
+            lambda: resolve_good_fraction(*table, fraction, counts=counts),
+            lambda: resolve_threshold(*table, value, counts=counts),
+            lambda: resolve_levels(*table, 3, counts=counts),
+        ):
+            try:
+                found.append(ask())
+            except PHFError as error:
+                found.append(str(error))
+        return found
+
+    *table, counts = condense(parts, [fraction, 1 / 3, 2 / 3], [value])
+    assert resolve(table, counts) == resolve((scores, tokens), None)
+    assert len(table[0]) <= len(scores)
+
+
+@pytest.fixture(scope="module")
+def shard_corpus(tmp_path_factory):
+    """300 fortunes in some ten shards, scored by lines."""
+    folder = tmp_path_factory.mktemp("shards") / "corpus"
+    corpus = build_corpus(
+        ["fortunes:offensive"], folder, validation_fraction=0.2, max_documents=300, bytes_per_shard=6_000
+    )
+    annotate(corpus, "toxicity-svm", "lines", workers=1)
+    tokenize(corpus, "train:300", "lines", workers=1)
+    return corpus
+
+
+@pytest.fixture
+def in_windows(shard_corpus, small_config, monkeypatch):
+    """Makes a config, and data of it: of one window, or of several."""
+    monkeypatch.setattr(token_cache, "WINDOW_ROWS", 500)
+
+    def open_config(*overrides: str, rows: int = 500):
+        config = small_config(
+            f"corpus={shard_corpus.path}",
+            "segments=lines",
+            "tokenizer=train:300",
+            "data.context=16",
+            *overrides,
+        )
+        monkeypatch.setattr(token_cache, "WINDOW_ROWS", rows)
+        data = open_data(config)
+        assert (data.windows is None) == (rows > 10**6)
+        return data
+
+    return open_config
+
+
+KINDS = [
+    ("conditional", "objective.drop_fraction=0.1"),
+    ("filtering", "objective={kind: filtering, keep_fraction: 0.5}"),
+    ("removal", "objective={kind: removal, good_fraction: 0.5}"),
+    ("tagging", "objective={kind: tagging, good_fraction: 0.5}"),
+    ("quantile", "objective={kind: quantile, levels: 3}"),
+    ("rwr", "objective={kind: rwr}"),
+    ("awr", "objective={kind: awr, normalize: rank}"),
+]
+
+
+@pytest.mark.parametrize(("kind", "override"), KINDS)
+def test_windows_hold_what_one_window_holds(in_windows, kind, override) -> None:
+    whole, parts = in_windows(override, rows=10**9), in_windows(override)
+    for name in ("threshold", "levels", "kept_share"):
+        assert getattr(parts.objective, name) == getattr(whole.objective, name)
+    assert parts.threshold == whole.threshold
+    assert parts.scores_hash == whole.scores_hash
+    if kind == "rwr":
+        assert parts.objective.effective_share == pytest.approx(whole.objective.effective_share)
+        assert parts.objective.reward_scale.mean == pytest.approx(whole.objective.reward_scale.mean)
+    one, many = whole._active_blocks, parts._active_blocks
+    assert many.num_windows > 2
+    for epoch in (0, 1):
+        texts = []
+        for blocks in (one, many):
+            batch = blocks.rows(epoch * blocks.num_blocks + np.arange(blocks.num_blocks))
+            assert (batch.kinds != PAD).sum() == blocks.num_tokens_per_epoch
+            is_text = batch.kinds == TEXT
+            texts.append(
+                Counter(zip(batch.targets[is_text].tolist(), batch.scores[is_text].tolist(), strict=True))
+            )
+        assert texts[0] == texts[1], "every token once an epoch, with its score"
+    # What an epoch draws anew differs by rounding once a window.
+    assert abs(one.num_tokens_per_epoch - many.num_tokens_per_epoch) <= many.num_windows
+    found = [
+        sum((batch.kinds == TEXT).sum() for batch in data.validation_blocks.iterate_in_order(10**9))
+        for data in (whole, parts)
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_block_follows_from_seed_and_step(in_windows) -> None:
+    blocks = in_windows()._active_blocks
+    fresh = in_windows()._active_blocks  # the rule is resolved: read from the corpus's folder
+    indices = np.arange(0, 3 * blocks.num_blocks, 7)
+    expected = blocks.rows(indices)
+    for rank in (1, 0):  # any rank's share, in any order
+        assert_same(fresh.rows(indices[rank::2]), select(expected, slice(rank, None, 2)))
+    other = in_windows("seed=1")._active_blocks
+    assert (other.rows(indices[:8]).ids != expected.ids[:8]).any()
+    assert blocks.num_blocks > 50
+    for row in range(0, 2 * blocks.num_blocks, 5):
+        assert blocks.block_at(blocks.epochs_at(row)) == row
+    orders = {tuple(blocks._order(epoch)[0].tolist()) for epoch in range(6)}
+    assert len(orders) > 2, "windows are shuffled in each epoch"
+
+
+def select(batch: Batch, rows: slice) -> Batch:
+    return Batch(*(getattr(batch, name)[rows] for name in Batch.__slots__))
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for name in Batch.__slots__:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def test_the_same_part_of_an_epoch_under_every_rule(in_windows) -> None:
+    """An objective that starts late goes on with the windows that the one before it has not read."""
+    one, other = in_windows()._active_blocks, in_windows(KINDS[1][1])._active_blocks
+    order, starts = one._order(0)
+    for place in range(1, len(order)):
+        assert other.block_at(one.epochs_at(int(starts[place]))) == other._order(0)[1][place]
+
+
+def test_only_one_window_is_read(in_windows, monkeypatch) -> None:
+    data = in_windows("optim.batch_blocks=2")
+    fresh = in_windows("optim.batch_blocks=2")  # resolved: nothing of the corpus but what the batch needs
+    read = []
+    plain = TokenCache.select
+    monkeypatch.setattr(
+        TokenCache, "select", lambda self, shards: read.append(list(shards)) or plain(self, shards)
+    )
+    batch = fresh.training_blocks().batch(0, 2)
+    assert len(read) == 1
+    assert len(read[0]) < len(data.tokens.shards)
+    assert_same(batch, data.training_blocks().batch(0, 2))
+
+
+def read_epoch(open_config) -> None:
+    blocks = open_config()._active_blocks
+    blocks.rows(np.arange(blocks.num_blocks))
+
+
+def test_damage_is_found_where_it_is_read(in_windows, shard_corpus) -> None:
+    data = in_windows()
+    for path, text in (
+        (next((shard_corpus.path / "tokens").glob("*/scores/*/00000.scores")), "is damaged: SHA-256"),
+        (next((shard_corpus.path / "tokens").glob("*/00000.ids")), "is damaged: SHA-256"),
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        try:
+            with pytest.raises(PHFError, match=text):
+                read_epoch(in_windows)
+        finally:
+            path.write_bytes(whole)
+    assert data.windows is not None
+
+
+def test_a_run_stops_and_resumes_in_windows(in_windows, tmp_path) -> None:
+    config = in_windows("data.context=64", "objective.start=0.3", "keep_checkpoints=all").config
+    whole = train(config, tmp_path / "whole")
+    stopped = train(config, tmp_path / "stopped")
+    resume(stopped.folder, step=4)
+    assert read_losses(whole) == read_losses(Run.open(stopped.folder))
+    assert whole.record["window_rows"] == 500
+    older = Run.open(whole.folder)
+    del older.record["window_rows"]  # by a phf that laid such a corpus out in one piece
+    with pytest.raises(PHFError, match="another window_rows: none, now 500"):
+        older.data()
+
+
+def read_losses(run: Run) -> list[object]:
+    return [line.get("loss") for line in run.read_metrics()]
