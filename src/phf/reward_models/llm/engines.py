@@ -95,7 +95,8 @@ class ServerEngine:
         if (known := store.find_fact(key)) is None:
             self.gives_logprobs = True
             body = self._build_body([{"role": "user", "content": "Answer with 1."}], 1)
-            known = "yes" if _create_sender(self._settings, store).probe(body) else "no"
+            with contextlib.closing(_create_sender(self._settings, store)) as sender:
+                known = "yes" if sender.probe(body) else "no"
             store.keep_fact(key, known)
         if known == "no" and self._settings.logprobs == "required":
             raise ScoringStoppedError(
