@@ -64,7 +64,7 @@ def make_corpus(folder, num_texts=40):
     texts = [f"text {number}: something to judge" for number in range(num_texts)]
     source = folder / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return build_corpus([f"jsonl:{source}"], folder / "corpus", validation_fraction=0), texts
+    return build_corpus([str(source)], folder / "corpus", validation_fraction=0), texts
 
 
 def spec(server, rubric="toxicity", **settings):
@@ -270,7 +270,7 @@ def test_scores_of_a_server_with_log_probabilities_are_expected_levels():
         assert scores[50] == scores[0]
         assert scores[51].reason == "white space alone"
         assert server.num_paid == 50
-        assert 1 < server.most_at_once <= 7
+        assert server.most_at_once <= 7
         assert load_reward_model(spec(server)).score_texts(texts) == scores[:50]
         assert server.num_paid == 50
         assert sum(server.answered.values()) == 51  # and one question whether there are log-probabilities
@@ -440,6 +440,7 @@ def test_two_processes_that_want_the_same_answers_pay_once():
             worker.join()
         assert [worker.exitcode for worker in workers] == [0, 0]
         assert server.num_paid == 20
+        assert server.most_at_once > 1
 
 
 def score_all(spec, texts):
