@@ -25,7 +25,7 @@ def read_text(body: dict[str, Any]) -> str:
 
 def judge_level(text: str, num_levels: int = 5) -> int:
     """The level that the server gives a text: any, but always the same."""
-    return hashlib.sha256(text.encode()).digest()[0] % num_levels
+    return 1 + hashlib.sha256(text.encode()).digest()[0] % num_levels
 
 
 def complete(content: str, logprobs: list[dict[str, Any]] | None = None) -> Reply:
@@ -39,17 +39,17 @@ def complete(content: str, logprobs: list[dict[str, Any]] | None = None) -> Repl
 
 def answer_politely(body: dict[str, Any], number: int) -> Reply:
     """The level of the text, or of each axis as JSON, with log-probabilities where they are asked for: 0.8 for the level, 0.2 for
-    level 0."""
+    level 1."""
     axes = re.findall(r'"(\w+)": LEVEL', body["messages"][-1]["content"])
     level = judge_level(read_text(body))
-    content = json.dumps({axis: level for axis in axes}) if axes else str(level)
+    content = json.dumps(dict.fromkeys(axes, level)) if axes else str(level)
     tokens = [
         {
             "token": character,
             "logprob": math.log(0.8),
             "top_logprobs": [
                 {"token": character, "logprob": math.log(0.8)},
-                {"token": "0" if character != "0" else " x", "logprob": math.log(0.2)},
+                {"token": "1" if character != "1" else " x", "logprob": math.log(0.2)},
             ],
         }
         for character in content
@@ -58,8 +58,8 @@ def answer_politely(body: dict[str, Any], number: int) -> Reply:
 
 
 def expect_score(text: str) -> float:
-    """The score of a text by `answer_politely` with log-probabilities, on a scale of 0 to 4 whose high end is bad."""
-    return 0.8 * judge_level(text) / 4
+    """The score of a text by `answer_politely` with log-probabilities, on a scale of 1 to 5 whose high end is bad."""
+    return 0.8 * (judge_level(text) - 1) / 4
 
 
 class Server:

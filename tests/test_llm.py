@@ -3,9 +3,9 @@
 import json
 import math
 import multiprocessing
-import os
 import signal
 import sqlite3
+import sys
 import time
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 from command_processes import start_command
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_server import KEY, answer_politely, be_rude, complete, expect_score, judge_level, read_text, serve
+from llm_server import KEY, answer_politely, be_rude, expect_score, judge_level, read_text, serve
 
 from phf import cli
 from phf.annotate.annotate import Annotation, annotate
@@ -33,15 +33,15 @@ axes:
   rude:
     question: How rude?
     bad: high
-    levels: {0: none, 1: a bit, 2: some, 3: much, 4: very}
+    levels: {1: none, 2: a bit, 3: some, 4: much, 5: very}
   clear:
     question: How clear?
     bad: low
-    levels: {0: none, 1: a bit, 2: some, 3: much, 4: very}
+    levels: {1: none, 2: a bit, 3: some, 4: much, 5: very}
   kind:
     question: How kind?
     bad: low
-    levels: {0: none, 1: a bit, 2: some, 3: much, 4: very}
+    levels: {1: none, 2: a bit, 3: some, 4: much, 5: very}
 """
 
 
@@ -67,6 +67,16 @@ def make_corpus(folder, num_texts=40):
     return build_corpus([str(source)], folder / "corpus", validation_fraction=0), texts
 
 
+def run_phf(monkeypatch, *arguments):
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["phf", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
 def spec(server, rubric="toxicity", **settings):
     given = {"model": "m", "base_url": server.url, **settings}
     return f"llm:{rubric}" + "".join(f",{key}={value}" for key, value in given.items())
@@ -79,7 +89,7 @@ def spec(server, rubric="toxicity", **settings):
     ("wrong", "says"),
     [
         (("bad: high", "bad: high\n    wight: 3"), "axes.rude.wight"),
-        (("2: some, 3: much, 4: very}\n  clear", "3: much}\n  clear"), "whole numbers in a row"),
+        (("3: some, 4: much, 5: very}\n  clear", "4: much}\n  clear"), "whole numbers in a row"),
         (("bad: low", "bad: left"), "axes.clear.bad='left'"),
         (("name: tone", "name: tone\nexamples: [{text: a, levels: {rude: 1}}]"), "a level for each axis"),
         (
@@ -148,17 +158,19 @@ def test_no_mark_of_a_chat_template_survives_in_a_text(mark):
 def test_the_score_is_the_expected_level_over_the_scale_alone():
     toxicity = read_rubric("toxicity")
     top = {"3": math.log(0.5), " 4": math.log(0.2), "9": math.log(0.1), "The": math.log(0.2)}
+    elsewhere = Answer("9", [("9", {"9": math.log(0.6), "3": math.log(0.4)})])
+    assert score_answer(toxicity, "toxicity", elsewhere, logprobs=True).reason == "off the scale: 9"
     answer = Answer("3", [("3", top)])
     assert score_answer(toxicity, "toxicity", answer, logprobs=True) == pytest.approx(
-        (3 * 0.5 + 4 * 0.2) / 0.7 / 4
+        ((3 * 0.5 + 4 * 0.2) / 0.7 - 1) / 4
     )
-    assert score_answer(toxicity, "toxicity", answer, logprobs=False) == 0.75
+    assert score_answer(toxicity, "toxicity", answer, logprobs=False) == 0.5
 
 
 def test_where_low_is_bad_the_score_turns():
     educational = read_rubric("educational")
-    assert score_answer(educational, "quality", Answer("4"), logprobs=False) == 0
-    assert score_answer(educational, "quality", Answer("Level: 1."), logprobs=False) == 0.75
+    assert score_answer(educational, "quality", Answer("5"), logprobs=False) == 0
+    assert score_answer(educational, "quality", Answer("Level: 2."), logprobs=False) == 0.75
 
 
 @pytest.mark.parametrize(
@@ -181,7 +193,7 @@ def test_an_answer_off_the_scale_is_unscored_with_its_reason(text, reason):
 
 
 def test_a_level_inside_a_longer_token_has_no_probability_of_its_own():
-    answer = Answer("3!", [("3!", {"3!": 0.0})])
+    answer = Answer("3", [("3!", {"3!": 0.0})])
     found = score_answer(read_rubric("toxicity"), "toxicity", answer, logprobs=True)
     assert isinstance(found, Unscored)
     without = score_answer(read_rubric("toxicity"), "toxicity", Answer("3"), logprobs=True)
@@ -192,9 +204,9 @@ def test_each_axis_of_a_json_answer_has_its_own_tokens(rubric):
     tone = read_rubric(str(rubric))
     tokens = [
         ('{"rude":', {}),
-        (" 4", {" 4": 0.0}),
+        (" 5", {" 5": 0.0}),
         (', "clear": ', {}),
-        ("1", {"1": math.log(0.5), "3": math.log(0.5)}),
+        ("2", {"2": math.log(0.5), "4": math.log(0.5)}),
         ("}", {}),
     ]
     answer = Answer("".join(token for token, _ in tokens), tokens)
@@ -217,7 +229,9 @@ def test_a_claim_holds_while_its_process_lives_and_no_longer(cache):
     other.kill()
     other.join()
     assert store.claim("a") == "mine"
-    assert store.claim("a") == "mine"  # a second thread of this process never asks for the same: its caller holds each key once
+    assert (
+        store.claim("a") == "mine"
+    )  # a second thread of this process never asks for the same: its caller holds each key once
     store.write("a", Answer("3"))
     assert store.claim("a") == "answered"
     assert store.read(["a", "b"]) == {"a": Answer("3")}
@@ -248,7 +262,7 @@ def test_budgets_are_read_and_counted():
     assert [
         (budget.kind, budget.amount) for budget in map(parse_budget, ("5k", "2Mtokens", "3.50USD", "1calls"))
     ] == [("calls", 5000.0), ("tokens", 2e6), ("money", 3.5), ("calls", 1.0)]
-    with pytest.raises(PHFError, match="5000calls, 2Mtokens or 3.50USD"):
+    with pytest.raises(PHFError, match=r"5000calls, 2Mtokens or 3.50USD"):
         parse_budget("plenty")
     store, budget = AnswerStore(), Budget("tokens", 100, "100tokens")
     assert store.reserve(budget, Spent(1, 80))
@@ -283,7 +297,7 @@ def refuse_logprobs(body, number):
 def test_without_log_probabilities_the_written_level_counts_and_is_another_identity():
     with serve(refuse_logprobs) as server:
         model = load_reward_model(spec(server))
-        assert model.score_texts(["abc"]) == [judge_level("abc") / 4]
+        assert model.score_texts(["abc"]) == [(judge_level("abc") - 1) / 4]
         with pytest.raises(PHFError, match="gives no log-probabilities for m"):
             load_reward_model(spec(server, logprobs="required"))
     with serve() as server:
@@ -329,9 +343,7 @@ def test_a_rude_server_is_asked_until_it_answers_and_each_text_is_paid_once():
 
 def test_a_text_that_the_engine_refuses_is_unscored_and_the_others_are_not():
     def reply(body, number):
-        return (
-            (400, {}, b"context length") if "long" in read_text(body) else answer_politely(body, number)
-        )
+        return (400, {}, b"context length") if "long" in read_text(body) else answer_politely(body, number)
 
     with serve(reply) as server:
         scores = load_reward_model(spec(server)).score_texts(["a", "long", "b"])
@@ -355,7 +367,10 @@ def test_errors_of_a_server_are_one_line_that_blames_no_document(tmp_path, monke
     assert "document" not in str(caught.value)
     with pytest.raises(PHFError, match="no server answers at"):
         score_samples(load_reward_model(gone), ["new"])
-    with serve(lambda body, number: (404, {}, b"no such model")) as server, pytest.raises(PHFError, match="404"):
+    with (
+        serve(lambda body, number: (404, {}, b"no such model")) as server,
+        pytest.raises(PHFError, match="404"),
+    ):
         load_reward_model(spec(server))
     for wrong, says in (
         ("llm:toxicity", "names no model"),
@@ -378,29 +393,28 @@ def test_the_key_is_written_nowhere(tmp_path, cache, monkeypatch):
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
-def test_a_budget_stops_cleanly_and_the_next_one_goes_on(tmp_path, capsys):
+def test_a_budget_stops_cleanly_and_the_next_one_goes_on(tmp_path, capsys, monkeypatch):
     corpus, texts = make_corpus(tmp_path, 30)
     with serve() as server:
-        given = ["annotate", str(corpus.path), "-r", spec(server), "-s", "document"]
-        assert cli.main([*given, "--budget", "12calls"]) == 2
+        given = ["annotate", corpus.path, "-r", spec(server), "-s", "document"]
+        assert run_phf(monkeypatch, *given, "--budget", "12calls") == 2
         error = capsys.readouterr().err
         assert "toxicity: 30 calls (0 answers are kept already)" in error
         assert "the budget of 12calls is spent; every answer is kept" in error
         assert "Traceback" not in error
         assert server.num_paid == 12
-        assert cli.main([*given, "--budget", "1Mtokens"]) == 0
+        assert run_phf(monkeypatch, *given, "--budget", "1Mtokens") == 0
         assert "18 calls (12 answers are kept already)" in capsys.readouterr().err
         assert server.num_paid == 30
-        assert cli.main([*given, "--budget", "3USD"]) == 2
+        assert run_phf(monkeypatch, *given, "--budget", "3USD") == 2
         assert "price_input" in capsys.readouterr().err
-    assert cli.main(["annotate", str(corpus.path), "-r", "pii", "--budget", "5calls"]) == 2
+    assert run_phf(monkeypatch, "annotate", corpus.path, "-r", "pii", "--budget", "5calls") == 2
     assert "is for a language model" in capsys.readouterr().err
     scores = Annotation.open(corpus, spec(server), "document").join_shard(0)[2]
     assert len(scores) == len(texts)
 
 
-def test_a_budget_holds_over_processes(tmp_path):
-    corpus, _ = make_corpus(tmp_path, 30)
+def test_a_budget_holds_over_processes():
     with serve() as server:
         budget = parse_budget("10calls")
         context = multiprocessing.get_context("fork")
@@ -485,13 +499,18 @@ def test_axes_are_annotations_of_their_own_from_one_answer(tmp_path, rubric):
     assert whole.join_shard(0)[2] == pytest.approx(expected / 3 + 2 * (1 - expected) / 3)
 
 
-def test_dry_run_asks_nothing_and_knows_what_is_kept(tmp_path, capsys):
+def test_dry_run_asks_nothing_and_knows_what_is_kept(tmp_path, capsys, monkeypatch):
     corpus, texts = make_corpus(tmp_path, 10)
     with serve() as server:
         priced = spec(server, price_input=1, price_output=2)
         load_reward_model(priced).score_texts(texts[:4])
         asked = len(server.bodies)
-        assert cli.main(["annotate", str(corpus.path), "-r", priced, "-s", "document", "--dry-run", "--json"]) == 0
+        assert (
+            run_phf(
+                monkeypatch, "annotate", corpus.path, "-r", priced, "-s", "document", "--dry-run", "--json"
+            )
+            == 0
+        )
         assert len(server.bodies) == asked
     (plan,) = json.loads(capsys.readouterr().out)
     assert (plan["calls"], plan["kept"]) == (6, 4)
@@ -520,4 +539,3 @@ def test_the_answers_survive_a_journal_that_ends_in_the_middle(cache):
     kept = AnswerStore(copy).read([str(number) for number in range(20)])
     assert len(kept) == 19
     assert sqlite3.connect(copy / "answers.sqlite").execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert os.path.exists(journal)

@@ -18,7 +18,7 @@ from phf.folders import create_folder
 from phf.records import Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.ngrams import Features, read_batches
-from phf.reward_models.protocol import RewardModel, split_segments
+from phf.reward_models.protocol import FROM_0_TO_1, RewardModel, split_segments
 from phf.reward_models.scoring import score_documents
 from phf.reward_models.trained import is_trained_on
 from phf.reward_training.check import check_reward_model
@@ -117,8 +117,8 @@ def distill_reward_model(
         PHFError: too few segments, too few on one side of the threshold, or `out` holds something else.
     """
     threshold = teacher.hit_threshold if threshold is None else threshold
-    learns_probability = teacher.unit == "probability"
-    target = "probability" if learns_probability else f"score above {threshold:g}"
+    learns_probability = teacher.unit in FROM_0_TO_1  # a share of the scale is learnt as one
+    target = teacher.unit if learns_probability else f"score above {threshold:g}"
     name = name or out.resolve().name
     trained_on: dict[str, object] = {
         "teacher": teacher.identity.to_json(),

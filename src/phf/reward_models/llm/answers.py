@@ -16,7 +16,9 @@ Token = tuple[str, dict[str, float]]
 TOP = 20
 """Log-probabilities asked of each token: as many as any server gives, and more than a scale has levels."""
 _NUMBER = re.compile(r"(?<![\w.,])-?\d+(?:[.,]\d+)?(?![\w])")
-_SHOWN = 40
+_SHOWN = 20
+_MIN_SHARE = 0.5
+"""Of the probability that must lie on the scale: where less does, the judge means something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +97,33 @@ def score_answer(rubric: Rubric, axis: str, answer: Answer, *, logprobs: bool) -
     found = _find_level(rubric, axis, answer.text)
     if isinstance(found, Unscored):
         return found
-    place, level = found
+    place, number = found
     scale = rubric.axes[axis]
     if not logprobs:
-        return scale.scale(level)
+        level = float(number.replace(",", "."))
+        return scale.scale(level) if level in scale.levels else Unscored(f"off the scale: {number[:_SHOWN]}")
     if answer.tokens is None:
         return Unscored("the engine gave no log-probabilities")
     top = _find_token(answer.tokens, place)
-    if top is None:
-        return Unscored("the level is not a token of its own")
-    return scale.scale(_expect_level(scale, top))
+    if top is None or len(number) > 1:
+        return Unscored(f"off the scale: {number[:_SHOWN]}")
+    level, share = _expect_level(scale, top)
+    return scale.scale(level) if share >= _MIN_SHARE else Unscored(f"off the scale: {number}")
 
 
-def _find_level(rubric: Rubric, axis: str, text: str) -> tuple[int, int] | Unscored:
-    """Where in an answer the level stands, and which it is."""
-    shown = repr(" ".join(text.split())[:_SHOWN]) if rubric.form == "number" else ""
+def _find_level(rubric: Rubric, axis: str, text: str) -> tuple[int, str] | Unscored:
+    """Where in an answer the number stands, and which it is."""
     if not text.strip():
         return Unscored("empty answer")
     if rubric.form == "json":
         match = re.search(rf'"{re.escape(axis)}"\s*:\s*"?(-?\d+(?:\.\d+)?)(?![\w.])', text)
         if match is None:
             return Unscored(f"no level of {axis} in the answer")
-        number, place = match[1], match.start(1)
-    else:
-        numbers = list(_NUMBER.finditer(text))
-        if len({found[0] for found in numbers}) != 1:
-            return Unscored("no number in the answer" if not numbers else "several numbers in the answer")
-        number, place = numbers[0][0], numbers[0].start()
-    try:
-        value = float(number.replace(",", "."))
-    except ValueError:
-        value = math.nan
-    if value not in rubric.axes[axis].levels:
-        return Unscored(f"off the scale: {shown or number[:_SHOWN]}")
-    return place, int(value)
+        return match.start(1), match[1]
+    numbers = list(_NUMBER.finditer(text))
+    if len({found[0] for found in numbers}) != 1:
+        return Unscored("no number in the answer" if not numbers else "several numbers in the answer")
+    return numbers[0].start(), numbers[0][0]
 
 
 def _find_token(tokens: list[Token], place: int) -> Mapping[str, float] | None:
@@ -141,12 +136,12 @@ def _find_token(tokens: list[Token], place: int) -> Mapping[str, float] | None:
     return None
 
 
-def _expect_level(axis: Axis, top: Mapping[str, float]) -> float:
-    """The mean level, by the probabilities of the scale's levels among all tokens that spell one."""
+def _expect_level(axis: Axis, top: Mapping[str, float]) -> tuple[float, float]:
+    """The mean level, by the probabilities of the scale's levels, and how much of the probability these have."""
     weights = dict.fromkeys(axis.levels, 0.0)
     for token, log_prob in top.items():
         spelled = token.strip()
         if len(spelled) == 1 and spelled.isdecimal() and spelled.isascii() and int(spelled) in weights:
             weights[int(spelled)] += math.exp(min(log_prob, 0.0))
     total = sum(weights.values())
-    return sum(level * weight for level, weight in weights.items()) / total
+    return sum(level * weight for level, weight in weights.items()) / max(total, 1e-300), total

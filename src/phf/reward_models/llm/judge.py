@@ -46,7 +46,8 @@ class LLMJudge(SegmentRewardModel):
         self._rubric, self._axis, self._settings = rubric, axis, settings
         self._engine, self._store = engine, store
         self.progress: Progress | None = None
-        self._max_tokens = 8 if rubric.form == "number" else 16 + 12 * len(rubric.axes)
+        enough = 8 if rubric.form == "number" else 16 + 12 * len(rubric.axes)
+        self._max_tokens = int(settings.body.get("max_tokens") or enough)
         model = str(settings.model)
         self._sampling = {
             "temperature": settings.temperature,

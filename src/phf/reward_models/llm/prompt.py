@@ -65,7 +65,8 @@ def _instruct(rubric: Rubric) -> str:
 
 def _say_form(rubric: Rubric) -> str:
     if rubric.form == "number":
-        return "Answer with the number of the level alone."
+        levels = next(iter(rubric.axes.values())).levels
+        return f"Answer with the level, a number from {min(levels)} to {max(levels)}, and nothing else."
     form = ", ".join(f'"{name}": LEVEL' for name in rubric.axes)
     return f"Answer with this JSON object alone, a number for each LEVEL: {{{form}}}"
 
