@@ -13,12 +13,14 @@ import pytest
 from command_processes import start_command
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_server import KEY, answer_politely, be_rude, expect_score, judge_level, read_text, serve
+from llm_server import KEY, answer_politely, be_rude, complete, expect_score, judge_level, read_text, serve
 
 from phf import cli
 from phf.annotate.annotate import Annotation, annotate
 from phf.corpus.store import build_corpus
+from phf.curate.sample import sample_documents
 from phf.errors import PHFError
+from phf.report.reward_page import summarise_reward_model
 from phf.reward_models import Unscored, load_reward_model, score_samples
 from phf.reward_models.convert import clear_cache
 from phf.reward_models.llm.answers import Answer, score_answer
@@ -26,6 +28,7 @@ from phf.reward_models.llm.budget import Budget, Spent, parse_budget
 from phf.reward_models.llm.prompt import build_messages, fence
 from phf.reward_models.llm.rubric import list_rubrics, read_rubric
 from phf.reward_models.llm.store import AnswerStore
+from phf.reward_training.distill import distill_reward_model
 
 MULTI = """
 name: tone
@@ -539,3 +542,27 @@ def test_the_answers_survive_a_journal_that_ends_in_the_middle(cache):
     kept = AnswerStore(copy).read([str(number) for number in range(20)])
     assert len(kept) == 19
     assert sqlite3.connect(copy / "answers.sqlite").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_student_of_a_judge_has_its_cost_and_its_agreement(tmp_path):
+    texts = [f"word{number % 7} word{number % 11} number {number}" for number in range(1500)]
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus = build_corpus([str(source)], tmp_path / "corpus", validation_fraction=0)
+    with serve(by_words) as server:
+        teacher = load_reward_model(spec(server, price_input=1, price_output=1))
+        documents, _ = sample_documents(corpus, "document", 1500, seed=0, scored_by=teacher.identity)
+        found = distill_reward_model(documents, teacher, tmp_path / "student", seed=0, segments="document")
+    shown = {row.measure: row.estimate for row in found.measurements if row.at is None}
+    assert shown["teacher_answers"].mean == server.num_paid == 1500
+    assert shown["teacher_tokens"].mean == 1500 * 201
+    assert shown["teacher_money"].mean == pytest.approx(1500 * 201 / 1e6)
+    assert shown["alpha"].low < shown["alpha"].mean < shown["alpha"].high
+    assert shown["alpha"].mean > 0.9
+    assert found.teaching.target == "share of the scale"
+    assert any("the teacher's answers" in line for line in summarise_reward_model(found))
+
+
+def by_words(body, number):
+    level = 5 if "word3" in read_text(body) else 1
+    return complete(str(level), [{"token": str(level), "logprob": 0.0}] if body.get("logprobs") else None)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from phf.config.recipes import parse_yaml
 from phf.errors import PHFError
@@ -11,7 +12,7 @@ from phf.files import hash_bytes, hash_json
 from phf.records import Identity, Progress
 from phf.reward_models.combination import Combination, Component
 from phf.reward_models.llm.answers import Answer, score_answer
-from phf.reward_models.llm.budget import Budget, check_price, price
+from phf.reward_models.llm.budget import Budget, Spent, check_price, price
 from phf.reward_models.llm.engines import Engine, ServerEngine
 from phf.reward_models.llm.prompt import PROMPT_VERSION, build_messages
 from phf.reward_models.llm.rubric import EngineSettings, Rubric, complete_engine, read_rubric
@@ -20,6 +21,7 @@ from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unit, Un
 
 _CHARACTERS_PER_TOKEN = 4.0
 """Of English, until the engine has counted."""
+_MIN_TIMED = 100
 _TEXTS = ("kind", "model", "revision", "base_url", "key_env", "logprobs")
 """Keys whose values are taken as they are written; those of others are YAML."""
 
@@ -99,10 +101,22 @@ class LLMJudge(SegmentRewardModel):
             for key, text in zip(keys, texts, strict=True)
         ]
 
+    def find_cost(self, texts: Sequence[str]) -> Spent:
+        """What the kept answers to some texts have cost, each different one once."""
+        cost = Spent()
+        for answer in self._store.read(list(dict.fromkeys(map(self._find_key, texts)))).values():
+            cost += price(self._settings, answer.prompt_tokens or 0, answer.answer_tokens or 0)
+        return cost
+
+    def find_rate(self) -> float:
+        """Answers per second on the clock, when this model was last asked for a hundred or more; 1 if it never was."""
+        return float(self._store.find_fact(self._name_fact("answers per second")) or 1.0)
+
     def _ask(self, missing: dict[str, str]) -> dict[str, Answer]:
         """The answers to texts that have none yet, by key."""
         requests = [(key, build_messages(self._rubric, text)) for key, text in missing.items()]
         problems: dict[str, Answer] = {}
+        start = monotonic()
         for num_done, (key, problem) in enumerate(
             self._engine.answer(requests, self._max_tokens, self._store), 1
         ):
@@ -110,6 +124,9 @@ class LLMJudge(SegmentRewardModel):
                 problems[key] = Answer("", problem=problem)
             if self.progress is not None:
                 self.progress(f"answers of {self._question['model']}", num_done, len(requests))
+        if len(requests) >= _MIN_TIMED:
+            rate = len(requests) / (monotonic() - start)
+            self._store.keep_fact(self._name_fact("answers per second"), repr(rate))
         found = self._store.read(list(missing))
         self._keep_ratio(requests, found)
         return problems | found
@@ -129,16 +146,15 @@ class LLMJudge(SegmentRewardModel):
         ]
         if counted:
             ratio = sum(tokens or 0 for tokens, _ in counted) / sum(length for _, length in counted)
-            self._store.keep_fact(self._ratio_key, repr(ratio))
+            self._store.keep_fact(self._name_fact("tokens per character"), repr(ratio))
 
     @property
     def question(self) -> str:
         """What all axes of a rubric have in common, hashed: model, rubric, sampling."""
         return hash_json(self._question)
 
-    @property
-    def _ratio_key(self) -> str:
-        return hash_json(["tokens per character", self._question["model"], self._question["revision"]])
+    def _name_fact(self, what: str) -> str:
+        return hash_json([what, self._question["model"], self._question["revision"]])
 
     def estimate(self, texts: Sequence[str], factor: float = 1.0) -> "CallEstimate":
         """What it would take to judge some texts, each different one once, times a factor; asks nothing.
@@ -152,7 +168,9 @@ class LLMJudge(SegmentRewardModel):
         characters = sum(
             len(own["content"]) for text in missing for own in build_messages(self._rubric, text)
         )
-        ratio = float(self._store.find_fact(self._ratio_key) or 1 / _CHARACTERS_PER_TOKEN)
+        ratio = float(
+            self._store.find_fact(self._name_fact("tokens per character")) or 1 / _CHARACTERS_PER_TOKEN
+        )
         answer_tokens = 2.0 if self._rubric.form == "number" else 8.0 * len(self._rubric.axes)
         each = price(self._settings, characters * ratio, answer_tokens * len(missing))
         is_priced = self._settings.price_input is not None and self._settings.price_output is not None
