@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model
+from phf.reward_models.llm.budget import parse_budget
 from phf.reward_models.llm.local import FolderEngine
 from phf.reward_models.llm.prompt import build_messages
 from phf.reward_models.llm.rubric import EngineSettings, read_rubric
@@ -91,11 +92,10 @@ def test_no_special_token_comes_out_of_a_text(folder):
 
 def test_a_folder_judge_costs_nothing_and_samples_nothing(folder):
     judge = load_reward_model(f"llm:toxicity,model={folder}")
+    budget = parse_budget("5calls")
     with pytest.raises(PHFError, match="runs here"):
-        from phf.reward_models.llm.budget import parse_budget
-
-        judge.set_budget(parse_budget("5calls"))
-    with pytest.raises(PHFError, match="temperature 0.5 is for servers"):
+        judge.set_budget(budget)
+    with pytest.raises(PHFError, match=r"temperature 0\.5 is for servers"):
         load_reward_model(f"llm:toxicity,model={folder},temperature=0.5")
     with pytest.raises(PHFError, match="no weights in safetensors"):
         load_reward_model(f"llm:toxicity,model={folder.parent}")
