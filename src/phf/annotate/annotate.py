@@ -28,12 +28,16 @@ from phf.processes import count_cores
 from phf.records import MAX_SCORE, Progress
 from phf.reward_models.catalogue import name_reward_model
 from phf.reward_models.combination import Combination
+from phf.reward_models.llm.budget import parse_budget
+from phf.reward_models.llm.judge import list_judges
 from phf.reward_models.protocol import RewardSpec
 
 __all__ = ["Annotation", "Engine", "annotate", "load_scores"]
 
 Engine = Literal["local", "ray"]
 TIMEOUT = 1800.0
+NEVER = 1e8
+"""Seconds; more than a timer of the kernel takes is refused."""
 
 
 def annotate(
@@ -49,6 +53,7 @@ def annotate(
     verify: bool = False,
     wait: bool = False,
     isolated: bool = False,
+    budget: str | None = None,
     progress: Progress | None = None,
 ) -> Annotation:
     """Score every segment of a corpus, or what an earlier call has left unscored.
@@ -63,7 +68,8 @@ def annotate(
         corpus: it, its folder or its URL.
         reward_model: a spec, the path of a folder, or a function of a list of texts (docs/reward_models.md): one that can be
             imported, since each worker does.
-        workers: processes; by default one per usable core, or with Ray as many as the cluster has room for.
+        workers: processes; by default one per usable core (one for a language model, which answers many texts at once), or
+            with Ray as many as the cluster has room for.
         engine: `local`, a pool of processes; or `ray`, Ray Data, for more than one machine (docs/annotate.md).
         ray_address: of a running Ray cluster; by default Ray is started on this machine.
         gpus_per_worker: GPUs that each Ray worker holds; a share is possible.
@@ -71,13 +77,14 @@ def annotate(
         verify: check the bytes of the corpus and of what was scored before, and score again what is damaged.
         wait: for another process that writes the same annotation, instead of an error.
         isolated: run a user's own code in a process of its own, also with one worker: its crash is an error then.
+        budget: of a language model behind a server, over all processes of a machine: `5000calls`, `2Mtokens`, `3.50USD`.
 
     Returns:
         The finished annotation; its `num_scored_now` says how many segments this call has scored.
 
     Raises:
         PHFError: the reward model is unknown, fails or hangs on a document, or gives a wrong number of scores or an
-            infinite or huge one (names the document); a worker was killed; another process writes the same annotation; the
+            infinite or huge one (names the document); a budget is spent; a worker was killed; another process writes the same annotation; the
             disk is full.
     """
     if workers is not None and workers < 1:
@@ -87,7 +94,8 @@ def annotate(
     if engine not in get_args(Engine):
         raise PHFError(f"engine '{engine}' is not known; choose {', '.join(get_args(Engine))}")
     corpus = Corpus.open(corpus)
-    scorer = Scorer(corpus, name_reward_model(reward_model), segments)
+    cap = None if budget is None else parse_budget(budget)
+    scorer = Scorer(corpus, name_reward_model(reward_model), segments, budget=cap)
     if verify:
         unchecked = Corpus.open(corpus.path)
         for index in range(len(unchecked.shards)):
@@ -125,7 +133,7 @@ class _Job:
                     workers=self.workers,
                     address=self.ray_address,
                     gpus_per_worker=self.gpus_per_worker,
-                    timeout=self.timeout,
+                    timeout=self._find_timeout(scorer),
                     progress=self.progress,
                 )
             elif writer.pending:
@@ -136,7 +144,15 @@ class _Job:
         """Annotate with each component, then write the weighted sum of what lies on disk."""
         arguments = scorer.arguments
         parts = [
-            self.annotate(Scorer(scorer.corpus, part.spec, arguments.segments, part.model))
+            self.annotate(
+                Scorer(
+                    scorer.corpus,
+                    part.spec,
+                    arguments.segments,
+                    part.model,
+                    budget=arguments.budget if list_judges(part.model) else None,
+                )
+            )
             for part in model.components
         ]
         components = [
@@ -149,6 +165,10 @@ class _Job:
                 if self.progress:
                     self.progress("combining scores of shards", num_done, len(writer.pending))
         return Annotation(scorer.corpus, writer.path, sum(part.num_scored_now for part in parts))
+
+    def _find_timeout(self, scorer: Scorer) -> float:
+        """Seconds for a turn; who has an engine of its own gives up what hangs by itself, and may take hours."""
+        return NEVER if getattr(scorer.model, "has_own_engine", False) else self.timeout
 
     def _open(
         self, scorer: Scorer, components: Sequence[dict[str, object]] = ()
@@ -178,7 +198,10 @@ class _Job:
                 shard.remove()
             parts[index], turns[index] = shard, list_turns(writer.corpus, index)[len(shard.scored) :]
         all_turns = list(chain.from_iterable(turns.values()))
-        workers = max(1, min(self.workers or count_cores(), len(all_turns)))
+        has_own_engine = getattr(scorer.model, "has_own_engine", False)
+        workers = max(1, min(self.workers or (1 if has_own_engine else count_cores()), len(all_turns)))
+        for judge in list_judges(scorer.model):
+            judge.progress = self.progress
         isolated = self.isolated and "sources" in scorer.model.identity.parameters
         num_documents = sum(writer.corpus.shards[index].num_documents for index in writer.pending)
         kept = list(chain.from_iterable(shard.scored for shard in parts.values()))
@@ -191,7 +214,9 @@ class _Job:
                 self.progress("annotating documents", num_done, num_documents)
             return scored
 
-        with closing(score_in_order(all_turns, scorer, workers, self.timeout, isolated)) as scored:
+        with closing(
+            score_in_order(all_turns, scorer, workers, self._find_timeout(scorer), isolated)
+        ) as scored:
             for index in writer.pending:
                 with closing(parts[index].keep(islice(scored, len(turns[index])))) as whole:
                     writer.write_shard(index, map(report, whole))

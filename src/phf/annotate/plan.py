@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from time import perf_counter
 
 from threadpoolctl import threadpool_limits
@@ -13,6 +14,9 @@ from phf.config.train import SegmentKind
 from phf.corpus.store import Corpus, open_parquet_writer
 from phf.errors import PHFError
 from phf.processes import count_cores
+from phf.reward_models import load_reward_model
+from phf.reward_models.llm.judge import CallEstimate, list_judges
+from phf.reward_models.protocol import split_segments
 from phf.reward_models.scoring import score_segments
 from phf.terminal import format_duration
 
@@ -68,9 +72,7 @@ def plan_annotation(
         PHFError: the reward model is unknown or fails on a document; the corpus is empty.
     """
     scorer = Scorer(corpus, reward_model, segments)
-    shards = [index for index, shard in enumerate(corpus.shards) if shard.num_documents > 0]
-    if not shards:
-        raise PHFError(f"{corpus.path} has no documents, so there is nothing to score")
+    shards = _list_filled(corpus)
     score_segments(
         scorer.model, ["A first text."], [[13]]
     )  # what a model loads at its first call is not its rate
@@ -98,6 +100,35 @@ def plan_annotation(
         file_bytes=file.tell(),
         workers=workers or count_cores(),
     )
+
+
+def _list_filled(corpus: Corpus) -> list[int]:
+    shards = [index for index, shard in enumerate(corpus.shards) if shard.num_documents > 0]
+    if not shards:
+        raise PHFError(f"{corpus.path} has no documents, so there is nothing to score")
+    return shards
+
+
+def estimate_calls(corpus: Corpus, reward_model: str, segments: SegmentKind) -> list[CallEstimate]:
+    """What the language models of a reward model would be asked to judge a corpus, by up to 16 MB of it spread evenly.
+
+    Asks nothing. Axes of one rubric share their calls, so that there is one estimate for each rubric; none without a judge.
+
+    Raises:
+        PHFError: the reward model is unknown; the corpus is empty.
+    """
+    if "llm:" not in reward_model:  # others may take long to load
+        return []
+    judges = {judge.question: judge for judge in list_judges(load_reward_model(reward_model))}
+    texts: list[str] = []
+    num_bytes, total = 0, sum(shard.num_bytes for shard in corpus.shards)
+    for turn in islice(_list_spread(corpus, _list_filled(corpus)), _MANY_SHARDS):
+        rows, ends = corpus.read_segments(*turn, ["text"], segments)
+        for text, stops in zip(rows["text"].to_pylist(), ends, strict=True):
+            num_bytes += len(text.encode())
+            texts += split_segments(text, stops)
+    factor = max(1.0, total / max(1, num_bytes))
+    return [judge.estimate(texts, factor) for judge in judges.values()]
 
 
 def _list_spread(corpus: Corpus, shards: list[int]) -> Iterator[Turn]:

@@ -14,7 +14,9 @@ from phf.corpus.segment import is_unsegmentable
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model
-from phf.reward_models.protocol import RewardModel
+from phf.reward_models.llm.budget import Budget
+from phf.reward_models.llm.judge import set_budget
+from phf.reward_models.protocol import RewardModel, ScoringStoppedError
 from phf.reward_models.scoring import find_culprit, score_segments
 
 Turn = tuple[int, int]
@@ -29,13 +31,20 @@ class ScorerArguments:
     corpus_id: str
     reward_model: str
     segments: SegmentKind
+    budget: Budget | None = None
 
 
 class Scorer:
     """A corpus and a reward model, loaded once per process."""
 
     def __init__(
-        self, corpus: Corpus, spec: str, segments: SegmentKind, model: RewardModel | None = None
+        self,
+        corpus: Corpus,
+        spec: str,
+        segments: SegmentKind,
+        model: RewardModel | None = None,
+        *,
+        budget: Budget | None = None,
     ) -> None:
         """Load the reward model of a spec, unless it is given.
 
@@ -44,7 +53,9 @@ class Scorer:
         """
         self.corpus = corpus
         self.model: RewardModel = model or load_reward_model(spec)
-        self.arguments = ScorerArguments(str(corpus.path), corpus.id, spec, segments)
+        if budget is not None:
+            set_budget(self.model, budget)
+        self.arguments = ScorerArguments(str(corpus.path), corpus.id, spec, segments, budget)
 
     def score(self, turn: Turn) -> ScoredDocuments:
         """Score the documents of a row group.
@@ -58,6 +69,8 @@ class Scorer:
         texts = rows["text"].to_pylist()
         try:
             scores, unscored = score_segments(self.model, texts, ends)
+        except ScoringStoppedError:  # no document is to blame
+            raise
         except Exception as error:
             raise self._find_culprit(texts, ends, rows["id"].to_pylist(), error) from error
         num_segments = np.fromiter(map(len, ends), np.int64, len(ends))
@@ -107,4 +120,4 @@ def load_scorer(arguments: ScorerArguments) -> Scorer:
     corpus = Corpus.open(arguments.corpus)
     if corpus.id != arguments.corpus_id:
         raise PHFError(f"{arguments.corpus} is another corpus to this worker; all must see the same files")
-    return Scorer(corpus, arguments.reward_model, arguments.segments)
+    return Scorer(corpus, arguments.reward_model, arguments.segments, budget=arguments.budget)

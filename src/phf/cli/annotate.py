@@ -8,6 +8,7 @@ import typer
 from phf.cli.options import (
     SETTINGS,
     AsJSON,
+    Budget,
     CorpusFolder,
     Segments,
     Verbs,
@@ -51,6 +52,7 @@ def annotate(
         str | None, typer.Option(help="A running Ray cluster (auto, HOST:6379); default: start one here.")
     ] = None,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs that each Ray worker holds.", min=0)] = 0.0,
+    budget: Budget = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds for 1 MB of text after which a reward model counts as hung.")
     ] = 1800.0,
@@ -69,6 +71,7 @@ def annotate(
     """Score every segment once. Resumable; a finished annotation is never scored again."""
     from phf.annotate.annotate import Engine
     from phf.annotate.annotate import annotate as annotate_corpus
+    from phf.annotate.plan import estimate_calls
     from phf.config.recipes import read_recipe
     from phf.corpus.store import Corpus
     from phf.reward_models.catalogue import list_reward_models
@@ -76,6 +79,14 @@ def annotate(
     warn_of_rewards([reward_model])
     kind = segment_kind(segments)
     chosen: Engine = check_choice("engine", engine, get_args(Engine))
+    if estimates := estimate_calls(Corpus.open(folder), reward_model, kind):
+        if dry_run and as_json:
+            print_json(estimates)
+            return
+        for estimate in estimates:
+            (print if dry_run else say)(printable(estimate.describe()))
+    if estimates and dry_run:
+        return
     if dry_run:
         from phf.annotate.plan import plan_annotation
         from phf.results import encode
@@ -99,6 +110,7 @@ def annotate(
             verify=verify,
             wait=wait,
             isolated=True,
+            budget=budget,
             progress=progress,
         )
     if as_json:

@@ -28,6 +28,12 @@ Segments = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes; default: one per core. Never changes a byte.", min=1)
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="What a language model as judge may cost: 5000calls, 2Mtokens or 3.50USD; what is answered is kept."
+    ),
+]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait for another phf that writes the same, instead of an error.")
 ]

@@ -9,6 +9,7 @@ import typer
 from phf.cli.options import (
     SETTINGS,
     AsJSON,
+    Budget,
     Segments,
     Verbs,
     check_choice,
@@ -188,7 +189,10 @@ def reward_train(
 
 @app.command(
     "distill",
-    epilog=examples("phf reward distill --teacher toxicity-lstm --corpus corpus -o toxicity-student"),
+    epilog=examples(
+        "phf reward distill --teacher toxicity-lstm --corpus corpus -o toxicity-student",
+        "phf reward distill --teacher llm:rubric.yaml,model=NAME,base_url=http://localhost:8000/v1 --corpus corpus --budget 20kcalls -o student",
+    ),
 )
 def reward_distill(
     teacher: Annotated[str, typer.Option("--teacher", "-t", help="The slow reward model, as for annotate.")],
@@ -197,7 +201,13 @@ def reward_distill(
     ],
     out: Out,
     num_segments: Annotated[
-        int, typer.Option(min=1, help="About how many segments the teacher scores; a fifth is held out.")
+        int,
+        typer.Option(
+            "--num-segments",
+            "--sample",
+            min=1,
+            help="About how many segments the teacher scores; a fifth is held out.",
+        ),
     ] = 100_000,
     segments: Segments = "sentences",
     threshold: Annotated[
@@ -206,6 +216,7 @@ def reward_distill(
     model_size: Annotated[
         str, typer.Option(help="Parameters of the language model whose training the cost is compared with.")
     ] = "124M",
+    budget: Budget = None,
     seed: Seed = 0,
     name: Name = None,
     as_json: AsJSON = False,
@@ -215,6 +226,8 @@ def reward_distill(
     from phf.curate.sample import sample_documents
     from phf.folders import is_filled
     from phf.reward_models import load_reward_model
+    from phf.reward_models.llm.budget import parse_budget
+    from phf.reward_models.llm.judge import list_judges, set_budget
     from phf.reward_training.distill import distill_reward_model
 
     warn_of_rewards([teacher])
@@ -222,7 +235,11 @@ def reward_distill(
     num_parameters = _parse_size(model_size)
     kind = segment_kind(segments)
     model = load_reward_model(teacher)
+    if budget is not None:
+        set_budget(model, parse_budget(budget))
     with show_progress() as progress:
+        for judge in list_judges(model):
+            judge.progress = progress
         documents, annotation = sample_documents(
             Corpus.open(corpus), kind, num_segments, seed=seed, scored_by=model.identity, progress=progress
         )

@@ -14,6 +14,7 @@ from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, read_manifest
 from phf.errors import PHFError
 from phf.files import check_hash
 from phf.records import Document, IdentityRecord, Progress
+from phf.reward_models.protocol import FROM_0_TO_1
 from phf.thresholds import Threshold, find_nearest_threshold, mean_document_scores
 from phf.tokens.tokens import TokenCache
 
@@ -271,7 +272,7 @@ def _annotation_stats(
     sizes = np.concatenate(parts.num_segments)
     num_train_tokens = counter.to_tokens(parts.train_count)
     # Where people draw the line by habit: a count at 0, a probability at 0.5.
-    thresholds = [0.0, 0.5] if annotation.unit == "probability" else [0.0]
+    thresholds = [0.0, 0.5] if annotation.unit in FROM_0_TO_1 else [0.0]
 
     def describe_good(rule: str, threshold: float) -> Candidate:
         num_good, count = good.at_or_below(threshold)

@@ -16,6 +16,7 @@ from phf.errors import PHFError
 from phf.objective_facts import OBJECTIVES, Telling
 from phf.objectives import Objective, num_levels, resolve_objective, segment_rewards, segment_weights
 from phf.records import BAD, GOOD
+from phf.reward_models.protocol import FROM_0_TO_1
 from phf.thresholds import Threshold, mean_document_scores
 
 Order = Literal["corpus order", "worst segment first", "highest mean first", "lowest mean first"]
@@ -100,14 +101,14 @@ class CorpusScores:
     @cached_property
     def dark(self) -> float:
         """The score that is coloured darkest: of a probability 1, else one that 1 % of the segments reach."""
-        if self.annotation.unit == "probability" or np.isnan(self.values).all():
+        if self.annotation.unit in FROM_0_TO_1 or np.isnan(self.values).all():
             return 1.0
         return float(np.nanquantile(self.values, 0.99)) or self.range[1] or 1.0
 
     @property
     def default_threshold(self) -> float:
         """Where a person would begin: half of a probability, a count of nothing."""
-        return 0.5 if self.annotation.unit == "probability" else 0.0
+        return 0.5 if self.annotation.unit in FROM_0_TO_1 else 0.0
 
     def sort(self, order: Order) -> npt.NDArray[np.int64]:
         """Documents in an order; those without a score come last."""

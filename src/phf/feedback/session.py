@@ -15,6 +15,7 @@ from phf.errors import PHFError
 from phf.feedback.judgements import JudgementFile, Row, Task, open_judgements
 from phf.feedback.pool import read_pool
 from phf.feedback.queue import Order, Question, Queue
+from phf.reward_models.protocol import FROM_0_TO_1
 
 KEYS: dict[Task, dict[str, str]] = {
     "label": {"g": "good", "b": "bad"},
@@ -180,7 +181,7 @@ def open_session(
         pool = read_pool(
             corpus, kind, seed=seed, annotation=annotation, worst=order == "worst", judged=judged
         )
-        threshold = 0.5 if annotation is None or annotation.unit == "probability" else 0.0
+        threshold = 0.5 if annotation is None or annotation.unit in FROM_0_TO_1 else 0.0
         queue = Queue(pool, file.rows, task=task, order=order, seed=seed, hit_threshold=threshold)
         yield LabelSession(file, queue, task=task, labeler=labeler or _user_name(), num=num)
 

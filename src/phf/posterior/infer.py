@@ -41,6 +41,7 @@ from phf.posterior.sandwich import estimate_log_z
 from phf.records import Estimate, Progress
 from phf.results import Measurement
 from phf.reward_models import RewardModel, load_reward_model
+from phf.reward_models.protocol import FROM_0_TO_1
 
 _Values = npt.NDArray[np.float64]
 
@@ -310,7 +311,7 @@ class _Inference:
     def _bound_clipped(self) -> Estimate:
         """The share of p0's scored texts below the bound, of which no draw was: the exact interval of 0 in so many."""
         num = self.frontier.num_scored
-        if self.library.judges[0].model.unit == "probability":
+        if self.library.judges[0].model.unit in FROM_0_TO_1:
             return Estimate(0.0, 0.0, 0.0, num)
         return Estimate(1 / (num + 1), 0.0, 1 - (1 - CONFIDENCE) ** (1 / num), num)
 

@@ -154,6 +154,12 @@ FORMS = (
         "what its training data lacks; the polarity of a label is what you say it is",
     ),
     SpecForm(
+        "llm:<rubric>[#AXIS][,model=NAME,base_url=URL,...]",
+        "level that a language model gives by a rubric, from 0 (the good end of the scale) to 1; rubrics of phf: "
+        "code-style, educational, pii, toxicity",
+        "what the model does not see or does not mind; a text may ask it for a better level (docs/llm_judges.md)",
+    ),
+    SpecForm(
         "lexicon:<file>",
         "hits of your own words and phrases, weighted, per character",
         "context, spelling tricks, languages without spaces between words",
@@ -234,6 +240,10 @@ def load_reward_model(spec: RewardSpec) -> RewardModel:
         from phf.reward_models.hugging_face import load_hugging_face
 
         return load_hugging_face(spec.removeprefix("hf:"))
+    if spec.startswith("llm:"):
+        from phf.reward_models.llm.judge import load_judge
+
+        return load_judge(spec.removeprefix("llm:"))
     if spec.startswith("lexicon:"):
         from phf.reward_models.lexicon import Lexicon
 

@@ -84,6 +84,8 @@ def find_package(module: str) -> Path:
 
 SPEEDS, REFERENCES, CHECKS = CACHED = ("speeds", "references", "checks")
 """Folders of the cache beside those of converted models."""
+ANSWERS = "answers"
+"""The folder of what language models have answered: it was paid for, and is never cleared."""
 
 
 def cache_folder() -> Path:
@@ -102,7 +104,7 @@ def clear_cache() -> tuple[int, list[str]]:
         if path.is_dir() and (path.name in CACHED or re.fullmatch(r".+@[0-9a-f]{8}", path.name)):
             num_bytes += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             shutil.rmtree(path)
-        else:
+        elif path.name != ANSWERS:
             kept.append(path.name)
     return num_bytes, kept
 

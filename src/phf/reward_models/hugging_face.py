@@ -100,7 +100,7 @@ class HuggingFaceClassifier(SegmentRewardModel):
         self.identity = Identity(
             name,
             "1",
-            weights_hash=_hash_files(folder),
+            weights_hash=hash_model_files(folder),
             parameters={
                 "labels": list(self.labels),
                 "activation": self.activation,
@@ -286,7 +286,8 @@ def _find_max_length(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedCo
     return min(int(tokenizer.model_max_length), MAX_WINDOW)
 
 
-def _hash_files(folder: Path) -> str:
+def hash_model_files(folder: Path) -> str:
+    """SHA-256 over the configuration, weights and tokenizer of a model's folder."""
     files = sorted({path for pattern in (*MODEL_FILES, *TOKENIZER_FILES) for path in folder.glob(pattern)})
     return hash_json({path.name: hash_file(path) for path in files if path.is_file()})
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from phf.records import Identity
-from phf.reward_models.protocol import RewardModel, Unit
+from phf.reward_models.protocol import FROM_0_TO_1, RewardModel, Unit
 from phf.reward_models.scoring import score_documents
 
 
@@ -16,9 +16,10 @@ class Negated(RewardModel):
 
     def __init__(self, model: RewardModel) -> None:
         """Turn a loaded model round; the identity is another, so that scores of two directions never meet."""
-        self._model = model
-        self._top = 1.0 if model.unit == "probability" else 0.0
-        self.unit: Unit = model.unit if model.unit == "probability" else "arbitrary units"
+        self.model = model
+        self._top = 1.0 if model.unit in FROM_0_TO_1 else 0.0
+        self.unit: Unit = model.unit if model.unit in FROM_0_TO_1 else "arbitrary units"
+        self.has_own_engine = model.has_own_engine
         self.display_scale = model.display_scale
         self.hit_threshold = self._top - model.hit_threshold
         own = model.identity
@@ -34,9 +35,9 @@ class Negated(RewardModel):
         """Score the segments of many documents at once."""
         return [
             [score if math.isnan(score) else self._top - score for score in scores]
-            for scores in score_documents(self._model, documents)
+            for scores in score_documents(self.model, documents)
         ]
 
     def trim_sample(self, text: str) -> str:
         """The sample as the model itself trims it."""
-        return self._model.trim_sample(text)
+        return self.model.trim_sample(text)

@@ -9,12 +9,23 @@ from phf.errors import PHFError
 from phf.records import Identity
 
 Unit = Literal[
-    "probability", "violations per character", "items per character", "weighted sum", "arbitrary units"
+    "probability",
+    "share of the scale",
+    "violations per character",
+    "items per character",
+    "weighted sum",
+    "arbitrary units",
 ]
+FROM_0_TO_1: tuple[Unit, ...] = ("probability", "share of the scale")
+"""Units of scores that lie in [0, 1], with the hit threshold in between. A share of the scale is a judge's level, 0 = the good end."""
 
 
 RewardSpec = str | os.PathLike[str] | Callable[..., object]
 """What names a reward model: a spec, the path of a folder, or a Python function or class that any process can import."""
+
+
+class ScoringStoppedError(PHFError):
+    """Scoring cannot go on for a reason that lies in no text: a server that is gone, a key, a budget that is spent."""
 
 
 class Unscored(float):
@@ -45,7 +56,11 @@ class RewardModel(Protocol):
         unit: what a score counts.
         display_scale: factor for people (per-character units are shown per 1,000 characters).
         hit_threshold: a sample whose score is above it counts as a hit.
+        has_own_engine: it has many texts answered at once and gives up what hangs by itself; so one worker is enough, and no
+            limit of time is set on it from outside.
     """
+
+    has_own_engine: bool = False
 
     identity: Identity
     unit: Unit

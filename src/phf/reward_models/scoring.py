@@ -14,6 +14,7 @@ from phf.errors import PHFError
 from phf.records import MAX_SCORE
 from phf.reward_models.protocol import (
     RewardModel,
+    ScoringStoppedError,
     SegmentRewardModel,
     Unscored,
     split_segments,
@@ -163,6 +164,8 @@ def score_samples(model: RewardModel, texts: Sequence[str]) -> list[float]:
     documents = [(text, [len(text)]) for text in trimmed if text]
     try:
         scores = iter(score_documents(model, documents))
+    except ScoringStoppedError:
+        raise
     except PHFError as error:
         index, found = find_culprit(model, documents, error)
         if index is None:

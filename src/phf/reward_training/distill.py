@@ -15,20 +15,25 @@ import numpy.typing as npt
 
 from phf.errors import PHFError
 from phf.folders import create_folder
-from phf.records import Progress
+from phf.records import Estimate, Progress
 from phf.reward_models.linear import LinearRewardModel, fit_linear
+from phf.reward_models.llm.judge import list_judges
 from phf.reward_models.ngrams import Features, read_batches
-from phf.reward_models.protocol import RewardModel, split_segments
+from phf.reward_models.protocol import FROM_0_TO_1, RewardModel, split_segments
 from phf.reward_models.scoring import score_documents
 from phf.reward_models.trained import is_trained_on
 from phf.reward_training.check import check_reward_model
 from phf.reward_training.evaluation import (
+    ALPHA,
     AUROC,
     BAD_SEGMENTS_MISSED,
     CALIBRATION_ERROR,
     DOCUMENTS_CHANGED,
     SEGMENTS_CHANGED,
     SPEARMAN_OF_TEACHER,
+    TEACHER_ANSWERS,
+    TEACHER_MONEY,
+    TEACHER_TOKENS,
     Cost,
     HeldOut,
     RewardEvaluation,
@@ -39,6 +44,7 @@ from phf.reward_training.evaluation import (
 )
 from phf.reward_training.measures import (
     list_reliability,
+    measure_alpha,
     measure_auroc,
     measure_calibration_error,
     measure_share,
@@ -117,8 +123,8 @@ def distill_reward_model(
         PHFError: too few segments, too few on one side of the threshold, or `out` holds something else.
     """
     threshold = teacher.hit_threshold if threshold is None else threshold
-    learns_probability = teacher.unit == "probability"
-    target = "probability" if learns_probability else f"score above {threshold:g}"
+    learns_probability = teacher.unit in FROM_0_TO_1  # a share of the scale is learnt as one
+    target = teacher.unit if learns_probability else f"score above {threshold:g}"
     name = name or out.resolve().name
     trained_on: dict[str, object] = {
         "teacher": teacher.identity.to_json(),
@@ -157,7 +163,7 @@ def distill_reward_model(
         speed = compare_speeds(
             [document for document, held in zip(scored, chosen, strict=True) if held], teacher, student
         )
-        tested, documents_bad = _compare(student, train, test, threshold, student_threshold, seed)
+        tested, documents_bad = _compare(student, teacher, train, test, threshold, student_threshold, seed)
         evaluation = RewardEvaluation(
             reward_model=student.identity,
             seed=seed,
@@ -249,6 +255,7 @@ def _find_known(train: _Segments, test: _Segments) -> npt.NDArray[np.bool_]:
 
 def _compare(
     student: LinearRewardModel,
+    teacher: RewardModel,
     train: _Segments,
     test: _Segments,
     threshold: float,
@@ -280,6 +287,14 @@ def _compare(
             scores[new], test.targets[new], seed=seed, clusters=clusters
         ),
     }
+    if teacher.unit == "share of the scale":  # both judge on one scale, so that the same order is not enough
+        found[ALPHA] = measure_alpha(scores[new], test.scores[new], seed=seed, clusters=clusters)
+    for judge in list_judges(teacher)[:1]:
+        spent = judge.find_cost([*train.texts, *test.texts])
+        numbers = (spent.calls, spent.tokens, spent.money)
+        for measure, number in zip((TEACHER_ANSWERS, TEACHER_TOKENS, TEACHER_MONEY), numbers, strict=True):
+            if number > 0:
+                found[measure] = Estimate(float(number), np.nan, np.nan, spent.calls)
     tested = HeldOut(
         found, list_reliability(scores[new], test.targets[new]), count_histogram(scores[new], bad[new])
     )
@@ -289,7 +304,8 @@ def _compare(
 def compare_speeds(
     documents: Sequence[ScoredDocument], teacher: RewardModel, student: RewardModel
 ) -> SpeedComparison:
-    """Segments and UTF-8 bytes per CPU-second (of this process and its children) of both, on the same documents."""
+    """Segments and UTF-8 bytes per CPU-second (of this process and its children) of both, on the same documents; of a language
+    model per second on the clock, when it was last asked."""
     timed: list[tuple[str, Sequence[int]]] = []
     num_characters = 0
     for document in documents:
@@ -300,6 +316,10 @@ def compare_speeds(
     num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text, _ in timed)
     speeds = []
     for model in (teacher, student):
+        if judges := list_judges(model):  # its answers are kept by now: what counts is how fast they came
+            rate = judges[0].find_rate()
+            speeds += [rate, rate * num_bytes / num_segments]
+            continue
         score_documents(model, timed[:20])
         rounds, start, seconds = 0, _count_cpu_seconds(), 0.0
         while seconds < _SECONDS:

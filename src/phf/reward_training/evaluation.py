@@ -42,6 +42,19 @@ SPEARMAN_OF_RATINGS = Measure(
 SPEARMAN_OF_TEACHER = replace(
     SPEARMAN_OF_RATINGS, note="of the order of scores with the teacher: 1 is the same order"
 )
+ALPHA = Measure(
+    "alpha",
+    "Krippendorff's alpha",
+    note="with the teacher, by squared differences: 1 = the same scores, 0 = as by chance",
+    lower_is_better=False,
+)
+TEACHER_ANSWERS = Measure(
+    "teacher_answers", "the teacher's answers", note="a call each, kept for ever", lower_is_better=None
+)
+TEACHER_TOKENS = Measure(
+    "teacher_tokens", "tokens of these", note="read and written, as the engine counts", lower_is_better=None
+)
+TEACHER_MONEY = Measure("teacher_money", "price of these", note="in the engine's currency")
 SEGMENTS_CHANGED = Measure(
     "segments_changed", "segments that change side", "%", "good to one of the two, bad to the other"
 )

@@ -144,3 +144,24 @@ def estimate(
         return Estimate(point, np.nan, np.nan, num)
     low, high = np.percentile(drawn, (2.5, 97.5))
     return Estimate(point, float(low), float(high), num)
+
+
+def measure_alpha(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int, clusters: npt.ArrayLike | None = None
+) -> Estimate:
+    """Krippendorff's alpha of two raters of the same scale, by squared differences: 1 = the same values, 0 = as by chance.
+
+    Unlike a correlation it is lowered by a rater who is always higher. NaN where all values are one. Krippendorff, Content
+    Analysis (2004), chapter 11.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+
+    def alpha(weights: _Values) -> float:
+        num = 2 * weights.sum()
+        mean = weights @ (first + second) / num
+        spread = (weights @ ((first - mean) ** 2 + (second - mean) ** 2)) / num
+        expected = 2 * num / (num - 1) * spread if num > 1 else 0.0
+        observed = weights @ (first - second) ** 2 / weights.sum()
+        return float(1 - observed / expected) if expected > 0 else np.nan
+
+    return estimate(alpha, len(first), seed=seed, clusters=clusters)

@@ -27,6 +27,7 @@ from phf.intervals import pooled_t
 from phf.records import Progress
 from phf.results import Measure, Measurement, to_json
 from phf.reward_models import score_samples
+from phf.reward_models.protocol import FROM_0_TO_1
 
 if TYPE_CHECKING:
     from phf.evaluate.pages import PageReader
@@ -205,7 +206,7 @@ class _Search:
             )
         for round_ in range(1, settings.rounds + 1):
             rng = np.random.default_rng([settings.seed, _SHOTS, trial, round_])
-            scale = 1.0 if self.judge.model.unit == "probability" else None
+            scale = 1.0 if self.judge.model.unit in FROM_0_TO_1 else None
             places = choose_shots(pool.values, settings.shots, settings.temperature, rng, scale)
             new = self._write(pool, [pool.prompts[place] for place in places], trial, round_)
             self._add(pool, new, trial, round_)
