@@ -136,6 +136,11 @@ def read_exported(folder):
         ("0.5*lexicon:private/w.txt + 0.5*pii", "0.5*lexicon:w.txt + 0.5*pii"),
         ("-lexicon:~/private/w.txt", "-lexicon:w.txt"),
         ("best-of-n:n=2,reward_model=private/judge", "best-of-n:n=2,reward_model=judge"),
+        ("llm:private/rubric.yaml#insult", "llm:rubric.yaml#insult"),
+        (
+            "-llm:private/rubric.yaml,model=private/judge,base_url=http://ann.example/v1",
+            "-llm:rubric.yaml,model=judge,base_url=v1",
+        ),
         ("private/judge", "judge"),
         ("owner/model", "owner/model"),
         ("hf:owner/model@4d6c#toxic", "hf:owner/model@4d6c#toxic"),

@@ -74,7 +74,7 @@ def hide_spec(spec: str, names: Collection[str] = ()) -> str:
             cache of the Hub proves it; else it may as well be a folder.
     """
     body, rule = split_rule(spec)
-    if re.match(r"[a-z-]+:\w+=", body):
+    if re.match(r"-?[a-z-]+:(\w+=|.*,\w+=)", body):  # KIND:KEY=VALUE,... or KIND:PLACE,KEY=VALUE,...
         parts = re.split(r"(,(?=\w+=)|=)", body)
     elif re.match(r"-?[\d.eE+-]+\s*\*", body):
         parts = re.split(r"(\s\+\s|\*)", body)
