@@ -47,7 +47,7 @@ _SMALL = {
         *("--set", "num_bootstrap=100", "--set", "num_documents=8"),
     ],
     ("finetune",): [
-        *("--steps", "1", "--texts", "4", "--pool", "200", "--num-samples", "8", "--max-new-tokens", "12"),
+        *("--steps", "4", "--texts", "4", "--pool", "200", "--num-samples", "8", "--max-new-tokens", "12"),
         *("--set", "num_bootstrap=100"),
     ],
     ("tokens", "export"): [*_MODEL, *_TRAIN],

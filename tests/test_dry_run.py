@@ -299,7 +299,7 @@ def test_what_init_cannot_take_is_said(small_config, tmp_path):
             r"gpt2 is a model, not a run, and says nothing of data; give a RECIPE, such as default",
         ),
         (recipe, "gpt2", True, r"--reset-optimizer belongs to --init RUN"),
-        (recipe, "gpt3", False, r"is not a run .* nor the folder of a model .* model\.init=ID tokenizer=ID"),
+        (recipe, "gpt3", False, r"is not a run .* nor the folder of a model .* OWNER/NAME"),
     ):
         with pytest.raises(PHFError, match=message):
             load_start_config(given, [], str(tmp_path / place), reset_optimizer=fresh)

@@ -44,13 +44,13 @@ def test_the_share_is_exact_and_the_runs_own_blocks_go_on_as_without(small_confi
     assert np.array_equal(batch.ids[~np.array(theirs)], alone.rows(np.arange(30)).ids)
     for number, other in enumerate(data.mixed):
         assert np.array_equal(
-            batch.ids[np.flatnonzero(theirs)[number::2]], other._active_blocks.rows(np.arange(5)).ids
+            batch.ids[np.flatnonzero(theirs)[number::2]], other.active_blocks.rows(np.arange(5)).ids
         )
     assert np.array_equal(mixed.rows(np.array([7, 21])).ids, batch.ids[[7, 21]])
     assert mixed.place(40) == alone.place(30)
     later = MixedBlocks(
-        [(0, plain._active_blocks)],
-        [data.mixed[0]._active_blocks],
+        [(0, plain.active_blocks)],
+        [data.mixed[0].active_blocks],
         0.5,
         first_row=8,
         first_epoch=alone.place(8),
@@ -84,7 +84,7 @@ def test_a_run_knows_its_other_corpora_and_goes_on_as_if_not_stopped(small_confi
     config = small_config(*mix(others), "checkpoint_every=4", "keep_checkpoints=all")
     run = train(config, tmp_path / "run", say=lambda line: None)
     assert [known["corpus"] for known in run.record["mix"]] == [corpus.id for corpus in others]
-    assert run.data().training_blocks().place(48) == pytest.approx(24 / run.data()._active_blocks.num_blocks)
+    assert run.data().training_blocks().place(48) == pytest.approx(24 / run.data().active_blocks.num_blocks)
     with pytest.raises(PHFError, match=r"has no annotation by nothing on document"):
         open_data(small_config(*mix(others, "mix.reward_model=nothing")))
     untokenized = build_corpus([others[0].path.parent / "a.jsonl"], tmp_path / "new", validation_fraction=0)

@@ -100,7 +100,7 @@ def test_words_are_encoded_as_keras_does(model):
 def test_a_text_scores_the_same_in_any_company(model):
     many = [f"{text} number {number}" for number in range(ROWS // 3) for text in TEXTS]
     together = model.score_texts(many)
-    # With AVX2 a product's rounding depends on the size of its batch: 4e-7 was seen.
+    # A product's rounding may depend on a row's place in its batch: 4e-7 was seen.
     same = list if IS_MEASURED else functools.partial(pytest.approx, rel=1e-5)
     assert together[:7] == same([model.score_texts([text])[0] for text in many[:7]])
     assert together[::-1] == same(list(model.score_texts(many[::-1])))

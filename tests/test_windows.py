@@ -107,7 +107,7 @@ def test_windows_hold_what_one_window_holds(in_windows, kind, override) -> None:
     if kind == "rwr":
         assert parts.objective.effective_share == pytest.approx(whole.objective.effective_share)
         assert parts.objective.reward_scale.mean == pytest.approx(whole.objective.reward_scale.mean)
-    one, many = whole._active_blocks, parts._active_blocks
+    one, many = whole.active_blocks, parts.active_blocks
     assert many.num_windows > 2
     for epoch in (0, 1):
         texts = []
@@ -129,13 +129,13 @@ def test_windows_hold_what_one_window_holds(in_windows, kind, override) -> None:
 
 
 def test_a_block_follows_from_seed_and_step(in_windows) -> None:
-    blocks = in_windows()._active_blocks
-    fresh = in_windows()._active_blocks  # the rule is resolved: read from the corpus's folder
+    blocks = in_windows().active_blocks
+    fresh = in_windows().active_blocks  # the rule is resolved: read from the corpus's folder
     indices = np.arange(0, 3 * blocks.num_blocks, 7)
     expected = blocks.rows(indices)
     for rank in (1, 0):  # any rank's share, in any order
         assert_same(fresh.rows(indices[rank::2]), select(expected, slice(rank, None, 2)))
-    other = in_windows("seed=1")._active_blocks
+    other = in_windows("seed=1").active_blocks
     assert (other.rows(indices[:8]).ids != expected.ids[:8]).any()
     assert blocks.num_blocks > 50
     for row in range(0, 2 * blocks.num_blocks, 5):
@@ -155,7 +155,7 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 def test_the_same_part_of_an_epoch_under_every_rule(in_windows) -> None:
     """An objective that starts late goes on with the windows that the one before it has not read."""
-    one, other = in_windows()._active_blocks, in_windows(KINDS[1][1])._active_blocks
+    one, other = in_windows().active_blocks, in_windows(KINDS[1][1]).active_blocks
     order, starts = one._order(0)
     for place in range(1, len(order)):
         assert other.block_at(one.epochs_at(int(starts[place]))) == other._order(0)[1][place]
@@ -176,7 +176,7 @@ def test_only_one_window_is_read(in_windows, monkeypatch) -> None:
 
 
 def read_epoch(open_config) -> None:
-    blocks = open_config()._active_blocks
+    blocks = open_config().active_blocks
     blocks.rows(np.arange(blocks.num_blocks))
 
 

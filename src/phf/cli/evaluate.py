@@ -146,7 +146,9 @@ def evaluate(
             help="With -o: good text ends at this score (default: half of the training tokens are good)."
         ),
     ] = None,
-    context: Annotated[int, typer.Option(help="With -o: tokens of a held-out page.", min=8)] = 256,
+    context: Annotated[
+        int | None, typer.Option(help="With -o: tokens of a held-out page; 256 by default.", min=8)
+    ] = None,
     wait: Wait = False,
     as_json: AsJSON = False,
 ) -> None:
@@ -165,18 +167,21 @@ def evaluate(
         raise PHFError(
             "-o OUT takes one model that phf did not train, and --corpus CORPUS; runs are evaluated in their own folders"
         )
-    if out is None and (corpus or reward_model or segments or threshold is not None):
+    if out is None and (corpus or reward_model or segments or (threshold, context) != (None, None)):
         raise PHFError(
-            "--corpus, --reward-model, --segments and --threshold are for a model that phf did not train; give -o OUT too"
+            "--corpus, --reward-model, --segments, --threshold and --context are for a model that phf did not train; give -o OUT too"
         )
-    if out is None and foreign and (not foreign[0].exists() or (foreign[0] / "config.json").is_file()):
-        place = quote(foreign[0])
-        what = (
-            "is a model that phf did not train"
-            if foreign[0].exists()
-            else "is no run here; if it is a model of the Hub"
-        )
-        raise PHFError(f"{foreign[0]} {what}: phf evaluate {place} -o OUT --corpus CORPUS")
+    if out is None and foreign:
+        from phf.train.start import may_be_of_the_hub
+
+        place, is_model = foreign[0], (foreign[0] / "config.json").is_file()
+        if is_model or may_be_of_the_hub(str(place)):
+            what = (
+                "is a model that phf did not train"
+                if is_model
+                else "is no run here; if it is a model of the Hub"
+            )
+            raise PHFError(f"{place} {what}: phf evaluate {quote(place)} -o OUT --corpus CORPUS")
 
     warn_of_rewards(config.judges)
     from phf.evaluate.evaluation import evaluate_runs
@@ -189,7 +194,7 @@ def evaluate(
             from phf.train.elsewhere import Yardstick, adopt_model
 
             kind = None if segments is None else check_choice("segments", segments, get_args(SegmentKind))
-            yardstick = Yardstick(str(corpus), reward_model, kind, threshold, context)
+            yardstick = Yardstick(str(corpus), reward_model, kind, threshold, context or 256)
             runs = [adopt_model(str(runs[0]), out, yardstick, progress=progress).folder]
         results = evaluate_runs(runs, config, step=step, force=force, wait=wait, say=say, progress=progress)
     if as_json:

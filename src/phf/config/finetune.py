@@ -101,7 +101,7 @@ class Proxy(StrictConfig):
     """Which: segments of the start run's training split (corpus), texts of the start model (samples), or texts of the policy as it is, anew
     in each round (policy; for rloo)."""
     rounds: _Count = 4
-    """Of labelling and training anew, for data: policy; each has its share of the labels and of the steps."""
+    """Of labelling and training anew, for data: policy; each has its share of the labels and of the steps, one step at least."""
 
     @property
     def num_rounds(self) -> int:

@@ -63,7 +63,8 @@ class Proxies:
             with lock_folder(place, "labelling into"):
                 labels = place / f"labels-{number}.jsonl"
                 if not labels.exists():
-                    if step > 0 and number == config.proxy.round_of(step - 1, config.steps):
+                    is_late = number == config.proxy.round_of(step - 1, config.steps)
+                    if step > 0 and (model is None or is_late):
                         raise PHFError(
                             f"{labels} is gone, and the policy has moved on since it wrote that; delete {self.run} and {place}, "
                             "and begin again"

@@ -1,5 +1,6 @@
 """The blocks that a run would read, written for another engine: `phf tokens export`."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -115,8 +116,9 @@ def read_export(folder: Place, *, verify: bool = False) -> Manifest:
 
 def _set_epochs(data: TrainingData, epochs: float) -> TrainConfig:
     """The config with a budget of so many epochs of its active blocks."""
-    context = data.config.data.context
-    num_blocks = -(-data.training_blocks().num_tokens_per_epoch // context)
+    if not math.isfinite(epochs):
+        raise PHFError(f"--epochs {epochs:g} is no number of passes; give one such as 1")
+    context, num_blocks = data.config.data.context, data.active_blocks.num_blocks
     budget = round(epochs * num_blocks * context)
     if budget < 1:
         raise PHFError(f"--epochs {epochs:g} is no token; give a larger number")

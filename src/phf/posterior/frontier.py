@@ -232,9 +232,9 @@ def find_bound(n: int) -> float:
 
 def _find_best(shares: _Values, n: int) -> _Values:
     """Probability that the best of n has each distinct score, from the scores' own, best first: [R, distinct] -> the same."""
-    above = shares[:, ::-1].cumsum(1)[:, ::-1]
-    below = np.concatenate([above[:, 1:], np.zeros((len(above), 1))], 1)
-    result: _Values = above**n - below**n
+    # Raised once: one number to a power may round otherwise in another place of an array, and a difference of such is below 0.
+    powers = shares[:, ::-1].cumsum(1)[:, ::-1] ** n
+    result: _Values = np.maximum(-np.diff(powers, axis=1, append=0.0), 0.0)
     return result
 
 

@@ -101,7 +101,7 @@ class TrainingData:
                 "put them further apart, or give a larger budget"
             )
         batch_blocks = config.optim.batch_blocks
-        phases = [(first * batch_blocks, self._active_blocks)]
+        phases = [(first * batch_blocks, self.active_blocks)]
         if first > 0 or stop < num_steps:
             before = [(0, self._plain_blocks)] if first > 0 else []
             after = [(stop * batch_blocks, self._plain_blocks)] if stop < num_steps else []
@@ -109,12 +109,12 @@ class TrainingData:
         first_row, epoch = (0, 0.0) if start is None else (start["first_step"] * batch_blocks, start["epoch"])
         if config.mix is None:
             return TrainingBlocks(phases, first_row=first_row, first_epoch=epoch)
-        others = [other._active_blocks if config.mix.scored else other._plain_blocks for other in self.mixed]
+        others = [other.active_blocks if config.mix.scored else other._plain_blocks for other in self.mixed]
         return MixedBlocks(phases, others, config.mix.share, first_row=first_row, first_epoch=epoch)
 
     # A layout holds arrays over all segments of the corpus, so that each is made once.
     @cached_property
-    def _active_blocks(self) -> AnyBlocks:
+    def active_blocks(self) -> AnyBlocks:
         return self._lay_out("train", self.objective)
 
     @cached_property
@@ -168,7 +168,7 @@ class TrainingData:
         if (warning := warn_of_mle(objective)) is not None:
             lines.append(warning)
         budget = round((stop - start) * self.config.tokens)
-        num_tokens = self._active_blocks.num_tokens_per_epoch
+        num_tokens = self.active_blocks.num_tokens_per_epoch
         lines.append(describe_epochs(objective.kept_share, num_tokens, budget))
         if (mix := self.config.mix) is not None:
             num_documents = sum(other.corpus.num_documents for other in self.mixed)
@@ -304,7 +304,7 @@ def _open_mixed(data: TrainingData, place: str) -> TrainingData:
         windows=windows,
         mixed=(),
     )
-    other._active_blocks if mix.scored else other._plain_blocks  # noqa: B018  without text it is refused here
+    other.active_blocks if mix.scored else other._plain_blocks  # noqa: B018  without text it is refused here
     return other
 
 

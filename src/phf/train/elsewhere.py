@@ -123,9 +123,14 @@ def adopt_model(place: str, folder: Path, yardstick: Yardstick, *, progress: Pro
     if (folder / "run.json").is_file():
         return _check_same(Run.open(folder), settings, origin)
     Run.check_new(folder)
-    tokenize(annotation.corpus, place, annotation.segments, progress=progress)
+    tokens = tokenize(annotation.corpus, place, annotation.segments, progress=progress)
     record: dict[str, Any] = {"name": folder.name, "config": settings, "elsewhere": origin}
-    record |= describe_run(open_data(Run(folder, record).config), lm.num_parameters(model))
+    data = open_data(Run(folder, record).config)
+    if data.tokens.path != tokens.path:
+        raise PHFError(
+            f"{data.tokens.path} is of another tokenizer that was at {place}; delete it, and start again"
+        )
+    record |= describe_run(data, lm.num_parameters(model))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with create_beside(folder, "adopting") as made:
         Run(made, record).write()

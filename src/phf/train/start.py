@@ -50,7 +50,7 @@ def load_start_config(
     Raises:
         PHFError: see `load_train_config`, `Run.open`; `place` is neither a run nor a model.
     """
-    is_model = place is not None and ((Path(place) / "config.json").is_file() or _may_be_of_the_hub(place))
+    is_model = place is not None and ((Path(place) / "config.json").is_file() or may_be_of_the_hub(place))
     if place is None or is_model:
         if reset_optimizer:
             raise PHFError(
@@ -76,7 +76,7 @@ def load_start_config(
     return parse(TrainConfig, value, f"recipe {recipe}" if recipe is not None else f"{run}/run.json")
 
 
-def _may_be_of_the_hub(place: str) -> bool:
+def may_be_of_the_hub(place: str) -> bool:
     """Whether a place that is not here is written as the Hub writes a model's id, `OWNER/NAME`."""
     owner, _, name = place.partition("/")
     is_here = Path(place).exists() or Path(owner).is_dir()

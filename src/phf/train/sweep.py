@@ -177,7 +177,13 @@ def run_sweep(
     bases: dict[GridCell, dict[str, object]] = {}
     for given in grids:
         fixed, cells = plan_sweep(given, Path(out))
-        bases |= dict.fromkeys(cells, apply_overrides(base, fixed))
+        own = apply_overrides(base, fixed)
+        for cell in cells:
+            if bases.setdefault(cell, own) != own:
+                raise PHFError(
+                    f"two groups of sweep both make {cell.folder.name}; write what tells them apart as a list, such as "
+                    "objective.kind: [mle]"
+                )
     with lock_folder(Path(out), "sweeping into", wait=wait, say=say):
         return _run_cells(bases, workers, launcher, wait, say, progress)
 

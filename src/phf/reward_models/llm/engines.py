@@ -119,7 +119,7 @@ class _Courier:
 
     def __init__(self, settings: EngineSettings, folder: Path, budget: Budget | None) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "phf.reward_models.llm.courier"],
+            [sys.executable, "-P", "-m", "phf.reward_models.llm.courier"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -60,7 +60,9 @@ class LLMJudge(SegmentRewardModel):
         }
         self._question = {
             # A folder's name says nothing that its hash does not, and tells of this machine.
-            "model": Path(model).resolve().name if Path(model).is_dir() else model,
+            "model": Path(model).resolve().name
+            if settings.kind != "server" and Path(model).is_dir()
+            else model,
             "revision": engine.revision,
             "rubric": rubric.hash,
             "sampling": self._sampling,

@@ -120,7 +120,8 @@ class Rubric(_Strict):
     @property
     def hash(self) -> str:
         """Of all that a judge is told, in hex."""
-        return hash_json(self.model_dump(mode="json", exclude={"engine"}))
+        order = list(self.axes)  # which the hash of a mapping leaves out, and the question does not
+        return hash_json([self.model_dump(mode="json", exclude={"engine"}), order])
 
 
 def list_rubrics() -> list[str]:
@@ -155,7 +156,13 @@ def complete_engine(engine: EngineSettings, given: dict[str, Any], where: str) -
     Raises:
         PHFError: a key is not known; no model is named; a server has no base_url.
     """
+    if "key_env" in engine.model_fields_set:  # a rubric of somebody else would choose which secret is sent
+        raise PHFError(f"{where}: key_env is for the spec (',key_env=NAME'), not for a rubric")
     laid = {**engine.model_dump(exclude_unset=True), **given}
+    if (
+        engine.base_url and "base_url" not in given
+    ):  # nor does a key go unasked to the server that a rubric names
+        laid["key_env"] = given.get("key_env", "")
     if laid.get("kind") in (None, "server"):
         laid.setdefault("base_url", os.environ.get("OPENAI_BASE_URL") or None)
     laid.setdefault("kind", "server" if laid.get("base_url") else "folder")

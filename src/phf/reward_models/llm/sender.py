@@ -21,6 +21,8 @@ CHARACTERS_PER_TOKEN = 3.0
 """Rather few, so that a reserve holds; what a call has cost beyond it is corrected when it is known."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 _POLL = 0.2
+_FOR_ALL = (402, 404)
+"""What no request will get past: an empty account, no such model."""
 _FOR_NOW = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _MAX_REFUSED = 20
 """So many texts refused in a row, before any was answered: the request is wrong, not the texts."""
@@ -44,7 +46,13 @@ class Sender:
             wait: what waits some seconds between tries.
         """
         self._engine, self._store, self._budget, self._wait = engine, store, budget, wait
-        key = os.environ.get(engine.key_env)
+        key = os.environ.get(engine.key_env, "").strip()
+        if not (
+            key.isascii() and key.isprintable()
+        ):  # never shown: a header that cannot be sent is, in httpx's error
+            raise ScoringStoppedError(
+                f"the key in {engine.key_env} holds characters that no key has; set it again"
+            )
         limits = httpx.Limits(
             max_connections=engine.concurrency, max_keepalive_connections=engine.concurrency
         )
@@ -54,9 +62,13 @@ class Sender:
             headers={"Authorization": f"Bearer {key}"} if key else {},
         )
         self._url = f"{str(engine.base_url).rstrip('/')}/chat/completions"
+        try:
+            httpx.URL(self._url)
+        except httpx.InvalidURL as error:
+            raise ScoringStoppedError(f"base_url {engine.base_url} is no address: {error}") from None
         self._lock = threading.Lock()
         self._not_before = 0.0
-        self._num_answered = self._num_refused = 0
+        self._num_answered = self._num_refused = self._num_failed = 0
 
     def close(self) -> None:
         """Close the connections."""
@@ -70,7 +82,7 @@ class Sender:
         """
         try:
             response = self._client.get(f"{str(self._engine.base_url).rstrip('/')}/models")
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._no_server(error) from None
         self._check_key(response)
 
@@ -107,7 +119,7 @@ class Sender:
         for attempt in range(self._engine.tries):
             try:
                 response = self._client.post(self._url, json=body)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if attempt + 1 == self._engine.tries:
                     raise self._no_server(error) from None
             else:
@@ -115,7 +127,7 @@ class Sender:
                 if response.is_success:
                     with contextlib.suppress(ValueError):
                         return read_completion(response.json()).tokens is not None
-                elif response.status_code == 404:
+                elif response.status_code in _FOR_ALL:
                     self._refuse(response)
                 elif response.status_code not in _FOR_NOW:  # it does not know the field
                     return False
@@ -142,7 +154,7 @@ class Sender:
                     raise self._no_server(error) from None
                 self._wait(self._find_wait(attempt, None))
                 continue
-            except httpx.TransportError as error:  # sent, and perhaps paid: what was reserved is spent
+            except httpx.RequestError as error:  # sent, and perhaps paid: what was reserved is spent
                 problem = f"{type(error).__name__} after {self._engine.tries} tries"
                 self._wait(self._find_wait(attempt, None))
                 continue
@@ -156,6 +168,7 @@ class Sender:
                 self._correct(reserve, self._find_cost(answer, reserve))
                 with self._lock:
                     self._num_answered += 1
+                    self._num_failed = 0
                 return answer
             self._correct(reserve, Spent())
             self._check_key(response)
@@ -167,9 +180,12 @@ class Sender:
                 with self._lock:
                     self._not_before = max(self._not_before, time.monotonic() + pause)
             self._wait(pause)
-        if problem.startswith("status 429"):
+        with self._lock:
+            self._num_failed += 1
+            is_down = self._num_failed >= _MAX_REFUSED
+        if is_down or problem.startswith("status 429"):
             raise ScoringStoppedError(
-                f"{self._engine.base_url} refuses for now ({problem}): {_excerpt(response)}; {GOES_ON}"
+                f"{self._engine.base_url} gives no answers for now ({problem}); {GOES_ON}"
             )
         return Answer("", problem=f"no answer: {problem}")
 
@@ -177,7 +193,7 @@ class Sender:
         with self._lock:
             self._num_refused += 1
             is_wrong = not self._num_answered and self._num_refused >= _MAX_REFUSED
-        if response.status_code == 404 or is_wrong:
+        if response.status_code in _FOR_ALL or is_wrong:
             raise ScoringStoppedError(
                 f"{self._engine.base_url} refuses requests for model {self._engine.model} "
                 f"({response.status_code}: {_excerpt(response)}); check model and body"
