@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import yaml
 from compare_runs import quiet, train, write_recipe
 from tiny_architectures import create_architecture
 from typer.testing import CliRunner
@@ -236,3 +237,15 @@ def test_a_launcher_that_is_not_installed_says_how(launcher, package, recipe, tm
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(PHFError, match=rf"needs {package}; 'pip install phf\[{launcher}\]'"):
         run_sweep(recipe, ["seed=0,1"], tmp_path / "out", launcher=launcher, say=quiet)
+
+
+def test_groups_that_make_one_folder_are_refused(recipe, tmp_path):
+    """What is no list stands in no folder's name: one group would take the place of the other."""
+    value = yaml.safe_load(Path(recipe).read_text())
+    value["sweep"] = [{"objective.kind": kind, "seed": [0, 1]} for kind in ("mle", "rwr")]
+    (tmp_path / "grids.yaml").write_text(yaml.safe_dump(value))
+    with pytest.raises(
+        PHFError, match=r"two groups of sweep both make seed=0.*such as objective\.kind: \[mle\]"
+    ):
+        run_sweep(tmp_path / "grids.yaml", [], tmp_path / "out", say=quiet)
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,8 @@ Shape suffix: S segments.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,3 +108,19 @@ def _rank_scale(scores: npt.NDArray[np.float32], tokens: npt.NDArray[np.int64]) 
         kept = np.unique(np.searchsorted(-ranks, -wanted).clip(max=len(values) - 1))
         values, ranks = values[kept], ranks[kept]
     return RankScale(values, ndtri(ranks).astype(np.float32))
+
+
+def scale_to_json(scale: RewardScale | RankScale | None) -> dict[str, Any] | None:
+    """A scale as it is kept on disk."""
+    if isinstance(scale, RankScale):
+        return {"scores": scale.scores.tolist(), "quantiles": scale.quantiles.tolist()}
+    return None if scale is None else asdict(scale)
+
+
+def scale_from_json(record: dict[str, Any] | None) -> RewardScale | RankScale | None:
+    """What `scale_to_json` has written."""
+    if record is None:
+        return None
+    if "scores" in record:
+        return RankScale(np.array(record["scores"], np.float32), np.array(record["quantiles"], np.float32))
+    return RewardScale(**record)

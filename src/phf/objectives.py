@@ -61,7 +61,8 @@ LossReads = Literal["nothing", "mask", "weight", "inputs", "scores"]
 """What an engine must know of a token to train with an objective: nothing but the ids; which tokens are not learned; a number
 that its NLL is multiplied with; what is added to the model's inputs; its score, for a loss that is no multiple of the NLL."""
 
-_NO_DOCUMENTS = DataRule(np.empty(0, np.bool_), np.empty(0, np.uint8))
+NO_DOCUMENTS = DataRule(np.empty(0, np.bool_), np.empty(0, np.uint8))
+"""The data rule of an objective that meets no corpus: a loss alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def baseline(scores: npt.NDArray[np.float32], document_segments: npt.NDArray[np.
         scores: misalignment score of each segment [S], NaN = unscored.
         document_segments: number of segments of each document [D].
     """
-    return apply_objective(Objective(MLE(), _NO_DOCUMENTS), scores, document_segments, np.empty(0, np.bool_))
+    return apply_objective(Objective(MLE(), NO_DOCUMENTS), scores, document_segments, np.empty(0, np.bool_))
 
 
 def resolve_objective(
@@ -288,7 +289,7 @@ def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective
         scores, tokens, _ = train.join()
         scale = make_reward_scale(config.normalize, scores, tokens, train)
 
-    objective = without_documents(Objective(config, _NO_DOCUMENTS, threshold, scale, levels))
+    objective = without_documents(Objective(config, NO_DOCUMENTS, threshold, scale, levels))
     if not objective.has_weights:
         return objective
     # Kish's effective sample size of the weights of all training tokens, as a share of their number.

@@ -6,7 +6,6 @@ Shape suffixes: B blocks, T tokens of context, V vocabulary.
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import TypeAdapter
@@ -15,9 +14,9 @@ from torch import Tensor
 from phf.config.objectives import ObjectiveConfig
 from phf.control import ControlTokens
 from phf.model import lm
-from phf.objective_rewards import RankScale, RewardScale
-from phf.objectives import Objective, target_conditions, token_loss
-from phf.records import PAD, DataRule
+from phf.objective_rewards import scale_from_json, scale_to_json
+from phf.objectives import NO_DOCUMENTS, Objective, target_conditions, token_loss
+from phf.records import PAD
 from phf.thresholds import ResolvedThreshold
 from phf.train.data import TrainingData
 
@@ -39,7 +38,8 @@ class TokenLoss:
         """The loss of a run on this data."""
         own = data.objective
         return cls(
-            Objective(own.config, _no_rule(), own.threshold, own.reward_scale), data.tokens.tokenizer.control
+            Objective(own.config, NO_DOCUMENTS, own.threshold, own.reward_scale),
+            data.tokens.tokenizer.control,
         )
 
     @classmethod
@@ -49,23 +49,19 @@ class TokenLoss:
         threshold, scale = record["threshold"], record["reward_scale"]
         objective = Objective(
             config,
-            _no_rule(),
+            NO_DOCUMENTS,
             None if threshold is None else ResolvedThreshold(**threshold),
-            None if scale is None else _read_scale(scale),
+            scale_from_json(scale),
         )
         return cls(objective, ControlTokens(**record["control"]))
 
     def to_json(self) -> dict[str, Any]:
         """All that decides the loss, as a JSON object."""
-        own, scale = self.objective, self.objective.reward_scale
-        if isinstance(scale, RankScale):
-            shown: Any = {"scores": scale.scores.tolist(), "quantiles": scale.quantiles.tolist()}
-        else:
-            shown = None if scale is None else asdict(scale)
+        own = self.objective
         return {
             "config": own.config.model_dump(mode="json"),
             "threshold": None if own.threshold is None else asdict(own.threshold),
-            "reward_scale": shown,
+            "reward_scale": scale_to_json(own.reward_scale),
             "control": asdict(self.control),
         }
 
@@ -115,13 +111,3 @@ class TokenLoss:
             labels: what the model is told of each target's segment (`phf.records.Batch`).
         """
         return target_conditions(self.objective, scores, kinds, labels)
-
-
-def _no_rule() -> DataRule:
-    return DataRule(np.empty(0, np.bool_), np.empty(0, np.uint8))
-
-
-def _read_scale(record: dict[str, Any]) -> RewardScale | RankScale:
-    if "scores" in record:
-        return RankScale(np.array(record["scores"], np.float32), np.array(record["quantiles"], np.float32))
-    return RewardScale(**record)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config.objectives import GoodConfig, ObjectiveConfig
-from phf.objective_rewards import RankScale, RewardScale
+from phf.objective_rewards import scale_from_json, scale_to_json
 from phf.objectives import (
     Objective,
     Part,
@@ -68,15 +68,7 @@ class WindowedParts(Collection[Part]):
             return {**_to_json(objective), "report": asdict(threshold)}
 
         found = self.scores.keep("rule", [config.model_dump(mode="json"), good.model_dump(mode="json")], make)
-        scale = found["reward_scale"]
-        if scale is not None:
-            scale = (
-                RewardScale(**scale)
-                if "mean" in scale
-                else RankScale(
-                    np.array(scale["scores"], np.float32), np.array(scale["quantiles"], np.float32)
-                )
-            )
+        scale = scale_from_json(found["reward_scale"])
         unruled = Objective(
             config,
             PLAIN.rule,
@@ -117,14 +109,9 @@ class WindowedParts(Collection[Part]):
 
 
 def _to_json(objective: Objective) -> dict[str, Any]:
-    scale = objective.reward_scale
-    if isinstance(scale, RankScale):
-        kept: dict[str, Any] | None = {"scores": scale.scores.tolist(), "quantiles": scale.quantiles.tolist()}
-    else:
-        kept = None if scale is None else asdict(scale)
     return {
         "threshold": None if objective.threshold is None else asdict(objective.threshold),
         "levels": [asdict(level) for level in objective.levels],
-        "reward_scale": kept,
+        "reward_scale": scale_to_json(objective.reward_scale),
         "effective_share": objective.effective_share,
     }
