@@ -64,7 +64,7 @@ def test_a_win_is_the_likelier_whole_sentence(model, tokenizer, mode) -> None:
     pairs = make_pairs(24)
     wins = np.array([log_prob(pair.good) > log_prob(pair.bad) for pair in pairs])
     assert 0 < wins.sum() < 24
-    rows = measure_blimp(model, tokenizer, pairs, [mode], **SIZES)
+    rows = measure_blimp(model, tokenizer, pairs, [mode], **SIZES).measurements
     found = Measurements(rows)
     paradigms = {row.of: row.estimate.mean for row in found.of("blimp_paradigm")}
     assert {row.mode for row in rows} == {mode}
@@ -76,16 +76,16 @@ def test_a_win_is_the_likelier_whole_sentence(model, tokenizer, mode) -> None:
 
 def test_the_same_sentence_twice_is_a_tie(model, tokenizer) -> None:
     pairs = [MinimalPair("p", "f", "the cat", "the cat")] * 2
-    found = Measurements(measure_blimp(model, tokenizer, pairs, ["good", "bad", "none"], **SIZES))
+    found = Measurements(measure_blimp(model, tokenizer, pairs, ["good", "bad", "none"], **SIZES).measurements)
     assert found.find("blimp", "none") == Estimate(0.5, 0.5, 0.5, 2)
     assert found.find("blimp", "good-bad").mean == 0
-    alone = Measurements(measure_blimp(model, tokenizer, pairs, ["none", "good"], **SIZES))
+    alone = Measurements(measure_blimp(model, tokenizer, pairs, ["none", "good"], **SIZES).measurements)
     assert not [row for row in alone if row.mode == "good-bad"]
 
 
 def test_good_minus_bad_is_paired(model, tokenizer) -> None:
     pairs = make_pairs(40)
-    found = Measurements(measure_blimp(model, tokenizer, pairs, ["good", "bad"], **SIZES))
+    found = Measurements(measure_blimp(model, tokenizer, pairs, ["good", "bad"], **SIZES).measurements)
     gap, ends = found.find("blimp", "good-bad"), [found.find("blimp", mode) for mode in ("good", "bad")]
     assert gap.mean == pytest.approx(ends[0].mean - ends[1].mean)
     assert gap.low <= gap.mean <= gap.high
@@ -170,5 +170,5 @@ def test_a_sentence_longer_than_the_context_is_refused(tokenizer) -> None:
     model = tiny_llama(tokenizer, seed=0, context=8)
     pairs = [MinimalPair("p", "f", "x" * 9, "y")] * 2
     with pytest.raises(PHFError, match="9 tokens does not fit"):
-        measure_blimp(model, tokenizer, pairs, ["none"], **SIZES)
+        measure_blimp(model, tokenizer, pairs, ["none"], **SIZES).measurements
     assert torch.is_grad_enabled()

@@ -173,13 +173,13 @@ def test_control_gain_switches_one_token_and_keeps_the_context() -> None:
     calls = record_rows(model)
     documents = [[[1], [2], [1]]] * 40
     reader = make_reader(documents, [0.0, 1.0, 0.0] * 40, context=100)
-    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, label, 15, 100, 0)
+    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, label, 15, 0)
 
     log_probs = torch.log_softmax(table[:, text], -1)
     at = {token: text.index(token) for token in (1, 2)}
-    assert gain["good"].mean == pytest.approx(float(log_probs[GOOD, at[1]] - log_probs[BAD, at[1]]), rel=1e-4)
-    assert gain["bad"].mean == pytest.approx(float(log_probs[BAD, at[2]] - log_probs[GOOD, at[2]]), rel=1e-4)
-    assert (gain["good"].count, gain["bad"].count) == (15, 15)
+    assert np.mean(gain["good"].gains) == pytest.approx(float(log_probs[GOOD, at[1]] - log_probs[BAD, at[1]]), rel=1e-4)
+    assert np.mean(gain["bad"].gains) == pytest.approx(float(log_probs[BAD, at[2]] - log_probs[GOOD, at[2]]), rel=1e-4)
+    assert (len(gain["good"].gains), len(gain["bad"].gains)) == (15, 15)
     own_good, switched_good, own_bad, switched_bad = calls
     assert own_bad[0].tolist() == [END, GOOD, 1, BAD]
     assert switched_bad[0].tolist() == [END, GOOD, 1, GOOD]
@@ -193,5 +193,5 @@ def test_a_model_without_control_has_a_gain_of_nothing_but_noise() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[BAD] = model.model.embed_tokens.weight[GOOD]
     reader = make_reader([[[1, 2], [3]]] * 20, [0.0, 1.0] * 20, context=50)
-    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, label, 10, 100, 0)
-    assert gain["good"].mean == pytest.approx(0, abs=1e-6)
+    gain = control_gain(model, CONTROL, VOCAB_SIZE, reader, label, 10, 0)
+    assert np.mean(gain["good"].gains) == pytest.approx(0, abs=1e-6)

@@ -87,7 +87,8 @@ def slow_log_prob(model, tokenizer: Tokenizer, page: list[int], continuation: li
 def test_a_task_of_ones_own(model, tokenizer, mode, tmp_path, monkeypatch, seen) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     task = write_task(tmp_path, "cats")
-    found = measure_harness(model, tokenizer, [task], [mode], seed=0)
+    measured = measure_harness(model, tokenizer, [task], [mode], seed=0)
+    found = measured.measurements
     prefix = prefix_of(tokenizer, mode)
     right = 0
     for row in ROWS:

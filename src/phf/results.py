@@ -206,6 +206,7 @@ class Evaluation(HasMeasurements):
         facts: what is no number, by the measure it belongs to (`read_facts`).
         left_out: what was not measured, and why.
         run_id: of the run (`Run.id`); None in one that an older phf wrote.
+        items_sha256: of items.parquet (`phf.items`), which holds what measurements were made of; None in one that an older phf wrote.
     """
 
     run: str
@@ -224,6 +225,7 @@ class Evaluation(HasMeasurements):
     facts: dict[str, JsonValue] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
+    items_sha256: str | None = None
 
     def read_facts(self, name: str, kind: type[T]) -> T | None:
         """What belongs to a measure and is no number, as a dataclass (or another type pydantic reads); None if there is nothing.

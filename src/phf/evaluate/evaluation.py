@@ -18,6 +18,7 @@ from phf.evaluate.suite import METRICS, check_config, list_measures, measure_all
 from phf.files import Place, as_list, hash_bytes, hash_file, write_bytes
 from phf.folders import lock_folder
 from phf.generate.vllm import close_engine
+from phf.items import ITEMS_FILE, encode_items
 from phf.records import Progress, Sample
 from phf.results import EVALUATION_FILE, Evaluation, encode, read_evaluation, write_evaluation
 from phf.reward_models import RewardModel, load_reward_model
@@ -71,7 +72,7 @@ def evaluate_run(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure alignment, degeneracy and capability of a run in each mode; writes evaluation.json and samples.parquet.
+    """Measure alignment, degeneracy and capability of a run in each mode; writes evaluation.json, samples.parquet and items.parquet.
 
     Finished parts are used again (`phf.evaluate.parts`): of an evaluation that was stopped, or that asked for less.
 
@@ -98,6 +99,7 @@ def evaluate_run(
         shutil.rmtree(run.folder / PARTS_FOLDER, ignore_errors=True)
     found, left_out = measure_all(Subject(run, step, data, judges, config, progress, load))
     samples = _encode(own for metric in found.values() for own in metric.drawn)
+    items = encode_items(own for metric in found.values() for own in metric.items)
     measurements = [row for metric in found.values() for row in metric.measurements]
     evaluation = Evaluation(
         run=run.name,
@@ -116,11 +118,12 @@ def evaluate_run(
         facts={name: own.facts for name, own in found.items() if own.facts},
         left_out=left_out,
         run_id=run.id,
+        items_sha256=hash_bytes(items),
     )
-    samples_path = run.folder / SAMPLES_FILE
-    if not _is_kept(path, evaluation, samples_path):
+    if not _is_kept(path, evaluation):
         path.unlink(missing_ok=True)  # until it is written again, the samples would not be those it speaks of
-        write_bytes(samples_path, samples)
+        write_bytes(run.folder / SAMPLES_FILE, samples)
+        write_bytes(run.folder / ITEMS_FILE, items)
         write_evaluation(path, evaluation)
     return evaluation
 
@@ -162,12 +165,13 @@ def find_loss(run: Run, config: EvaluateConfig, step: int | None, *, force: bool
     return f"no longer in its evaluation: {', '.join(lost)}; '{command}' brings it back" if lost else None
 
 
-def _is_kept(path: Path, evaluation: Evaluation, samples_path: Path) -> bool:
-    """Whether this very evaluation and its samples are on the disk already."""
+def _is_kept(path: Path, evaluation: Evaluation) -> bool:
+    """Whether this very evaluation, its samples and its items are on the disk already."""
+    hashes = {SAMPLES_FILE: evaluation.samples_sha256, ITEMS_FILE: evaluation.items_sha256}
     try:
         # Encoded: NaN, which is not itself, is null there.
         is_same = encode(read_evaluation(path)) == encode(evaluation)
-        return is_same and hash_file(samples_path) == evaluation.samples_sha256
+        return is_same and all(hash_file(path.parent / name) == own for name, own in hashes.items())
     except (PHFError, OSError):  # missing or damaged
         return False
 

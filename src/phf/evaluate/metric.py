@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from phf.config.evaluate import EvaluateConfig
 from phf.evaluate.drawn import Drawn
+from phf.items import Items
 from phf.records import Estimate
 from phf.results import Measure, Measurement
 
@@ -24,12 +25,14 @@ class Measured:
         facts: what is no number, such as settings or prompts that were found.
         drawn: samples for samples.parquet.
         left_out: what of it was not measured, and why.
+        items: what measurements were made of, one by one, so that runs are compared on the same items.
     """
 
     measurements: Sequence[Measurement]
     facts: JsonValue = None
     drawn: Sequence[Drawn] = ()
     left_out: dict[str, str] = field(default_factory=dict)
+    items: Sequence[Items] = ()
 
 
 def is_of_full_suite(config: EvaluateConfig) -> bool:

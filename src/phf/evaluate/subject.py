@@ -16,6 +16,7 @@ from phf.evaluate.pages import Conditions, Labels, Page, PageReader
 from phf.evaluate.parts import Parts
 from phf.files import hash_json
 from phf.generate.target import Target
+from phf.items import name_item
 from phf.model import lm
 from phf.objectives import label_conditions, modes_of
 from phf.records import FORMAT_VERSION, Mode, Number, Progress, Sample
@@ -86,6 +87,15 @@ class Subject:
         """Held-out documents."""
         documents = self.reader.held_out_documents(self.config.sampling.seed)
         return [self.reader.read(int(document)) for document in documents[: self.config.capability_documents]]
+
+    def name_page(self, page: Page) -> str:
+        """The name of a page's text, whatever the tokenizer (`phf.items`)."""
+        return name_item(*map(self.data.tokens.tokenizer.decode, page.segments))
+
+    @cached_property
+    def page_names(self) -> list[str]:
+        """The names of `pages`."""
+        return [self.name_page(page) for page in self.pages]
 
     def label(self, scores: "npt.NDArray[np.float32]") -> Labels:
         """What the objective would tell the model of segments with these scores."""

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.pages import Labels, Page, mode_labels, segment_nll
 from phf.intervals import bootstrap_ratio
+from phf.items import Items, name_item
 from phf.records import BAD, GOOD, Estimate, Number
 from phf.results import Measure, Measurement
 
@@ -24,15 +25,51 @@ def bits_per_byte(
     seed: int,
 ) -> dict[str, Estimate]:
     """Bits per UTF-8 byte on good text, bad text and all, by what `segment_nll` gave; bootstrap intervals over documents."""
-    result = {}
-    for name, label in (("good", GOOD), ("bad", BAD), ("all", None)):
-        bits, sizes = [], []
-        for page, values in zip(pages, nll, strict=True):
-            chosen = page.labels(threshold) == label if label is not None else np.ones(len(values), bool)
-            bits.append(values[chosen].sum() / np.log(2))
-            sizes.append(page.num_bytes[chosen].sum())
-        result[name] = bootstrap_ratio(bits, sizes, num_bootstrap, seed)
-    return result
+    return {
+        name: bootstrap_ratio(*_sum_bits(pages, nll, chosen), num_bootstrap, seed)
+        for name, chosen in choose_text(pages, threshold).items()
+    }
+
+
+def choose_text(pages: Sequence[Page], threshold: float) -> dict[str, list[npt.NDArray[np.bool_]]]:
+    """Of each page the segments that are good text, bad text and all."""
+    labels = [page.labels(threshold) for page in pages]
+    chosen = {name: [own == label for own in labels] for name, label in (("good", GOOD), ("bad", BAD))}
+    return {**chosen, "all": [np.ones(len(own), bool) for own in labels]}
+
+
+def _sum_bits(
+    pages: Sequence[Page], nll: Sequence[npt.NDArray[np.float64]], chosen: Sequence[npt.NDArray[np.bool_]]
+) -> tuple[list[float], list[float]]:
+    """Bits and bytes of the chosen segments of each page."""
+    bits = [float(values[own].sum() / np.log(2)) for values, own in zip(nll, chosen, strict=True)]
+    return bits, [float(page.num_bytes[own].sum()) for page, own in zip(pages, chosen, strict=True)]
+
+
+def list_bit_items(
+    subject: "Subject",
+    nll: Sequence[npt.NDArray[np.float64]],
+    measure: str,
+    mode: str | None,
+    all_of: str | None = "all",
+) -> list[Items]:
+    """What `bits_per_byte` was made of: bits and bytes of each document, named after the text that was scored.
+
+    Args:
+        all_of: what all text is called there.
+    """
+    found = []
+    for text, chosen in choose_text(subject.pages, subject.data.threshold.value).items():
+        bits, sizes = _sum_bits(subject.pages, nll, chosen)
+        # Which segments are good is part of the name: another threshold makes other items of the same text.
+        names = [
+            name_item(page, *own.astype(int)) for page, own in zip(subject.page_names, chosen, strict=True)
+        ]
+        rows = [row for row in zip(names, bits, sizes, strict=True) if row[2] > 0]
+        if rows:
+            place = measure, mode, None, all_of if text == "all" else text, None
+            found.append(Items(place, *zip(*rows, strict=True)))
+    return found
 
 
 def measure_modes(subject: "Subject") -> Measured:
@@ -44,7 +81,8 @@ def measure_modes(subject: "Subject") -> Measured:
     nll = {name: keep_nll(subject, name, own) for name, own in labels.items()}
     if {"good", "bad"} <= set(nll):
         nll["good-bad"] = [good - bad for good, bad in zip(nll["good"], nll["bad"], strict=True)]
-    return Measured([row for name, own in nll.items() for row in list_bits(subject, own, name)])
+    items = [one for name, own in nll.items() for one in list_bit_items(subject, own, "bits_per_byte", name)]
+    return Measured([row for name, own in nll.items() for row in list_bits(subject, own, name)], items=items)
 
 
 def keep_nll(subject: "Subject", name: str, labels: Sequence[Labels]) -> list[npt.NDArray[np.float64]]:

@@ -24,6 +24,7 @@ from phf.evaluate.metric import Measured, Metric, bare, negate
 from phf.evaluate.pages import Conditions, Page, mode_labels, segment_nll
 from phf.files import hash_json
 from phf.intervals import CONFIDENCE
+from phf.items import Itemised, mean_items, name_item
 from phf.records import Estimate, Mode, Progress
 from phf.results import Measure, Measurement
 
@@ -101,7 +102,7 @@ def measure_blimp(
     num_bootstrap: int,
     seed: int,
     progress: Progress | None = None,
-) -> list[Measurement]:
+) -> Itemised:
     """Accuracy in each mode: of all pairs (the mean of the paradigms'), of each field and each paradigm; and good mode's minus
     bad mode's, paired by pair.
 
@@ -122,7 +123,8 @@ def measure_blimp(
     def estimate(values: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_]) -> Estimate:
         return paradigm_accuracy(values[chosen], paradigms[chosen], num_bootstrap, seed)
 
-    rows = []
+    names = [name_item(pair.paradigm, pair.good, pair.bad) for pair in pairs]
+    rows, items = [], []
     for mode in modes:
         nll = segment_nll(
             model,
@@ -137,6 +139,7 @@ def measure_blimp(
         # A tie is half a win, so that a model that cannot tell any two apart is at chance, whichever comes first.
         own = wins[mode] = np.where(costs[:, 0] == costs[:, 1], 0.5, costs[:, 0] < costs[:, 1])
         rows.append(Measurement("blimp", estimate(own, everything), mode))
+        items.append(mean_items(rows[-1].place, names, _spread_evenly(own, paradigms)))
         rows += [
             Measurement("blimp", estimate(own, fields == field), mode, of=str(field))
             for field in np.unique(fields)
@@ -148,7 +151,14 @@ def measure_blimp(
     if {"good", "bad"} <= set(wins):
         gap = negate(estimate(wins["bad"] - wins["good"], everything))
         rows.append(Measurement("blimp", gap, "good-bad"))
-    return rows
+    return Itemised(rows, items)
+
+
+def _spread_evenly(wins: npt.NDArray[np.float64], paradigms: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
+    """Wins whose plain mean is the mean of the paradigms' means: themselves, where all have as many pairs."""
+    _, places, sizes = np.unique(paradigms, return_inverse=True, return_counts=True)
+    spread: npt.NDArray[np.float64] = wins * (len(wins) / (len(sizes) * sizes[places]))
+    return spread
 
 
 def paradigm_accuracy(
@@ -260,7 +270,7 @@ def measure_modes(subject: "Subject") -> Measured:
             seed=seed,
             progress=subject.progress,
         ),
-        list[Measurement],
+        Itemised,
     )
     facts: dict[str, JsonValue] = {
         "source": config.blimp.source,
@@ -268,7 +278,7 @@ def measure_modes(subject: "Subject") -> Measured:
         "num_paradigms": len({pair.paradigm for pair in pairs}),
         "pairs_hash": pairs_hash,
     }
-    return Measured(found, facts)
+    return Measured(found.measurements, facts, items=found.items)
 
 
 def _check(config: EvaluateConfig) -> None:

@@ -1,20 +1,30 @@
 """What a model's control tokens are worth to it (docs/evaluation.md: Control gain)."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phf.control import ControlTokens
 from phf.evaluate.metric import Measured, Metric
-from phf.evaluate.pages import Conditions, Labeller, PageReader, choose_segments, segment_nll
+from phf.evaluate.pages import Conditions, Labeller, Page, PageReader, choose_segments, segment_nll
 from phf.intervals import bootstrap_mean
-from phf.records import BAD, GOOD, Estimate
+from phf.items import Itemised, mean_items
+from phf.records import BAD, GOOD
 from phf.results import Measure, Measurement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from phf.evaluate.subject import Subject
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Pages that end with the segment in question, and the gain of each in nats."""
+
+    pages: list[Page]
+    gains: list[float]
 
 
 def control_gain(
@@ -24,11 +34,10 @@ def control_gain(
     reader: PageReader,
     label: Labeller,
     num_segments: int,
-    num_bootstrap: int,
     seed: int,
     *,
     conditions: Conditions | None = None,
-) -> dict[str, Estimate]:
+) -> dict[str, Gains]:
     """Mean of log p(segment | own token) - log p(segment | other token), in context.
 
     Earlier segments of the page carry their own labels' tokens; only the token of the segment in question changes. At
@@ -39,7 +48,7 @@ def control_gain(
         conditions: see `segment_nll`.
 
     Returns:
-        `good` and `bad`: nats per segment, with bootstrap intervals over up to `num_segments` segments each.
+        `good` and `bad`: nats per segment, of up to `num_segments` segments each.
     """
     result = {}
     for name, own_label, other in (("good", GOOD, BAD), ("bad", BAD, GOOD)):
@@ -49,7 +58,7 @@ def control_gain(
         own = segment_nll(model, control, vocab_size, pages, own_labels, conditions=conditions)
         changed = segment_nll(model, control, vocab_size, pages, switched, conditions=conditions)
         gains = [float(after[-1] - before[-1]) for before, after in zip(own, changed, strict=True)]
-        result[name] = bootstrap_mean(gains, num_bootstrap, seed)
+        result[name] = Gains(pages, gains)
     return result
 
 
@@ -59,21 +68,32 @@ def measure_gain(subject: "Subject") -> Measured:
         return Measured([])
     subject.data.tokens.check_recovery()  # what is lost of a segment may be what its label says
     tokenizer = subject.data.tokens.tokenizer
-    sizes = (subject.config.gain_segments, subject.config.num_bootstrap, subject.config.sampling.seed)
+    config = subject.config
+    sizes = (config.gain_segments, config.num_bootstrap, config.sampling.seed)
 
-    def compute() -> list[Measurement]:
+    def compute() -> Itemised:
         found = control_gain(
             subject.model,
             tokenizer.control,
             tokenizer.vocab_size,
             subject.reader,
             subject.label,
-            *sizes,
+            config.gain_segments,
+            config.sampling.seed,
             conditions=subject.conditions,
         )
-        return [Measurement("control_gain", estimate, of=text) for text, estimate in found.items()]
+        rows = [
+            Measurement("control_gain", bootstrap_mean(own.gains, *sizes[1:]), of=text)
+            for text, own in found.items()
+        ]
+        items = [
+            mean_items(row.place, list(map(subject.name_page, own.pages)), own.gains)
+            for row, own in zip(rows, found.values(), strict=True)
+        ]
+        return Itemised(rows, items)
 
-    return Measured(subject.parts.measure("control-gain", sizes, compute, list[Measurement]))
+    kept = subject.parts.measure("control-gain", sizes, compute, Itemised)
+    return Measured(kept.measurements, items=kept.items)
 
 
 METRIC = Metric(

@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ from phf.errors import PHFError
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.pages import Conditions
 from phf.files import hash_file
+from phf.items import Itemised, Items, mean_items, name_item
 from phf.model import lm
 from phf.records import BAD, GOOD, Estimate, Mode, Progress
 from phf.results import Measure, Measurement
@@ -51,7 +52,7 @@ def measure_harness(
     batch_size: int = 16,
     seed: int,
     progress: Progress | None = None,
-) -> list[Measurement]:
+) -> Itemised:
     """The harness's numbers of each task, metric and mode; their intervals are 1.96 of its standard errors to both sides.
 
     Args:
@@ -70,6 +71,7 @@ def measure_harness(
         name in tasks for name in names
     )  # indexing the harness's own thousands of tasks takes a while
     rows: list[Measurement] = []
+    items: list[Items] = []
     with tempfile.TemporaryDirectory(prefix="phf-") as folder:
         tokenizer.save(Path(folder))
         for number, mode in enumerate(modes):
@@ -87,7 +89,7 @@ def measure_harness(
                         task_manager=manager,
                         num_fewshot=num_fewshot,
                         limit=limit,
-                        log_samples=False,
+                        log_samples=True,
                         random_seed=seed,
                         numpy_random_seed=seed,
                         torch_random_seed=seed,
@@ -101,10 +103,12 @@ def measure_harness(
                     f"lm-evaluation-harness cannot do {', '.join(tasks)} ({type(error).__name__}: {reason}); "
                     "'lm-eval ls tasks' lists the names, and most tasks fetch their data from the Hugging Face Hub"
                 ) from None
-            rows += _list_rows(found, mode)
+            own = _list_rows(found, mode)
+            rows += own
+            items += [kept for row in own if (kept := _list_items(found["samples"], row)) is not None]
     if progress is not None:
         progress("harness", len(modes), len(modes))
-    return rows
+    return Itemised(rows, items)
 
 
 def create_harness_lm(
@@ -324,6 +328,23 @@ def _list_rows(found: dict[str, _Numbers], mode: Mode) -> list[Measurement]:
     return rows
 
 
+def _list_items(samples: Mapping[str, Sequence[Mapping[str, object]]], row: Measurement) -> Items | None:
+    """The questions of a task, by the harness's hashes of each, its prompt and its answer; None of a number that is no mean of theirs."""
+    task, _, shown = (row.of or "").partition(": ")
+    found = [
+        (name_item(*(sample[f"{part}_hash"] for part in ("doc", "prompt", "target"))), float(value))
+        for sample in samples.get(task, ())
+        for metric, value in sample.items()
+        if shown == (metric if sample["filter"] == "none" else f"{metric} ({sample['filter']})")
+        and isinstance(value, int | float)
+    ]
+    if not found or not math.isclose(
+        sum(value for _, value in found) / len(found), row.estimate.mean, abs_tol=1e-9
+    ):
+        return None
+    return mean_items(row.place, *zip(*found, strict=True))
+
+
 def measure_modes(subject: "Subject") -> Measured:
     """The tasks of the config in each of `subject.text_modes`."""
     config, seed = subject.config.harness, subject.config.sampling.seed
@@ -341,9 +362,9 @@ def measure_modes(subject: "Subject") -> Measured:
             seed=seed,
             progress=subject.progress,
         ),
-        list[Measurement],
+        Itemised,
     )
-    return Measured(found, {"version": version("lm_eval")})
+    return Measured(found.measurements, {"version": version("lm_eval")}, items=found.items)
 
 
 def _check(config: EvaluateConfig) -> None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.special import logsumexp
 
 from phf.control import ControlTokens
-from phf.evaluate.measures.bits_per_byte import bits_per_byte, keep_costs, keep_nll
+from phf.evaluate.measures.bits_per_byte import bits_per_byte, keep_costs, keep_nll, list_bit_items
 from phf.evaluate.metric import Measured, Metric
 from phf.evaluate.pages import Labels, Page, mode_labels, segment_nll
 from phf.intervals import bootstrap_ratio
@@ -86,7 +86,8 @@ def measure_joint(subject: "Subject") -> Measured:
         [
             Measurement("joint_bits_per_byte", estimate, of=None if text == "all" else text)
             for text, estimate in found.items()
-        ]
+        ],
+        items=list_bit_items(subject, nll, "joint_bits_per_byte", None, all_of=None),
     )
 
 
