@@ -166,7 +166,7 @@ def write_compact(source: Path, target: Path) -> None:
 def keep_run(source: Path, target: Path) -> None:
     """Copy what pages are made from; the speed of the machine is written over."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("run.json", "samples.parquet"):
+    for name in ("run.json", "samples.parquet", "items.parquet"):
         shutil.copyfile(source / name, target / name)
     write_compact(source / "evaluation.json", target / "evaluation.json")
     run = Run.open(source)

@@ -82,10 +82,24 @@ def show(
 
 
 @app.command(
-    epilog=examples("phf compare runs/mle runs/conditional", "phf compare posterior-seed0 posterior-seed1")
+    epilog=examples(
+        "phf compare runs/mle runs/conditional",
+        "phf compare runs/mle runs/conditional --detect 0.01",
+        "phf compare posterior-seed0 posterior-seed1",
+    )
 )
-def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> None:
-    """Say in what runs differ: settings first, then what was measured, and verdicts, against the first run; or what loops did, policies of several base models, or chains of pages."""
+def compare(
+    runs: Runs,
+    everything: All = False,
+    detect: Annotated[
+        float | None,
+        typer.Option(
+            help="Say how many samples, texts or seeds would show a difference of this size, in the table's units."
+        ),
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Say in what runs differ: settings first, then what was measured, what of it is told apart, and verdicts, against the first run; or what loops did, policies of several base models, or chains of pages."""
     from phf.dynamics.results import DYNAMICS
     from phf.loops.results import LOOP
     from phf.posterior.results import POSTERIOR
@@ -112,23 +126,26 @@ def compare(runs: Runs, everything: All = False, as_json: AsJSON = False) -> Non
             for table in compare_loops(loops):
                 print_table(table)
         return
-    from phf.report.comparison import list_verdicts
+    from phf.report.comparison import compare_runs, list_verdicts, name_groups
     from phf.report.provenance import list_unlike
     from phf.report.reading import read_runs
-    from phf.report.tables import list_measured
     from phf.report.verdict import group_runs
 
     if len(runs) < 2:
         raise PHFError("give two runs or more to compare; 'phf show RUN' is about one")
+    if detect is not None and not 0 < detect < math.inf:
+        raise PHFError(
+            f"--detect is {detect:g}; give the size of a difference above 0, such as --detect 0.01"
+        )
+    if as_json:
+        print_json(compare_runs(runs, everything=everything, detect=detect))
+        return
     folders = read_runs(runs, must_be_evaluated=False)
     evaluated = [run for run in folders if run.evaluation]
-    if as_json:
-        print_json(list_measured(evaluated))
-        return
     _print_settings(folders)
     if evaluated:
         groups = group_runs(evaluated)
-        _print_comparison(_name_groups(groups, evaluated[0]), everything)
+        _print_comparison(name_groups(groups, evaluated[0]), everything, detect)
         for group in groups:
             for line in list_verdicts(group, groups):
                 print(printable(line))
@@ -266,11 +283,13 @@ def _print_measures(group: "Group", everything: bool) -> None:
     print(_explain_units(run.judges))
 
 
-def _print_shaped(table: "MeasureTable", title: str, *, skip: int = 0) -> None:
-    """A table for this terminal: as many numbers with their intervals side by side as it has room for."""
+def _print_shaped(
+    table: "MeasureTable", title: str, *, skip: int = 0, max_columns: int | None = None
+) -> None:
+    """A table for this terminal: as many numbers with their intervals side by side as it has room for, or so many."""
     from phf.report.tables import to_terminal
 
-    max_columns = 3 if table_width() >= _WIDE else 2
+    max_columns = max_columns or (3 if table_width() >= _WIDE else 2)
     for shown in to_terminal(table, title=title, skip=skip, max_columns=max_columns):
         print_table(shown)
 
@@ -316,44 +335,32 @@ def _print_settings(runs: "list[RunFolder]") -> None:
     print_table(table)
 
 
-def _name_groups(groups: "list[Group]", first: "RunFolder") -> "list[Group]":
-    """Groups under the names of their runs, or how many seeds they are; the one that holds the first run first."""
-    from dataclasses import replace
+def _print_comparison(groups: "list[Group]", everything: bool, detect: float | None) -> None:
+    """What is told apart, then what was measured (measures and modes down, runs across), then on what that rests."""
+    from phf.report.comparison import compare_with_first, list_wanted
+    from phf.report.contrasts import describe_contrasts, explain_tests, tabulate_comparison, tabulate_tests
+    from phf.report.reading import list_judges
 
-    named = [
-        replace(
-            group, label=f"{group.label}, {len(group.runs)} seeds" if group.is_pooled else group.runs[0].label
-        )
-        for group in groups
-    ]
-    return sorted(named, key=lambda group: first not in group.runs)
-
-
-def _print_comparison(groups: "list[Group]", everything: bool) -> None:
-    """What was measured of several runs: measures and modes down, runs across."""
-    from phf.report.differences import tabulate_comparison
-    from phf.report.reading import is_steered, list_judges
-    from phf.report.tables import list_headlines
-
-    measures, is_wanted = list_headlines(groups)
-    shown = {"Headline numbers": measures}
-    if everything:
-        shown = _group_measures(groups)
-        is_wanted = lambda row: not is_steered(row.mode or "")  # noqa: E731
+    contrasts = compare_with_first(groups, everything)
+    for line in describe_contrasts(contrasts):
+        print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
+    measures, is_wanted = list_wanted(groups, everything)
+    shown = _group_measures(groups) if everything else {"Headline numbers": measures}
     for name, own in shown.items():
-        _print_shaped(tabulate_comparison(groups, own, name, is_wanted), name)
+        _print_shaped(tabulate_comparison(groups, own, name, is_wanted, contrasts), name)
     print(_explain_units(list_judges(run for group in groups for run in group.runs)))
-    if len(groups) > 1:
-        print(_explain_differences(groups[0]))
-
-
-def _explain_differences(base: "Group") -> str:
-    text = (
-        f"Differences: to {printable(base.label)}, in the same mode or else in {printable(base.runs[0].base_mode or '–')} mode; ↓ ↑ where "
-        "its interval lies on one side of 0, or the two intervals do not touch. Scores of one run each: 95 % bootstrap over samples; "
-        "* in pairs of the same index, sampled with one seed."
-    )
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ")
+    if not contrasts:
+        return
+    if len(groups) == 2 or everything or detect is not None:
+        for group in groups[1:]:
+            own_contrasts = [one for one in contrasts if one.group is group]
+            title = f"What {group.label} against {groups[0].label} rests on"
+            table = tabulate_tests(own_contrasts, title, detect, with_difference=len(groups) > 2)
+            _print_shaped(table, title, max_columns=5)
+    explained = explain_tests(contrasts)
+    more = "" if len(groups) == 2 or everything else " Every test: --all, or --json."
+    first = f"Differences: to {printable(groups[0].label)}, in the same mode or else in {printable(groups[0].runs[0].base_mode or '–')} mode."
+    print(textwrap.fill(f"{first} {explained}{more}", _WIDTH, subsequent_indent="  "))
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -1,17 +1,19 @@
 """What `phf compare` says of runs, as data: what they differ in, what was measured, and the verdicts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
 from phf.files import Place
 from phf.objective_facts import is_baseline
+from phf.report.contrasts import Contrast, compare_groups
 from phf.report.differences import list_settings
 from phf.report.provenance import list_unlike
-from phf.report.reading import read_runs
-from phf.report.tables import list_measured
+from phf.report.reading import RunFolder, is_steered, read_runs
+from phf.report.tables import Catalogue, list_headlines, list_measured
 from phf.report.verdict import Group, find_mle, group_runs, judge_group
+from phf.results import Measure, Measurement
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,27 @@ class Comparison:
     Attributes:
         settings: settings, data and versions that differ: a value of each run by dotted name.
         measured: every number of the evaluated runs, a row each, with its interval.
+        differences: the headline numbers minus those of the first run's group, a row each: on what they rest (`test`, `count`), p and q,
+            the smallest difference that would have been seen, and how many pairs show the one found (`phf.significance`).
         verdicts: of each judge on each objective that is not MLE, a line each.
         notices: in what the evaluations are not alike, a line each.
     """
 
     settings: dict[str, list[JsonValue]]
     measured: list[dict[str, JsonValue]]
+    differences: list[dict[str, JsonValue]]
     verdicts: list[str]
     notices: list[str]
 
 
-def compare_runs(runs: Place | Sequence[Place]) -> Comparison:
+def compare_runs(
+    runs: Place | Sequence[Place], *, everything: bool = False, detect: float | None = None
+) -> Comparison:
     """Read runs, evaluated or not, and say in what they differ.
+
+    Args:
+        everything: differences of every number, not of the headlines alone.
+        detect: a difference in shown units: each row says how many pairs would show it, too.
 
     Raises:
         PHFError: see `read_runs`.
@@ -40,12 +51,39 @@ def compare_runs(runs: Place | Sequence[Place]) -> Comparison:
     folders = read_runs(runs, must_be_evaluated=False)
     evaluated = [run for run in folders if run.evaluation]
     groups = group_runs(evaluated)
+    contrasts = compare_with_first(name_groups(groups, evaluated[0]), everything) if evaluated else []
     return Comparison(
         list_settings(folders),
         list_measured(evaluated),
+        [one.encode(detect) for one in contrasts],
         [line for group in groups for line in list_verdicts(group, groups)],
         list_unlike(evaluated),
     )
+
+
+def name_groups(groups: list[Group], first: RunFolder) -> list[Group]:
+    """Groups under the names of their runs, or how many seeds they are; the one that holds the first run first."""
+    named = [
+        replace(
+            group, label=f"{group.label}, {len(group.runs)} seeds" if group.is_pooled else group.runs[0].label
+        )
+        for group in groups
+    ]
+    return sorted(named, key=lambda group: first not in group.runs)
+
+
+def compare_with_first(groups: list[Group], everything: bool) -> list[Contrast]:
+    """Every group's numbers minus the first one's."""
+    measures, is_wanted = list_wanted(groups, everything)
+    return compare_groups([(group, groups[0]) for group in groups[1:]], measures, is_wanted)
+
+
+def list_wanted(groups: list[Group], everything: bool) -> tuple[list[Measure], Callable[[Measurement], bool]]:
+    """The measures that a comparison shows, and which of their numbers: the headlines, or all but what steered text has."""
+    if not everything:
+        return list_headlines(groups)
+    measures = list(Catalogue.of(groups).measures.values())
+    return measures, lambda row: not is_steered(row.mode or "")
 
 
 def list_verdicts(group: Group, groups: list[Group]) -> list[str]:

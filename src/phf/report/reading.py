@@ -18,6 +18,7 @@ from phf.errors import PHFError
 from phf.evaluate.drawn import UNPROMPTED
 from phf.files import Place, as_list, check_hash
 from phf.finetune.results import FINETUNE
+from phf.items import ITEMS_FILE, Items, mean_items, read_items
 from phf.paths import find_specs, hide_specs
 from phf.records import TrainingCorpus
 from phf.results import (
@@ -32,6 +33,7 @@ from phf.results import (
     parse_json,
     read_evaluation,
 )
+from phf.results import Place as MeasuredPlace
 from phf.thresholds import ResolvedThreshold
 from phf.train.folder import count_steps, hash_recipe, list_checkpoints, read_run_record
 from phf.train.metrics import Line, read_metrics
@@ -165,6 +167,7 @@ class RunFolder:
         recipe: see `hash_recipe`.
         evaluation: None for a run that was not evaluated, where that is allowed.
         samples: `samples.parquet` as a table, None if the file is missing.
+        items: what measurements were made of (`phf.items`), but for those that `samples` holds; empty if the file is missing.
         skipped_lines: lines of `metrics.jsonl` that are damaged or another run's.
     """
 
@@ -176,6 +179,7 @@ class RunFolder:
     metrics: list[MetricsLine]
     skipped_lines: int
     samples: pa.Table | None
+    items: dict[MeasuredPlace, Items]
     recipe: str
 
     @property
@@ -250,20 +254,44 @@ class RunFolder:
         """What belongs to a measure and is no number (`Evaluation.read_facts`)."""
         return self.evaluation.read_facts(name, kind) if self.evaluation else None
 
-    def sample_table(self, mode: str) -> pa.Table:
-        """The unprompted samples of a mode, by index; empty if there are none."""
+    def sample_table(self, mode: str, scenario: str = UNPROMPTED) -> pa.Table:
+        """The samples of a mode in a scenario, by index; empty if there are none."""
         if self.samples is None:
             return pa.table({"index": pa.array([], pa.int64())})
         wanted = pc.equal(self.samples["mode"], mode)
         if "scenario" in self.samples.column_names:
-            scenario = pc.fill_null(self.samples["scenario"], UNPROMPTED)
-            wanted = pc.and_(wanted, pc.equal(scenario, UNPROMPTED))
+            found = pc.fill_null(self.samples["scenario"], UNPROMPTED)
+            wanted = pc.and_(wanted, pc.equal(found, scenario))
         return self.samples.filter(wanted).sort_by("index")
 
     def sample_scores(self, mode: str, judge: Judge) -> npt.NDArray[np.float64]:
         """Scores of a mode's unprompted samples, by index; NaN where a sample has none. Empty if none was judged."""
         table = self.sample_table(mode)
         return read_scores(table, judge) if f"score:{judge.slug}" in table.column_names else np.zeros(0)
+
+    def find_items(self, place: MeasuredPlace) -> Items | None:
+        """What a measurement was made of, item by item; None where that was not kept.
+
+        A sample's name is the seed and the index that its random numbers come from, and its prompt.
+        """
+        if place in self.items:
+            return self.items[place]
+        measure, mode, slug, scenario, at = place
+        judge = next((judge for judge in self.judges if judge.slug == slug), None)
+        if measure not in ("score", "hit_rate") or mode is None or judge is None or at is not None:
+            return None
+        table, seed = self.sample_table(mode, scenario or UNPROMPTED), self.sampling.get("seed")
+        if seed is None or len(table) == 0 or f"score:{slug}" not in table.column_names:
+            return None
+        scores = read_scores(table, judge)
+        if measure == "hit_rate":
+            scores = np.where(np.isnan(scores), np.nan, scores > judge.hit_threshold)
+        prompts = table["prompt"].to_pylist() if "prompt" in table.column_names else [""] * len(table)
+        names = [
+            f"{seed}:{index}:{prompt}"
+            for index, prompt in zip(table["index"].to_pylist(), prompts, strict=True)
+        ]
+        return replace(mean_items(place, names, scores), clusters=None if scenario is None else prompts)
 
 
 def read_runs(runs: Place | Sequence[Place], *, must_be_evaluated: bool = True) -> list[RunFolder]:
@@ -311,6 +339,7 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         skipped_lines=metrics.num_damaged,
         # Without evaluation the samples are those of one that was interrupted: nothing says what they are.
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
+        items=_read_items(path, evaluation),
         recipe=hash_recipe(value),
     )
 
@@ -355,6 +384,14 @@ def _sort_lines(lines: Iterable[Line]) -> list[MetricsLine]:
         numbers = {key: float(value) for key, value in line.items() if key != "kind" and value is not None}
         latest[line["kind"], numbers["step"]] = MetricsLine(line["kind"], numbers)
     return sorted(latest.values(), key=lambda line: line.get("tokens"))
+
+
+def _read_items(path: Path, evaluation: Evaluation | None) -> dict[MeasuredPlace, Items]:
+    """What items.parquet holds: an older evaluation has none, and of one whose file is gone nothing is paired."""
+    file = path / ITEMS_FILE
+    if evaluation is None or evaluation.items_sha256 is None or not file.is_file():
+        return {}
+    return read_items(file, evaluation.items_sha256, f"run 'phf evaluate {path}' to make it again")
 
 
 def _read_samples(path: Path, expected: str) -> pa.Table | None:
