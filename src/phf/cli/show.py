@@ -16,6 +16,7 @@ from phf.errors import PHFError
 from phf.terminal import hint, make_table, print_table, printable, quote, table_width
 
 if TYPE_CHECKING:
+    from phf.report.contrasts import Contrast
     from phf.report.reading import FinetuneFacts, RunFolder
     from phf.report.tables import Table as MeasureTable
     from phf.report.verdict import Group
@@ -99,7 +100,7 @@ def compare(
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Say in what runs differ: settings first, then what was measured, what of it is told apart, and verdicts, against the first run; or what loops did, policies of several base models, or chains of pages."""
+    """Say in what runs differ: what is told apart and what could not have been, settings, numbers and verdicts, against the first run; or what loops did, policies of several base models, or chains of pages."""
     from phf.dynamics.results import DYNAMICS
     from phf.loops.results import LOOP
     from phf.posterior.results import POSTERIOR
@@ -126,7 +127,8 @@ def compare(
             for table in compare_loops(loops):
                 print_table(table)
         return
-    from phf.report.comparison import compare_runs, list_verdicts, name_groups
+    from phf.report.comparison import compare_runs, compare_with_first, list_verdicts, name_groups
+    from phf.report.contrasts import describe_contrasts
     from phf.report.provenance import list_unlike
     from phf.report.reading import read_runs
     from phf.report.verdict import group_runs
@@ -142,10 +144,14 @@ def compare(
         return
     folders = read_runs(runs, must_be_evaluated=False)
     evaluated = [run for run in folders if run.evaluation]
+    groups = group_runs(evaluated)
+    named = name_groups(groups, evaluated[0]) if evaluated else []
+    contrasts = compare_with_first(named, everything)
+    for line in describe_contrasts(contrasts):
+        print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
     _print_settings(folders)
     if evaluated:
-        groups = group_runs(evaluated)
-        _print_comparison(name_groups(groups, evaluated[0]), everything, detect)
+        _print_comparison(named, contrasts, everything, detect)
         for group in groups:
             for line in list_verdicts(group, groups):
                 print(printable(line))
@@ -335,15 +341,14 @@ def _print_settings(runs: "list[RunFolder]") -> None:
     print_table(table)
 
 
-def _print_comparison(groups: "list[Group]", everything: bool, detect: float | None) -> None:
-    """What is told apart, then what was measured (measures and modes down, runs across), then on what that rests."""
-    from phf.report.comparison import compare_with_first, list_wanted
-    from phf.report.contrasts import describe_contrasts, explain_tests, tabulate_comparison, tabulate_tests
+def _print_comparison(
+    groups: "list[Group]", contrasts: "list[Contrast]", everything: bool, detect: float | None
+) -> None:
+    """What was measured of several runs (measures and modes down, runs across), and on what their differences rest."""
+    from phf.report.comparison import list_wanted
+    from phf.report.contrasts import explain_tests, tabulate_comparison, tabulate_tests
     from phf.report.reading import list_judges
 
-    contrasts = compare_with_first(groups, everything)
-    for line in describe_contrasts(contrasts):
-        print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
     measures, is_wanted = list_wanted(groups, everything)
     shown = _group_measures(groups) if everything else {"Headline numbers": measures}
     for name, own in shown.items():

@@ -2,18 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import JsonValue
 
 from phf.files import Place
 from phf.objective_facts import is_baseline
-from phf.report.contrasts import Contrast, compare_groups
+from phf.report.contrasts import (
+    Contrast,
+    compare_groups,
+    describe_contrasts,
+    explain_tests,
+    tabulate_tests,
+)
 from phf.report.differences import list_settings
 from phf.report.provenance import list_unlike
 from phf.report.reading import RunFolder, is_steered, read_runs
 from phf.report.tables import Catalogue, list_headlines, list_measured
 from phf.report.verdict import Group, find_mle, group_runs, judge_group
 from phf.results import Measure, Measurement
+
+_MANY = 6
+"""With more groups than this, a page compares the modes one would release alone."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def compare_runs(
     folders = read_runs(runs, must_be_evaluated=False)
     evaluated = [run for run in folders if run.evaluation]
     groups = group_runs(evaluated)
-    contrasts = compare_with_first(name_groups(groups, evaluated[0]), everything) if evaluated else []
+    contrasts = compare_with_first(name_groups(groups, evaluated[0]) if evaluated else [], everything)
     return Comparison(
         list_settings(folders),
         list_measured(evaluated),
@@ -76,6 +86,24 @@ def compare_with_first(groups: list[Group], everything: bool) -> list[Contrast]:
     """Every group's numbers minus the first one's."""
     measures, is_wanted = list_wanted(groups, everything)
     return compare_groups([(group, groups[0]) for group in groups[1:]], measures, is_wanted)
+
+
+def tabulate_told_apart(groups: list[Group]) -> dict[str, Any]:
+    """For a page: what is told apart from MLE, or from the first group, and on what that rests; of many groups in the modes one
+    would release alone."""
+    measures, is_headline = list_headlines(groups)
+    pairs = [(group, find_mle(group, groups) or groups[0]) for group in groups]
+    pairs = [(group, base) for group, base in pairs if group is not base]
+    targets = (None, *(group.target_mode for group in groups))
+    is_wanted = is_headline if len(groups) <= _MANY else lambda row: is_headline(row) and row.mode in targets
+    contrasts = compare_groups(pairs, measures, is_wanted)
+    tables = [
+        tabulate_tests(own, f"{group.label} against {base.label}", with_difference=True)
+        for group, base in pairs
+        if (own := [one for one in contrasts if one.group is group])
+    ]
+    note = explain_tests(contrasts) if tables else ""
+    return {"told_apart": describe_contrasts(contrasts), "tests": tables, "tests_note": note}
 
 
 def list_wanted(groups: list[Group], everything: bool) -> tuple[list[Measure], Callable[[Measurement], bool]]:

@@ -37,6 +37,7 @@ from phf.report.capability import (
     tabulate_modes,
     tabulate_tasks,
 )
+from phf.report.comparison import tabulate_told_apart
 from phf.report.figures import MANY_RUNS, Drawing, draw_curves, draw_scores, read_css
 from phf.report.plane import draw_plane, explain_plane
 from phf.report.provenance import (
@@ -389,6 +390,7 @@ def _tabulate(runs: list[RunFolder], groups: list[Group]) -> dict[str, Any]:
         "finetuned_facts": _read_first(runs, "finetuned", FinetunedFacts) or FinetunedFacts(),
         "has_attacks": bool(red_team.rows or leaks.rows or finetuned.rows or has_shots),
         "control": tabulate_control(singles),
+        **tabulate_told_apart(groups),
         "agreement": tabulate_agreement(measure_agreement(groups)),
         "other": _list_other(groups),
     }
