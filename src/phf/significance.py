@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import bdtr, nctdtrinc, ndtr, ndtri, stdtr, stdtrit
 
-from phf.intervals import Studentized, difference_of_shares, pooled_t, studentize, studentize_mean
+from phf.intervals import Studentized, difference_of_shares, studentize, studentize_mean
 from phf.records import Estimate, Number
 
 ALPHA, POWER = 0.05, 0.8
@@ -23,7 +23,6 @@ _EDGE = 0.01
 """p-values below this are too rare among resamples to be counted."""
 _MANY = 2000
 """Degrees of freedom from which Student's t is the normal."""
-_MOST = 1 << 40
 
 _Values = npt.NDArray[np.float64]
 
@@ -40,15 +39,19 @@ class Difference:
         estimate: with its 95 % interval; `count` is of pairs, or of the smaller side where nothing is paired.
         p: two-sided p-value; NaN where there is no test.
         q: the same after Benjamini-Hochberg over all that was tested with it (`correct`); NaN before.
-        spread: standard deviation of one pair's gap (unpaired: that would give the standard error with `count` on each side); of
-            McNemar's test the share of pairs that disagree.
+        error: its standard error.
+        spread: the standard error that one pair (unpaired: one item a side) would give; of McNemar's test the share of pairs that
+            disagree.
+        degrees: of freedom, of t-tests over seeds.
     """
 
     estimate: Estimate
     test: Test = "none"
     p: Number = math.nan
     q: Number = math.nan
+    error: Number = math.nan
     spread: Number = math.nan
+    degrees: Number = math.inf
 
     @property
     def is_paired(self) -> bool:
@@ -64,42 +67,22 @@ class Difference:
     @property
     def detectable(self) -> float:
         """The smallest true difference that this comparison sees with a probability of `POWER`, at `ALPHA`; NaN if unknown."""
-        count = self.estimate.count
-        if not self._is_known or count < 2:
-            return math.nan
         if self.test == "McNemar":
-            low, high = 0.0, 1.0
-            for _ in range(50):
-                middle = (low + high) / 2
-                low, high = (low, middle) if _need_pairs(middle, self.spread) <= count else (middle, high)
-            return high if _need_pairs(high, self.spread) <= count else math.nan
-        return self._noncentrality(count) * self.spread / math.sqrt(count)
+            return _find_detectable(self.estimate.count, self.spread)
+        return _noncentrality(self.degrees) * self.error if self.error > 0 else math.nan
 
     def needed(self, size: float) -> int | None:
         """Pairs (unpaired: items of each side; seeds) that would show a true difference of `size`; None if unknown."""
         size = abs(size)
-        if not self._is_known or not size > 0:
+        if not size > 0 or math.isnan(self.spread):
             return None
         if self.test == "McNemar":
             return math.ceil(_need_pairs(size, self.spread)) if size <= 1 else None
-        few = math.ceil((_noncentrality(math.inf) * self.spread / size) ** 2)
-        if self.test not in ("paired seeds", "seeds") or few > _MANY:
-            return max(few, 2)
-        return next(
-            count
-            for count in range(max(few, 2), few + _MANY)
-            if self._noncentrality(count) * self.spread <= size * math.sqrt(count)
-        )
-
-    @property
-    def _is_known(self) -> bool:
-        return (
-            self.test != "none" and math.isfinite(self.spread) and (self.spread > 0 or self.test == "McNemar")
-        )
-
-    def _noncentrality(self, count: int) -> float:
-        sides = {"paired seeds": 1, "seeds": 2}.get(self.test)
-        return _noncentrality(sides * (count - 1) if sides else math.inf)
+        sides = {"paired seeds": 1, "seeds": 2}.get(self.test, math.inf)
+        ratio = self.spread / size
+        start = max(math.ceil((_noncentrality(math.inf) * ratio) ** 2), 2)
+        counts = range(start, start + _MANY)
+        return next(n for n in counts if _noncentrality(sides * (n - 1)) * ratio <= math.sqrt(n))
 
 
 def _noncentrality(degrees: float) -> float:
@@ -114,6 +97,17 @@ def _need_pairs(size: float, discordant: float) -> float:
     share = max(discordant, size)
     normal = ndtri(1 - ALPHA / 2) * math.sqrt(share) + ndtri(POWER) * math.sqrt(share - size**2)
     return (normal / size) ** 2 + 1 / size if size > 0 else math.inf
+
+
+def _find_detectable(count: int, discordant: float) -> float:
+    """The smallest difference that so many pairs show by McNemar's test; NaN where they are too few for any."""
+    if _need_pairs(1.0, discordant) > count:
+        return math.nan
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _need_pairs(middle, discordant) <= count else (middle, high)
+    return high
 
 
 def compare_paired(
@@ -164,16 +158,14 @@ def _widen(found: Studentized) -> Difference:
     """
     num, error, estimate = found.count, found.error, found.estimate
     if not found.can_bound or not error > 0:
-        return Difference(
-            estimate, "paired", 1.0 if found.statistic == 0 else math.nan, spread=error * math.sqrt(num)
-        )
+        return Difference(estimate, "paired", 1.0) if found.statistic == 0 else Difference(estimate)
     half = float(stdtrit(num - 1, 1 - ALPHA / 2)) * error
     mean = found.statistic
     # An end that the bootstrap cannot bound stays unknown.
     low = estimate.low if math.isnan(estimate.low) else min(estimate.low, mean - half)
     high = estimate.high if math.isnan(estimate.high) else max(estimate.high, mean + half)
     p = max(_invert_bootstrap(found), float(2 * stdtr(num - 1, -abs(mean) / error)))
-    return Difference(Estimate(mean, low, high, num), "paired", p, spread=error * math.sqrt(num))
+    return Difference(Estimate(mean, low, high, num), "paired", p, error=error, spread=error * math.sqrt(num))
 
 
 def _measure_ratio(rows: _Values) -> tuple[_Values, _Values]:
@@ -221,6 +213,8 @@ def compare_hits(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
 def compare_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """Mean over seeds minus mean over seeds: Student's t over the gaps of seeds that both have, else Welch's.
 
+    Where one side has a single seed it is taken to vary as much as the other (Crawford and Howell 1998).
+
     Args:
         first, second: a number of each training seed; NaN = missing.
     """
@@ -229,26 +223,33 @@ def compare_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Di
     )
     both = sorted(own.keys() & other.keys())
     if len(both) >= 2:
-        gaps = np.array([own[seed] - other[seed] for seed in both])
-        return _by_t(pooled_t(gaps.tolist()), "paired seeds", float(gaps.std(ddof=1)), len(both) - 1)
+        gaps = [own[seed] - other[seed] for seed in both]
+        spread = float(np.std(gaps, ddof=1))
+        mean = float(np.mean(gaps))
+        return _by_t(mean, len(both), "paired seeds", spread / math.sqrt(len(both)), len(both) - 1, spread)
     mean = float(np.mean(list(own.values())) - np.mean(list(other.values()))) if own and other else math.nan
-    num = min(len(own), len(other))
-    if num < 2:
-        return Difference(Estimate(mean, math.nan, math.nan, num))
-    parts = [float(np.var(list(side.values()), ddof=1)) / len(side) for side in (own, other)]
-    error = math.sqrt(sum(parts))
-    down = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (own, other), strict=True))
-    degrees = sum(parts) ** 2 / down if down > 0 else 1.0
+    sizes = [len(side) for side in (own, other)]
+    variances = [float(np.var(list(side.values()), ddof=1)) for side in (own, other) if len(side) > 1]
+    if min(sizes) == 0 or not variances:
+        return Difference(Estimate(mean, math.nan, math.nan, min(sizes)))
+    parts = [variance / size for variance, size in zip([*variances, *variances][:2], sizes, strict=True)]
+    if min(sizes) == 1:
+        degrees = float(max(sizes) - 1)
+    else:
+        down = sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
+        degrees = sum(parts) ** 2 / down if down > 0 else math.nan
+    spread = math.sqrt(sum(variances) * 2 / len(variances))
+    return _by_t(mean, min(sizes), "seeds", math.sqrt(sum(parts)), degrees, spread)
+
+
+def _by_t(mean: float, count: int, test: Test, error: float, degrees: float, spread: float) -> Difference:
+    if not error > 0:  # equal to the last digit: such seeds say nothing about others
+        return Difference(Estimate(mean, math.nan, math.nan, count))
     half = float(stdtrit(degrees, 1 - ALPHA / 2)) * error
-    estimate = Estimate(mean, mean - half, mean + half, num)
-    return _by_t(estimate, "seeds", error * math.sqrt(num), degrees)
-
-
-def _by_t(estimate: Estimate, test: Test, spread: float, degrees: float) -> Difference:
-    if not spread > 0:  # equal to the last digit: such seeds say nothing about others
-        return Difference(replace(estimate, low=math.nan, high=math.nan))
-    t = estimate.mean / spread * math.sqrt(estimate.count)
-    return Difference(estimate, test, float(2 * stdtr(degrees, -abs(t))), spread=spread)
+    p = float(2 * stdtr(degrees, -abs(mean) / error))
+    return Difference(
+        Estimate(mean, mean - half, mean + half, count), test, p, error=error, spread=spread, degrees=degrees
+    )
 
 
 def compare_apart(first: Estimate, second: Estimate) -> Difference:
@@ -260,9 +261,8 @@ def compare_apart(first: Estimate, second: Estimate) -> Difference:
     if not near > 0:
         return Difference(found)
     error = (found.high - found.low) / (2 * z)
-    return Difference(
-        found, "unpaired", float(2 * ndtr(-abs(found.mean) / near)), spread=error * math.sqrt(found.count)
-    )
+    p = float(2 * ndtr(-abs(found.mean) / near))
+    return Difference(found, "unpaired", p, error=error, spread=error * math.sqrt(found.count))
 
 
 def benjamini_hochberg(p_values: npt.ArrayLike) -> _Values:

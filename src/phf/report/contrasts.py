@@ -139,7 +139,7 @@ def subtract(row: Measurement, group: Group, base: Group) -> Contrast:
     """A number of a group minus the base's, in the same mode or else in the base's mode that asks for nothing.
 
     One run each: on the items that both measured, where these are the same by name; else by the two intervals. Several seeds each:
-    over seeds. One run against several seeds is not tested: its interval is of another kind.
+    over seeds; one against several is a t-test over seeds, too, for its own interval is of another kind.
     """
     mode = row.mode
     if mode is not None and is_plain(mode) and mode not in base.modes:
@@ -149,14 +149,12 @@ def subtract(row: Measurement, group: Group, base: Group) -> Contrast:
     if not group.is_pooled and not base.is_pooled:
         items = group.runs[0].find_items(row.place), base.runs[0].find_items(place)
         difference = pair_items(*items) or compare_apart(row.estimate, other)
-    elif group.is_pooled and base.is_pooled:
+    else:
         sides = [
             {run.seed or 0: run.results.find(*own).mean for run in side.runs}
             for side, own in ((group, row.place), (base, place))
         ]
         difference = compare_seeds(*sides)
-    else:
-        difference = Difference(Estimate(row.estimate.mean - other.mean, math.nan, math.nan, 0))
     return Contrast(row, group, base, mode, difference)
 
 
@@ -243,7 +241,7 @@ def describe_test(found: Difference) -> str:
     count = f"{found.estimate.count:,}"
     return {
         "paired": f"{count} pairs", "McNemar": f"{count} pairs", "paired seeds": f"{count} seeds, paired",
-        "seeds": f"{count} seeds", "unpaired": "unpaired", "none": "–",
+        "seeds": "seeds, unpaired", "unpaired": "unpaired", "none": "–",
     }[found.test]  # fmt: skip
 
 
