@@ -247,15 +247,9 @@ def describe_test(found: Difference) -> str:
 
 def format_level(value: float) -> str:
     """A p- or q-value: `0.012`, `<.001`."""
-    return (
-        "–"
-        if math.isnan(value)
-        else "<.001"
-        if value < 0.001
-        else f"{value:.3f}".lstrip("0")
-        if value < 1
-        else "1"
-    )
+    if math.isnan(value):
+        return "–"
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0").replace("1.000", "1")
 
 
 def describe_contrasts(contrasts: Sequence[Contrast]) -> list[str]:
