@@ -83,6 +83,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "metrics.jsonl": ("runs/a/metrics.jsonl", ("show", "compare", "report", "resume")),
     "evaluation.json": ("runs/a/evaluation.json", ("show", "compare", "report", "evaluate", "release")),
     "samples.parquet": ("runs/a/samples.parquet", ("show", "report", "evaluate")),
+    "items.parquet": ("runs/a/items.parquet", ("compare", "report", "evaluate")),
     "samples part": ("runs/a/evaluation/*/samples-good.json", ("evaluate",)),
     "scores part": ("runs/a/evaluation/*/scores-good-*.json", ("evaluate",)),
     "checkpoint.json": (f"runs/a/checkpoints/step-0000{STEPS // 2}/checkpoint.json", ("resume",)),

@@ -58,7 +58,7 @@ STAGES = {
     "train": Stage("train tiny.yaml -o runs/new"),
     "resume": Stage("train --resume runs/a", ("runs/a/checkpoints/step-000020",)),
     "sweep": Stage(f"sweep tiny.yaml seed=0,1 -o {SEEDS}"),
-    "evaluate": Stage(EVALUATE.format(run="runs/a"), ("runs/a/evaluation", "runs/a/evaluation.json", "runs/a/samples.parquet")),
+    "evaluate": Stage(EVALUATE.format(run="runs/a"), ("runs/a/evaluation", "runs/a/evaluation.json", "runs/a/samples.parquet", "runs/a/items.parquet")),
     "report": Stage("report runs/a runs/b -o new.html"),
     "release": Stage("release runs/a -o release --forget block:directions=1 --forget delete"),
     "doses": Stage(DOSES, ("runs/a/doses", "doses.json", "doses.svg", "doses.png")),

@@ -21,6 +21,8 @@ ALPHA, POWER = 0.05, 0.8
 NUM_BOOTSTRAP = 2000
 _EDGE = 0.01
 """p-values below this are too rare among resamples to be counted."""
+_FEWEST_PAIRS = 6
+"""That disagree: fewer show nothing, even if all agree on the side (2 x 0.5^5 > `ALPHA`)."""
 _MANY = 2000
 """Degrees of freedom from which Student's t is the normal."""
 
@@ -96,7 +98,7 @@ def _need_pairs(size: float, discordant: float) -> float:
     """Pairs for McNemar's test (Connor 1987), of whom so large a share disagrees; with 1 / size for its being exact."""
     share = max(discordant, size)
     normal = ndtri(1 - ALPHA / 2) * math.sqrt(share) + ndtri(POWER) * math.sqrt(share - size**2)
-    return (normal / size) ** 2 + 1 / size if size > 0 else math.inf
+    return max((normal / size) ** 2 + 1 / size, _FEWEST_PAIRS) if size > 0 else math.inf
 
 
 def _find_detectable(count: int, discordant: float) -> float:

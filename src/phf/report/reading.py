@@ -167,7 +167,6 @@ class RunFolder:
         recipe: see `hash_recipe`.
         evaluation: None for a run that was not evaluated, where that is allowed.
         samples: `samples.parquet` as a table, None if the file is missing.
-        items: what measurements were made of (`phf.items`), but for those that `samples` holds; empty if the file is missing.
         skipped_lines: lines of `metrics.jsonl` that are damaged or another run's.
     """
 
@@ -179,7 +178,6 @@ class RunFolder:
     metrics: list[MetricsLine]
     skipped_lines: int
     samples: pa.Table | None
-    items: dict[MeasuredPlace, Items]
     recipe: str
 
     @property
@@ -269,6 +267,19 @@ class RunFolder:
         table = self.sample_table(mode)
         return read_scores(table, judge) if f"score:{judge.slug}" in table.column_names else np.zeros(0)
 
+    @cached_property
+    def items(self) -> dict[MeasuredPlace, Items]:
+        """What measurements were made of, but for those that `samples` holds; empty of an older evaluation, or if the file is gone.
+
+        Raises:
+            PHFError: it is damaged.
+        """
+        path = self.path / ITEMS_FILE
+        expected = self.evaluation.items_sha256 if self.evaluation else None
+        if expected is None or not path.is_file():
+            return {}
+        return read_items(path, expected, f"run 'phf evaluate {self.path}' to make it again")
+
     def find_items(self, place: MeasuredPlace) -> Items | None:
         """What a measurement was made of, item by item; None where that was not kept.
 
@@ -339,7 +350,6 @@ def _read_run(path: Path, label: str, must_be_evaluated: bool) -> RunFolder:
         skipped_lines=metrics.num_damaged,
         # Without evaluation the samples are those of one that was interrupted: nothing says what they are.
         samples=_read_samples(path / "samples.parquet", evaluation.samples_sha256) if evaluation else None,
-        items=_read_items(path, evaluation),
         recipe=hash_recipe(value),
     )
 
@@ -384,14 +394,6 @@ def _sort_lines(lines: Iterable[Line]) -> list[MetricsLine]:
         numbers = {key: float(value) for key, value in line.items() if key != "kind" and value is not None}
         latest[line["kind"], numbers["step"]] = MetricsLine(line["kind"], numbers)
     return sorted(latest.values(), key=lambda line: line.get("tokens"))
-
-
-def _read_items(path: Path, evaluation: Evaluation | None) -> dict[MeasuredPlace, Items]:
-    """What items.parquet holds: an older evaluation has none, and of one whose file is gone nothing is paired."""
-    file = path / ITEMS_FILE
-    if evaluation is None or evaluation.items_sha256 is None or not file.is_file():
-        return {}
-    return read_items(file, evaluation.items_sha256, f"run 'phf evaluate {path}' to make it again")
 
 
 def _read_samples(path: Path, expected: str) -> pa.Table | None:
