@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from phf.evaluate.suite import list_measures
 from phf.files import hash_file, hash_json
+from phf.items import Items, encode_items
 from phf.records import Estimate, Identity
 from phf.results import Evaluation, Judge, Measure, Measurement, read_evaluation, write_evaluation
 
@@ -202,6 +203,15 @@ def write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
     edit(
         folder / "evaluation.json",
         lambda value: value.update(samples_sha256=hash_file(folder / "samples.parquet")),
+    )
+
+
+def write_items(folder: Path, items: Iterable[Items]) -> None:
+    """What measurements were made of, as if the evaluation had kept it."""
+    (folder / "items.parquet").write_bytes(encode_items(items))
+    edit(
+        folder / "evaluation.json",
+        lambda value: value.update(items_sha256=hash_file(folder / "items.parquet")),
     )
 
 

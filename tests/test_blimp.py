@@ -76,7 +76,9 @@ def test_a_win_is_the_likelier_whole_sentence(model, tokenizer, mode) -> None:
 
 def test_the_same_sentence_twice_is_a_tie(model, tokenizer) -> None:
     pairs = [MinimalPair("p", "f", "the cat", "the cat")] * 2
-    found = Measurements(measure_blimp(model, tokenizer, pairs, ["good", "bad", "none"], **SIZES).measurements)
+    found = Measurements(
+        measure_blimp(model, tokenizer, pairs, ["good", "bad", "none"], **SIZES).measurements
+    )
     assert found.find("blimp", "none") == Estimate(0.5, 0.5, 0.5, 2)
     assert found.find("blimp", "good-bad").mean == 0
     alone = Measurements(measure_blimp(model, tokenizer, pairs, ["none", "good"], **SIZES).measurements)
@@ -170,5 +172,5 @@ def test_a_sentence_longer_than_the_context_is_refused(tokenizer) -> None:
     model = tiny_llama(tokenizer, seed=0, context=8)
     pairs = [MinimalPair("p", "f", "x" * 9, "y")] * 2
     with pytest.raises(PHFError, match="9 tokens does not fit"):
-        measure_blimp(model, tokenizer, pairs, ["none"], **SIZES).measurements
+        measure_blimp(model, tokenizer, pairs, ["none"], **SIZES)
     assert torch.is_grad_enabled()

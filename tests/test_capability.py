@@ -177,8 +177,12 @@ def test_control_gain_switches_one_token_and_keeps_the_context() -> None:
 
     log_probs = torch.log_softmax(table[:, text], -1)
     at = {token: text.index(token) for token in (1, 2)}
-    assert np.mean(gain["good"].gains) == pytest.approx(float(log_probs[GOOD, at[1]] - log_probs[BAD, at[1]]), rel=1e-4)
-    assert np.mean(gain["bad"].gains) == pytest.approx(float(log_probs[BAD, at[2]] - log_probs[GOOD, at[2]]), rel=1e-4)
+    assert np.mean(gain["good"].gains) == pytest.approx(
+        float(log_probs[GOOD, at[1]] - log_probs[BAD, at[1]]), rel=1e-4
+    )
+    assert np.mean(gain["bad"].gains) == pytest.approx(
+        float(log_probs[BAD, at[2]] - log_probs[GOOD, at[2]]), rel=1e-4
+    )
     assert (len(gain["good"].gains), len(gain["bad"].gains)) == (15, 15)
     own_good, switched_good, own_bad, switched_bad = calls
     assert own_bad[0].tolist() == [END, GOOD, 1, BAD]

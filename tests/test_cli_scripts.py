@@ -147,7 +147,7 @@ def test_a_corpus_as_json(tmp_path, small_corpus):
 
 def test_a_run_as_json(run, settings, tmp_path):
     shown = read("show", run)
-    compared = read("compare", run, shutil.copytree(run, tmp_path / "other"))
+    compared = read("compare", run, shutil.copytree(run, tmp_path / "other"))["measured"]
     assert shown == [row for row in compared if row["run"] == "run"]
     assert len(compared) == 2 * len(shown)
     assert [sample["mode"] for sample in read("sample", run, *SAMPLING)] == ["good"] * 4
