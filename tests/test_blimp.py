@@ -64,8 +64,13 @@ def test_a_win_is_the_likelier_whole_sentence(model, tokenizer, mode) -> None:
     pairs = make_pairs(24)
     wins = np.array([log_prob(pair.good) > log_prob(pair.bad) for pair in pairs])
     assert 0 < wins.sum() < 24
-    rows = measure_blimp(model, tokenizer, pairs, [mode], **SIZES).measurements
+    measured = measure_blimp(model, tokenizer, pairs, [mode], **SIZES)
+    (items,), rows = measured.items, measured.measurements
     found = Measurements(rows)
+    assert (items.values, len(set(items.names))) == (wins.astype(float).tolist(), 24)
+    uneven = measure_blimp(model, tokenizer, pairs[:-3], [mode], **SIZES)
+    (items,), (whole, *_) = uneven.items, uneven.measurements
+    assert np.mean(items.values) == pytest.approx(whole.estimate.mean), "each paradigm weighs the same"
     paradigms = {row.of: row.estimate.mean for row in found.of("blimp_paradigm")}
     assert {row.mode for row in rows} == {mode}
     names = np.array([pair.paradigm for pair in pairs])

@@ -22,6 +22,7 @@ from phf.evaluate.metric import negate
 from phf.evaluate.rollouts import sample_run
 from phf.evaluate.suite import METRICS, measure_all
 from phf.generate.target import Target
+from phf.items import read_items
 from phf.model import lm
 from phf.records import Estimate, Identity
 from phf.results import Evaluation, encode, read_evaluation, to_json
@@ -71,6 +72,11 @@ def test_a_conditional_run_end_to_end(trained) -> None:
     assert (result.step, result.tokens_seen) == (12, 12 * 4 * 64)
     assert result.threshold == run.data().threshold.value
 
+    items = read_items(run.folder / "items.parquet", result.items_sha256, "again")
+    for place, own in items.items():
+        assert sum(own.values) / sum(own.weights) == pytest.approx(result.results.find(*place).mean), place
+    kinds = {"bits_per_byte", "joint_bits_per_byte", *(["control_gain"] if "good" in modes else [])}
+    assert {measure for measure, *_ in items} == kinds
     kept = pq.read_table(run.folder / "samples.parquet")
     find, judges = result.results.find, {judge.slug: judge for judge in result.judges}
     places = [(row.mode, row.judge) for row in result.results.of("score")]
@@ -149,8 +155,10 @@ def test_what_was_measured_is_used_again_and_repeats_itself(trained, monkeypatch
     other = CONFIG.model_copy(update={"sampling": CONFIG.sampling.model_copy(update={"seed": 1})})
     again = evaluate_run(run, other, say=quiet)
     assert again.measurements[0].estimate.mean != json.loads(first)["measurements"][0]["estimate"]["mean"]
-    (run.folder / "samples.parquet").write_bytes(b"damaged")
-    assert encode(evaluate_run(run, other, say=quiet)) == encode(again)
+    for name in ("samples.parquet", "items.parquet"):
+        (run.folder / name).write_bytes(b"damaged")
+        assert encode(evaluate_run(run, other, say=quiet)) == encode(again)
+        assert read_items(run.folder / "items.parquet", again.items_sha256, "again")
     assert pq.read_table(run.folder / "samples.parquet").num_rows == 30
 
 

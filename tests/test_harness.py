@@ -101,6 +101,9 @@ def test_a_task_of_ones_own(model, tokenizer, mode, tmp_path, monkeypatch, seen)
         ]
         right += int(np.argmax(scores) == row["answer"])
     (only,) = found
+    (own,) = measured.items
+    assert (own.place, len(set(own.names))) == (only.place, 3)
+    assert np.mean(own.values) == pytest.approx(right / 3)
     assert only.estimate.mean == pytest.approx(right / 3)
     assert (only.of, only.mode, only.estimate.count) == ("cats: acc", mode, 3)
     margin = 1.96 * np.sqrt(right / 3 * (1 - right / 3) / 2)
