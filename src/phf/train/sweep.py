@@ -17,7 +17,7 @@ from typing import Any, Literal, assert_never
 
 import yaml
 
-from phf.config.finetune import FinetuneConfig, Pretraining
+from phf.config.finetune import FinetuneConfig
 from phf.config.recipes import apply_overrides, parse_yaml, read_recipe
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
@@ -288,7 +288,7 @@ def _prepare(cell: GridCell, base: dict[str, object], checked: set[str]) -> list
 def _prepare_finetuning(cell: GridCell, value: dict[str, object]) -> list[str] | None:
     """The same of a run of `phf finetune`, which goes on by itself."""
     settings = {key: own for key, own in value.items() if key != "finetune"}
-    config = parse(FinetuneConfig, settings, "recipe")
+    parse(FinetuneConfig, settings, "recipe")
     place, step = parse_place(str(value["finetune"]))
     Run.open(place).resolve_step(step)
     recipe = yaml.safe_dump(value)
@@ -297,8 +297,7 @@ def _prepare_finetuning(cell: GridCell, value: dict[str, object]) -> list[str] |
             raise PHFError(
                 f"{cell.folder} was finetuned with other settings; choose another -o, or delete it"
             )
-        is_measured = isinstance(config.method, Pretraining) or (cell.folder / FINETUNE_FILE).exists()
-        if is_measured and Run.open(cell.folder).is_finished:
+        if (cell.folder / FINETUNE_FILE).exists() and Run.open(cell.folder).is_finished:
             return None
     write_bytes(cell.recipe, recipe.encode())
     options = [f"--set={key}={json.dumps(own, ensure_ascii=False)}" for key, own in settings.items()]
