@@ -6,6 +6,7 @@ estimate from, the numbers are NaN and the count is 0.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,36 +34,68 @@ def bootstrap_mean(values: npt.ArrayLike, num_bootstrap: int, seed: int) -> Esti
     kept = _drop_missing(values)
     if len(kept) < 2:
         return Estimate(float(kept.mean()) if len(kept) else np.nan, np.nan, np.nan, len(kept))
-    mean = float(kept.mean())
-    return _bootstrap_t(
-        kept, mean, lambda rows: (rows.mean(axis=1), _standard_error(rows)), num_bootstrap, seed
-    )
+    return studentize_mean(kept, num_bootstrap, seed).estimate
 
 
-def _bootstrap_t(
+@dataclass(frozen=True, slots=True)
+class Studentized:
+    """A statistic and what resamples say of its error.
+
+    Attributes:
+        error: its standard error.
+        distances: of the resamples' statistics from the centre, each in its own standard errors; infinite where a resample has no
+            spread.
+        can_bound: whether the values differ at all.
+    """
+
+    statistic: float
+    error: float
+    distances: _Values
+    count: int
+    can_bound: bool
+
+    @property
+    def estimate(self) -> Estimate:
+        """With its bootstrap-t interval; an end that the values cannot bound is NaN."""
+        tails = np.percentile(self.distances, _TAILS, method="nearest")
+        low, high = self.statistic - tails[1] * self.error, self.statistic - tails[0] * self.error
+        bounded = [float(end) if self.can_bound and np.isfinite(end) else np.nan for end in (low, high)]
+        return Estimate(self.statistic, bounded[0], bounded[1], self.count)
+
+
+def studentize(
     values: _Values,
     centre: float,
     measure: Callable[[_Values], tuple[_Values, _Values]],
     num_bootstrap: int,
     seed: int,
-) -> Estimate:
-    """A statistic with its bootstrap-t interval; an end that the values cannot bound is NaN.
+) -> Studentized:
+    """Resample a statistic in its own standard errors.
 
     Args:
+        values: [items] or [items, columns], of which the first must differ for an interval.
         centre: the statistic of the distribution that resamples are drawn from.
-        measure: the statistic and its standard error of each row: [rows, values] -> two of [rows].
+        measure: the statistic and its standard error of each row: [rows, *values.shape] -> two of [rows].
     """
     (statistic,), (error,) = measure(values[None])
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [measure(values[rows]) for rows in _resample(len(values), num_bootstrap, seed)]
         distances = np.concatenate([(found - centre) / errors for found, errors in parts])
     # A resample without any spread lies infinitely far off, on the side of its statistic; 0 / 0 is one that repeats it.
-    tails = np.percentile(
-        np.nan_to_num(distances, nan=0.0, posinf=np.inf, neginf=-np.inf), _TAILS, method="nearest"
+    distances = np.nan_to_num(distances, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    can_bound = bool(np.ptp(values.reshape(len(values), -1)[:, 0]) > 0)
+    return Studentized(float(statistic), float(error), distances, len(values), can_bound)
+
+
+def studentize_mean(values: _Values, num_bootstrap: int, seed: int) -> Studentized:
+    """Resample a mean in its own standard errors."""
+    return studentize(
+        values,
+        float(values.mean()),
+        lambda rows: (rows.mean(axis=1), _standard_error(rows)),
+        num_bootstrap,
+        seed,
     )
-    low, high = statistic - tails[1] * error, statistic - tails[0] * error
-    bounded = [float(end) if np.ptp(values) > 0 and np.isfinite(end) else np.nan for end in (low, high)]
-    return Estimate(float(statistic), bounded[0], bounded[1], len(values))
 
 
 def _standard_error(rows: npt.NDArray[np.float64]) -> _Values:
@@ -114,7 +147,7 @@ def expected_max(values: npt.ArrayLike, k: int, num_bootstrap: int, seed: int) -
         return Estimate(mean, np.nan, np.nan, len(kept))
     # Resamples are drawn with replacement, so that theirs is the maximum of k that are.
     centre = float(kept @ np.diff((np.arange(len(kept) + 1) / len(kept)) ** k))
-    return _bootstrap_t(kept, centre, lambda rows: _measure_maxima(rows, k), num_bootstrap, seed)
+    return studentize(kept, centre, lambda rows: _measure_maxima(rows, k), num_bootstrap, seed).estimate
 
 
 def _measure_maxima(rows: _Values, k: int) -> tuple[_Values, _Values]:
