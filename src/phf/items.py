@@ -4,21 +4,13 @@ An item's name is a hash of what was measured on (a text, a pair of sentences, a
 where they are the same, whatever their order.
 """
 
-import hashlib
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from phf.errors import PHFError
-from phf.files import read_checked
 from phf.records import Number
-from phf.results import Measurement, Place
+from phf.results import Place
 
 ITEMS_FILE = "items.parquet"
 _SCHEMA = pa.schema(
