@@ -1,8 +1,8 @@
 """Claims as inequalities between arms, and what the numbers say of each (docs/study.md has the equations).
 
 A contrast `score[annotator] conditional/good < 0.5 mle` is tested as log a - log b - log 0.5 < 0, seed by seed. Three seeds say little
-about their own variance, so it is shrunk towards that of all contrasts of the same measure (Smyth 2004); a contrast of one seed has none of
-its own and takes theirs, with the error of its texts on top.
+about their own variance. So it is shrunk towards that of all contrasts of the same measure (Smyth 2004), each in units of the squared error
+that its texts leave; a contrast of one seed has none of its own and takes theirs.
 """
 
 import math
@@ -212,20 +212,20 @@ def _settle(verdict: Verdict, p: float) -> Verdict:
 def measure_contrasts(
     contrasts: Sequence[Contrast], runs: Mapping[str, Mapping[int, RunResults]]
 ) -> Iterator[Tested]:
-    """Each contrast, with the variance of its measure shrunk over all of that measure."""
+    """Each contrast, with its variance shrunk over all contrasts of its measure, in units of what their texts leave open."""
     gaps = [_list_gaps(contrast, runs) for contrast in contrasts]
-    priors: dict[tuple[object, ...], tuple[float, float]] = {}
-    for family in {contrast.family for contrast in contrasts}:
-        own = [
-            each
-            for contrast, each in zip(contrasts, gaps, strict=True)
-            if contrast.family == family and len(each.values) > 1
-        ]
-        priors[family] = fit_variances(
-            [float(each.values.var(ddof=1)) for each in own], [len(each.values) - 1 for each in own]
-        )
+    families: dict[tuple[object, ...], list[_Gaps]] = defaultdict(list)
     for contrast, each in zip(contrasts, gaps, strict=True):
-        yield _test(contrast, each, *priors[contrast.family])
+        families[contrast.family].append(each)
+    for contrast, each in zip(contrasts, gaps, strict=True):
+        family = families[contrast.family]
+        have_errors = all(other.error > 0 for other in family)
+        several = [other for other in family if len(other.values) > 1]
+        prior, degrees = fit_variances(
+            [float(other.values.var(ddof=1)) / (other.error if have_errors else 1) for other in several],
+            [len(other.values) - 1 for other in several],
+        )
+        yield _test(contrast, each, prior * (each.error if have_errors else 1), degrees)
 
 
 @dataclass(frozen=True)
@@ -311,8 +311,8 @@ def _test(contrast: Contrast, gaps: _Gaps, prior: float, prior_degrees: float) -
 def fit_variances(variances: Sequence[float], degrees: Sequence[int]) -> tuple[float, float]:
     """The common variance s0^2 and its degrees of freedom d0 by which single variances are shrunk (Smyth 2004, doi 10.2202/1544-6115.1027).
 
-    With one variance alone there is nothing to shrink by: d0 is 0. d0 is at most all degrees together, since contrasts share arms and
-    their number says more than they know.
+    With one variance alone there is nothing to shrink by: d0 is 0. Contrasts share arms, so that all of them together know less than their
+    number says: d0 is at most half of their degrees.
     """
     known = [(own, num) for own, num in zip(variances, degrees, strict=True) if own > 0]
     if len(known) < 2:
@@ -320,7 +320,7 @@ def fit_variances(variances: Sequence[float], degrees: Sequence[int]) -> tuple[f
     own, num = (np.array(part, np.float64) for part in zip(*known, strict=True))
     logs = np.log(own) - digamma(num / 2) + np.log(num / 2)
     excess = float(logs.var(ddof=1) - polygamma(1, num / 2).mean())
-    most = float(num.sum())
+    most = float(num.sum()) / 2
     prior = min(2 * _invert_trigamma(excess), most) if excess > 0 else most
     return math.exp(float(logs.mean()) + float(digamma(prior / 2)) - math.log(prior / 2)), prior
 
