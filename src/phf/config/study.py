@@ -87,7 +87,7 @@ class StudyConfig(StrictConfig):
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured of each run."""
     seeds: _Seeds = (0,)
-    """Seeds of training and of sampling's order; arms may have others."""
+    """Seeds of training; arms may have others."""
     hours: Annotated[float, Field(gt=0)] = 6
     """Hours of one core that all runs together may take; what is beyond is left out, from the last arm on."""
     arms: Annotated[dict[str, Arm], Field(min_length=1)]
