@@ -230,11 +230,16 @@ def measure_contrasts(
 
 @dataclass(frozen=True)
 class _Gaps:
-    """Of one contrast: means of both sides, log a - log b of each seed, and the mean squared error of one seed's by its texts."""
+    """Of one contrast: means of both sides, log a - log b of each seed, and the mean squared error of one seed's by its texts.
+
+    Attributes:
+        is_paired: whether that is of the same texts, sample by sample; else it may be far too large, where both read one set of documents.
+    """
 
     means: tuple[float, float]
     values: _Values
     error: float
+    is_paired: bool
 
 
 def _list_gaps(contrast: Contrast, runs: Mapping[str, Mapping[int, RunResults]]) -> _Gaps:
@@ -246,24 +251,23 @@ def _list_gaps(contrast: Contrast, runs: Mapping[str, Mapping[int, RunResults]])
         raise PHFError(
             f"'{contrast.text}' is a ratio, and {means.min():g} is not above 0; contrast another measure"
         )
-    errors = [
-        _find_error(contrast, one[seed], other[seed], *pair) for seed, pair in zip(seeds, pairs, strict=True)
-    ]
+    paired = [_find_paired_error(contrast, one[seed], other[seed]) for seed in seeds]
+    apart = [_relative_error(own) ** 2 + _relative_error(base) ** 2 for own, base in pairs]
+    is_paired = not np.isnan(paired).any()
     left, right = (float(side) for side in means.mean(0))
-    return _Gaps((left, right), np.log(means[:, 0]) - np.log(means[:, 1]), float(np.mean(errors)))
+    values = np.log(means[:, 0]) - np.log(means[:, 1])
+    return _Gaps((left, right), values, float(np.mean(paired if is_paired else apart)), is_paired)
 
 
-def _find_error(
-    contrast: Contrast, one: RunResults, other: RunResults, own: Estimate, base: Estimate
-) -> float:
-    """The squared error of log a - log b by the texts of one seed: paired where scores of the same samples are there, else of two intervals."""
-    if contrast.measure == "score" and contrast.of is None and contrast.judge is not None:
-        scores = [_read_scores(run, contrast, side) for side, run in enumerate((one, other))]
-        num = min(map(len, scores))
-        gaps = scores[0][:num] / own.mean - scores[1][:num] / base.mean
-        if np.isfinite(gaps).sum() > 1:
-            return float(np.nanvar(gaps, ddof=1) / np.isfinite(gaps).sum())
-    return _relative_error(own) ** 2 + _relative_error(base) ** 2
+def _find_paired_error(contrast: Contrast, one: RunResults, other: RunResults) -> float:
+    """The squared error of log a - log b by the texts of one seed, from scores of the same samples; NaN where there are none."""
+    if contrast.measure != "score" or contrast.of is not None or contrast.judge is None:
+        return math.nan
+    own, base = (_read_scores(run, contrast, side) for side, run in enumerate((one, other)))
+    num = min(len(own), len(base))
+    gaps = own[:num] / np.nanmean(own) - base[:num] / np.nanmean(base) if num else np.zeros(0)
+    known = gaps[np.isfinite(gaps)]
+    return float(known.var(ddof=1) / len(known)) if len(known) > 1 else math.nan
 
 
 def _read_scores(run: RunResults, contrast: Contrast, side: int) -> _Values:
@@ -287,7 +291,7 @@ def _test(contrast: Contrast, gaps: _Gaps, prior: float, prior_degrees: float) -
         degrees = num - 1 + prior_degrees
         shrunk = ((num - 1) * own + (prior_degrees * prior if prior_degrees else 0.0)) / degrees
     elif prior_degrees:  # seeds differ by more than their texts do
-        degrees, shrunk = prior_degrees, max(prior, gaps.error)
+        degrees, shrunk = prior_degrees, max(prior, gaps.error) if gaps.is_paired else prior
     else:
         degrees, shrunk = _MOST_DEGREES, gaps.error
     basis: Basis = "seeds" if num > 1 else "seeds of others" if prior_degrees else "texts"
