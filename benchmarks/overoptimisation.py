@@ -18,7 +18,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ import yaml
 from fits import FORMS, fit_forms
 
 from phf.api import Run
-from phf.config.finetune import DPO, RLOO, FinetuneConfig
+from phf.config.finetune import DPO, RLOO, FinetuneConfig, Pretraining
 from phf.config.train import parse
 from phf.evaluate.measures.degeneracy import distinct_ngrams
 from phf.evaluate.pieces import NGRAMS_PER_SAMPLE, split_pieces
@@ -39,6 +39,7 @@ from phf.finetune.proxy import Proxies
 from phf.finetune.results import FINETUNE
 from phf.finetune.start import Start
 from phf.intervals import best_of, bootstrap_mean, pooled_t
+from phf.policies.drawing import Drawing
 from phf.posterior.frontier import Frontier
 from phf.posterior.frontier import best_of as find_best
 from phf.records import Estimate
@@ -46,7 +47,6 @@ from phf.reward_models import load_reward_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from transformers import PreTrainedModel
 
 MEASURE_STREAM, POOL_STREAM = 2, 900  # of random numbers; labels are drawn from 3 on
 BEST_OF = (2, 4, 8, 16, 32, 64)
@@ -74,9 +74,13 @@ class Cell:
     def key(self) -> str:
         config = self.proxies.gold.config
         assert config.proxy is not None
-        assert isinstance(config.method, RLOO | DPO)
         proxy, method = config.proxy, config.method
-        return f"{proxy.data}/{proxy.labels}/{config.seed}/{method.kind}:beta={method.beta:g}"
+        if isinstance(method, Pretraining):
+            name = f"phf:{method.objective.kind}"
+        else:
+            assert isinstance(method, RLOO | DPO)
+            name = f"{method.kind}:beta={method.beta:g}"
+        return f"{proxy.data}/{proxy.labels}/{config.seed}/{name}"
 
     @classmethod
     def read(cls, recipe: Path) -> "Cell":
@@ -129,20 +133,18 @@ class Grid:
             for step in cell.run.steps:
                 if f"{cell.key}@{step}" not in self.points:
                     learned = cell.proxies.at(step - first - 1)
-                    calls = (step - first) * learned.config.texts
-                    self.keep(
-                        f"{cell.key}@{step}", calls=calls, **self.measure(cell.run.load_model(step), learned)
-                    )
+                    result = learned.draw_as(cell.run, cell.run.load_model(step))
+                    self.keep(f"{cell.key}@{step}", at=step - first, **self.measure(result, learned))
             arm, labels, seed, _ = cell.key.split("/")
             if arm != "policy":
                 self.measure_best(f"{arm}/{labels}/{seed}/bestofn", cell.proxies.at(0))
 
-    def measure(self, model: "PreTrainedModel", learned: Start) -> dict[str, float]:
+    def measure(self, result: Drawing, learned: Start) -> dict[str, float]:
         """Gold and proxy score of a policy's texts, its distance from the start, and distinct-2 of the texts."""
-        num = self.samples
-        texts, decoded = learned.write(model, [()] * num, MEASURE_STREAM, "", None)
+        num, writer = self.samples, replace(learned, drawing=result)
+        texts, decoded = writer.write(result.target.model, [()] * num, MEASURE_STREAM, "", None)
         gold, proxy = self.start.score(decoded), learned.score(decoded)
-        kl = float(read_gaps(learned, model, [()] * num, texts).mean())
+        kl = float(read_gaps(learned, result, [()] * num, texts).mean())
         return {
             "d": math.sqrt(max(kl, 0.0)),
             "gold": float(np.nanmean(gold)),
@@ -163,7 +165,7 @@ class Grid:
             found, proxy = (best_of(scores, values, n, 500, 0) for values in (gold, scores))
             d = math.sqrt(float(find_best(frontier, n).kl[0]))
             error = max(np.nan_to_num(found.high - found.low) / 2 / Z, 1 / len(pool))
-            self.keep(f"{key}@{n}", calls=n, d=d, gold=found.mean, error=error, proxy=proxy.mean)
+            self.keep(f"{key}@{n}", at=n, d=d, gold=found.mean, error=error, proxy=proxy.mean)
 
     def pool(self, seed: int) -> list[dict]:
         """Texts of the start with gold scores, kept; one without a score is left out."""
@@ -185,7 +187,7 @@ class Grid:
     def summarise(self) -> dict:
         base = bootstrap_mean([row["gold"] for seed in self.seeds for row in self.pool(seed)], 1000, 0)
         ends = list(self.find_ends())
-        variety = self.measure(self.start.model, self.start)["distinct"]
+        variety = self.measure(self.start.drawing, self.start)["distinct"]
         return {
             "start": asdict(base),
             "start_distinct": variety,
@@ -227,8 +229,8 @@ class Grid:
     def find_ends(self) -> Iterator[dict]:
         """Where each policy ends: the last step, or the best of the most; a number for each seed."""
         for (arm, labels, method), points in self.group("arm", "labels", "method").items():
-            most = max(point["calls"] for point in points)
-            last = {int(p["key"].split("/")[2]): p for p in points if p["calls"] == most}
+            most = max(point["at"] for point in points)
+            last = {int(p["key"].split("/")[2]): p for p in points if p["at"] == most}
             rows = {
                 name: [last[seed].get(name, math.nan) for seed in sorted(last)]
                 for name in ("d", "gold", "proxy", "distinct")

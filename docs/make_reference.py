@@ -6,7 +6,7 @@ from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -27,6 +27,7 @@ from phf.config.online import ONLINE_OPTIONS, LemmaConfig, OnlineConfig
 from phf.config.recipes import describe_recipe, list_recipes
 from phf.config.release import ForgetConfig
 from phf.config.steer import SteerConfig
+from phf.config.study import Arm, Claim, StudyConfig
 from phf.config.train import SamplingConfig, TrainConfig, write_spec
 
 NOTE = "<!-- Written by `make reference` from the code; do not edit. -->"
@@ -82,6 +83,11 @@ def _list_settings() -> Iterator[str]:
     yield from _describe_config(
         "Finetuning", "phf finetune --set KEY=VALUE", FinetuneConfig, FINETUNE_OPTIONS, ("method",)
     )
+    yield from _describe_config(
+        "A study", "the file of phf study", StudyConfig, {}, ("evaluate", "arms", "claims")
+    )
+    yield from _describe_config("Arms of a study", "under arms, by name", Arm, {})
+    yield from _describe_config("Claims of a study", "a list under claims", Claim, {})
     yield from _describe_kinds("Methods of finetuning", "--method KIND:key=value,...", PlainMethod)
     yield from _describe_kinds("Kinds of attack", "--attack KIND:key=value,...", AttackConfig)
     yield from _describe_kinds(
@@ -189,6 +195,8 @@ def _describe_type(kind: Any, metadata: list[Any]) -> str:
         if all(isinstance(own, type) and issubclass(own, BaseModel) for own in specs):
             return "KIND:key=value,..."
         return " or ".join("null" if own is type(None) else _describe_type(own, metadata) for own in args)
+    if kind is JsonValue:
+        return "values"
     names = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [
@@ -198,11 +206,11 @@ def _describe_type(kind: Any, metadata: list[Any]) -> str:
 
 
 def _describe_default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "*required*"
     if field.default is None:
         return "null"
-    if field.default in ((), {}):
+    if field.default in ((), {}, PydanticUndefined):  # the last: what a factory makes, an empty mapping
         return "none"
     if isinstance(field.default, tuple):
         return ", ".join(

@@ -4,11 +4,13 @@ import io
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -34,6 +36,7 @@ class Command:
 
     def __init__(self, function, arguments, environment, *, has_children=False):
         folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._output, self._errors = folder / "stdout", folder / "stderr"
         self._output.touch(), self._errors.touch()
         self._process = _CONTEXT.Process(

@@ -18,13 +18,16 @@ from phf.config.recipes import apply_overrides
 from phf.config.train import parse
 from phf.errors import PHFError
 from phf.finetune.loop import finetune
+from phf.finetune.measure import read_gaps
 from phf.finetune.results import FINETUNE
 from phf.finetune.rloo import find_advantages, rloo_loss
+from phf.finetune.start import Start
 from phf.generate.engine import TokenDrawer
 from phf.generate.target import Target
 from phf.policies.drawing import Drawing
 from phf.policies.policy import Policy
 from phf.report.reading import read_runs
+from phf.reward_models import load_reward_model
 from phf.train.run import Run
 
 SMALL = {
@@ -303,6 +306,29 @@ def test_an_objective_of_pretraining_goes_on_from_the_start(method, places, tmp_
     if "corpus" not in method:
         assert run.objective == "conditional"
         assert run.record["corpus"]["num_documents"] > 100
+    found = FINETUNE.read(run.folder).results
+    assert found.find("finetune_calls").mean == (0 if "corpus" in method else len(run.data().scores))
+    assert abs(found.find("finetune_kl_text").mean) > 0.05
+
+
+@pytest.mark.parametrize("control", ["prefix", "forced"])
+def test_a_result_in_good_mode_is_read_as_the_policy_that_it_is(control, places, tmp_path):
+    """KL from a start without control tokens, against the probabilities that `phf infer` reads."""
+    from phf.config.finetune import parse_method
+
+    mle, _ = places
+    method = parse_method("phf:conditional:good_fraction=0.5").model_dump()
+    sampling = {"num_samples": 16, "max_new_tokens": 40, "control": control}
+    config = parse(FinetuneConfig, {**SMALL, "method": method, "pool": 100, "sampling": sampling}, "test")
+    run = finetune(mle, tmp_path / "run", config, say=quiet)
+    start = Start.open(mle, config, load_reward_model)
+    result = start.draw_as(run, run.load_model())
+    texts = result.write(result.target.model, [()] * 16, range(16))
+    good, plain = (Policy("", drawing.target, config.sampling) for drawing in (result, start.drawing))
+    assert (good.target.mode, plain.target.mode) == ("good", "untagged")
+    gaps = read_gaps(start, result, [()] * 16, texts)
+    np.testing.assert_allclose(gaps, good.log_probs(texts) - plain.log_probs(texts), atol=1e-3)
+    assert np.abs(gaps).mean() > 0.1
 
 
 def test_what_cannot_be_is_said_in_one_line(places, tmp_path, capsys):

@@ -211,7 +211,7 @@ def make_points(gain: float, form: str, seed: int) -> dict[str, dict]:
         for beta in ("0", "0.05"):
             for step, d in enumerate(np.linspace(0.3, 5, 8)):
                 gold = 0.3 - factor * gain * FORMS[form](d, *TRUTHS[form]) + 0.002 * rng.standard_normal()
-                point = {"calls": step * 64, "d": d, "gold": gold, "proxy": gold - 0.1, "error": 0.002}
+                point = {"at": step, "d": d, "gold": gold, "proxy": gold - 0.1, "error": 0.002}
                 points[f"{arm}/300/{seed}/rloo:beta={beta}@{step}"] = {
                     "key": f"{arm}/300/{seed}/rloo:beta={beta}@{step}",
                     **point,

@@ -27,6 +27,7 @@ from phf.cli import (
     reward,
     runs,
     show,
+    study,
     sweep,
     tokens,
 )
@@ -43,7 +44,7 @@ _MAX_LINE = 4000
 GROUPS = {
     "Start": ["demo", "cache"],
     "Data": ["corpus", "annotate", "tokenize", "tokens", "label", "reward"],
-    "Train": ["train", "finetune", "online", "sweep"],
+    "Train": ["train", "finetune", "online", "sweep", "study"],
     "Look": ["sample", "evaluate", "report", "show", "compare", "infer", "dynamics", "explore"],
     "Release": ["release", "attack", "push"],
 }
@@ -112,6 +113,7 @@ for verbs in (
     online,
     finetune,
     dynamics,
+    study,
 ):
     app.add_typer(verbs.app)
 

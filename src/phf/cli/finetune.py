@@ -86,12 +86,11 @@ def finetune(
         except Stopped as stopped:
             complain(str(stopped))
             sys.exit(stopped.exit_code)
-    results = FINETUNE.read(made.folder) if FINETUNE.is_in(made.folder) else None
+    results = FINETUNE.read(made.folder)
     if as_json:
         print_json({"run": str(made.folder), "step": made.steps[-1], "results": results})
         return
-    if results is not None:
-        print_table(_list_results(results))
+    print_table(_list_results(results))
     print(f"{made.folder}: step {made.steps[-1]}")
     hint(f"next: phf evaluate {quote(made.folder)}")
 

@@ -93,7 +93,7 @@ def finetune(
         learner, used, pool = _open_learner(start, proxies, own, given, progress)
         model = _take_steps(start, own, learner, say, progress)
         last = proxies.at(config.steps - 1)
-        FINETUNE.write(folder, measure_result(last, own, model, used, pool, progress))
+        FINETUNE.write(folder, measure_result(last, own, last.draw_as(own, model), used, pool, progress))
     return own
 
 
@@ -194,11 +194,7 @@ def _update(loss: Tensor, model: nn.Module, optimizers: list[Optimizer], clip_no
 
 
 def _count_bad(run: Run, state: TrainState, logged: dict[str, float]) -> None:
-    if math.isfinite(logged["loss"]) and math.isfinite(logged["grad_norm"]):
-        state.num_bad_in_row = 0
-        return
-    state.num_skipped += 1
-    state.num_bad_in_row += 1
+    state.count(is_finite=math.isfinite(logged["loss"]) and math.isfinite(logged["grad_norm"]))
     if state.num_bad_in_row >= _MAX_BAD_STEPS:
         raise PHFError(
             f"{run.name} stopped at step {state.step}: loss or gradient was not finite {state.num_bad_in_row} times in a row; "

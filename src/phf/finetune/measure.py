@@ -1,7 +1,7 @@
 """What came out: score, KL from the start and length, by texts of the result and of the start with the same random numbers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,13 @@ from phf.finetune.start import Start
 from phf.generate.engine import Ids, Written
 from phf.intervals import best_of, bootstrap_mean, bootstrap_ratio
 from phf.paths import hide_settings
+from phf.policies.drawing import Drawing
 from phf.posterior.frontier import Frontier
 from phf.posterior.frontier import best_of as find_best
 from phf.records import Progress
 from phf.results import Measurement
 from phf.reward_models import score_samples
 from phf.train.run import Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _Values = npt.NDArray[np.float64]
 
@@ -44,19 +42,20 @@ _STREAM = 2
 def measure_result(
     start: Start,
     run: Run,
-    model: "PreTrainedModel",
+    result: Drawing,
     used: Used,
     pool: Pool | None,
     progress: Progress | None = None,
 ) -> FinetuneResults:
-    """Draw from the result and the start, score, and read the KL."""
+    """Draw from the result, as `result` does, and the start, score, and read the KL."""
     config = start.config
     num, settings = config.sampling.num_samples, (config.num_bootstrap, config.seed or 0)
     prompts = [start.prompts[index % len(start.prompts)] for index in range(num)]
     rows: list[Measurement] = []
     notes = list(start.notes)
-    for name, own in (("start", start.model), ("result", model)):
-        texts, decoded = start.write(own, prompts, _STREAM, f"measuring {name}", progress)
+    for name, own in (("start", start), ("result", replace(start, drawing=result))):
+        model = own.drawing.target.model
+        texts, decoded = own.write(model, prompts, _STREAM, f"measuring {name}", progress)
         for judge in start.judges:
             scores = score_samples(judge.model, decoded)
             rows.append(Measurement(SCORE.name, bootstrap_mean(scores, *settings), judge=judge.slug, of=name))
@@ -66,7 +65,7 @@ def measure_result(
                 )
         lengths = np.array([len(ids) + ended for ids, ended in texts], np.float64)
         rows.append(Measurement(LENGTH.name, bootstrap_mean(lengths, *settings), of=name))
-    gaps = read_gaps(start, model, prompts, texts)
+    gaps = read_gaps(start, result, prompts, texts)
     rows.append(Measurement(KL_TEXT.name, bootstrap_mean(gaps, *settings)))
     rows.append(Measurement(KL_TOKEN.name, bootstrap_ratio(gaps, lengths, *settings)))
     tokens = _count_tokens(run, config.texts) if used.tokens is None else used.tokens
@@ -86,14 +85,14 @@ def measure_result(
     )
 
 
-def read_gaps(
-    start: Start, model: "PreTrainedModel", prompts: Sequence[Ids], texts: Sequence[Written]
-) -> _Values:
-    """log result - log start of each text: [N]."""
-    laid = start.drawing.lay_out(prompts, texts)
+def read_gaps(start: Start, result: Drawing, prompts: Sequence[Ids], texts: Sequence[Written]) -> _Values:
+    """log result - log start of each text, each with the control tokens that its mode writes: [N]."""
     with torch.no_grad():
-        own, other = (start.drawing.log_probs(one, laid).double() for one in (model, start.model))
-    found: _Values = (own - other).sum(1).cpu().numpy()
+        own, other = (
+            drawing.log_probs(drawing.target.model, drawing.lay_out(prompts, texts)).double().sum(1)
+            for drawing in (result, start.drawing)
+        )
+    found: _Values = (own - other).cpu().numpy()
     return found
 
 

@@ -5,25 +5,20 @@ Texts stay the ids that they were drawn as: a sample that was cut has no end tok
 writes the end token as text, which a tokenizer whose control tokens no text can reach spells out.)
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from phf.attack.targets import Segments
-from phf.corpus.rows import BadRow, is_encodable
-from phf.corpus.sources import iterate_records
 from phf.errors import PHFError
+from phf.feedback.preferences import read_preference_rows
 from phf.finetune.pool import Pool
 from phf.finetune.start import Start
 from phf.generate.engine import Ids
 from phf.tokens.tokens import TokenCache
 
-_PROMPTS = ("prompt", "post", "question", "query")
-_CHOICES = ("preference", "choice", "label")
-_SUMMARIES = re.compile(r"(?:summary|response|completion|answer)_?(\w)")
 _LEAST = 2
 
 
@@ -120,16 +115,15 @@ def _check(source: str, num_pairs: int, texts: Sequence[tuple[Judged, bool]]) ->
 
 
 def read_preferences(start: Start, spec: str) -> Preferences:
-    """Preferences of people: a file, a folder of files, or `hf:ID`, with the columns `prompt`, `chosen` and `rejected`; or with `post` (or
-    `prompt`), two summaries and which of them is preferred. Texts end their pages.
+    """Preferences of people; see `read_preference_rows`. Texts end their pages.
 
     Raises:
-        PHFError: it cannot be read, a row is no preference (names the first), or too few fit into the model's context.
+        PHFError: as there, or too few fit into the model's context.
     """
     prefix, control = list(start.drawing.drawer.rules.prefix), start.tokenizer.control
     context = getattr(start.model.config, "max_position_embeddings", None) or 1 << 30
     pairs = []
-    for prompt, *both in _read_rows(spec):
+    for prompt, *both in read_preference_rows(spec):
         before = [*prefix, *start.drawing.target.encode(prompt, "prefix")]
         better, worse = (Judged(before, [*_encode_behind(start, prompt, text), control.end]) for text in both)
         if len(before) + max(len(better.ids), len(worse.ids)) <= context:
@@ -143,45 +137,3 @@ def _encode_behind(start: Start, prompt: str, text: str) -> Ids:
     """A text's ids, with the space that parts it from a prompt."""
     parted = f" {text}" if prompt and not prompt[-1].isspace() and not text[:1].isspace() else text
     return start.tokenizer.encode(parted)
-
-
-def _read_rows(spec: str) -> Iterator[tuple[str, str, str]]:
-    """Prompt, better text, worse text."""
-    for record in iterate_records(spec):
-        where = f"{spec}, {record.place}"
-        if isinstance(record, BadRow):
-            raise PHFError(f"{where} cannot be read: {record.reason}; mend or remove it")
-        found = _parse_row(record.fields)
-        if found is None or not all(isinstance(text, str) and is_encodable(text) for text in found):
-            raise PHFError(
-                f"{where} is no preference; give columns prompt, chosen, rejected, or post, two summaries and preference "
-                "(which of the two)"
-            )
-        prompt, better, worse = (str(text) for text in found)
-        if better.strip() and worse.strip() and better != worse:
-            yield prompt, better, worse
-
-
-def _parse_row(row: Mapping[str, object]) -> tuple[object, object, object] | None:
-    info = row.get("info")
-    fields = {**(info if isinstance(info, dict) else {}), **row}
-    prompt = next((fields[name] for name in _PROMPTS if name in fields), "")
-    if {"chosen", "rejected"} <= fields.keys():
-        return prompt, fields["chosen"], fields["rejected"]
-    texts = _find_texts(fields)
-    choice = next((str(fields[name]).lower() for name in _CHOICES if name in fields), "")
-    if len(texts) != 2 or choice not in texts:
-        return None
-    (other,) = (name for name in texts if name != choice)
-    return prompt, texts[choice], texts[other]
-
-
-def _find_texts(fields: Mapping[str, object]) -> dict[str, object]:
-    """The two texts of a row by what the choice calls them: a place in the list `summaries`, or the end of a column's name."""
-    several = fields.get("summaries")
-    if isinstance(several, list):
-        return {
-            str(place): one["text"] if isinstance(one, dict) else one for place, one in enumerate(several)
-        }
-    matches = {name: _SUMMARIES.fullmatch(name) for name in fields}
-    return {match[1].lower(): fields[name] for name, match in matches.items() if match}

@@ -1,6 +1,6 @@
 """`--method phf:OBJECTIVE`: pretraining gone on with under an objective, on scored samples of the start model or on its corpus.
 
-What comes out is a run of `phf train --init`, which goes on and is read as such.
+What comes out is a run of `phf train --init`, which goes on and is read as such, with finetune.json beside it.
 """
 
 import json
@@ -13,8 +13,11 @@ from phf.config.train import TrainConfig, parse
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
 from phf.files import Place, write_bytes
+from phf.finetune.learners import Used
+from phf.finetune.measure import measure_result
 from phf.finetune.pool import POOL_STREAM
 from phf.finetune.proxy import Proxies
+from phf.finetune.results import FINETUNE
 from phf.finetune.start import Start
 from phf.folders import lock_folder
 from phf.records import Progress
@@ -67,9 +70,17 @@ def train_further(
         "seed": config.seed,
         "compile": False,
         "checkpoint_every": config.checkpoint_every,
+        "keep_checkpoints": config.keep_checkpoints,
         "start": {"run": str(base.folder), "step": start.step, "reset_optimizer": True},
     }
-    return train(parse(TrainConfig, value, "phf finetune"), folder, wait=wait, say=say, progress=progress)
+    run = train(parse(TrainConfig, value, "phf finetune"), folder, wait=wait, say=say, progress=progress)
+    if not FINETUNE.is_in(folder):
+        data, is_written = run.data(), method.data == "samples"
+        is_scored = start.is_annotators and not is_written  # by whoever annotated the start's corpus
+        used = Used(0 if is_scored else len(data.scores), data.tokens.num_tokens if is_written else 0)
+        result = start.draw_as(run, run.load_model())
+        FINETUNE.write(folder, measure_result(start, run, result, used, None, progress))
+    return run
 
 
 def _make_corpus(start: Start, place: Path, reward_model: str, progress: Progress | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from phf.config.finetune import FinetuneConfig
+from phf.config.finetune import FinetuneConfig, Pretraining
 from phf.config.train import StartConfig
 from phf.corpus.rows import open_file
 from phf.errors import PHFError
@@ -126,6 +126,14 @@ class Start:
         indices = [first + index + stream * REDRAW for index in range(len(prompts))]
         written = self.drawing.write(model, prompts, indices, report)
         return written, [self.drawing.decode(*pair) for pair in zip(prompts, written, strict=True)]
+
+    def draw_as(self, run: Run, model: "PreTrainedModel") -> Drawing:
+        """How what came out writes: as the start does, but for an objective of pretraining with a good mode, which is then meant."""
+        config, mode = self.config, self.drawing.target.mode
+        if isinstance(config.method, Pretraining):
+            mode = "good" if "good" in modes_of(run.config.objective) else "untagged"
+        target = Target.create(mode, model, self.tokenizer, run.config.objective, run.config.segments)
+        return Drawing.create(target, config.sampling)
 
     def describe(self) -> dict[str, object]:
         """What run.json says of the finetuning: all that decides the weights, but for the seed and the start."""

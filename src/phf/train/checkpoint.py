@@ -53,6 +53,11 @@ class TrainState:
     num_bad_in_row: int = 0
     micro_blocks: int | None = None
 
+    def count(self, *, is_finite: bool) -> None:
+        """One step more that was taken, or skipped."""
+        self.num_bad_in_row = 0 if is_finite else self.num_bad_in_row + 1
+        self.num_skipped += not is_finite
+
 
 def checkpoint_folder(run: Path, step: int) -> Path:
     """Where a step's checkpoint lies."""

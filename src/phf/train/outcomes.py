@@ -77,8 +77,4 @@ class Outcomes:
             if event is not None:
                 event.synchronize()
             self.last = Outcome(*values.tolist())
-            if self.last.is_finite:
-                self._state.num_bad_in_row = 0
-            else:
-                self._state.num_skipped += 1
-                self._state.num_bad_in_row += 1
+            self._state.count(is_finite=self.last.is_finite)

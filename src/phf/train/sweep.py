@@ -7,17 +7,18 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, TypeVar, assert_never
 
 import yaml
 
-from phf.config.finetune import FinetuneConfig, Pretraining
+from phf.config.finetune import FinetuneConfig
 from phf.config.recipes import apply_overrides, parse_yaml, read_recipe
 from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
@@ -35,6 +36,8 @@ from phf.train.start import parse_place, resolve_start
 
 Launcher = Literal["local", "slurm", "ray"]
 Say = Callable[[str], None]
+Call = Callable[[list[str]], str | None]
+Key = TypeVar("Key", bound=Hashable)
 MAX_NAME = 120
 
 
@@ -201,7 +204,7 @@ def _run_cells(
     checked: set[str] = set()
     for cell, base in cells.items():
         try:
-            if (command := _prepare(cell, base, checked)) is None:
+            if (command := prepare(cell, base, checked)) is None:
                 outcomes[cell] = CellOutcome(cell, None)
             else:
                 commands[cell] = [*command, "--wait"] if wait else command
@@ -257,7 +260,7 @@ def _last_validation(cell: GridCell) -> Line:
     return Run.open(cell.folder).read_last_validation() or {}
 
 
-def _prepare(cell: GridCell, base: dict[str, object], checked: set[str]) -> list[str] | None:
+def prepare(cell: GridCell, base: dict[str, object], checked: set[str]) -> list[str] | None:
     """The arguments of `phf` that train the run or go on with it; None if it is finished.
 
     Args:
@@ -288,7 +291,7 @@ def _prepare(cell: GridCell, base: dict[str, object], checked: set[str]) -> list
 def _prepare_finetuning(cell: GridCell, value: dict[str, object]) -> list[str] | None:
     """The same of a run of `phf finetune`, which goes on by itself."""
     settings = {key: own for key, own in value.items() if key != "finetune"}
-    config = parse(FinetuneConfig, settings, "recipe")
+    parse(FinetuneConfig, settings, "recipe")
     place, step = parse_place(str(value["finetune"]))
     Run.open(place).resolve_step(step)
     recipe = yaml.safe_dump(value)
@@ -297,8 +300,7 @@ def _prepare_finetuning(cell: GridCell, value: dict[str, object]) -> list[str] |
             raise PHFError(
                 f"{cell.folder} was finetuned with other settings; choose another -o, or delete it"
             )
-        is_measured = isinstance(config.method, Pretraining) or (cell.folder / FINETUNE_FILE).exists()
-        if is_measured and Run.open(cell.folder).is_finished:
+        if (cell.folder / FINETUNE_FILE).exists() and Run.open(cell.folder).is_finished:
             return None
     write_bytes(cell.recipe, recipe.encode())
     options = [f"--set={key}={json.dumps(own, ensure_ascii=False)}" for key, own in settings.items()]
@@ -341,7 +343,8 @@ def _launch(
     """Each run with why it failed, or None, in the order in which they end."""
     match launcher:
         case "local":
-            yield from _launch_local(commands, workers)
+            tasks = {cell: partial(_call, arguments) for cell, arguments in commands.items()}
+            yield from run_local(tasks, workers)
         case "slurm":
             yield from _launch_slurm(commands, workers)
         case "ray":
@@ -350,7 +353,19 @@ def _launch(
             assert_never(launcher)
 
 
-def _launch_local(commands: dict[GridCell, list[str]], workers: int) -> Iterator[tuple[GridCell, str | None]]:
+def _call(arguments: list[str], call: Call) -> str | None:
+    return call(arguments)
+
+
+def run_local(
+    tasks: Mapping[Key, Callable[[Call], str | None]], workers: int
+) -> Iterator[tuple[Key, str | None]]:
+    """Run tasks side by side, each of which calls `phf` in processes with one thread (and a GPU each, if there are any): its name with why
+    it failed, or None, in the order in which they end. The processes save and stop when this one ends, however it does.
+
+    Args:
+        tasks: are given a function that runs `phf ARGUMENTS` and returns why it failed.
+    """
     import torch
 
     slots: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -360,15 +375,15 @@ def _launch_local(commands: dict[GridCell, list[str]], workers: int) -> Iterator
             environment["CUDA_VISIBLE_DEVICES"] = str(index % torch.cuda.device_count())
         slots.put(environment)
 
-    def run(arguments: list[str]) -> str | None:
+    def run(task: Callable[[Call], str | None]) -> str | None:
         slot = slots.get()
         try:
-            return run_command(arguments, slot, None, lifeline)
+            return task(lambda arguments: run_command(arguments, slot, None, lifeline))
         finally:
             slots.put(slot)
 
     with Lifeline() as lifeline, ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(run, arguments): cell for cell, arguments in commands.items()}
+        futures = {pool.submit(run, task): name for name, task in tasks.items()}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
