@@ -16,7 +16,7 @@ from phf.errors import PHFError
 from phf.terminal import hint, make_table, print_table, printable, quote, table_width
 
 if TYPE_CHECKING:
-    from phf.report.contrasts import Contrast
+    from phf.report.compared import ComparedNumber
     from phf.report.reading import FinetuneFacts, RunFolder
     from phf.report.tables import Table as MeasureTable
     from phf.report.verdict import Group
@@ -127,8 +127,8 @@ def compare(
             for table in compare_loops(loops):
                 print_table(table)
         return
+    from phf.report.compared import describe_compared
     from phf.report.comparison import compare_runs, compare_with_first, list_verdicts, name_groups
-    from phf.report.contrasts import describe_contrasts
     from phf.report.provenance import list_unlike
     from phf.report.reading import read_runs
     from phf.report.verdict import group_runs
@@ -146,12 +146,12 @@ def compare(
     evaluated = [run for run in folders if run.evaluation]
     groups = group_runs(evaluated)
     named = name_groups(groups, evaluated[0]) if evaluated else []
-    contrasts = compare_with_first(named, everything)
-    for line in describe_contrasts(contrasts):
+    compared = compare_with_first(named, everything)
+    for line in describe_compared(compared):
         print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
     _print_settings(folders)
     if evaluated:
-        _print_comparison(named, contrasts, everything, detect)
+        _print_comparison(named, compared, everything, detect)
         for group in groups:
             for line in list_verdicts(group, groups):
                 print(printable(line))
@@ -342,30 +342,26 @@ def _print_settings(runs: "list[RunFolder]") -> None:
 
 
 def _print_comparison(
-    groups: "list[Group]", contrasts: "list[Contrast]", everything: bool, detect: float | None
+    groups: "list[Group]", compared: "list[ComparedNumber]", everything: bool, detect: float | None
 ) -> None:
     """What was measured of several runs (measures and modes down, runs across), and on what their differences rest."""
+    from phf.report.compared import explain_tests, tabulate_comparison, tabulate_tests
     from phf.report.comparison import list_wanted
-    from phf.report.contrasts import explain_tests, tabulate_comparison, tabulate_tests
     from phf.report.reading import list_judges
 
     measures, is_wanted = list_wanted(groups, everything)
     shown = _group_measures(groups) if everything else {"Headline numbers": measures}
     for name, own in shown.items():
-        _print_shaped(tabulate_comparison(groups, own, name, is_wanted, contrasts), name)
+        _print_shaped(tabulate_comparison(groups, own, name, is_wanted, compared), name)
     print(_explain_units(list_judges(run for group in groups for run in group.runs)))
-    if not contrasts:
+    if not compared:
         return
     if len(groups) == 2 or everything or detect is not None:
-        for group in groups[1:]:
-            own_contrasts = [one for one in contrasts if one.group is group]
-            title = f"What {group.label} against {groups[0].label} rests on"
-            table = tabulate_tests(own_contrasts, title, detect, with_difference=len(groups) > 2)
-            _print_shaped(table, title, max_columns=5)
-    explained = explain_tests(contrasts)
-    more = "" if len(groups) == 2 or everything else " Every test: --all, or --json."
-    first = f"Differences: to {printable(groups[0].label)}, in the same mode or else in {printable(groups[0].runs[0].base_mode or '–')} mode."
-    print(textwrap.fill(f"{first} {explained}{more}", _WIDTH, subsequent_indent="  "))
+        for table in tabulate_tests(compared, detect, with_difference=len(groups) > 2):
+            _print_shaped(table, f"What {table.name} rests on", max_columns=5)
+        print(textwrap.fill(printable(explain_tests(compared)), _WIDTH, subsequent_indent="  "))
+    else:
+        print("↓ ↑: told apart from the first; on what that rests: --all, or --json")
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -8,10 +8,10 @@ from pydantic import JsonValue
 
 from phf.files import Place
 from phf.objective_facts import is_baseline
-from phf.report.contrasts import (
-    Contrast,
+from phf.report.compared import (
+    ComparedNumber,
     compare_groups,
-    describe_contrasts,
+    describe_compared,
     explain_tests,
     tabulate_tests,
 )
@@ -61,11 +61,11 @@ def compare_runs(
     folders = read_runs(runs, must_be_evaluated=False)
     evaluated = [run for run in folders if run.evaluation]
     groups = group_runs(evaluated)
-    contrasts = compare_with_first(name_groups(groups, evaluated[0]) if evaluated else [], everything)
+    compared = compare_with_first(name_groups(groups, evaluated[0]) if evaluated else [], everything)
     return Comparison(
         list_settings(folders),
         list_measured(evaluated),
-        [one.encode(detect) for one in contrasts],
+        [one.encode(detect) for one in compared],
         [line for group in groups for line in list_verdicts(group, groups)],
         list_unlike(evaluated),
     )
@@ -82,7 +82,7 @@ def name_groups(groups: list[Group], first: RunFolder) -> list[Group]:
     return sorted(named, key=lambda group: first not in group.runs)
 
 
-def compare_with_first(groups: list[Group], everything: bool) -> list[Contrast]:
+def compare_with_first(groups: list[Group], everything: bool) -> list[ComparedNumber]:
     """Every group's numbers minus the first one's."""
     measures, is_wanted = list_wanted(groups, everything)
     return compare_groups([(group, groups[0]) for group in groups[1:]], measures, is_wanted)
@@ -96,14 +96,12 @@ def tabulate_told_apart(groups: list[Group]) -> dict[str, Any]:
     pairs = [(group, base) for group, base in pairs if group is not base]
     targets = (None, *(group.target_mode for group in groups))
     is_wanted = is_headline if len(groups) <= _MANY else lambda row: is_headline(row) and row.mode in targets
-    contrasts = compare_groups(pairs, measures, is_wanted)
-    tables = [
-        tabulate_tests(own, f"{group.label} against {base.label}", with_difference=True)
-        for group, base in pairs
-        if (own := [one for one in contrasts if one.group is group])
-    ]
-    note = explain_tests(contrasts) if tables else ""
-    return {"told_apart": describe_contrasts(contrasts), "tests": tables, "tests_note": note}
+    compared = compare_groups(pairs, measures, is_wanted)
+    return {
+        "told_apart": describe_compared(compared),
+        "tests": tabulate_tests(compared),
+        "tests_note": explain_tests(compared),
+    }
 
 
 def list_wanted(groups: list[Group], everything: bool) -> tuple[list[Measure], Callable[[Measurement], bool]]:

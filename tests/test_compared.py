@@ -12,8 +12,8 @@ from phf import cli
 from phf.api import compare as compare_runs
 from phf.errors import PHFError
 from phf.items import Items, encode_items, mean_items, name_item, read_items
+from phf.report.compared import describe_compared, pair_items, subtract
 from phf.report.comparison import compare_with_first, name_groups
-from phf.report.contrasts import describe_contrasts, pair_items, subtract
 from phf.report.page import write_report
 from phf.report.reading import read_runs
 from phf.report.verdict import Group, group_runs
@@ -41,12 +41,12 @@ def make_pair(folder, shift):
     return paths
 
 
-def find(contrasts, place):
-    (found,) = (one for one in contrasts if one.row.place == place)
+def find(compared, place):
+    (found,) = (one for one in compared if one.row.place == place)
     return found
 
 
-def contrast(paths, everything=False):
+def compare_all(paths, everything=False):
     runs = read_runs(paths)
     return compare_with_first(name_groups(group_runs(runs), runs[0]), everything)
 
@@ -87,7 +87,7 @@ def test_names_are_of_what_is_read_not_of_how_it_is_cut():
 def test_the_same_texts_are_paired_whatever_their_order(tmp_path):
     """The two intervals are five times as wide as what the texts' own difficulty leaves."""
     paths = make_pair(tmp_path, -0.05)
-    found = find(contrast(paths), BITS).difference
+    found = find(compare_all(paths), BITS).difference
     assert (found.test, found.estimate.count) == ("paired", 40)
     assert found.estimate.mean == pytest.approx(-0.05, abs=0.005)
     assert found.sign == -1
@@ -104,19 +104,19 @@ def test_the_same_texts_are_paired_whatever_their_order(tmp_path):
     assert pair_items(cut[0], other) is None, "a part is not the whole"
     assert pair_items(cut[1], other).estimate.count == 37
     (paths[0] / "items.parquet").unlink()
-    apart = find(contrast(paths), BITS).difference
+    apart = find(compare_all(paths), BITS).difference
     assert (apart.test, apart.sign) == ("unpaired", 0)
     assert apart.detectable > 0.3
 
 
 @pytest.mark.parametrize(("shift", "word"), [(-0.05, "Lower"), (0.05, "Higher"), (0.0, "Not told apart")])
 def test_a_sign_that_flips_turns_the_sentence(tmp_path, monkeypatch, capsys, shift, word):
-    monkeypatch.setattr("phf.report.contrasts._MAX_NAMED", 99)
+    monkeypatch.setattr("phf.report.compared._MAX_NAMED", 99)
     paths = make_pair(tmp_path, shift)
-    lines = describe_contrasts(contrast(paths))
+    lines = describe_compared(compare_all(paths))
     (line,) = (line for line in lines if "all text in none" in line)
     assert line.startswith(word)
-    found = find(contrast(paths), BITS).difference
+    found = find(compare_all(paths), BITS).difference
     shown = f"{abs(found.estimate.mean):.4f}" if shift else f"({found.detectable:.5f})"
     assert shown in line
     page = write_report(paths, tmp_path / "report.html").read_text()
@@ -184,16 +184,16 @@ def test_samples_are_paired_by_seed_and_index(tmp_path):
     draw_samples(paths[0], base, seed=3)
     draw_samples(paths[1], shifted, seed=3)
     place = ("score", "none", ANNOTATOR.slug, None, None)
-    paired = find(contrast(paths), place).difference
+    paired = find(compare_all(paths), place).difference
     assert (paired.test, paired.estimate.count) == ("paired", 199)
     assert paired.estimate.mean == pytest.approx(np.nanmean(shifted - base))
-    hits = find(contrast(paths), ("hit_rate", *place[1:])).difference
+    hits = find(compare_all(paths), ("hit_rate", *place[1:])).difference
     assert hits.test == "McNemar"
     assert hits.estimate.mean == pytest.approx(
         np.mean(np.delete(shifted, 7) > 0) - np.mean(np.delete(base, 7) > 0)
     )
     draw_samples(paths[1], shifted, seed=4)
-    assert find(contrast(paths), place).difference.test == "unpaired", "other random numbers"
+    assert find(compare_all(paths), place).difference.test == "unpaired", "other random numbers"
 
 
 def test_continuations_of_a_prompt_count_once(tmp_path):
@@ -227,14 +227,14 @@ def test_seeds_are_compared_with_seeds(tmp_path):
         paths.append(make_run(tmp_path / f"conditional-{seed}", "conditional", seed=seed))
         for path, gap in zip(paths[-2:], (0.0, -0.2 + 0.01 * seed), strict=True):
             set_number(path, about(2 + seed + gap, 0.01, 40), "bits_per_byte", mode="none", of="all")
-    found = find(contrast(paths), BITS)
+    found = find(compare_all(paths), BITS)
     assert (found.group.label, found.difference.test, found.difference.estimate.count) == (
         "conditional, 3 seeds",
         "paired seeds",
         3,
     )
     assert (found.difference.estimate.mean, found.difference.sign) == (pytest.approx(-0.19), -1)
-    alone = find(contrast([paths[0], *paths[1::2]]), BITS).difference
+    alone = find(compare_all([paths[0], *paths[1::2]]), BITS).difference
     assert (alone.test, alone.sign) == ("seeds", 0), "a single seed is not known so well"
     assert alone.p > found.difference.p
     page = write_report(paths, tmp_path / "report.html").read_text()

@@ -36,11 +36,17 @@ MIN_SHARED = 0.9
 """Two numbers are compared on the items that they share if these are so large a part of both; else by their intervals."""
 _MAX_NAMED = 6
 """Numbers that a sentence names."""
+_PAIRS = "Pairs: the same items by name (samples of a seed and index, texts, questions), by bootstrap or, of hits, McNemar's test."
+_SEEDS = "Seeds: Student's t over training seeds."
+_EXPLAINED = {
+    "paired": _PAIRS, "McNemar": _PAIRS, "paired seeds": _SEEDS, "seeds": _SEEDS,
+    "unpaired": "Unpaired: by the two intervals, as if nothing linked them.",
+}  # fmt: skip
 _ARROWS = {-1: "↓", 0: "", 1: "↑"}
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ComparedNumber:
     """A number of a group minus the same number of another, the base.
 
     Attributes:
@@ -106,19 +112,19 @@ def compare_groups(
     pairs: Iterable[tuple[Group, Group]],
     measures: Sequence[Measure],
     is_wanted: Callable[[Measurement], bool],
-) -> list[Contrast]:
+) -> list[ComparedNumber]:
     """All that both of two groups have, in the order of tables; q-values are among all the tests of all pairs.
 
     Args:
         pairs: a group and the base that is taken off it.
     """
     found = [
-        contrast
+        one
         for group, base in pairs
         for row in sort_rows(select_measurements(group, measures, is_wanted), measures)
-        if math.isfinite((contrast := subtract(row, group, base)).difference.estimate.mean)
+        if math.isfinite((one := subtract(row, group, base)).difference.estimate.mean)
     ]
-    corrected = correct([contrast.difference for contrast in found])
+    corrected = correct([one.difference for one in found])
     return [replace(one, difference=own) for one, own in zip(found, corrected, strict=True)]
 
 
@@ -135,7 +141,7 @@ def sort_rows(rows: Iterable[Measurement], measures: Sequence[Measure]) -> list[
     )  # fmt: skip
 
 
-def subtract(row: Measurement, group: Group, base: Group) -> Contrast:
+def subtract(row: Measurement, group: Group, base: Group) -> ComparedNumber:
     """A number of a group minus the base's, in the same mode or else in the base's mode that asks for nothing.
 
     One run each: on the items that both measured, where these are the same by name; else by the two intervals. Several seeds each:
@@ -155,7 +161,7 @@ def subtract(row: Measurement, group: Group, base: Group) -> Contrast:
             for side, own in ((group, row.place), (base, place))
         ]
         difference = compare_seeds(*sides)
-    return Contrast(row, group, base, mode, difference)
+    return ComparedNumber(row, group, base, mode, difference)
 
 
 def pair_items(own: Items | None, other: Items | None) -> Difference | None:
@@ -180,7 +186,7 @@ def tabulate_comparison(
     measures: Sequence[Measure],
     name: str,
     is_wanted: Callable[[Measurement], bool],
-    contrasts: Sequence[Contrast],
+    compared: Sequence[ComparedNumber],
 ) -> Table:
     """Measures in a row for each mode and what they are of, and in a column for each group, against the first one.
 
@@ -188,19 +194,19 @@ def tabulate_comparison(
     """
     catalogue, base = Catalogue.of(groups), groups[0]
     found = {row.place: row for group in groups for row in select_measurements(group, measures, is_wanted)}
-    differences = {(one.group.label, one.row.place): one for one in contrasts}
+    differences = {(one.group.label, one.row.place): one for one in compared}
     rows = []
     for row in sort_rows(found.values(), measures):
         cells = []
         for group in groups:
             own = replace(row, estimate=group.results.find(*row.place))
-            contrast = differences.get((group.label, row.place))
+            one = differences.get((group.label, row.place))
             shown = catalogue.show(own, group)
             if group is not base and len(groups) == 2:
-                text = f"{contrast.show(contrast.difference.estimate)} {contrast.arrow}" if contrast else "–"
+                text = f"{one.show(one.difference.estimate)} {one.arrow}" if one else "–"
                 cells += [shown, Cell(text.rstrip())]
             else:
-                cells.append(Cell(f"{shown.text} {contrast.arrow if contrast else ''}".rstrip(), shown.note))
+                cells.append(Cell(f"{shown.text} {one.arrow if one else ''}".rstrip(), shown.note))
         label = Cell(catalogue.name_row(row) + mark_direction(catalogue.measures[row.measure]))
         rows.append(PrintedRow([label, Cell(row.mode or "", is_mode=row.mode is not None)], cells))
     heads = [Column(group.label) for group in groups]
@@ -210,30 +216,43 @@ def tabulate_comparison(
 
 
 def tabulate_tests(
-    contrasts: Sequence[Contrast], name: str, detect: float | None = None, *, with_difference: bool = False
-) -> Table:
-    """On what each difference rests, and what it takes to see one."""
-    rows = []
-    for one in contrasts:
-        found = one.difference
-        if found.test == "none":
-            continue
-        numbers = [found.needed(found.estimate.mean)]
-        numbers += [found.needed(one.to_unit(detect))] if detect is not None else []
-        cells = [
-            *([Cell(f"{one.show(found.estimate)} {one.arrow}".rstrip())] if with_difference else []),
-            Cell(describe_test(found)),
-            Cell(format_level(found.q)),
-            Cell(one.show(found.detectable)),
-            *(Cell("–" if number is None else f"{number:,}") for number in numbers),
-        ]
-        mode = Cell(one.row.mode or "", is_mode=one.row.mode is not None)
-        rows.append(PrintedRow([Cell(one.label), mode], cells))
-    heads = ["difference [95 %]"] if with_difference else []
-    heads += ["compared on", "q", "seen from", "n for this"] + (
-        [f"n for {detect:g}"] if detect is not None else []
-    )
-    return Table(name, ["measure", "mode"], [Column(head) for head in heads], rows)
+    compared: Sequence[ComparedNumber], detect: float | None = None, *, with_difference: bool = True
+) -> list[Table]:
+    """On what each difference rests, and what it takes to see one: a table for each group.
+
+    Args:
+        detect: a difference in shown units, for a column of how many pairs show it.
+    """
+    heads = [
+        *(["difference [95 %]"] if with_difference else []),
+        "compared on",
+        "q",
+        "seen from",
+        "n for this",
+    ]
+    heads += [f"n for {detect:g}"] if detect is not None else []
+    tables = []
+    for own in _split_by_group(compared):
+        rows = []
+        for one in (one for one in own if one.difference.test != "none"):
+            found = one.difference
+            cells = [f"{one.show(found.estimate)} {one.arrow}".rstrip()] if with_difference else []
+            cells += [describe_test(found), format_level(found.q), one.show(found.detectable)]
+            sizes = [found.estimate.mean, *([one.to_unit(detect)] if detect is not None else [])]
+            cells += ["–" if number is None else f"{number:,}" for number in map(found.needed, sizes)]
+            mode = Cell(one.row.mode or "", is_mode=one.row.mode is not None)
+            rows.append(PrintedRow([Cell(one.label), mode], list(map(Cell, cells))))
+        tables.append(Table(_name_pair(own), ["measure", "mode"], list(map(Column, heads)), rows))
+    return tables
+
+
+def _split_by_group(compared: Sequence[ComparedNumber]) -> list[list[ComparedNumber]]:
+    labels = dict.fromkeys(one.group.label for one in compared)
+    return [[one for one in compared if one.group.label == label] for label in labels]
+
+
+def _name_pair(own: Sequence[ComparedNumber]) -> str:
+    return f"{own[0].group.label} against {own[0].base.label}"
 
 
 def describe_test(found: Difference) -> str:
@@ -252,18 +271,14 @@ def format_level(value: float) -> str:
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0").replace("1.000", "1")
 
 
-def describe_contrasts(contrasts: Sequence[Contrast]) -> list[str]:
+def describe_compared(compared: Sequence[ComparedNumber]) -> list[str]:
     """What is told apart and what is not, of each group in a few sentences: the first lines of a comparison."""
     lines = []
-    for group in dict.fromkeys(one.group.label for one in contrasts):
-        own = [one for one in contrasts if one.group.label == group]
+    for own in _split_by_group(compared):
         tested = [one for one in own if one.difference.test != "none"]
         told = [one for one in tested if one.difference.sign]
-        lines.append(
-            f"{group} against {own[0].base.label}: {len(told)} of {len(tested)} differences are told apart"
-            + (f"; {len(own) - len(tested)} more cannot be tested" if len(tested) < len(own) else "")
-            + "."
-        )
+        untested = f"; {len(own) - len(tested)} more cannot be tested" if len(tested) < len(own) else ""
+        lines.append(f"{_name_pair(own)}: {len(told)} of {len(tested)} differences are told apart{untested}.")
         for word, sign in (("Lower", -1), ("Higher", 1)):
             named = [
                 f"{one.name} {one.show(one.difference.estimate.mean)}"
@@ -285,18 +300,12 @@ def _list_names(names: Sequence[str]) -> str:
     return "; ".join(names[:_MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def explain_tests(contrasts: Sequence[Contrast]) -> str:
-    """How to read the arrows and the table of tests."""
-    tests = {one.difference.test for one in contrasts}
-    parts = {
-        "paired": "pairs: the same items (sample of one seed, text, question), by bootstrap over items or, of hits, McNemar's test",
-        "seeds": "seeds: Student's t over training seeds",
-        "unpaired": "unpaired: from the two intervals, as if nothing linked them",
-    }
-    groups = {"paired": {"paired", "McNemar"}, "seeds": {"seeds", "paired seeds"}, "unpaired": {"unpaired"}}
-    used = "; ".join(text for name, text in parts.items() if tests & groups[name])
+def explain_tests(compared: Sequence[ComparedNumber]) -> str:
+    """How to read the arrows and the tables of tests."""
+    used = dict.fromkeys(_EXPLAINED[one.difference.test] for one in compared if one.difference.test != "none")
+    num_tests = sum(one.difference.test != "none" for one in compared)
     return (
-        f"↓ ↑: told apart, q at most {ALPHA:g}; q: p-value after Benjamini-Hochberg over the {sum(one.difference.test != 'none' for one in contrasts)} "
-        f"tests here. Seen from: the smallest true difference that shows with probability {POWER:g}. n for this: so many pairs (seeds; of unpaired, "
-        f"items a side) show the difference found. {used}."
+        "Differences are to the same mode, or else to the one that asks for nothing. ↓ ↑: told apart, q at most "
+        f"{ALPHA:g}; q: p-value after Benjamini-Hochberg over the {num_tests} tests here. Seen from: the smallest true difference that shows "
+        f"with probability {POWER:g}. n for this: so many pairs (unpaired: a side) show the difference found. {' '.join(used)}"
     )
