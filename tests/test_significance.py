@@ -173,7 +173,7 @@ def test_what_is_called_detectable_is_seen_four_times_in_five(name):
     rng = np.random.default_rng(5)
     sizes = {"paired": Difference(Estimate(0, 0, 0, 200), "paired", error=200**-0.5, spread=1.0),
              "seeds": Difference(Estimate(0, 0, 0, 3), "paired seeds", error=3**-0.5, spread=1.0, degrees=2),
-             "unpaired": Difference(Estimate(0, 0, 0, 100), "unpaired", error=0.02**0.5, spread=2**0.5)}  # fmt: skip
+             "unpaired": compare_apart(wide(0.0), wide(0.0))}  # fmt: skip
     size = sizes[name].detectable
     assert sizes[name].needed(size) in (sizes[name].estimate.count, sizes[name].estimate.count + 1)
     assert sizes[name].needed(size / 2) > 1.5 * sizes[name].estimate.count
@@ -190,7 +190,7 @@ def test_detectable_shares_are_seen_four_times_in_five(num, discordant):
     share = max(discordant, size)
     counts = rng.multinomial(num, [(share + size) / 2, (share - size) / 2, 1 - share], REPEATS)
     seen = np.mean([stats.binom.cdf(min(row[:2]), sum(row[:2]), 0.5) <= ALPHA / 2 for row in counts])
-    assert 0.76 <= seen <= 0.9
+    assert 0.785 <= seen <= 0.9
     assert math.isnan(Difference(Estimate(0, 0, 0, 5), "McNemar", spread=0.0).detectable), (
         "five pairs show nothing"
     )
