@@ -15,6 +15,7 @@ from phf.corpus.store import Corpus, open_parquet_writer
 from phf.errors import PHFError
 from phf.processes import count_cores
 from phf.reward_models import load_reward_model
+from phf.reward_models.llm.engines import ask_nothing
 from phf.reward_models.llm.judge import CallEstimate, list_judges
 from phf.reward_models.protocol import split_segments
 from phf.reward_models.scoring import score_segments
@@ -119,7 +120,8 @@ def estimate_calls(corpus: Corpus, reward_model: str, segments: SegmentKind) -> 
     """
     if "llm:" not in reward_model:  # others may take long to load
         return []
-    judges = {judge.question: judge for judge in list_judges(load_reward_model(reward_model))}
+    with ask_nothing():
+        judges = {judge.question: judge for judge in list_judges(load_reward_model(reward_model))}
     texts: list[str] = []
     num_bytes, total = 0, sum(shard.num_bytes for shard in corpus.shards)
     for turn in islice(_list_spread(corpus, _list_filled(corpus)), _MANY_SHARDS):

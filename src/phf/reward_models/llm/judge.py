@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from phf.config.recipes import parse_yaml
 from phf.errors import PHFError
@@ -13,11 +14,16 @@ from phf.records import Identity, Progress
 from phf.reward_models.combination import Combination, Component
 from phf.reward_models.llm.answers import Answer, score_answer
 from phf.reward_models.llm.budget import Budget, Spent, check_price, price
-from phf.reward_models.llm.engines import Engine, ServerEngine
-from phf.reward_models.llm.prompt import PROMPT_VERSION, build_messages
+from phf.reward_models.llm.engines import ServerEngine
+from phf.reward_models.llm.prompt import PROMPT_VERSION, Request, build_messages
 from phf.reward_models.llm.rubric import EngineSettings, Rubric, complete_engine, read_rubric
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unit, Unscored
+
+if TYPE_CHECKING:
+    from phf.reward_models.llm.local import FolderEngine, VLLMEngine
+
+    Engine = ServerEngine | FolderEngine | VLLMEngine
 
 _CHARACTERS_PER_TOKEN = 4.0
 """Of English, until the engine has counted."""
@@ -42,7 +48,7 @@ class LLMJudge(SegmentRewardModel):
     has_own_engine = True
 
     def __init__(
-        self, rubric: Rubric, axis: str, settings: EngineSettings, engine: Engine, store: AnswerStore
+        self, rubric: Rubric, axis: str, settings: EngineSettings, engine: "Engine", store: AnswerStore
     ) -> None:
         """Judge an axis of a rubric by an engine; answers lie in a store."""
         self._rubric, self._axis, self._settings = rubric, axis, settings
@@ -51,21 +57,20 @@ class LLMJudge(SegmentRewardModel):
         enough = 8 if rubric.form == "number" else 16 + 12 * len(rubric.axes)
         self._max_tokens = int(settings.body.get("max_tokens") or enough)
         model = str(settings.model)
-        self._sampling = {
-            "temperature": settings.temperature,
-            "max_tokens": self._max_tokens,
-            "body": settings.body,
-            "logprobs": engine.gives_logprobs,
-            "prompt_version": PROMPT_VERSION,
-        }
+        if settings.kind != "server" and Path(model).is_dir():
+            # A folder's path says nothing that its hash does not, and tells of this machine.
+            model = Path(model).resolve().name
         self._question = {
-            # A folder's name says nothing that its hash does not, and tells of this machine.
-            "model": Path(model).resolve().name
-            if settings.kind != "server" and Path(model).is_dir()
-            else model,
+            "model": model,
             "revision": engine.revision,
             "rubric": rubric.hash,
-            "sampling": self._sampling,
+            "sampling": {
+                "temperature": settings.temperature,
+                "max_tokens": self._max_tokens,
+                "body": settings.body,
+                "logprobs": engine.gives_logprobs,
+                "prompt_version": PROMPT_VERSION,
+            },
         }
         several = len(rubric.axes) > 1
         self.identity = Identity(
@@ -137,9 +142,7 @@ class LLMJudge(SegmentRewardModel):
         judged = text[: self._rubric.max_characters]
         return hash_json([self._question, hash_bytes(judged.encode(errors="surrogatepass"))])
 
-    def _keep_ratio(
-        self, requests: Sequence[tuple[str, list[dict[str, str]]]], found: dict[str, Answer]
-    ) -> None:
+    def _keep_ratio(self, requests: Sequence[Request], found: dict[str, Answer]) -> None:
         """Remember how many tokens a character of a prompt has, for the next estimate."""
         counted = [
             (found[key].prompt_tokens, sum(len(own["content"]) for own in messages))
@@ -258,7 +261,7 @@ def set_budget(model: RewardModel, budget: Budget) -> None:
 
 def _open_engine(
     rubric: Rubric, given: Sequence[str], name: str
-) -> tuple[Engine, EngineSettings, AnswerStore]:
+) -> tuple["Engine", EngineSettings, AnswerStore]:
     """The engine of a rubric with what a spec says laid over it."""
     laid: dict[str, object] = {}
     for part in given:

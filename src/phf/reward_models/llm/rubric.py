@@ -72,13 +72,22 @@ class EngineSettings(_Strict):
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
     """Requests in flight, of each worker; texts in a batch for the kind folder."""
     timeout: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds that one request may take."""
+    """Seconds that one request may take, from its first byte to the answer's last."""
     tries: Annotated[int, Field(ge=1, le=100)] = 8
     """Of a request that is refused for now (429, 5xx), times out or breaks off; the waits between them double."""
     price_input: Annotated[float, Field(ge=0)] | None = None
     """Of a million prompt tokens, in the currency of the budget."""
     price_output: Annotated[float, Field(ge=0)] | None = None
     """Of a million answered tokens."""
+
+    @model_validator(mode="after")
+    def _check_body(self) -> "EngineSettings":
+        for name, kind in (("max_tokens", int), ("chat_template_kwargs", dict)):
+            value = self.body.get(name)
+            if value is not None and (type(value) is not kind or value == 0):
+                said = "a mapping" if kind is dict else "a whole number above 0"
+                raise ValueError(f"body's {name} must be {said}, not {value!r}")
+        return self
 
 
 class Rubric(_Strict):
@@ -89,8 +98,6 @@ class Rubric(_Strict):
     """A sentence or more in front: what the texts are, what to look at, what to leave aside."""
     axes: Annotated[dict[str, Axis], Field(min_length=1, max_length=6)]
     examples: list[Example] = []
-    output: Literal["number", "json"] | None = None
-    """The form of the answer; by default a number for one axis and a JSON object for several."""
     max_characters: Annotated[int, Field(ge=1)] = 8000
     """A longer text is judged by its beginning."""
     engine: EngineSettings = EngineSettings()
@@ -100,8 +107,6 @@ class Rubric(_Strict):
         for name in self.axes:
             if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
                 raise ValueError(f"axis '{name}' must be of letters, digits, - and _")
-        if self.output == "number" and len(self.axes) > 1:
-            raise ValueError("output 'number' is for one axis; leave it out, or write json")
         for number, example in enumerate(self.examples, 1):
             if set(example.levels) != set(self.axes):
                 raise ValueError(f"example {number} needs a level for each axis: {', '.join(self.axes)}")
@@ -114,8 +119,8 @@ class Rubric(_Strict):
 
     @property
     def form(self) -> Literal["number", "json"]:
-        """The form of the answer."""
-        return self.output or ("number" if len(self.axes) == 1 else "json")
+        """The form of the answer: a number for one axis, a JSON object for several."""
+        return "number" if len(self.axes) == 1 else "json"
 
     @property
     def hash(self) -> str:
