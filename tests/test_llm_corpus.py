@@ -1,9 +1,11 @@
 """A corpus judged: budgets, kills, axes, and the student of a judge."""
 
+import io
 import json
 import multiprocessing
 import signal
 import sqlite3
+import sys
 import time
 
 import numpy as np
@@ -33,6 +35,7 @@ from phf.reward_models.llm.answers import Answer
 from phf.reward_models.llm.budget import parse_budget
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_training.distill import distill_reward_model
+from phf.reward_training.labels import read_labels
 
 
 @pytest.fixture(autouse=True)
@@ -204,23 +207,49 @@ def test_the_answers_survive_a_journal_that_ends_in_the_middle(cache):
     assert sqlite3.connect(copy / "answers.sqlite").execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_student_of_a_judge_has_its_cost_and_its_agreement(tmp_path):
+def test_a_student_of_a_judge_has_its_cost_and_its_agreement_and_is_reviewed(tmp_path, capsys, monkeypatch):
     texts = [f"word{number % 7} word{number % 11} number {number}" for number in range(1500)]
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     corpus = build_corpus([str(source)], tmp_path / "corpus", validation_fraction=0)
+    labels = tmp_path / "labels.jsonl"
+    rows = [
+        {"text": f"word{number % 7} label {number}", "label": int(number % 7 == 3)} for number in range(42)
+    ]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    student = tmp_path / "student"
     with serve(by_words) as server:
-        teacher = load_reward_model(spec(server, price_input=1, price_output=1))
+        judge = spec(server, price_input=1, price_output=1)
+        teacher = load_reward_model(judge)
         documents, _ = sample_documents(corpus, "document", 1500, seed=0, scored_by=teacher.identity)
-        found = distill_reward_model(documents, teacher, tmp_path / "student", seed=0, segments="document")
+        people = read_labels(labels)
+        found = distill_reward_model(documents, teacher, student, seed=0, segments="document", labels=people)
+        assert server.num_paid == 1500 + 42
+        asked = ["label", corpus.path, "--review", student, "-r", judge, "-s", "document"]
+        out = tmp_path / "reviewed.jsonl"
+        monkeypatch.setattr(sys, "stdin", io.StringIO("b\nq\n"))
+        assert run_phf(monkeypatch, *asked, "-o", out) == 0
+        unknown = [*asked[:5], judge.replace("toxicity", "pii"), *asked[6:]]
+        assert run_phf(monkeypatch, *unknown, "-o", out) == 2
+        assert "has no kept answer among 1,500 segments" in capsys.readouterr().err
+        assert server.num_paid == 1500 + 42
     shown = {row.measure: row.estimate for row in found.measurements if row.at is None}
-    assert shown["teacher_answers"].mean == server.num_paid == 1500
+    assert shown["teacher_answers"].mean == 1500
     assert shown["teacher_tokens"].mean == 1500 * 201
     assert shown["teacher_money"].mean == pytest.approx(1500 * 201 / 1e6)
     assert shown["alpha"].low < shown["alpha"].mean < shown["alpha"].high
     assert shown["alpha"].mean > 0.9
+    assert shown["teacher_people_spearman"].mean == pytest.approx(1)
+    assert shown["teacher_people_alpha"].mean == pytest.approx(1)
+    assert 0.9 < shown["student_people_alpha"].mean < 1
     assert found.teaching.target == "share of the scale"
+    assert found.teaching.num_labels == 42
     assert any("the teacher's answers" in line for line in summarise_reward_model(found))
+    (reviewed,) = map(json.loads, out.read_text().splitlines())
+    apart = np.abs(
+        np.array(load_reward_model(str(student)).score_texts(texts)) - ["word3" in text for text in texts]
+    )
+    assert apart[texts.index(reviewed["text"])] == pytest.approx(apart.max())
 
 
 def by_words(body, number):

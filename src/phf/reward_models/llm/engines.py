@@ -20,9 +20,14 @@ from phf.reward_models.protocol import ScoringStoppedError
 _ASKS = ContextVar("asks", default=True)
 
 
+def may_ask() -> bool:
+    """Whether this is not inside `ask_nothing`."""
+    return _ASKS.get()
+
+
 @contextlib.contextmanager
 def ask_nothing() -> Iterator[None]:
-    """Judges that are loaded inside ask no server whether it gives log-probabilities; they suppose it, for an estimate."""
+    """Inside, no judge asks for an answer, nor a new one whether its server gives log-probabilities, which it supposes."""
     token = _ASKS.set(False)
     try:
         yield
@@ -87,7 +92,7 @@ class ServerEngine:
         settings = self._settings
         key = hash_json(["logprobs", settings.base_url, settings.model, settings.body])
         known = store.find_fact(key)
-        if not _ASKS.get():
+        if not may_ask():
             return known != "no"
         if known is None or (known == "no" and settings.logprobs == "required"):
             from phf.reward_models.llm.sender import Sender

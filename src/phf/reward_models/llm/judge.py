@@ -14,7 +14,7 @@ from phf.records import Identity, Progress
 from phf.reward_models.combination import Combination, Component
 from phf.reward_models.llm.answers import Answer, score_answer
 from phf.reward_models.llm.budget import Budget, Spent, check_price, price
-from phf.reward_models.llm.engines import ServerEngine
+from phf.reward_models.llm.engines import ServerEngine, may_ask
 from phf.reward_models.llm.prompt import PROMPT_VERSION, Request, build_messages
 from phf.reward_models.llm.rubric import EngineSettings, Rubric, complete_engine, read_rubric
 from phf.reward_models.llm.store import AnswerStore
@@ -91,7 +91,7 @@ class LLMJudge(SegmentRewardModel):
         self._engine.budget = budget
 
     def score_texts(self, texts: Sequence[str]) -> Sequence[float]:
-        """Score of each text, by the answers that are kept and those that come now."""
+        """Score of each text, by the answers that are kept and, if it may ask, those that come now."""
         keys = [self._find_key(text) for text in texts]
         answers = self._store.read(list(dict.fromkeys(keys)))
         missing = {
@@ -99,12 +99,15 @@ class LLMJudge(SegmentRewardModel):
             for key, text in zip(keys, texts, strict=True)
             if key not in answers and not text.isspace()
         }
-        if missing:
+        if missing and may_ask():
             answers |= self._ask(missing)
+        none = Answer("", problem="no answer is kept")
         return [
             Unscored("white space alone")
             if text.isspace()
-            else score_answer(self._rubric, self._axis, answers[key], logprobs=self._engine.gives_logprobs)
+            else score_answer(
+                self._rubric, self._axis, answers.get(key, none), logprobs=self._engine.gives_logprobs
+            )
             for key, text in zip(keys, texts, strict=True)
         ]
 
