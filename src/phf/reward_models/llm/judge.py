@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -39,6 +38,7 @@ class LLMJudge(SegmentRewardModel):
     All axes of a rubric come from the same answer.
 
     Attributes:
+        rubric: its name.
         progress: told of answers as they come.
     """
 
@@ -53,6 +53,7 @@ class LLMJudge(SegmentRewardModel):
         """Judge an axis of a rubric by an engine; answers lie in a store."""
         self._rubric, self._axis, self._settings = rubric, axis, settings
         self._engine, self._store = engine, store
+        self.rubric = rubric.name
         self.progress: Progress | None = None
         enough = 8 if rubric.form == "number" else 16 + 12 * len(rubric.axes)
         self._max_tokens = int(settings.body.get("max_tokens") or enough)
@@ -164,55 +165,22 @@ class LLMJudge(SegmentRewardModel):
     def _name_fact(self, what: str) -> str:
         return hash_json([what, self._question["model"], self._question["revision"]])
 
-    def estimate(self, texts: Sequence[str], factor: float = 1.0) -> "CallEstimate":
-        """What it would take to judge some texts, each different one once, times a factor; asks nothing.
-
-        Args:
-            factor: how many times as many texts there are as these.
-        """
+    def find_missing(self, texts: Sequence[str]) -> tuple[list[str], int]:
+        """Those of some texts that would be asked for, each once, and how many others have kept answers."""
         different = {self._find_key(text): text for text in texts if not text.isspace()}
         kept = self._store.read(list(different))
-        missing = [text for key, text in different.items() if key not in kept]
-        characters = sum(
-            len(own["content"]) for text in missing for own in build_messages(self._rubric, text)
-        )
+        return [text for key, text in different.items() if key not in kept], len(kept)
+
+    def estimate_cost(self, texts: Sequence[str]) -> tuple[float, float, float | None]:
+        """Prompt tokens, answered tokens and money that answers to some texts would cost; None: no price is known."""
+        characters = sum(len(own["content"]) for text in texts for own in build_messages(self._rubric, text))
         ratio = float(
             self._store.find_fact(self._name_fact("tokens per character")) or 1 / _CHARACTERS_PER_TOKEN
         )
-        answer_tokens = 2.0 if self._rubric.form == "number" else 8.0 * len(self._rubric.axes)
-        each = price(self._settings, characters * ratio, answer_tokens * len(missing))
+        answer_tokens = len(texts) * (2.0 if self._rubric.form == "number" else 8.0 * len(self._rubric.axes))
+        cost = price(self._settings, characters * ratio, answer_tokens)
         is_priced = self._settings.price_input is not None and self._settings.price_output is not None
-        return CallEstimate(
-            self._rubric.name,
-            round(len(missing) * factor),
-            round(len(kept) * factor),
-            characters * ratio * factor,
-            answer_tokens * len(missing) * factor,
-            each.money * factor if is_priced else None,
-            factor > 1,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CallEstimate:
-    """By rubric: calls that are left to make, answers that are kept already, tokens, and money (None: no price is known)."""
-
-    rubric: str
-    calls: int
-    kept: int
-    prompt_tokens: float
-    answer_tokens: float
-    money: float | None
-    is_sampled: bool
-
-    def describe(self) -> str:
-        """In one line."""
-        money = "no price is known" if self.money is None else f"{self.money:,.2f} in money"
-        about = "about " if self.is_sampled else ""
-        return (
-            f"{self.rubric}: {about}{self.calls:,} calls ({self.kept:,} answers are kept already), about {self.prompt_tokens:,.0f} prompt and "
-            f"{self.answer_tokens:,.0f} answered tokens; {money}"
-        )
+        return characters * ratio, answer_tokens, cost.money if is_priced else None
 
 
 def load_judge(spec: str) -> RewardModel:

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -122,11 +120,12 @@ class FolderEngine(LocalEngine):
             raise ScoringStoppedError(
                 f"{self._settings.model} cannot be loaded as a language model: {reason}"
             ) from None
-        if not {"past_key_values", "position_ids"} <= set(inspect.signature(model.forward).parameters):
-            raise ScoringStoppedError(
-                f"{self._settings.model} ({type(model).__name__}) takes no cache and positions, so that it cannot be read here in "
-                "batches; run it behind a server, and give ',base_url=...'"
-            )
+        # Nothing else of what its makers recommend: penalties would change the likeliest answer.
+        found = model.generation_config.eos_token_id
+        ends = {*(found if isinstance(found, list) else [found]), self._tokenizer.eos_token_id} - {None}
+        model.generation_config = transformers.GenerationConfig(
+            eos_token_id=sorted(ends) or None, pad_token_id=0
+        )
         return model.eval().to("cuda" if is_gpu else "cpu")
 
     @functools.cached_property
@@ -173,42 +172,37 @@ class FolderEngine(LocalEngine):
     @torch.inference_mode()
     def _write(self, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
         """The likeliest answer to each prompt, with the log-probabilities of its tokens."""
-        device = self._model.device
         start, cache = self._open_cache(prompts)
-        longest = max(len(ids) for ids in prompts) - start
-        rest = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        for row, ids in enumerate(prompts):
-            rest[row, longest - (len(ids) - start) :] = torch.tensor(ids[start:])
-            mask[row, longest - (len(ids) - start) :] = 1
-        inputs, positions = rest.to(device), (start + mask.cumsum(-1) - 1).clamp(min=0).to(device)
-        mask = torch.cat([torch.ones(len(prompts), start, dtype=torch.int64), mask], 1).to(device)
-        ends = self._list_ends()
-        tokens: list[list[Token]] = [[] for _ in prompts]
-        done = [False] * len(prompts)
-        for _ in range(max_tokens):
-            logits: Tensor = self._model(
-                input_ids=inputs,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-            top = logits.float().log_softmax(-1).topk(TOP, -1)
-            chosen = top.indices[:, 0]
-            for row, written in enumerate(tokens):
-                done[row] = done[row] or int(chosen[row]) in ends
-                if not done[row]:
-                    written.append(self._spell(top.indices[row], top.values[row]))
-            if all(done):
-                break
-            inputs = chosen[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
-            positions = positions[:, -1:] + 1
-        return [
-            Answer("".join(token for token, _ in written), written, len(ids), len(written))
-            for ids, written in zip(prompts, tokens, strict=True)
+        longest = max(map(len, prompts))
+        # Padding stands between what was read already and the rest of a shorter prompt.
+        places = [longest - len(ids) + start for ids in prompts]
+        rows = [
+            ids[:start] + [0] * (place - start) + ids[start:]
+            for ids, place in zip(prompts, places, strict=True)
         ]
+        inputs = torch.tensor(rows, device=self._model.device)
+        mask = torch.ones_like(inputs)
+        for row, place in enumerate(places):
+            mask[row, start:place] = 0
+        written = self._model.generate(
+            inputs,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        top = torch.stack(written.logits, 1).float().log_softmax(-1).topk(TOP, -1)
+        ends = set(self._model.generation_config.eos_token_id or ())
+        answers = []
+        for ids, chosen, log_probs in zip(prompts, top.indices.tolist(), top.values.tolist(), strict=True):
+            tokens = [
+                self._spell(*own)
+                for own in takewhile(lambda own: own[0][0] not in ends, zip(chosen, log_probs, strict=True))
+            ]
+            answers.append(Answer("".join(token for token, _ in tokens), tokens, len(ids), len(tokens)))
+        return answers
 
     @torch.inference_mode()
     def _keep_prefix(self, prompts: list[list[int]]) -> None:
@@ -234,14 +228,9 @@ class FolderEngine(LocalEngine):
             cache.batch_repeat_interleave(len(prompts))
         return len(kept), cache
 
-    def _list_ends(self) -> set[int]:
-        ends = self._model.generation_config.eos_token_id
-        own = ends if isinstance(ends, list) else [ends]
-        return {int(i) for i in (*own, self._tokenizer.eos_token_id) if i is not None}
-
-    def _spell(self, ids: Tensor, log_probs: Tensor) -> Token:
-        spelled = [self._tokenizer.decode([int(i)]) for i in ids]
-        return spelled[0], merge_spellings(zip(spelled, log_probs.tolist(), strict=True))
+    def _spell(self, ids: list[int], log_probs: list[float]) -> Token:
+        spelled = [self._tokenizer.decode([i]) for i in ids]
+        return spelled[0], merge_spellings(zip(spelled, log_probs, strict=True))
 
 
 class VLLMEngine(LocalEngine):

@@ -5,8 +5,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from phf.config.fields import StrictConfig
 from phf.config.recipes import parse_yaml
 from phf.config.train import parse
 from phf.errors import PHFError, suggest
@@ -16,11 +17,7 @@ _RUBRICS = Path(str(resources.files("phf") / "reward_models" / "llm" / "rubrics"
 _MAX_RUBRIC = 1 << 20  # bytes
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Axis(_Strict):
+class Axis(StrictConfig):
     """One question about a text, and the scale of its answers."""
 
     question: Annotated[str, Field(min_length=1)]
@@ -43,14 +40,14 @@ class Axis(_Strict):
         return share if self.bad == "high" else 1 - share
 
 
-class Example(_Strict):
+class Example(StrictConfig):
     """A text with the level that it should get on each axis."""
 
     text: Annotated[str, Field(min_length=1)]
     levels: dict[str, int]
 
 
-class EngineSettings(_Strict):
+class EngineSettings(StrictConfig):
     """The language model that answers, and how it is reached. Any of it may be said in the spec instead: `llm:RUBRIC,model=...`."""
 
     kind: Literal["server", "folder", "vllm"] | None = None
@@ -67,7 +64,7 @@ class EngineSettings(_Strict):
     """Whether the score is the expected level over token probabilities; auto asks the server once; required refuses one that
     gives none."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    body: dict[str, Any] = {}
+    body: dict[str, Any] = Field(default_factory=dict)
     """More fields of the request; null takes one away."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
     """Requests in flight, of each worker; texts in a batch for the kind folder."""
@@ -82,22 +79,22 @@ class EngineSettings(_Strict):
 
     @model_validator(mode="after")
     def _check_body(self) -> "EngineSettings":
-        for name, kind in (("max_tokens", int), ("chat_template_kwargs", dict)):
-            value = self.body.get(name)
-            if value is not None and (type(value) is not kind or value == 0):
-                said = "a mapping" if kind is dict else "a whole number above 0"
-                raise ValueError(f"body's {name} must be {said}, not {value!r}")
+        tokens, template = self.body.get("max_tokens"), self.body.get("chat_template_kwargs")
+        if tokens is not None and (type(tokens) is not int or tokens < 1):
+            raise ValueError(f"body's max_tokens must be a whole number above 0, not {tokens!r}")
+        if not isinstance(template, dict | None):
+            raise ValueError(f"body's chat_template_kwargs must be a mapping, not {template!r}")  # noqa: TRY004
         return self
 
 
-class Rubric(_Strict):
+class Rubric(StrictConfig):
     """What a language model is asked about a text. Everything but `engine` enters the hash."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
     task: str = ""
     """A sentence or more in front: what the texts are, what to look at, what to leave aside."""
     axes: Annotated[dict[str, Axis], Field(min_length=1, max_length=6)]
-    examples: list[Example] = []
+    examples: list[Example] = Field(default_factory=list)
     max_characters: Annotated[int, Field(ge=1)] = 8000
     """A longer text is judged by its beginning."""
     engine: EngineSettings = EngineSettings()

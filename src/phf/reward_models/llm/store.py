@@ -5,6 +5,7 @@ never pay for the same one. A claim holds as long as its process lives: that is 
 """
 
 import fcntl
+import json
 import os
 import sqlite3
 import threading
@@ -25,7 +26,6 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WIT
 CREATE TABLE IF NOT EXISTS spent (budget TEXT PRIMARY KEY, calls INTEGER, tokens REAL, money REAL) WITHOUT ROWID;
 """
 _WAIT = 60.0
-_PER_QUERY = 500
 
 Claim = Literal["mine", "answered", "another's"]
 
@@ -65,14 +65,9 @@ class AnswerStore:
 
     def read(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers that are there."""
-        found: dict[str, Answer] = {}
-        for start in range(0, len(keys), _PER_QUERY):
-            part = keys[start : start + _PER_QUERY]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, answer FROM answers WHERE answer IS NOT NULL AND key IN ({marks})"  # noqa: S608
-            with self._transaction() as file:
-                found |= {key: Answer.from_json(line) for key, line in file.execute(query, part)}
-        return found
+        query = "SELECT key, answer FROM answers WHERE answer IS NOT NULL AND key IN (SELECT value FROM json_each(?))"
+        with self._transaction() as file:
+            return {key: Answer.from_json(line) for key, line in file.execute(query, (json.dumps([*keys]),))}
 
     def write(self, key: str, answer: Answer) -> None:
         """Keep an answer; it is on the disk when this returns."""
