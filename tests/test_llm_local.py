@@ -1,8 +1,14 @@
 """Judges on this machine: the folder engine against plain reading, and what is asked of vLLM, which a stand-in plays."""
 
+import contextlib
 import math
+import re
 import shutil
+import socket
+import subprocess
 import sys
+import time
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -24,6 +30,7 @@ from phf.reward_models.llm.budget import parse_budget
 from phf.reward_models.llm.local import FolderEngine
 from phf.reward_models.llm.prompt import build_messages
 from phf.reward_models.llm.rubric import EngineSettings, read_rubric
+from phf.reward_models.llm.store import AnswerStore
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
 MARKS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -160,6 +167,53 @@ def test_a_folder_judge_costs_nothing_and_samples_nothing(folder):
         load_reward_model(f"llm:toxicity,model={folder},temperature=0.5")
     with pytest.raises(PHFError, match="no weights in safetensors"):
         load_reward_model(f"llm:toxicity,model={folder.parent}")
+
+
+@contextlib.contextmanager
+def serve_folder(folder, log):
+    """`transformers serve` with a model on a free port; its access log counts what it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = str(Path(sys.executable).parent / "transformers")
+    command = [program, "serve", str(folder), "--port", str(port), "--log-level", "info"]
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                assert process.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_transformers_serve_writes_what_the_folder_writes_and_is_paid_once(folder, tmp_path):
+    pytest.importorskip("openai")
+    own = load_reward_model(f"llm:toxicity,model={folder},body={{max_tokens: 1}}")
+    own.score_texts(TEXTS)
+    written = read_answers(own)
+    log = tmp_path / "server.log"
+    with serve_folder(folder, log) as url:
+        given = f"llm:toxicity,model={folder},base_url={url},body={{max_tokens: 1}}"
+        with pytest.raises(PHFError, match="gives no log-probabilities"):
+            load_reward_model(f"{given},logprobs=required")
+        judge = load_reward_model(given)
+        scores = judge.score_texts(TEXTS)
+        assert load_reward_model(given).score_texts(TEXTS) == pytest.approx(scores, nan_ok=True)
+    assert read_answers(judge) == written
+    assert sum(not math.isnan(score) for score in scores) >= 3
+    num_answers = len(re.findall(r'chat/completions HTTP/1.1" 200', log.read_text()))
+    assert num_answers == len(TEXTS) + 1  # and one without log-probabilities, to know that it gives none
+
+
+def read_answers(judge):
+    keys = [judge._find_key(text) for text in TEXTS]
+    kept = AnswerStore().read(keys)
+    return [kept[key].text for key in keys]
 
 
 class LLM:
