@@ -118,13 +118,22 @@ def test_ray_gives_the_bytes_of_the_local_engine(folder, monkeypatch):
             (folder / "fail").unlink()
         again = annotate(corpus, "noted:Model", "lines", workers=1)
         assert not list(again.path.glob(".*"))
-        check_judge(corpus, options)
+        check_judge(options)
     finally:
         ray.shutdown()
 
 
-def check_judge(corpus, options):
-    """Two workers keep one budget, and ask for each text once, though half of them stand in the corpus of both."""
+def check_judge(options):
+    """Two workers keep one budget, and ask for each text once, also for those that stand in the shards of both."""
+    corpus = build_corpus(
+        ["a.jsonl"],
+        "judged",
+        max_documents=24,
+        validation_fraction=0,
+        bytes_per_shard=420,
+        bytes_per_group=420,
+    )
+    assert len(corpus.shards) == 2
 
     def reply(body, number):
         time.sleep(0.02)
