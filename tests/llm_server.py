@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,8 +13,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, dict[str, str], bytes] | None
-"""Status, headers and body; None closes the connection without a word."""
+from phf import cli
+from phf.corpus.store import build_corpus
+
+Reply = tuple[int, dict[str, str], bytes | Iterator[bytes]] | None
+"""Status, headers and body, perhaps in parts; None closes the connection without a word."""
 KEY = "sk-secret-of-the-test"
 
 
@@ -70,6 +74,7 @@ class Server:
         asked: how often each text was asked for, whatever came of it.
         answered: how often each text was answered with status 200.
         bodies: all requests.
+        reply: what answers them.
     """
 
     def __init__(self, reply: Callable[[dict[str, Any], int], Reply], key: str | None) -> None:
@@ -77,6 +82,7 @@ class Server:
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = self._num_at_once = 0
+        self.reply = reply
         lock = threading.Lock()
         server = self
 
@@ -84,9 +90,6 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *_: object) -> None: ...
-
-            def do_GET(self) -> None:
-                self._send((200, {}, b'{"data": []}'))
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -96,7 +99,7 @@ class Server:
                     number = server.asked[read_text(body)]
                     server._num_at_once += 1
                     server.most_at_once = max(server.most_at_once, server._num_at_once)
-                given = reply(body, number)
+                given = server.reply(body, number)
                 with lock:
                     server._num_at_once -= 1
                     if given is not None and given[0] == 200:
@@ -112,10 +115,14 @@ class Server:
                 status, headers, data = given
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     self.send_response(status)
-                    for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                    is_whole = isinstance(data, bytes)
+                    first = {"Content-Length": str(len(data))} if is_whole else {"Connection": "close"}
+                    for name, value in {**first, **headers}.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(data)
+                    for part in [data] if is_whole else data:
+                        self.wfile.write(part)
+                    self.close_connection = not is_whole
 
         class Quiet(ThreadingHTTPServer):
             daemon_threads = True
@@ -173,3 +180,51 @@ def be_rude(body: dict[str, Any], number: int) -> Reply:
             return 500, {}, b"too late"
         case _:
             return answer_politely(body, number)
+
+
+MULTI = """
+name: tone
+axes:
+  rude:
+    question: How rude?
+    bad: high
+    levels: {1: none, 2: a bit, 3: some, 4: much, 5: very}
+  clear:
+    question: How clear?
+    bad: low
+    levels: {1: none, 2: a bit, 3: some, 4: much, 5: very}
+  kind:
+    question: How kind?
+    bad: low
+    levels: {1: none, 2: a bit, 3: some, 4: much, 5: very}
+"""
+
+
+def own_cache(folder, monkeypatch):
+    """A cache folder of a test's own, and no server or key from outside."""
+    monkeypatch.setenv("PHF_CACHE", str(folder / "cache"))
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return folder / "cache"
+
+
+def make_corpus(folder, num_texts=40):
+    texts = [f"text {number}: something to judge" for number in range(num_texts)]
+    source = folder / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return build_corpus([str(source)], folder / "corpus", validation_fraction=0), texts
+
+
+def run_phf(monkeypatch, *arguments):
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["phf", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+def spec(server, rubric="toxicity", **settings):
+    given = {"model": "m", "base_url": server.url, **settings}
+    return f"llm:{rubric}" + "".join(f",{key}={value}" for key, value in given.items())

@@ -11,6 +11,7 @@ from phf import cli
 from phf.errors import PHFError
 from phf.reward_models import catalogue, load_reward_model, score_samples, speed
 from phf.reward_models.function import FunctionRewardModel
+from phf.reward_models.llm.rubric import list_rubrics
 from phf.reward_models.speed import describe_reward_models, measure_speed, read_text
 
 FUNCTION = """
@@ -317,6 +318,7 @@ def test_reward_list_prints_every_card_and_form(cache, monkeypatch, capsys):
         "pep8",
         "toxicity-detoxify",
         "hf:<id or folder>",
+        *(f"llm:{rubric}" for rubric in list_rubrics()),
         "lexicon:<file>",
         "0.7*SPEC + 0.3*SPEC",
     ):

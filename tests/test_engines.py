@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from llm_server import answer_politely, own_cache, serve, spec
 
 from phf.annotate.annotate import annotate
 from phf.corpus.store import Corpus, build_corpus
@@ -80,6 +81,7 @@ def test_ray_gives_the_bytes_of_the_local_engine(folder, monkeypatch):
     """One test for all that needs Ray: each start of it takes seconds."""
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    own_cache(folder, monkeypatch)
     corpus = Corpus.open("corpus")
     expected = read_bytes(annotate(corpus, "noted:Model", "paragraphs", workers=1))
     remote = build_corpus(["a.jsonl"], f"file://{folder}/remote", bytes_per_shard=1300, bytes_per_group=500)
@@ -116,8 +118,38 @@ def test_ray_gives_the_bytes_of_the_local_engine(folder, monkeypatch):
             (folder / "fail").unlink()
         again = annotate(corpus, "noted:Model", "lines", workers=1)
         assert not list(again.path.glob(".*"))
+        check_judge(options)
     finally:
         ray.shutdown()
+
+
+def check_judge(options):
+    """Two workers keep one budget, and ask for each text once, also for those that stand in the shards of both."""
+    corpus = build_corpus(
+        ["a.jsonl"],
+        "judged",
+        max_documents=24,
+        validation_fraction=0,
+        bytes_per_shard=420,
+        bytes_per_group=420,
+    )
+    assert len(corpus.shards) == 2
+
+    def reply(body, number):
+        time.sleep(0.02)
+        return answer_politely(body, number)
+
+    with serve(reply) as server:
+        judge = spec(server, concurrency=2)
+        with pytest.raises(PHFError, match="the budget of 20calls is spent"):
+            annotate(corpus, judge, "lines", budget="20calls", **options)
+        assert server.num_paid == 20
+        annotated = read_bytes(annotate(corpus, judge, "lines", **options))
+        assert set(server.answered.values()) == {1}
+        num_paid = server.num_paid
+        shutil.rmtree(corpus.path / "annotations")
+        assert read_bytes(annotate(corpus, judge, "lines", workers=1)) == annotated
+        assert server.num_paid == num_paid
 
 
 def test_what_the_engines_refuse(folder, monkeypatch):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from llm_server import own_cache, serve, spec
 from typer.testing import CliRunner
 
 from phf.cli import app
@@ -105,6 +106,29 @@ def test_a_conditional_run_end_to_end(trained) -> None:
         assert find("bits_per_byte", "labelled", of=text) == own
     assert find("control_gain", of="good").count == 8
     assert {row.of for row in result.results.of("reference")} == {"training data"}
+
+
+def test_a_language_model_judges_a_run_and_is_paid_once_for_each_sample(
+    trained, tmp_path, monkeypatch
+) -> None:
+    own_cache(tmp_path, monkeypatch)
+    run = trained("mle")
+    with serve() as server:
+        config = CONFIG.model_copy(update={"judges": (spec(server),)})
+        first = evaluate_run(run, config, say=quiet)
+        num_paid = server.num_paid
+        kept = pq.read_table(run.folder / "samples.parquet").to_pydict()
+        judge = first.judges[1]
+        assert (judge.role, judge.unit) == ("held-out", "share of the scale")
+        own = kept[f"score:{judge.slug}"]
+        assert load_reward_model(spec(server)).score_texts(kept["text"]) == pytest.approx(own)
+        assert len(set(own)) > 2
+        (run.folder / "evaluation.json").unlink()
+        again = evaluate_run(run, config, say=quiet)
+        assert server.num_paid == num_paid
+    places = ("score", "none", judge.slug)
+    assert first.results.find(*places) == again.results.find(*places)
+    assert first.results.find(*places).mean == pytest.approx(np.mean(own))
 
 
 def test_mle_has_one_mode_and_three_references_and_scores_the_same_text(trained) -> None:

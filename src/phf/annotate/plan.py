@@ -15,7 +15,8 @@ from phf.corpus.store import Corpus, open_parquet_writer
 from phf.errors import PHFError
 from phf.processes import count_cores
 from phf.reward_models import load_reward_model
-from phf.reward_models.llm.judge import CallEstimate, list_judges
+from phf.reward_models.llm.engines import ask_nothing
+from phf.reward_models.llm.judge import list_judges
 from phf.reward_models.protocol import split_segments
 from phf.reward_models.scoring import score_segments
 from phf.terminal import format_duration
@@ -109,6 +110,28 @@ def _list_filled(corpus: Corpus) -> list[int]:
     return shards
 
 
+@dataclass(frozen=True, slots=True)
+class CallEstimate:
+    """By rubric: calls that are left to make, answers that are kept already, tokens, and money (None: no price is known)."""
+
+    rubric: str
+    calls: int
+    kept: int
+    prompt_tokens: float
+    answer_tokens: float
+    money: float | None
+    is_sampled: bool
+
+    def describe(self) -> str:
+        """In one line."""
+        money = "no price is known" if self.money is None else f"{self.money:,.2f} in money"
+        about = "about " if self.is_sampled else ""
+        return (
+            f"{self.rubric}: {about}{self.calls:,} calls ({self.kept:,} answers are kept already), about {self.prompt_tokens:,.0f} prompt and "
+            f"{self.answer_tokens:,.0f} answered tokens; {money}"
+        )
+
+
 def estimate_calls(corpus: Corpus, reward_model: str, segments: SegmentKind) -> list[CallEstimate]:
     """What the language models of a reward model would be asked to judge a corpus, by up to 16 MB of it spread evenly.
 
@@ -119,7 +142,8 @@ def estimate_calls(corpus: Corpus, reward_model: str, segments: SegmentKind) -> 
     """
     if "llm:" not in reward_model:  # others may take long to load
         return []
-    judges = {judge.question: judge for judge in list_judges(load_reward_model(reward_model))}
+    with ask_nothing():
+        judges = {judge.question: judge for judge in list_judges(load_reward_model(reward_model))}
     texts: list[str] = []
     num_bytes, total = 0, sum(shard.num_bytes for shard in corpus.shards)
     for turn in islice(_list_spread(corpus, _list_filled(corpus)), _MANY_SHARDS):
@@ -128,7 +152,22 @@ def estimate_calls(corpus: Corpus, reward_model: str, segments: SegmentKind) -> 
             num_bytes += len(text.encode())
             texts += split_segments(text, stops)
     factor = max(1.0, total / max(1, num_bytes))
-    return [judge.estimate(texts, factor) for judge in judges.values()]
+    estimates = []
+    for judge in judges.values():
+        missing, num_kept = judge.find_missing(texts)
+        read, written, money = judge.estimate_cost(missing)
+        estimates.append(
+            CallEstimate(
+                judge.rubric,
+                round(len(missing) * factor),
+                round(num_kept * factor),
+                read * factor,
+                written * factor,
+                None if money is None else money * factor,
+                factor > 1,
+            )
+        )
+    return estimates
 
 
 def _list_spread(corpus: Corpus, shards: list[int]) -> Iterator[Turn]:

@@ -28,7 +28,11 @@ app = Verbs(**SETTINGS)
 
 
 @app.command(
-    epilog=examples("phf label corpus -o labels.jsonl", "phf reward train labels.jsonl -o my-reward")
+    epilog=examples(
+        "phf label corpus -o labels.jsonl",
+        "phf label corpus --review my-student -r llm:rubric.yaml,model=NAME -o reviewed.jsonl",
+        "phf reward train labels.jsonl -o my-reward",
+    )
 )
 def label(
     folder: Annotated[
@@ -54,6 +58,14 @@ def label(
     reward_model: Annotated[
         str | None,
         typer.Option("--reward-model", "-r", help="Whose annotation to begin from; default: any there is."),
+    ] = None,
+    review: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STUDENT",
+            help="Instead of --order: the segments where this reward model and the judge of --reward-model differ most. A judge "
+            "llm:... is asked nothing: its kept answers count.",
+        ),
     ] = None,
     labeler: Annotated[
         str | None, typer.Option(help="Written beside each judgement; default: your user name.")
@@ -106,13 +118,20 @@ def label(
     from phf.corpus.store import Corpus
     from phf.feedback.judgements import Task
     from phf.feedback.queue import Order
+    from phf.feedback.review import compare_judges
     from phf.feedback.session import open_session
 
     chosen_task: Task = check_choice("task", task, get_args(Task))
     chosen_order: Order = check_choice("order", order, get_args(Order))
     kind = segment_kind(segments)
     corpus = Corpus.open(folder)
-    annotation = _find_annotation(corpus, kind, reward_model, chosen_order)
+    annotation = score = None
+    if review is None:
+        annotation = _find_annotation(corpus, kind, reward_model, chosen_order)
+    elif reward_model is None:
+        raise PHFError(f"--review {review} needs the judge to compare it with; add --reward-model llm:...")
+    else:
+        score, chosen_order = compare_judges(reward_model, review), "worst"
     with open_session(
         corpus,
         out,
@@ -120,6 +139,7 @@ def label(
         task=chosen_task,
         order=chosen_order,
         annotation=annotation,
+        score=score,
         seed=seed,
         labeler=labeler,
         num=num,

@@ -42,6 +42,7 @@ def reward_list(
     from rich.console import Group
 
     from phf.reward_models.catalogue import FORMS
+    from phf.reward_models.llm.rubric import list_rubrics
     from phf.reward_models.speed import describe_reward_models
 
     with show_progress() as progress:
@@ -50,9 +51,10 @@ def reward_list(
         print_json(statuses)
         return
     parts = [_lay_out_card(status) for status in statuses]
-    parts += [
-        _lay_out(form.form, {"score": form.description, "blind to": form.blind_spots}) for form in FORMS
-    ]
+    for form in FORMS:
+        parts.append(_lay_out(form.form, {"score": form.description, "blind to": form.blind_spots}))
+        if form.form.startswith("llm:"):
+            parts += map(_lay_out_rubric, list_rubrics())
     print_table(Group(*parts))
 
 
@@ -192,6 +194,7 @@ def reward_train(
     epilog=examples(
         "phf reward distill --teacher toxicity-lstm --corpus corpus -o toxicity-student",
         "phf reward distill --teacher llm:rubric.yaml,model=NAME,base_url=http://localhost:8000/v1 --corpus corpus --budget 20kcalls -o student",
+        "phf reward distill --teacher llm:toxicity,model=NAME --corpus corpus --labels labels.jsonl -o student",
     ),
 )
 def reward_distill(
@@ -202,12 +205,7 @@ def reward_distill(
     out: Out,
     num_segments: Annotated[
         int,
-        typer.Option(
-            "--num-segments",
-            "--sample",
-            min=1,
-            help="About how many segments the teacher scores; a fifth is held out.",
-        ),
+        typer.Option(min=1, help="About how many segments the teacher scores; a fifth is held out."),
     ] = 100_000,
     segments: Segments = "sentences",
     threshold: Annotated[
@@ -217,6 +215,12 @@ def reward_distill(
         str, typer.Option(help="Parameters of the language model whose training the cost is compared with.")
     ] = "124M",
     budget: Budget = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="What people said of texts ('phf label', labels or ratings): how far teacher and student agree with them."
+        ),
+    ] = None,
     seed: Seed = 0,
     name: Name = None,
     as_json: AsJSON = False,
@@ -229,6 +233,7 @@ def reward_distill(
     from phf.reward_models.llm.budget import parse_budget
     from phf.reward_models.llm.judge import list_judges, set_budget
     from phf.reward_training.distill import distill_reward_model
+    from phf.reward_training.labels import describe_bad_rows, read_labels
 
     warn_of_rewards([teacher])
     was_there = is_filled(out)
@@ -237,6 +242,9 @@ def reward_distill(
     model = load_reward_model(teacher)
     if budget is not None:
         set_budget(model, parse_budget(budget))
+    people = None if labels is None else read_labels(labels)
+    if people is not None and people.bad_rows:
+        say(printable(describe_bad_rows(people.path, people.bad_rows)))
     with show_progress() as progress:
         for judge in list_judges(model):
             judge.progress = progress
@@ -250,6 +258,7 @@ def reward_distill(
             out,
             seed=seed,
             segments=kind,
+            labels=people,
             threshold=threshold,
             num_parameters=num_parameters,
             name=name,
@@ -295,6 +304,17 @@ def _lay_out_card(status: "CardStatus") -> "Group":
             lines["groups"] = describe_check(check)
     lines["licence"] = status.card.licence
     return _lay_out(status.card.name, lines)
+
+
+def _lay_out_rubric(name: str) -> "Group":
+    """A rubric of phf's own: what it asks, and the two ends of its scale."""
+    from phf.reward_models.llm.rubric import read_rubric
+
+    lines = {}
+    for key, axis in read_rubric(name).axes.items():
+        levels = sorted(axis.levels, key=axis.scale)
+        lines[key] = f"{axis.question} 0: {axis.levels[levels[0]]}; 1: {axis.levels[levels[-1]]}"
+    return _lay_out(f"llm:{name}", lines)
 
 
 def _lay_out(name: str, lines: dict[str, str]) -> "Group":

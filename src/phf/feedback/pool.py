@@ -1,10 +1,11 @@
 """The segments that a person may be asked about: a seeded sample of a corpus, without near-repeats."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from phf.annotate.annotation import Annotation
 from phf.config.train import SegmentKind
@@ -44,6 +45,7 @@ def read_pool(
     *,
     seed: int,
     annotation: Annotation | None = None,
+    score: Callable[[list[str]], npt.NDArray[np.float64]] | None = None,
     worst: bool = False,
     judged: Sequence[str] = (),
     size: int = POOL_SIZE,
@@ -55,6 +57,7 @@ def read_pool(
 
     Args:
         annotation: gives the scores, and the segment ends.
+        score: gives the scores instead, float64 [N] of N texts; a segment without one (NaN) is left out.
         worst: take the segments with the highest scores instead of a sample.
 
     Raises:
@@ -62,6 +65,13 @@ def read_pool(
     """
     rng = np.random.default_rng(seed)
     candidates = _draw_segments(corpus, kind, rng, annotation)
+    if score is not None:
+        scores = score([segment.text for segment in candidates])
+        candidates = [
+            replace(segment, score=float(own))
+            for segment, own in zip(candidates, scores, strict=True)
+            if own == own
+        ]
     order = rng.permutation(len(candidates))
     if worst:
         scores = np.array([segment.score for segment in candidates])

@@ -2,11 +2,14 @@
 
 import getpass
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
+
+import numpy as np
+import numpy.typing as npt
 
 from phf.annotate.annotation import Annotation
 from phf.config.train import SegmentKind
@@ -160,6 +163,7 @@ def open_session(
     task: Task,
     order: Order = "uncertain",
     annotation: Annotation | None = None,
+    score: Callable[[list[str]], npt.NDArray[np.float64]] | None = None,
     seed: int = 0,
     labeler: str | None = None,
     num: int | None = None,
@@ -170,6 +174,7 @@ def open_session(
         out: the file; goes on if it exists.
         kind: what is judged.
         annotation: whose scores the questions begin from.
+        score: gives them instead, as for `read_pool`.
         labeler: written beside each judgement (default: the name of the user).
         num: end after so many judgements.
 
@@ -179,7 +184,13 @@ def open_session(
     with open_judgements(out, task) as file:
         judged = [] if task == "pair" else [row["text"] for row in file.rows]
         pool = read_pool(
-            corpus, kind, seed=seed, annotation=annotation, worst=order == "worst", judged=judged
+            corpus,
+            kind,
+            seed=seed,
+            annotation=annotation,
+            score=score,
+            worst=order == "worst",
+            judged=judged,
         )
         threshold = 0.5 if annotation is None or annotation.unit in FROM_0_TO_1 else 0.0
         queue = Queue(pool, file.rows, task=task, order=order, seed=seed, hit_threshold=threshold)

@@ -189,6 +189,11 @@ def _list_notices(evaluation: RewardEvaluation) -> list[str]:
             notices.append(
                 f"the teacher gave no score to {taught.num_unscored:,} segments, which are left out."
             )
+        if taught.num_labels:
+            notices.append(
+                f"people labelled {taught.num_labels:,} texts; unless these were drawn at random (phf label --order random), "
+                "agreement on them is not that on the corpus."
+            )
         notices.append(
             "the student inherits what its teacher cannot see, and knows no text unlike the corpus."
         )

@@ -155,8 +155,8 @@ FORMS = (
     ),
     SpecForm(
         "llm:<rubric>[#AXIS][,model=NAME,base_url=URL,...]",
-        "level that a language model gives by a rubric, from 0 (the good end of the scale) to 1; rubrics of phf: "
-        "code-style, educational, pii, toxicity",
+        "level that a language model gives by a rubric (a YAML file, or one of those below), from 0 (the good end of the scale) "
+        "to 1",
         "what the model does not see or does not mind; a text may ask it for a better level (docs/llm_judges.md)",
     ),
     SpecForm(

@@ -39,6 +39,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
+CHAT_FILES = ("chat_template.jinja", "generation_config.json")
+"""What a language model that converses has besides."""
 MAX_WINDOW = 4096
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 
@@ -240,7 +242,7 @@ def find_snapshot(source: str, *, download: bool = True) -> Path:
         snapshot_download,
         name,
         revision=revision or None,
-        allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES],
+        allow_patterns=[*MODEL_FILES, *TOKENIZER_FILES, *CHAT_FILES],
         ignore_patterns=["*/*"],
     )
     try:
@@ -286,9 +288,10 @@ def _find_max_length(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedCo
     return min(int(tokenizer.model_max_length), MAX_WINDOW)
 
 
-def hash_model_files(folder: Path) -> str:
-    """SHA-256 over the configuration, weights and tokenizer of a model's folder."""
-    files = sorted({path for pattern in (*MODEL_FILES, *TOKENIZER_FILES) for path in folder.glob(pattern)})
+def hash_model_files(folder: Path, *more: str) -> str:
+    """SHA-256 over the configuration, weights and tokenizer of a model's folder, and more files (by pattern)."""
+    patterns = (*MODEL_FILES, *TOKENIZER_FILES, *more)
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     return hash_json({path.name: hash_file(path) for path in files if path.is_file()})
 
 

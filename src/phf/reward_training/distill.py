@@ -16,6 +16,7 @@ import numpy.typing as npt
 from phf.errors import PHFError
 from phf.folders import create_folder
 from phf.records import Estimate, Progress
+from phf.results import Measure
 from phf.reward_models.linear import LinearRewardModel, fit_linear
 from phf.reward_models.llm.judge import list_judges
 from phf.reward_models.ngrams import Features, read_batches
@@ -29,6 +30,7 @@ from phf.reward_training.evaluation import (
     BAD_SEGMENTS_MISSED,
     CALIBRATION_ERROR,
     DOCUMENTS_CHANGED,
+    OF_PEOPLE,
     SEGMENTS_CHANGED,
     SPEARMAN_OF_TEACHER,
     TEACHER_ANSWERS,
@@ -42,6 +44,7 @@ from phf.reward_training.evaluation import (
     read_reward_evaluation,
     write_reward_evaluation,
 )
+from phf.reward_training.labels import Labels
 from phf.reward_training.measures import (
     list_reliability,
     measure_alpha,
@@ -100,6 +103,7 @@ def distill_reward_model(
     *,
     seed: int,
     segments: str,
+    labels: Labels | None = None,
     threshold: float | None = None,
     num_parameters: float = 124e6,
     name: str | None = None,
@@ -112,6 +116,7 @@ def distill_reward_model(
         documents: a sample of a corpus; those without scores are scored by the teacher.
         out: the folder to make; `load_reward_model(str(out))` loads it.
         segments: the kind of segment, which is recorded.
+        labels: what people said of some texts, to compare both with; the teacher scores these, too.
         threshold: a segment is bad above it; by default the teacher's own.
         num_parameters: of the language model whose pretraining the cost is compared with.
         name: of the student; by default the folder's.
@@ -122,6 +127,9 @@ def distill_reward_model(
     Raises:
         PHFError: too few segments, too few on one side of the threshold, or `out` holds something else.
     """
+    if labels is not None and labels.kind == "pairs":
+        raise PHFError(f"{labels.path} holds pairs; to compare scores with people give labels or ratings")
+    labels_sha256 = "" if labels is None else labels.sha256
     threshold = teacher.hit_threshold if threshold is None else threshold
     learns_probability = teacher.unit in FROM_0_TO_1  # a share of the scale is learnt as one
     target = teacher.unit if learns_probability else f"score above {threshold:g}"
@@ -135,7 +143,8 @@ def distill_reward_model(
     }
     if is_trained_on(out, name, trained_on):
         found = read_reward_evaluation(out).teaching
-        if found is not None and (found.threshold, found.cost.num_parameters) == (threshold, num_parameters):
+        asked = (threshold, num_parameters, labels_sha256)
+        if found is not None and (found.threshold, found.cost.num_parameters, found.labels_sha256) == asked:
             return read_reward_evaluation(out)
     with create_folder(out, "training") as folder:
         scored = score_missing(documents, teacher, progress)
@@ -164,6 +173,9 @@ def distill_reward_model(
             [document for document, held in zip(scored, chosen, strict=True) if held], teacher, student
         )
         tested, documents_bad = _compare(student, teacher, train, test, threshold, student_threshold, seed)
+        if labels is not None:
+            people = _compare_with_people(student, teacher, labels, train, seed)
+            tested = replace(tested, found=tested.found | people)
         evaluation = RewardEvaluation(
             reward_model=student.identity,
             seed=seed,
@@ -190,6 +202,8 @@ def distill_reward_model(
                 documents_bad_to_student=documents_bad[1],
                 speed=speed,
                 cost=measure_cost(student, test.texts, speed, num_parameters),
+                num_labels=0 if labels is None else len(labels.texts),
+                labels_sha256=labels_sha256,
             ),
         )
         return write_reward_evaluation(folder, evaluation)
@@ -299,6 +313,24 @@ def _compare(
         found, list_reliability(scores[new], test.targets[new]), count_histogram(scores[new], bad[new])
     )
     return tested, (int(document_bad.sum()), int(document_says.sum()))
+
+
+def _compare_with_people(
+    student: LinearRewardModel, teacher: RewardModel, labels: Labels, train: _Segments, seed: int
+) -> dict[Measure, Estimate]:
+    """Agreement of both with what people said; of the student on texts that it was not trained on."""
+    known = {hash_text(text) for text in train.texts}
+    is_new = np.array([hash_text(text) not in known for text in labels.texts])
+    given = [(text, [len(text)]) for text in labels.texts]
+    found: dict[Measure, Estimate] = {}
+    for who, model, usable in (("teacher", teacher, np.ones_like(is_new)), ("student", student, is_new)):
+        scores = np.array([score for (score,) in score_documents(model, given)], np.float64)
+        kept = usable & ~np.isnan(scores)
+        spearman, alpha = OF_PEOPLE[who]
+        found[spearman] = measure_spearman(scores[kept], labels.targets[kept], seed=seed)
+        if model.unit in FROM_0_TO_1:
+            found[alpha] = measure_alpha(scores[kept], labels.targets[kept], seed=seed)
+    return found
 
 
 def compare_speeds(

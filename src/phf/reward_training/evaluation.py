@@ -55,6 +55,24 @@ TEACHER_TOKENS = Measure(
     "teacher_tokens", "tokens of these", note="read and written, as the engine counts", lower_is_better=None
 )
 TEACHER_MONEY = Measure("teacher_money", "price of these", note="in the engine's currency")
+OF_PEOPLE = {
+    who: (
+        Measure(
+            f"{who}_people_spearman",
+            f"{who} and people: Spearman correlation",
+            note="of the order of scores with what people said of the same texts",
+            lower_is_better=False,
+        ),
+        Measure(
+            f"{who}_people_alpha",
+            f"{who} and people: Krippendorff's alpha",
+            note="by squared differences; labels are 0 and 1, ratings go from 0, the best given, to 1",
+            lower_is_better=False,
+        ),
+    )
+    for who in ("teacher", "student")
+}
+"""Agreement with people, in order and on the scale."""
 SEGMENTS_CHANGED = Measure(
     "segments_changed", "segments that change side", "%", "good to one of the two, bad to the other"
 )
@@ -202,6 +220,7 @@ class Teaching:
         threshold: a segment is bad above it to the teacher, and above `student_threshold` to the student.
         target: what the student learns, a `probability` or `score above T`.
         num_known: held-out segments that also stand in documents trained on; they count for documents alone.
+        num_labels: texts that people have labelled; `labels_sha256` is of their file.
     """
 
     teacher: Identity
@@ -220,6 +239,8 @@ class Teaching:
     documents_bad_to_student: int
     speed: SpeedComparison
     cost: Cost
+    num_labels: int = 0
+    labels_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from phf.reward_models.llm.rubric import Axis, Rubric
 from phf.reward_models.protocol import Unscored
@@ -15,7 +17,7 @@ Token = tuple[str, dict[str, float]]
 
 TOP = 20
 """Log-probabilities asked of each token: as many as any server gives, and more than a scale has levels."""
-_NUMBER = re.compile(r"(?<![\w.,])-?\d+(?:[.,]\d+)?(?![\w])")
+_NUMBER = r"(?<![\w.,])(-?\d+(?:[.,]\d+)?)(?![\w])"
 _SHOWN = 20
 _MIN_SHARE = 0.5
 """Of the probability that must lie on the scale: where less does, the judge means something else."""
@@ -64,14 +66,10 @@ def read_completion(value: Any) -> Answer:
         if content:
             tokens = [
                 (
-                    str(token["token"]),
-                    {
-                        str(other["token"]): float(other["logprob"])
-                        for other in token.get("top_logprobs") or ()
-                    }
-                    or {str(token["token"]): float(token["logprob"])},
+                    str(own["token"]),
+                    merge_spellings((other["token"], other["logprob"]) for other in _list_top(own)),
                 )
-                for token in content
+                for own in content
             ]
         usage = value.get("usage") or {}
         read, written = (_as_count(usage.get(key)) for key in ("prompt_tokens", "completion_tokens"))
@@ -80,6 +78,18 @@ def read_completion(value: Any) -> Answer:
     if not isinstance(text, str | None):
         raise ValueError("no chat completion (its content is no text)")  # noqa: TRY004
     return Answer(text or "", tokens, read, written)
+
+
+def _list_top(token: dict[str, Any]) -> list[dict[str, Any]]:
+    return token.get("top_logprobs") or [token]
+
+
+def merge_spellings(tokens: Iterable[tuple[object, float]]) -> dict[str, float]:
+    """Log-probabilities by spelling: tokens that are spelled alike, as several ids may be, count together."""
+    merged: dict[str, float] = {}
+    for token, log_prob in tokens:
+        merged[str(token)] = float(np.logaddexp(merged.get(str(token), -np.inf), float(log_prob)))
+    return merged
 
 
 def _as_count(value: object) -> int | None:
@@ -115,15 +125,13 @@ def _find_level(rubric: Rubric, axis: str, text: str) -> tuple[int, str] | Unsco
     """Where in an answer the number stands, and which it is."""
     if not text.strip():
         return Unscored("empty answer")
+    pattern, what = _NUMBER, "number"
     if rubric.form == "json":
-        match = re.search(rf'"{re.escape(axis)}"\s*:\s*"?(-?\d+(?:\.\d+)?)(?![\w.])', text)
-        if match is None:
-            return Unscored(f"no level of {axis} in the answer")
-        return match.start(1), match[1]
-    numbers = list(_NUMBER.finditer(text))
-    if len({found[0] for found in numbers}) != 1:
-        return Unscored("no number in the answer" if not numbers else "several numbers in the answer")
-    return numbers[0].start(), numbers[0][0]
+        pattern, what = rf'"{re.escape(axis)}"\s*:\s*"?(-?\d+(?:\.\d+)?)(?![\w.])', f"level of {axis}"
+    numbers = list(re.finditer(pattern, text))
+    if len({found[1] for found in numbers}) != 1:
+        return Unscored(f"{'more than one' if numbers else 'no'} {what} in the answer")
+    return numbers[0].start(1), numbers[0][1]
 
 
 def _find_token(tokens: list[Token], place: int) -> Mapping[str, float] | None:

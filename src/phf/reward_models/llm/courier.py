@@ -1,7 +1,8 @@
 """A process of its own that sends requests for another: when that one is killed, what is on its way still arrives and is kept.
 
 Lines of JSON. It reads the engine and the budget, then requests `{"key", "body"}` as they may be sent; it writes `{"key", "problem"}`
-when an answer is in the store (or will not come), or `{"stop"}` with the reason why none can be sent any more.
+when an answer is in the store (or will not come), or `{"stop"}` with the reason why none can be sent any more. When the other
+end is closed it sends nothing more, not even a request that a busy server wants to have again.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ def main() -> None:
     engine = EngineSettings.model_validate(first["engine"])
     budget = None if first["budget"] is None else Budget(**first["budget"])
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    closing = threading.Event()
     lock = threading.Lock()
 
     def report(**line: object) -> None:
@@ -33,7 +35,7 @@ def main() -> None:
             print(json.dumps(line), flush=True)
 
     def send(sender: Sender) -> None:
-        while (request := requests.get()) is not None:
+        while (request := requests.get()) is not None and not closing.is_set():
             try:
                 report(key=request["key"], problem=sender.fetch(request["key"], request["body"]))
             except PHFError as error:
@@ -44,8 +46,7 @@ def main() -> None:
 
     try:
         store = AnswerStore(Path(first["folder"]))
-        sender = Sender(engine, store, budget)
-        sender.check()
+        sender = Sender(engine, store, budget, closing)
     except PHFError as error:
         report(stop=str(error))
         return
@@ -54,6 +55,7 @@ def main() -> None:
         thread.start()
     for line in sys.stdin:
         requests.put(json.loads(line))
+    closing.set()
     for _ in threads:
         requests.put(None)
     for thread in threads:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from phf.config.recipes import parse_yaml
 from phf.errors import PHFError
@@ -13,11 +13,16 @@ from phf.records import Identity, Progress
 from phf.reward_models.combination import Combination, Component
 from phf.reward_models.llm.answers import Answer, score_answer
 from phf.reward_models.llm.budget import Budget, Spent, check_price, price
-from phf.reward_models.llm.engines import Engine, ServerEngine
-from phf.reward_models.llm.prompt import PROMPT_VERSION, build_messages
+from phf.reward_models.llm.engines import ServerEngine, may_ask
+from phf.reward_models.llm.prompt import PROMPT_VERSION, Request, build_messages
 from phf.reward_models.llm.rubric import EngineSettings, Rubric, complete_engine, read_rubric
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unit, Unscored
+
+if TYPE_CHECKING:
+    from phf.reward_models.llm.local import FolderEngine, VLLMEngine
+
+    Engine = ServerEngine | FolderEngine | VLLMEngine
 
 _CHARACTERS_PER_TOKEN = 4.0
 """Of English, until the engine has counted."""
@@ -33,6 +38,7 @@ class LLMJudge(SegmentRewardModel):
     All axes of a rubric come from the same answer.
 
     Attributes:
+        rubric: its name.
         progress: told of answers as they come.
     """
 
@@ -42,30 +48,30 @@ class LLMJudge(SegmentRewardModel):
     has_own_engine = True
 
     def __init__(
-        self, rubric: Rubric, axis: str, settings: EngineSettings, engine: Engine, store: AnswerStore
+        self, rubric: Rubric, axis: str, settings: EngineSettings, engine: "Engine", store: AnswerStore
     ) -> None:
         """Judge an axis of a rubric by an engine; answers lie in a store."""
         self._rubric, self._axis, self._settings = rubric, axis, settings
         self._engine, self._store = engine, store
+        self.rubric = rubric.name
         self.progress: Progress | None = None
         enough = 8 if rubric.form == "number" else 16 + 12 * len(rubric.axes)
         self._max_tokens = int(settings.body.get("max_tokens") or enough)
         model = str(settings.model)
-        self._sampling = {
-            "temperature": settings.temperature,
-            "max_tokens": self._max_tokens,
-            "body": settings.body,
-            "logprobs": engine.gives_logprobs,
-            "prompt_version": PROMPT_VERSION,
-        }
+        if settings.kind != "server" and Path(model).is_dir():
+            # A folder's path says nothing that its hash does not, and tells of this machine.
+            model = Path(model).resolve().name
         self._question = {
-            # A folder's name says nothing that its hash does not, and tells of this machine.
-            "model": Path(model).resolve().name
-            if settings.kind != "server" and Path(model).is_dir()
-            else model,
+            "model": model,
             "revision": engine.revision,
             "rubric": rubric.hash,
-            "sampling": self._sampling,
+            "sampling": {
+                "temperature": settings.temperature,
+                "max_tokens": self._max_tokens,
+                "body": settings.body,
+                "logprobs": engine.gives_logprobs,
+                "prompt_version": PROMPT_VERSION,
+            },
         }
         several = len(rubric.axes) > 1
         self.identity = Identity(
@@ -86,7 +92,7 @@ class LLMJudge(SegmentRewardModel):
         self._engine.budget = budget
 
     def score_texts(self, texts: Sequence[str]) -> Sequence[float]:
-        """Score of each text, by the answers that are kept and those that come now."""
+        """Score of each text, by the answers that are kept and, if it may ask, those that come now."""
         keys = [self._find_key(text) for text in texts]
         answers = self._store.read(list(dict.fromkeys(keys)))
         missing = {
@@ -94,12 +100,15 @@ class LLMJudge(SegmentRewardModel):
             for key, text in zip(keys, texts, strict=True)
             if key not in answers and not text.isspace()
         }
-        if missing:
+        if missing and may_ask():
             answers |= self._ask(missing)
+        none = Answer("", problem="no answer is kept")
         return [
             Unscored("white space alone")
             if text.isspace()
-            else score_answer(self._rubric, self._axis, answers[key], logprobs=self._engine.gives_logprobs)
+            else score_answer(
+                self._rubric, self._axis, answers.get(key, none), logprobs=self._engine.gives_logprobs
+            )
             for key, text in zip(keys, texts, strict=True)
         ]
 
@@ -137,9 +146,7 @@ class LLMJudge(SegmentRewardModel):
         judged = text[: self._rubric.max_characters]
         return hash_json([self._question, hash_bytes(judged.encode(errors="surrogatepass"))])
 
-    def _keep_ratio(
-        self, requests: Sequence[tuple[str, list[dict[str, str]]]], found: dict[str, Answer]
-    ) -> None:
+    def _keep_ratio(self, requests: Sequence[Request], found: dict[str, Answer]) -> None:
         """Remember how many tokens a character of a prompt has, for the next estimate."""
         counted = [
             (found[key].prompt_tokens, sum(len(own["content"]) for own in messages))
@@ -158,55 +165,22 @@ class LLMJudge(SegmentRewardModel):
     def _name_fact(self, what: str) -> str:
         return hash_json([what, self._question["model"], self._question["revision"]])
 
-    def estimate(self, texts: Sequence[str], factor: float = 1.0) -> "CallEstimate":
-        """What it would take to judge some texts, each different one once, times a factor; asks nothing.
-
-        Args:
-            factor: how many times as many texts there are as these.
-        """
+    def find_missing(self, texts: Sequence[str]) -> tuple[list[str], int]:
+        """Those of some texts that would be asked for, each once, and how many others have kept answers."""
         different = {self._find_key(text): text for text in texts if not text.isspace()}
         kept = self._store.read(list(different))
-        missing = [text for key, text in different.items() if key not in kept]
-        characters = sum(
-            len(own["content"]) for text in missing for own in build_messages(self._rubric, text)
-        )
+        return [text for key, text in different.items() if key not in kept], len(kept)
+
+    def estimate_cost(self, texts: Sequence[str]) -> tuple[float, float, float | None]:
+        """Prompt tokens, answered tokens and money that answers to some texts would cost; None: no price is known."""
+        characters = sum(len(own["content"]) for text in texts for own in build_messages(self._rubric, text))
         ratio = float(
             self._store.find_fact(self._name_fact("tokens per character")) or 1 / _CHARACTERS_PER_TOKEN
         )
-        answer_tokens = 2.0 if self._rubric.form == "number" else 8.0 * len(self._rubric.axes)
-        each = price(self._settings, characters * ratio, answer_tokens * len(missing))
+        answer_tokens = len(texts) * (2.0 if self._rubric.form == "number" else 8.0 * len(self._rubric.axes))
+        cost = price(self._settings, characters * ratio, answer_tokens)
         is_priced = self._settings.price_input is not None and self._settings.price_output is not None
-        return CallEstimate(
-            self._rubric.name,
-            round(len(missing) * factor),
-            round(len(kept) * factor),
-            characters * ratio * factor,
-            answer_tokens * len(missing) * factor,
-            each.money * factor if is_priced else None,
-            factor > 1,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CallEstimate:
-    """By rubric: calls that are left to make, answers that are kept already, tokens, and money (None: no price is known)."""
-
-    rubric: str
-    calls: int
-    kept: int
-    prompt_tokens: float
-    answer_tokens: float
-    money: float | None
-    is_sampled: bool
-
-    def describe(self) -> str:
-        """In one line."""
-        money = "no price is known" if self.money is None else f"{self.money:,.2f} in money"
-        about = "about " if self.is_sampled else ""
-        return (
-            f"{self.rubric}: {about}{self.calls:,} calls ({self.kept:,} answers are kept already), about {self.prompt_tokens:,.0f} prompt and "
-            f"{self.answer_tokens:,.0f} answered tokens; {money}"
-        )
+        return characters * ratio, answer_tokens, cost.money if is_priced else None
 
 
 def load_judge(spec: str) -> RewardModel:
@@ -258,7 +232,7 @@ def set_budget(model: RewardModel, budget: Budget) -> None:
 
 def _open_engine(
     rubric: Rubric, given: Sequence[str], name: str
-) -> tuple[Engine, EngineSettings, AnswerStore]:
+) -> tuple["Engine", EngineSettings, AnswerStore]:
     """The engine of a rubric with what a spec says laid over it."""
     laid: dict[str, object] = {}
     for part in given:

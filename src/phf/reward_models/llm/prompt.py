@@ -10,6 +10,8 @@ PROMPT_VERSION = 1
 """Enters the key of every answer: other words are another question."""
 
 Message = dict[str, str]
+Request = tuple[str, list[Message]]
+"""The key under which an answer is kept, and the conversation that asks for it."""
 
 _BAR = "| "
 # Marks of chat templates, whatever a model calls them: <|...|>, <s>, </s>, <start_of_turn>, [INST], <<SYS>>.

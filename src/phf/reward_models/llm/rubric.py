@@ -5,8 +5,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from phf.config.fields import StrictConfig
 from phf.config.recipes import parse_yaml
 from phf.config.train import parse
 from phf.errors import PHFError, suggest
@@ -16,11 +17,7 @@ _RUBRICS = Path(str(resources.files("phf") / "reward_models" / "llm" / "rubrics"
 _MAX_RUBRIC = 1 << 20  # bytes
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Axis(_Strict):
+class Axis(StrictConfig):
     """One question about a text, and the scale of its answers."""
 
     question: Annotated[str, Field(min_length=1)]
@@ -43,14 +40,14 @@ class Axis(_Strict):
         return share if self.bad == "high" else 1 - share
 
 
-class Example(_Strict):
+class Example(StrictConfig):
     """A text with the level that it should get on each axis."""
 
     text: Annotated[str, Field(min_length=1)]
     levels: dict[str, int]
 
 
-class EngineSettings(_Strict):
+class EngineSettings(StrictConfig):
     """The language model that answers, and how it is reached. Any of it may be said in the spec instead: `llm:RUBRIC,model=...`."""
 
     kind: Literal["server", "folder", "vllm"] | None = None
@@ -67,12 +64,12 @@ class EngineSettings(_Strict):
     """Whether the score is the expected level over token probabilities; auto asks the server once; required refuses one that
     gives none."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    body: dict[str, Any] = {}
+    body: dict[str, Any] = Field(default_factory=dict)
     """More fields of the request; null takes one away."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
     """Requests in flight, of each worker; texts in a batch for the kind folder."""
     timeout: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds that one request may take."""
+    """Seconds that one request may take, from its first byte to the answer's last."""
     tries: Annotated[int, Field(ge=1, le=100)] = 8
     """Of a request that is refused for now (429, 5xx), times out or breaks off; the waits between them double."""
     price_input: Annotated[float, Field(ge=0)] | None = None
@@ -80,17 +77,24 @@ class EngineSettings(_Strict):
     price_output: Annotated[float, Field(ge=0)] | None = None
     """Of a million answered tokens."""
 
+    @model_validator(mode="after")
+    def _check_body(self) -> "EngineSettings":
+        tokens, template = self.body.get("max_tokens"), self.body.get("chat_template_kwargs")
+        if tokens is not None and (type(tokens) is not int or tokens < 1):
+            raise ValueError(f"body's max_tokens must be a whole number above 0, not {tokens!r}")
+        if not isinstance(template, dict | None):
+            raise ValueError(f"body's chat_template_kwargs must be a mapping, not {template!r}")  # noqa: TRY004
+        return self
 
-class Rubric(_Strict):
+
+class Rubric(StrictConfig):
     """What a language model is asked about a text. Everything but `engine` enters the hash."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
     task: str = ""
     """A sentence or more in front: what the texts are, what to look at, what to leave aside."""
     axes: Annotated[dict[str, Axis], Field(min_length=1, max_length=6)]
-    examples: list[Example] = []
-    output: Literal["number", "json"] | None = None
-    """The form of the answer; by default a number for one axis and a JSON object for several."""
+    examples: list[Example] = Field(default_factory=list)
     max_characters: Annotated[int, Field(ge=1)] = 8000
     """A longer text is judged by its beginning."""
     engine: EngineSettings = EngineSettings()
@@ -100,8 +104,6 @@ class Rubric(_Strict):
         for name in self.axes:
             if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
                 raise ValueError(f"axis '{name}' must be of letters, digits, - and _")
-        if self.output == "number" and len(self.axes) > 1:
-            raise ValueError("output 'number' is for one axis; leave it out, or write json")
         for number, example in enumerate(self.examples, 1):
             if set(example.levels) != set(self.axes):
                 raise ValueError(f"example {number} needs a level for each axis: {', '.join(self.axes)}")
@@ -114,8 +116,8 @@ class Rubric(_Strict):
 
     @property
     def form(self) -> Literal["number", "json"]:
-        """The form of the answer."""
-        return self.output or ("number" if len(self.axes) == 1 else "json")
+        """The form of the answer: a number for one axis, a JSON object for several."""
+        return "number" if len(self.axes) == 1 else "json"
 
     @property
     def hash(self) -> str:

@@ -5,6 +5,7 @@ never pay for the same one. A claim holds as long as its process lives: that is 
 """
 
 import fcntl
+import json
 import os
 import sqlite3
 import threading
@@ -14,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from phf.errors import PHFError
 from phf.reward_models.convert import ANSWERS, cache_folder
 from phf.reward_models.llm.answers import Answer
 from phf.reward_models.llm.budget import Budget, Spent
+from phf.reward_models.protocol import ScoringStoppedError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, claim TEXT, answer TEXT) WITHOUT ROWID;
@@ -25,7 +26,6 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WIT
 CREATE TABLE IF NOT EXISTS spent (budget TEXT PRIMARY KEY, calls INTEGER, tokens REAL, money REAL) WITHOUT ROWID;
 """
 _WAIT = 60.0
-_PER_QUERY = 500
 
 Claim = Literal["mine", "answered", "another's"]
 
@@ -37,7 +37,7 @@ class AnswerStore:
         """Open the file, or make it.
 
         Raises:
-            PHFError: it is damaged, or cannot be written.
+            ScoringStoppedError: it is damaged, or cannot be written.
         """
         self._folder = folder or cache_folder() / ANSWERS
         self.path = self._folder / "answers.sqlite"
@@ -65,14 +65,9 @@ class AnswerStore:
 
     def read(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers that are there."""
-        found: dict[str, Answer] = {}
-        for start in range(0, len(keys), _PER_QUERY):
-            part = keys[start : start + _PER_QUERY]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, answer FROM answers WHERE answer IS NOT NULL AND key IN ({marks})"  # noqa: S608
-            with self._transaction() as file:
-                found |= {key: Answer.from_json(line) for key, line in file.execute(query, part)}
-        return found
+        query = "SELECT key, answer FROM answers WHERE answer IS NOT NULL AND key IN (SELECT value FROM json_each(?))"
+        with self._transaction() as file:
+            return {key: Answer.from_json(line) for key, line in file.execute(query, (json.dumps([*keys]),))}
 
     def write(self, key: str, answer: Answer) -> None:
         """Keep an answer; it is on the disk when this returns."""
@@ -108,36 +103,24 @@ class AnswerStore:
         with self._transaction() as file:
             file.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
 
-    def reserve(self, budget: Budget, cost: Spent) -> bool:
-        """Take the cost of a call from a budget, before it is made; False if it does not hold so much any more."""
+    def spend(self, budget: Budget, cost: Spent, *, at_most: bool = True) -> bool:
+        """Take a cost from a budget (a negative one gives back); False if it does not hold so much any more.
+
+        Args:
+            at_most: what the budget holds; else the cost has arisen already, and is taken in any case.
+        """
         with self._transaction("IMMEDIATE") as file:
-            spent = self._read_spent(file, budget) + cost
-            if not budget.holds(spent):
+            row = file.execute(
+                "SELECT calls, tokens, money FROM spent WHERE budget = ?", (budget.id,)
+            ).fetchone()
+            spent = Spent(*(row or ())) + cost
+            if at_most and not budget.holds(spent):
                 return False
-            self._write_spent(file, budget, spent)
+            file.execute(
+                "INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?)",
+                (budget.id, spent.calls, spent.tokens, spent.money),
+            )
         return True
-
-    def correct(self, budget: Budget, difference: Spent) -> None:
-        """Add to what was reserved what a call has cost beyond it; a negative difference gives back."""
-        with self._transaction("IMMEDIATE") as file:
-            self._write_spent(file, budget, self._read_spent(file, budget) + difference)
-
-    def find_spent(self, budget: Budget) -> Spent:
-        """What has been taken from a budget."""
-        with self._transaction() as file:
-            return self._read_spent(file, budget)
-
-    @staticmethod
-    def _read_spent(file: sqlite3.Connection, budget: Budget) -> Spent:
-        row = file.execute("SELECT calls, tokens, money FROM spent WHERE budget = ?", (budget.id,)).fetchone()
-        return Spent(*row) if row else Spent()
-
-    @staticmethod
-    def _write_spent(file: sqlite3.Connection, budget: Budget, spent: Spent) -> None:
-        file.execute(
-            "INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?)",
-            (budget.id, spent.calls, spent.tokens, spent.money),
-        )
 
     @contextmanager
     def _transaction(self, kind: str = "") -> Iterator[sqlite3.Connection]:
@@ -153,8 +136,8 @@ class AnswerStore:
             except sqlite3.Error as error:
                 raise self._explain(error) from None
 
-    def _explain(self, error: Exception) -> PHFError:
-        return PHFError(
+    def _explain(self, error: Exception) -> ScoringStoppedError:
+        return ScoringStoppedError(
             f"{self.path}, where paid answers are kept, cannot be used ({error}); free the disk or move the file away, or name "
             "another folder with PHF_CACHE"
         )
