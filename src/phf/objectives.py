@@ -6,7 +6,7 @@ worse).
 Shape suffixes: B blocks, T tokens of context, D documents, S segments.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, assert_never
 
@@ -34,7 +34,7 @@ from phf.config.objectives import (
 )
 from phf.objective_code import check_loss, own_loss
 from phf.objective_facts import OBJECTIVES
-from phf.objective_rewards import RankScale, RewardScale, make_reward_scale
+from phf.objective_rewards import RAW_REWARDS, RankScale, RewardScale, make_reward_scale
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode, Poison
 from phf.thresholds import (
     ResolvedThreshold,
@@ -222,7 +222,7 @@ def resolve_objective(
         PHFError: a threshold or fraction that cannot be met; scores that do not vary (RWR, AWR).
     """
     part = Part(scores, segment_tokens, document_segments, is_train)
-    return apply_objective(resolve_parts(config, [part]), scores, document_segments, is_train)
+    return apply_objective(resolve_parts(config, [lambda: part]), scores, document_segments, is_train)
 
 
 class Part(NamedTuple):
@@ -234,15 +234,20 @@ class Part(NamedTuple):
     is_train: npt.NDArray[np.bool_]
 
 
+Parts = Sequence[Callable[[], Part]]
+"""A corpus in parts, each read when it is called for, maybe more than once."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingScores:
     """Scores and tokens of the training segments (or documents) of each part, gone through anew whenever they are asked for."""
 
-    parts: Collection[Part]
+    parts: Parts
     unit: Unit = "segment"
 
     def __iter__(self) -> Iterator[ScoredTokens]:
-        for scores, tokens, document_segments, is_train in self.parts:
+        for read in self.parts:
+            scores, tokens, document_segments, is_train = read()
             used = is_train & _usable(scores, document_segments)
             documents = np.repeat(np.arange(len(used)), document_segments)
             if self.unit == "document":
@@ -262,7 +267,7 @@ class TrainingScores:
         return condense(self, given, [] if value is None else [value])
 
 
-def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective:
+def resolve_parts(config: ObjectiveConfig, parts: Parts) -> Objective:
     """As `resolve_objective`, of a corpus that is read part by part; of the data rule there are the settings alone."""
     train = TrainingScores(parts, "document" if isinstance(config, Filtering) else "segment")
     threshold: ResolvedThreshold | None = None
@@ -285,6 +290,8 @@ def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective
     elif isinstance(config, Quantile):
         scores, tokens, counts = train.join([level / config.levels for level in range(1, config.levels)])
         levels = tuple(resolve_levels(scores, tokens, config.levels, counts=counts))
+    elif isinstance(config, Scalar | RWR | AWR) and config.normalize == "none":
+        scale = RAW_REWARDS
     elif isinstance(config, Scalar | RWR | AWR):
         scores, tokens, _ = train.join()
         scale = make_reward_scale(config.normalize, scores, tokens, train)
