@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from phf.annotate.annotate import annotate
 from phf.corpus.store import build_corpus
 from phf.errors import PHFError
+from phf.evaluate.pages import PageReader
 from phf.records import PAD, TEXT, Batch
 from phf.thresholds import condense, resolve_good_fraction, resolve_levels, resolve_threshold
 from phf.tokens import tokens as token_cache
+from phf.tokens.scores import ShardScores
+from phf.tokens.splitter import cumulate
 from phf.tokens.tokens import TokenCache, tokenize
 from phf.train.data import open_data
 from phf.train.loop import resume, train
@@ -178,6 +181,29 @@ def test_only_one_window_is_read(in_windows, monkeypatch) -> None:
 def read_epoch(open_config) -> None:
     blocks = open_config().active_blocks
     blocks.rows(np.arange(blocks.num_blocks))
+
+
+def test_pages_of_windows_are_those_of_the_whole(in_windows) -> None:
+    whole, parts = in_windows(rows=10**9), in_windows()
+    one, other = PageReader.of(whole), PageReader.of(parts)
+    assert isinstance(other.scores, ShardScores)
+    np.testing.assert_array_equal(one.held_out_documents(3), other.held_out_documents(3))
+    is_held_out = ~whole.tokens.is_train & (whole.tokens.document_segments > 0)
+    assert sorted(one.held_out_documents(0)) == np.flatnonzero(is_held_out).tolist()
+    starts = cumulate(whole.tokens.document_segments)
+    token_starts = cumulate(whole.tokens.segment_lengths)
+    ids = np.concatenate(whole.tokens.ids)
+    for document in range(0, whole.tokens.num_documents, 3):
+        page, again = one.read(document), other.read(document)
+        first = starts[document]
+        stop = first + len(page.segments)
+        text = np.concatenate(page.segments)
+        np.testing.assert_array_equal(text, ids[token_starts[first] :][: len(text)])
+        np.testing.assert_array_equal(page.scores, whole.scores[first:stop])
+        for own, theirs in zip(page.segments, again.segments, strict=True):
+            np.testing.assert_array_equal(own, theirs)
+        np.testing.assert_array_equal(page.num_bytes, again.num_bytes)
+        np.testing.assert_array_equal(page.scores, again.scores)
 
 
 def test_damage_is_found_where_it_is_read(in_windows, shard_corpus) -> None:

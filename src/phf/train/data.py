@@ -16,6 +16,8 @@ from phf.files import hash_bytes
 from phf.model import lm
 from phf.objectives import (
     Objective,
+    Part,
+    Parts,
     active_fractions,
     apply_objective,
     baseline,
@@ -31,7 +33,7 @@ from phf.tokens import tokens as token_cache
 from phf.tokens.blocks import Blocks
 from phf.tokens.mixture import MixedBlocks
 from phf.tokens.phases import TrainingBlocks
-from phf.tokens.scores import copy_scores
+from phf.tokens.scores import ShardScores, copy_scores
 from phf.tokens.tokens import TokenCache, find_tokens
 from phf.tokens.windows import AnyBlocks, BlockSettings
 from phf.train.folder import count_steps
@@ -81,6 +83,19 @@ class TrainingData:
         if self.windows is not None:
             return self.windows.scores.join(np.arange(len(self.tokens.shards)))
         return load_scores(self.corpus, self.annotation, missing="drop")[0]
+
+    @property
+    def stored_scores(self) -> npt.NDArray[np.float32] | ShardScores:
+        """The same, of a corpus of many windows where they lie."""
+        return self.scores if self.windows is None else self.windows.scores
+
+    @property
+    def parts(self) -> Parts:
+        """Scores and sizes in corpus order, of a corpus of many windows one after the other."""
+        if self.windows is not None:
+            return self.windows.parts
+        tokens = self.tokens
+        return [lambda: Part(self.scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train)]
 
     def training_blocks(self, start: StartRecord | None = None) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
