@@ -60,7 +60,7 @@ class CorpusScores:
             split = corpus.read_shard(shard, ["split"])["split"]
             values.append(pc.list_flatten(table["scores"]).to_numpy())
             numbers.append(num_segments)
-            counts.append(counter.count(find_lengths(num_segments, ends)))
+            counts.append(counter.count(shard, find_lengths(num_segments, ends)))
             is_train.append(pc.equal(split, "train").to_numpy())
         return cls(
             annotation,
