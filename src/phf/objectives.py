@@ -24,6 +24,7 @@ from phf.config.objectives import (
     Conditional,
     Custom,
     Filtering,
+    GoodConfig,
     Masking,
     ObjectiveConfig,
     Quantile,
@@ -46,6 +47,7 @@ from phf.thresholds import (
     resolve_good_fraction,
     resolve_keep_fraction,
     resolve_levels,
+    resolve_report_threshold,
     resolve_threshold,
 )
 
@@ -244,6 +246,8 @@ class TrainingScores:
 
     parts: Parts
     unit: Unit = "segment"
+    with_dropped: bool = False
+    """Whether scored segments count whose document is dropped because another one is unscored."""
 
     def __iter__(self) -> Iterator[ScoredTokens]:
         for read in self.parts:
@@ -255,7 +259,8 @@ class TrainingScores:
                 sums = np.bincount(documents, weights=tokens, minlength=len(used)).astype(np.int64)
                 yield means[used], sums[used]
             else:
-                yield scores[used[documents]], tokens[used[documents]]
+                chosen = is_train[documents] & ~np.isnan(scores) if self.with_dropped else used[documents]
+                yield scores[chosen], tokens[chosen]
 
     def join(
         self, fractions: Sequence[float | None] = (), value: float | None = None
@@ -306,6 +311,13 @@ def resolve_parts(config: ObjectiveConfig, parts: Parts) -> Objective:
     ]
     num_tokens, first, second = (sum(column) for column in zip(*sums, strict=True))
     return replace(objective, effective_share=float(first**2 / (num_tokens * second)))
+
+
+def resolve_report(good: GoodConfig, parts: Parts) -> ResolvedThreshold:
+    """Where reports end good text if the objective has no line of its own: over all scored segments of the training split."""
+    train = TrainingScores(parts, with_dropped=True)
+    scores, tokens, counts = train.join([good.good_fraction], good.threshold)
+    return resolve_report_threshold(scores, tokens, good.threshold, good.good_fraction, counts=counts)
 
 
 def apply_objective(

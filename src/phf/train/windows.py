@@ -16,14 +16,14 @@ from phf.objectives import (
     Objective,
     Part,
     Parts,
-    TrainingScores,
     apply_objective,
     baseline,
     resolve_parts,
+    resolve_report,
     without_documents,
 )
 from phf.records import DataRule, Split
-from phf.thresholds import ResolvedThreshold, resolve_report_threshold
+from phf.thresholds import ResolvedThreshold
 from phf.tokens.kept import Counts, find_kept
 from phf.tokens.scores import ShardScores
 from phf.tokens.tokens import TokenCache
@@ -31,6 +31,10 @@ from phf.tokens.windows import BlockSettings, WindowedBlocks, deal_windows
 
 PLAIN = baseline(np.empty(0, np.float32), np.empty(0, np.int64))
 """MLE, its data rule without its arrays."""
+
+
+_VERSION = 2
+"""Of how rules are resolved: what an older phf has kept is resolved again."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,12 @@ class WindowedParts:
             objective = resolve_parts(config, self.parts)
             threshold = objective.segment_threshold
             if threshold is None:
-                scores, tokens, counts = TrainingScores(self.parts).join([good.good_fraction], good.threshold)
-                threshold = resolve_report_threshold(
-                    scores, tokens, good.threshold, good.good_fraction, counts=counts
-                )
+                threshold = resolve_report(good, self.parts)
             return {**_to_json(objective), "report": asdict(threshold)}
 
-        found = self.scores.keep("rule", [config.model_dump(mode="json"), good.model_dump(mode="json")], make)
+        found = self.scores.keep(
+            "rule", [_VERSION, config.model_dump(mode="json"), good.model_dump(mode="json")], make
+        )
         scale = scale_from_json(found["reward_scale"])
         unruled = Objective(
             config,
