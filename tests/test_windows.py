@@ -324,16 +324,15 @@ def test_damage_is_found_where_it_is_read(in_windows, shard_corpus) -> None:
 
 def test_a_run_stops_and_resumes_in_windows(in_windows, tmp_path) -> None:
     data = in_windows(
-        "data.context=128", "tokens=6144", "objective.start=0.3", "keep_checkpoints=all", rows=1
+        "data.context=192", "tokens=12288", "objective.start=0.1", "keep_checkpoints=all", rows=1
     )
     config = data.config
     edges = data.active_blocks._order(0)[1] / config.optim.batch_blocks
-    assert any(4 < edge < 11 for edge in edges), (
-        f"a window ends after the step from which it goes on: {edges}"
-    )
+    ends = [any(first < edge < first + 8 for edge in edges) for first in (0, 8)]
+    assert all(ends), f"windows end before and after step 8, from which it goes on: {edges}"
     whole = train(config, tmp_path / "whole")
     stopped = train(config, tmp_path / "stopped")
-    resume(stopped.folder, step=4)
+    resume(stopped.folder, step=8)
     assert read_losses(whole) == read_losses(Run.open(stopped.folder))
     assert whole.record["window_rows"] == 1
     older = Run.open(whole.folder)

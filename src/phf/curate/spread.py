@@ -95,9 +95,8 @@ def _find_quantiles(parts: Sequence[_Floats]) -> npt.NDArray[np.float64]:
     places = np.array(QUANTILES) * (num - 1)
     below = places.astype(np.int64)
     neighbours = np.stack([below, np.minimum(below + 1, num - 1)])
-    scores, _, counts = condense(
-        [(own, np.ones(len(own), np.int64)) for own in parts], ((neighbours + 0.5) / num).ravel().tolist()
-    )
+    ones = [(own, np.broadcast_to(np.int64(1), len(own))) for own in parts]
+    scores, _, counts = condense(ones, ((neighbours + 0.5) / num).ravel().tolist())
     low, high = scores[np.searchsorted(np.cumsum(counts), neighbours, side="right")].astype(np.float64)
     found: npt.NDArray[np.float64] = low + (high - low) * (places - below)
     return found
