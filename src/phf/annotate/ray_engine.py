@@ -1,5 +1,6 @@
 """Ray Data as the engine of annotate, for more than one machine (docs/annotate.md)."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +31,13 @@ def write_with_ray(
     arguments = scorer.arguments
     if isinstance(writer.corpus.path, Path):  # workers may have another current folder
         arguments = replace(arguments, corpus=str(writer.corpus.path.absolute()))
-    for index, entry in pool.map(_open_writer, (arguments, writer.path.name, timeout), writer.pending):
-        writer.add_entry(index, entry)
-        num_done += shards[index].num_documents
-        if progress:
-            progress("annotating documents", num_done, num_documents)
+    written = pool.map(_open_writer, (arguments, writer.path.name, timeout), writer.pending)
+    with closing(written):
+        for index, entry in written:
+            writer.add_entry(index, entry)
+            num_done += shards[index].num_documents
+            if progress:
+                progress("annotating documents", num_done, num_documents)
 
 
 def _open_writer(arguments: ScorerArguments, folder: str, timeout: float) -> WriteShard:

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,8 +48,8 @@ class RayPool:
 
     def map(
         self, open_writer: Callable[..., WriteShard], arguments: Sequence[object], shards: Sequence[int]
-    ) -> Iterator[tuple[int, Any]]:
-        """Shards and their entries, as they get done; one whose worker dies is made again by another.
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Shards and their entries, as they get done; one whose worker dies is made again by another. Close it to stop Ray.
 
         Args:
             open_writer: called once in each actor, with `arguments`; a function of a module.

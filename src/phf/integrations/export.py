@@ -4,6 +4,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -281,9 +282,8 @@ class Shards:
 def _write_with_ray(pool: RayPool, config: TrainConfig, shards: Shards, progress: Progress | None) -> None:
     """Write the shards that have no entry by a pool of Ray actors."""
     manifest = shards.manifest
-    paths: dict[str, object] = {
-        "corpus": str(Path(config.corpus).absolute())
-    }  # workers may have another current folder
+    # Workers may have another current folder.
+    paths: dict[str, object] = {"corpus": str(Path(config.corpus).absolute())}
     if config.mix is not None:
         corpora = [str(Path(place).absolute()) for place in config.mix.corpora]
         paths["mix"] = config.mix.model_copy(update={"corpora": corpora})
@@ -297,11 +297,13 @@ def _write_with_ray(pool: RayPool, config: TrainConfig, shards: Shards, progress
     num_done = manifest["num_blocks"] - sum(
         stop - first for first, stop in map(shards.bounds, shards.pending)
     )
-    for shard, entry in pool.map(_open_writer, [work], shards.pending):
-        shards.add_entry(shard, entry)
-        num_done += entry["num_blocks"]
-        if progress is not None:
-            progress("exporting blocks", num_done, manifest["num_blocks"])
+    written = pool.map(_open_writer, [work], shards.pending)
+    with closing(written):
+        for shard, entry in written:
+            shards.add_entry(shard, entry)
+            num_done += entry["num_blocks"]
+            if progress is not None:
+                progress("exporting blocks", num_done, manifest["num_blocks"])
 
 
 @dataclass(frozen=True, slots=True)
