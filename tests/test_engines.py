@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -74,8 +74,8 @@ def kill_a_worker(find_workers, folder, pattern, killed):
     """Kill one of two workers once both are at work and some shards are done."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        num_done, pids = len(list(folder.glob(pattern))), find_workers()
-        if len(pids) == 2 and num_done > 5:
+        num_done = len(list(folder.glob(pattern)))
+        if num_done > 5 and len(pids := find_workers()) == 2:
             killed.append((pids[0], num_done))
             os.kill(pids[0], signal.SIGKILL)
             return
@@ -84,8 +84,12 @@ def kill_a_worker(find_workers, folder, pattern, killed):
 
 def find_actors():
     """Ray's processes of this one that map a shard."""
-    found = [process for process in psutil.Process().children(recursive=True) if process.is_running()]
-    return [process.pid for process in found if "MapWorker" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
 @contextmanager
