@@ -9,7 +9,6 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
-import psutil
 import pytest
 
 from phf.annotate.annotate import annotate
@@ -84,6 +83,8 @@ def kill_a_worker(find_workers, folder, pattern, killed):
 
 def find_actors():
     """Ray's processes of this one that map a shard."""
+    import psutil
+
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has ended meanwhile
@@ -117,6 +118,7 @@ def many(folder):
 def test_ray_gives_the_bytes_of_the_local_engine(folder, many):
     """One test for all that needs Ray: each start of it takes seconds."""
     pytest.importorskip("ray")
+    pytest.importorskip("psutil")  # of accelerate
     corpus = Corpus.open("corpus")
     local = many("many")
     expected = read_bytes(annotate(local, "noted:Model", "paragraphs", workers=1))
