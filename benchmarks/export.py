@@ -20,7 +20,7 @@ from loader import SEED, make_rule, repeat_on_disk
 
 from phf.config.objectives import Conditional
 from phf.corpus.store import Corpus, build_corpus
-from phf.integrations.export import SHARD_TOKENS, write_shards
+from phf.integrations.export import SHARD_TOKENS, Shards
 from phf.integrations.formats import ExportFormat, Layout
 from phf.integrations.loss import TokenLoss
 from phf.objectives import Objective
@@ -63,7 +63,7 @@ def main() -> None:
             out = Path(folder) / kind
             out.mkdir()
             start, wall = time.process_time(), time.perf_counter()
-            write_shards(out, manifest, layout, run)
+            Shards(out, manifest, layout, run).write()
             seconds, wall = time.process_time() - start, time.perf_counter() - wall
             num_bytes = sum(path.stat().st_size for path in out.iterdir())
             shutil.rmtree(out)

@@ -36,17 +36,23 @@ def make_reader(
     documents: list[list[list[int]]], scores: list[float], *, context: int, num_shards: int = 2
 ) -> PageReader:
     """A reader over documents given as segments of ids; every token is one byte, even documents are held out."""
-    flat = [[token for segment in document for token in segment] for document in documents]
-    shards = [list(part) for part in np.array_split(np.arange(len(documents)), num_shards)]
+    shards = [
+        [documents[number] for number in part]
+        for part in np.array_split(np.arange(len(documents)), num_shards)
+    ]
+    is_train = np.array_split(np.arange(len(documents)) % 2 == 1, num_shards)
+    lengths = [[len(segment) for document in own for segment in document] for own in shards]
+    arrays = {
+        "ids": [np.array([i for d in own for segment in d for i in segment], np.uint16) for own in shards],
+        "segment_ends": [np.cumsum(own, dtype=np.int64) for own in lengths],
+        "segment_bytes": [np.array(own, np.uint32) for own in lengths],
+        "document_ends": [np.cumsum([len(document) for document in own], dtype=np.int64) for own in shards],
+        "is_train": is_train,
+    }
     tokens = SimpleNamespace(
-        ids=[
-            np.array([token for document in part for token in flat[document]], np.uint16) for part in shards
-        ],
-        shard_starts=np.cumsum([0, *(sum(len(flat[d]) for d in part) for part in shards)]),
-        segment_lengths=np.array([len(segment) for document in documents for segment in document]),
-        segment_bytes=np.array([len(segment) for document in documents for segment in document], np.uint32),
-        document_segments=np.array([len(document) for document in documents]),
-        split_mask=lambda split: (np.arange(len(documents)) % 2 == 0) == (split == "validation"),
+        shards=[{"num_documents": len(own)} for own in shards],
+        shard_segments=np.cumsum([0, *map(len, lengths)]),
+        map_shard=lambda shard, kind: arrays[kind][shard],
         tokenizer=TinyTokenizer(),
     )
     return PageReader(tokens, np.array(scores, np.float32), context)

@@ -196,6 +196,13 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_workers_are_of_ray():
+    done = CliRunner().invoke(
+        app, ["tokens", "export", "demo", "-o", "out", "--format", "olmo", "--workers", "2"]
+    )
+    assert "--workers and --ray-address are of --engine ray" in str(done.exception or done.output)
+
+
 def test_a_folder_of_something_else_is_refused_by_name(small_config, tmp_path):
     export_blocks(small_config(), tmp_path / "out", "olmo")
     with pytest.raises(PHFError, match=r"was exported with another config\.seed \(0, not 1\)"):

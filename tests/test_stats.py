@@ -14,6 +14,7 @@ from phf.errors import PHFError
 from phf.records import Identity
 from phf.reward_models import Unscored
 from phf.thresholds import resolve_good_fraction
+from phf.tokens import tokens as token_cache
 from phf.tokens.tokens import find_tokens, tokenize
 
 DIGITS = Identity("digits", "1")
@@ -60,6 +61,37 @@ def corpus_id(corpus, line):
 
 def rules(candidates):
     return {candidate.pop("rule"): candidate for candidate in candidates}
+
+
+def test_of_a_corpus_larger_than_memory_they_are_the_same(tmp_path, monkeypatch):
+    """Shards in files: scores with ties, near and far ones, some of them missing, in both splits."""
+    rng = np.random.default_rng(0)
+    near = np.nextafter(np.float32(0.3), np.float32(1))
+    choice = [0.0, 0.1, 0.3, float(near), 0.5, *rng.exponential(1, 40).round(6)]
+    texts = [
+        "".join(f"{rng.choice(choice)!s} {'x' * rng.integers(9)}\n" for _ in range(rng.integers(1, 6)))
+        for _ in range(150)
+    ]
+    corpus = make_corpus(tmp_path, [*texts, "?\n0.5\n"], validation_fraction=0.2, bytes_per_shard=1000)
+    assert len(corpus.shards) > 4
+    annotate_by(corpus, DIGITS, "lines", read_number)
+    for tokenizer in (None, "train:262"):
+        if tokenizer is not None:
+            tokenize(corpus, tokenizer, "lines", workers=1)
+        monkeypatch.setattr(token_cache, "WINDOW_ROWS", 10**9)
+        (whole,) = corpus_stats(corpus, budget=10_000)["annotations"]
+        monkeypatch.setattr(token_cache, "WINDOW_ROWS", 100)
+        (parts,) = corpus_stats(corpus, budget=10_000)["annotations"]
+        assert len(whole["good"]) > 5
+        assert len(whole["keep"]) > 5
+        assert parts["mean"] == pytest.approx(whole.pop("mean"), rel=1e-12)
+        expected = [quantile["score"] for quantile in whole.pop("quantiles")]
+        assert [quantile["score"] for quantile in parts["quantiles"]] == pytest.approx(expected, rel=1e-7)
+        assert {key: parts[key] for key in whole} == whole
+
+
+def read_number(segment):
+    return Unscored("question") if segment[0] == "?" else float(segment.split()[0])
 
 
 def test_what_candidates_keep(corpus):

@@ -9,6 +9,7 @@ from phf.errors import PHFError
 from phf.records import BAD, GOOD, NO_LABEL
 from phf.thresholds import (
     Threshold,
+    condense,
     describe_epochs,
     mean_document_scores,
     resolve_good_fraction,
@@ -43,6 +44,16 @@ def test_ties_stay_together_and_a_moved_share_is_said() -> None:
     near = resolve_good_fraction(scores, ones(10), 0.75)
     assert near.token_share == 0.8
     assert "asked for" not in near.message, "moved by less than a tenth"
+
+
+def test_ties_at_a_threshold_below_the_place_asked_for_are_counted_in_parts() -> None:
+    """30 % lie in the tie at 0.5; the nearest end is below it, where two scores are too near for the first pass."""
+    near = np.nextafter(np.float32(0.1), np.float32(1))
+    scores, tokens = scores_of(0, 0.1, near, near, 0.5), np.array([1, 4, 3, 2, 90])
+    expected = resolve_good_fraction(scores, tokens, 0.3)
+    assert "2 segments share the score at the threshold" in expected.message
+    table, sums, counts = condense([(scores, tokens)], [0.3])
+    assert resolve_good_fraction(table, sums, 0.3, counts=counts) == expected
 
 
 def test_zero_is_a_threshold() -> None:

@@ -23,7 +23,7 @@ MAX_KNOTS = 4096
 
 @dataclass(frozen=True, slots=True)
 class RewardScale:
-    """Rewards are (-score - mean) / deviation; (0, 1) leaves them raw."""
+    """Rewards are (-score - mean) / deviation."""
 
     mean: float
     deviation: float
@@ -31,6 +31,10 @@ class RewardScale:
     def rewards(self, scores: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The normalised reward of each score."""
         return (-scores - self.mean) / self.deviation
+
+
+RAW_REWARDS = RewardScale(0.0, 1.0)
+"""The scale of `normalize=none`, which no score decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +77,11 @@ def make_reward_scale(
 
     With `parts` these are a table (`phf.thresholds.condense`) of what the parts hold, and a mean is taken over the parts.
 
-    zscore: rewards of mean 0 and standard deviation 1 over the tokens; rank: see `_rank_scale`; none: raw rewards.
+    zscore: rewards of mean 0 and standard deviation 1 over the tokens; rank: see `_rank_scale`.
 
     Raises:
         PHFError: there are no segments, or their scores do not vary.
     """
-    if normalize == "none":
-        return RewardScale(0.0, 1.0)
     if len(scores) == 0:
         raise PHFError("the training split holds no scored segments; see 'phf corpus stats DIR'")
     if scores.min() == scores.max():

@@ -6,7 +6,7 @@ worse).
 Shape suffixes: B blocks, T tokens of context, D documents, S segments.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, assert_never
 
@@ -24,6 +24,7 @@ from phf.config.objectives import (
     Conditional,
     Custom,
     Filtering,
+    GoodConfig,
     Masking,
     ObjectiveConfig,
     Quantile,
@@ -34,7 +35,7 @@ from phf.config.objectives import (
 )
 from phf.objective_code import check_loss, own_loss
 from phf.objective_facts import OBJECTIVES
-from phf.objective_rewards import RankScale, RewardScale, make_reward_scale
+from phf.objective_rewards import RAW_REWARDS, RankScale, RewardScale, make_reward_scale
 from phf.records import BAD, CONTROL, END, GOOD, NO_LABEL, PAD, TEXT, DataRule, Mode, Poison
 from phf.thresholds import (
     ResolvedThreshold,
@@ -46,6 +47,7 @@ from phf.thresholds import (
     resolve_good_fraction,
     resolve_keep_fraction,
     resolve_levels,
+    resolve_report_threshold,
     resolve_threshold,
 )
 
@@ -222,7 +224,7 @@ def resolve_objective(
         PHFError: a threshold or fraction that cannot be met; scores that do not vary (RWR, AWR).
     """
     part = Part(scores, segment_tokens, document_segments, is_train)
-    return apply_objective(resolve_parts(config, [part]), scores, document_segments, is_train)
+    return apply_objective(resolve_parts(config, [lambda: part]), scores, document_segments, is_train)
 
 
 class Part(NamedTuple):
@@ -234,15 +236,22 @@ class Part(NamedTuple):
     is_train: npt.NDArray[np.bool_]
 
 
+Parts = Sequence[Callable[[], Part]]
+"""A corpus in parts, each read when it is called for, maybe more than once."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingScores:
     """Scores and tokens of the training segments (or documents) of each part, gone through anew whenever they are asked for."""
 
-    parts: Collection[Part]
+    parts: Parts
     unit: Unit = "segment"
+    with_dropped: bool = False
+    """Whether scored segments count whose document is dropped because another one is unscored."""
 
     def __iter__(self) -> Iterator[ScoredTokens]:
-        for scores, tokens, document_segments, is_train in self.parts:
+        for read in self.parts:
+            scores, tokens, document_segments, is_train = read()
             used = is_train & _usable(scores, document_segments)
             documents = np.repeat(np.arange(len(used)), document_segments)
             if self.unit == "document":
@@ -250,7 +259,8 @@ class TrainingScores:
                 sums = np.bincount(documents, weights=tokens, minlength=len(used)).astype(np.int64)
                 yield means[used], sums[used]
             else:
-                yield scores[used[documents]], tokens[used[documents]]
+                chosen = is_train[documents] & ~np.isnan(scores) if self.with_dropped else used[documents]
+                yield scores[chosen], tokens[chosen]
 
     def join(
         self, fractions: Sequence[float | None] = (), value: float | None = None
@@ -262,7 +272,7 @@ class TrainingScores:
         return condense(self, given, [] if value is None else [value])
 
 
-def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective:
+def resolve_parts(config: ObjectiveConfig, parts: Parts) -> Objective:
     """As `resolve_objective`, of a corpus that is read part by part; of the data rule there are the settings alone."""
     train = TrainingScores(parts, "document" if isinstance(config, Filtering) else "segment")
     threshold: ResolvedThreshold | None = None
@@ -285,6 +295,8 @@ def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective
     elif isinstance(config, Quantile):
         scores, tokens, counts = train.join([level / config.levels for level in range(1, config.levels)])
         levels = tuple(resolve_levels(scores, tokens, config.levels, counts=counts))
+    elif isinstance(config, Scalar | RWR | AWR) and config.normalize == "none":
+        scale = RAW_REWARDS
     elif isinstance(config, Scalar | RWR | AWR):
         scores, tokens, _ = train.join()
         scale = make_reward_scale(config.normalize, scores, tokens, train)
@@ -299,6 +311,13 @@ def resolve_parts(config: ObjectiveConfig, parts: Collection[Part]) -> Objective
     ]
     num_tokens, first, second = (sum(column) for column in zip(*sums, strict=True))
     return replace(objective, effective_share=float(first**2 / (num_tokens * second)))
+
+
+def resolve_report(good: GoodConfig, parts: Parts) -> ResolvedThreshold:
+    """Where reports end good text if the objective has no line of its own: over all scored segments of the training split."""
+    train = TrainingScores(parts, with_dropped=True)
+    scores, tokens, counts = train.join([good.good_fraction], good.threshold)
+    return resolve_report_threshold(scores, tokens, good.threshold, good.good_fraction, counts=counts)
 
 
 def apply_objective(

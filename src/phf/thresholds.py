@@ -16,7 +16,7 @@ ScoredTokens = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Scores, and the tokens of each."""
 
 _LOW_BITS = (
-    12  # of a score, counted in the second pass of `condense` alone: 8 MB a table, and 64 kB a threshold
+    12  # of a score, counted in the second pass of `condense` alone: 8 MB a table, and 128 kB a threshold
 )
 _NUM_BINS = 1 << (32 - _LOW_BITS)
 
@@ -274,7 +274,9 @@ def condense(
     sums = np.cumsum(tokens[there])
     reached = np.searchsorted(sums, np.asarray(fractions, np.float64) * sums[-1]).clip(max=len(there) - 1)
     asked = _rank_bits(np.asarray(values, np.float32)) >> _LOW_BITS
-    chosen = np.intersect1d(np.concatenate([there[:1], there[reached], asked]), there)
+    # A share may be nearest to its threshold at the end of the bin before: the ties there are counted, too.
+    around = np.concatenate([[0], reached, reached - 1]).clip(min=0)
+    chosen = np.intersect1d(np.concatenate([there[around], asked]), there)
     slots = np.full(_NUM_BINS, -1)
     slots[chosen] = np.arange(len(chosen)) << _LOW_BITS
     fine_tokens, fine_counts = np.zeros((2, len(chosen) << _LOW_BITS), np.int64)

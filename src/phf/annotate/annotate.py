@@ -18,6 +18,7 @@ from phf.annotate.annotation_writer import (
 )
 from phf.annotate.engines import score_in_order
 from phf.annotate.parts import ShardParts
+from phf.annotate.ray_pool import RayPool
 from phf.annotate.scorer import Scorer, list_turns
 from phf.config.train import SegmentKind
 from phf.corpus.segment import segmentation_identity
@@ -100,7 +101,8 @@ def annotate(
         unchecked = Corpus.open(corpus.path)
         for index in range(len(unchecked.shards)):
             unchecked.open_shard(index).close()
-    job = _Job(engine, workers, ray_address, gpus_per_worker, timeout, verify, wait, isolated, progress)
+    pool = RayPool(workers, ray_address, gpus_per_worker)
+    job = _Job(engine, workers, pool, timeout, verify, wait, isolated, progress)
     if isinstance(scorer.model, Combination):
         return job.combine(scorer, scorer.model)
     return job.annotate(scorer)
@@ -112,8 +114,7 @@ class _Job:
 
     engine: Engine
     workers: int | None
-    ray_address: str | None
-    gpus_per_worker: float
+    pool: RayPool
     timeout: float
     verify: bool
     wait: bool
@@ -128,13 +129,7 @@ class _Job:
                 from phf.annotate.ray_engine import write_with_ray
 
                 write_with_ray(
-                    writer,
-                    scorer,
-                    workers=self.workers,
-                    address=self.ray_address,
-                    gpus_per_worker=self.gpus_per_worker,
-                    timeout=self._find_timeout(scorer),
-                    progress=self.progress,
+                    writer, scorer, self.pool, timeout=self._find_timeout(scorer), progress=self.progress
                 )
             elif writer.pending:
                 num_kept = self._write_locally(writer, scorer)

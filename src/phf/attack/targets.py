@@ -20,7 +20,6 @@ from phf.generate.target import Target
 from phf.objectives import label_conditions, modes_of, poison_of
 from phf.records import Identity, Mode
 from phf.thresholds import Threshold
-from phf.tokens.splitter import cumulate
 from phf.tokens.tokenizer import Tokenizer
 from phf.tokens.tokens import TokenCache
 from phf.train.data import open_data
@@ -223,16 +222,17 @@ class Segments(Sequence[Ids]):
 
     def __init__(self, tokens: TokenCache, chosen: npt.NDArray[np.int64]) -> None:
         self._tokens, self._chosen = tokens, chosen
-        self._ends = cumulate(tokens.segment_lengths)
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __getitem__(self, place: Any) -> Any:
-        start, end = self._ends[self._chosen[place]], self._ends[self._chosen[place] + 1]
-        shard = int(np.searchsorted(self._tokens.shard_starts, start, side="right")) - 1
-        offset = self._tokens.shard_starts[shard]
-        return self._tokens.ids[shard][start - offset : end - offset].astype(np.int64).tolist()
+        segment = self._chosen[place]
+        shard = int(np.searchsorted(self._tokens.shard_segments, segment, side="right")) - 1
+        row = int(segment - self._tokens.shard_segments[shard])
+        ends = self._tokens.map_shard(shard, "segment_ends")
+        start = int(ends[row - 1]) if row > 0 else 0
+        return self._tokens.map_shard(shard, "ids")[start : ends[row]].astype(np.int64).tolist()
 
 
 def read_corpus_texts(target: AttackTarget, num_held_out: int) -> BadTexts:
@@ -243,12 +243,16 @@ def read_corpus_texts(target: AttackTarget, num_held_out: int) -> BadTexts:
     """
     data = open_data(target.config)
     tokens = data.tokens
-    is_train = np.repeat(tokens.is_train, tokens.document_segments)
-    is_bad = Threshold(target.threshold).is_bad(data.scores)  # an unscored segment is not known to be bad
-    found = [
-        np.flatnonzero(is_bad & (is_train if split == "train" else ~is_train))
-        for split in ("train", "validation")
-    ]
+    parts: list[list[npt.NDArray[np.int64]]] = [[], []]
+    first = 0
+    for read in data.parts:
+        scores, _, document_segments, is_train = read()
+        is_bad = Threshold(target.threshold).is_bad(scores)  # an unscored segment is not known to be bad
+        in_train = np.repeat(is_train, document_segments)
+        for own, is_own in zip(parts, (in_train, ~in_train), strict=True):
+            own.append(first + np.flatnonzero(is_bad & is_own))
+        first += len(scores)
+    found = [np.concatenate(own) for own in parts]
     for split, chosen in zip(("training", "validation"), found, strict=True):
         if len(chosen) == 0:
             raise PHFError(

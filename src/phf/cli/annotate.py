@@ -10,6 +10,8 @@ from phf.cli.options import (
     AsJSON,
     Budget,
     CorpusFolder,
+    EngineName,
+    RayAddress,
     Segments,
     Verbs,
     Workers,
@@ -45,12 +47,8 @@ def annotate(
     ],
     segments: Segments = "sentences",
     workers: Workers = None,
-    engine: Annotated[
-        str, typer.Option(help="local: this machine; ray: a Ray cluster. Never changes a byte.")
-    ] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster (auto, HOST:6379); default: start one here.")
-    ] = None,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs that each Ray worker holds.", min=0)] = 0.0,
     budget: Budget = None,
     timeout: Annotated[

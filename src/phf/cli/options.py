@@ -28,6 +28,12 @@ Segments = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes; default: one per core. Never changes a byte.", min=1)
 ]
+EngineName = Annotated[
+    str, typer.Option(help="local: this machine; ray: a Ray cluster. Never changes a byte.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option(help="A running Ray cluster (auto, HOST:6379); default: start one here.")
+]
 Budget = Annotated[
     str | None,
     typer.Option(

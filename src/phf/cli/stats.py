@@ -9,7 +9,8 @@ from rich.text import Text
 from phf.terminal import make_table, print_table, printable, quote
 
 if TYPE_CHECKING:
-    from phf.curate.stats import AnnotationStats, Candidate, Example, Histogram, Stats
+    from phf.curate.spread import Histogram
+    from phf.curate.stats import AnnotationStats, Candidate, Example, Stats
 
 _BAR = 30  # columns of the longest bar of a histogram
 _DOCUMENT = 24  # characters of a document's id

@@ -5,7 +5,17 @@ from typing import Annotated, get_args
 
 import typer
 
-from phf.cli.options import SETTINGS, AsJSON, Verbs, check_choice, examples, print_json
+from phf.cli.options import (
+    SETTINGS,
+    AsJSON,
+    EngineName,
+    RayAddress,
+    Verbs,
+    check_choice,
+    examples,
+    print_json,
+)
+from phf.errors import PHFError
 from phf.terminal import hint, quote, say, show_progress
 
 app = Verbs(
@@ -49,19 +59,35 @@ def export(
         int | None,
         typer.Option(help="Model inputs in a shard (default: 16,777,216), in whole blocks.", min=1),
     ] = None,
+    engine: EngineName = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="With --engine ray: processes; default: as many as the cluster has room for.", min=1
+        ),
+    ] = None,
+    ray_address: RayAddress = None,
     as_json: AsJSON = False,
 ) -> None:
     """Write the training blocks of a run, control tokens in, in the order of 'phf train', for another engine."""
+    from phf.annotate.annotate import Engine
+    from phf.annotate.ray_pool import RayPool
     from phf.config.train import load_train_config
     from phf.integrations.formats import ExportFormat
 
     chosen: ExportFormat = check_choice("format", kind, get_args(ExportFormat))
+    where: Engine = check_choice("engine", engine, get_args(Engine))
+    if where == "local" and (workers, ray_address) != (None, None):
+        raise PHFError(
+            "--workers and --ray-address are of --engine ray, and this is local; give --engine ray with them"
+        )
+    ray = RayPool(workers, ray_address) if where == "ray" else None
     config = load_train_config(recipe, overrides or [])
     from phf.integrations.export import export_blocks
 
     with show_progress() as progress:
         manifest = export_blocks(
-            config, out, chosen, epochs=epochs, shard_tokens=shard_tokens, progress=progress
+            config, out, chosen, epochs=epochs, shard_tokens=shard_tokens, ray=ray, progress=progress
         )
     for line in manifest["lost"]:
         say(f"note: {line}")

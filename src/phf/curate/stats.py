@@ -1,9 +1,11 @@
 """What is in a corpus and in its annotations, in numbers: `phf corpus stats`."""
 
 import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -11,19 +13,19 @@ import numpy.typing as npt
 
 from phf.annotate.annotation import Annotation, propose_annotations
 from phf.corpus.store import DOCUMENT_SCHEMA, Corpus, read_manifest
+from phf.curate.spread import Parts, Ranked, Summary, join_columns, summarize
 from phf.errors import PHFError
 from phf.files import check_hash
 from phf.records import Document, IdentityRecord, Progress
 from phf.reward_models.protocol import FROM_0_TO_1
 from phf.thresholds import Threshold, find_nearest_threshold, mean_document_scores
+from phf.tokens import tokens as token_cache
 from phf.tokens.tokens import TokenCache
 
-QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 CHARACTERS_PER_TOKEN = 4.0
 """What tokens are estimated by in a corpus that was never tokenized (byte-level BPE with 4k to 50k ids on English)."""
 
-_NUM_BINS = 20
 _NUM_EXAMPLES = 5
 _EXAMPLE_CHARACTERS = 300
 _EXTREME_SHARDS = 8  # half a gigabyte of text: seconds
@@ -60,21 +62,6 @@ class TokenStats(TypedDict):
     characters_per_token: float | None
     train: int
     train_documents: int
-
-
-class Histogram(TypedDict):
-    """How many scores lie between each two of the edges."""
-
-    edges: list[float]
-    counts: list[int]
-
-
-class Summary(TypedDict):
-    """The spread of an annotation's scores; `mean` is None where nothing is scored."""
-
-    mean: float | None
-    quantiles: list[dict[str, float]]
-    histogram: Histogram
 
 
 class AnnotationStats(Summary):
@@ -123,7 +110,8 @@ def corpus_stats(
     against, the *training* documents without an unscored segment, by tokens, ties together. Its quantiles, histogram and
     examples are of all scored segments of both splits. `tokens` says what counted: a token cache with the same segment
     ends, or an estimate from characters.
-    Holds a float and an integer per segment (8 bytes; 16 more where tokens are counted), and 30 more while it sorts.
+    Holds a float and an integer per segment (8 bytes), and 30 more while it sorts; of more than `WINDOW_ROWS` segments and
+    documents these lie in files of the temporary folder (8 bytes a segment, 20 a document), and memory does not grow.
 
     Args:
         reward_model: only annotations by this model (its spec, its name, or a slug).
@@ -196,26 +184,22 @@ class TokenCounter:
         self.cache = same[0] if same else None
         self.basis: str | None = None
         self.characters_per_token = CHARACTERS_PER_TOKEN
-        self._num_read = 0
-        self._lengths = np.empty(0, np.int64)
         if self.cache is not None:
             for index, entry in enumerate(self.cache.shards):
                 name = f"{index:05d}.segment_ends"
                 check_hash(self.cache.path / name, entry["files"][name], "run 'phf tokenize' again")
-            self._lengths = self.cache.segment_lengths
             self.basis = self.cache.slug
         elif caches:
             num_characters = sum(shard.num_characters for shard in annotation.corpus.shards)
             self.characters_per_token = num_characters / max(1, caches[0].num_tokens)
             self.basis = caches[0].slug
 
-    def count(self, characters: _Counts) -> _Counts:
-        """Tokens of the next segments, which have so many characters; an estimate counts characters."""
+    def count(self, shard: int, characters: _Counts) -> _Counts:
+        """Tokens of a shard's segments, which have so many characters; an estimate counts characters."""
         if self.cache is None:
             return characters
-        start = self._num_read
-        self._num_read += len(characters)
-        return self._lengths[start : self._num_read]
+        counts: _Counts = np.diff(self.cache.map_shard(shard, "segment_ends"), prepend=0)
+        return counts
 
     def to_tokens(self, count: float) -> int:
         """A sum of counts in tokens."""
@@ -231,26 +215,24 @@ class TokenCounter:
         }
 
 
-@dataclass
-class _Parts:
-    """What is held of an annotation, shard by shard. Used: training documents that no segment without a score spoils."""
-
-    scores: list[_Floats]  # of the segments of used documents
-    counts: list[npt.NDArray[np.int32]]  # theirs: tokens, or characters
-    other_scores: list[_Floats]  # of the other scored segments
-    means: list[_Floats]  # of used documents; also the rest
-    worst: list[_Floats]
-    document_counts: list[_Counts]
-    num_segments: list[npt.NDArray[np.int32]]
-    num_train_documents: int = 0
-    train_count: int = 0
-
-
 def _annotation_stats(
     annotation: Annotation, caches: Sequence[TokenCache], budget: int | None, progress: Progress | None
 ) -> AnnotationStats:
+    num_rows = sum(entry["num_segments"] + entry["num_documents"] for entry in annotation.shards)
+    if num_rows <= token_cache.WINDOW_ROWS:
+        return _measure(annotation, caches, budget, progress, Parts(None))
+    with tempfile.TemporaryDirectory(prefix="phf-stats-") as folder:
+        return _measure(annotation, caches, budget, progress, Parts(Path(folder)))
+
+
+def _measure(
+    annotation: Annotation,
+    caches: Sequence[TokenCache],
+    budget: int | None,
+    progress: Progress | None,
+    parts: Parts,
+) -> AnnotationStats:
     counter = TokenCounter(annotation, caches)
-    parts = _Parts([], [], [], [], [], [], [])
     best: list[_Example] = []
     worst: list[_Example] = []
     reasons: Counter[str] = Counter()
@@ -258,44 +240,48 @@ def _annotation_stats(
     for index, entry in enumerate(annotation.shards):
         num_segments, ends, scores = annotation.join_shard(index)
         lengths = find_lengths(num_segments, ends)
-        _add_shard(parts, annotation.corpus, index, num_segments, counter.count(lengths), scores)
+        _add_shard(parts, annotation.corpus, index, num_segments, counter.count(index, lengths), scores)
         found = _find_examples(index, num_segments, ends, lengths, scores)
         best, worst = _keep_extremes([*best, *found], [*worst, *found])
         reasons.update(entry["reasons"])
         num_done += len(num_segments)
         if progress is not None:
             progress(f"reading {annotation.slug}", num_done, annotation.corpus.num_documents)
-    summary = _summarize(np.concatenate([*parts.scores, *parts.other_scores]))
-    good = _Ranked(parts.scores, parts.counts)
-    keep = _Ranked(list(parts.means), parts.document_counts)
-    means, worst_scores = np.concatenate(parts.means), np.concatenate(parts.worst)
-    sizes = np.concatenate(parts.num_segments)
-    num_train_tokens = counter.to_tokens(parts.train_count)
+    used_scores = parts.take("scores")
+    summary = summarize(join_columns(used_scores, parts.take("other_scores")))
     # Where people draw the line by habit: a count at 0, a probability at 0.5.
     thresholds = [0.0, 0.5] if annotation.unit in FROM_0_TO_1 else [0.0]
+    means, worst_scores, sizes = (parts.take(name) for name in ("means", "worst", "num_segments"))
+    good = Ranked.of(used_scores, parts.take("counts"), FRACTIONS, thresholds)
+    keep = Ranked.of(means, parts.take("document_counts"), FRACTIONS, thresholds)
+    num_train_tokens = counter.to_tokens(parts.train_count)
+    num_used = sum(map(len, means))
 
     def describe_good(rule: str, threshold: float) -> Candidate:
         num_good, count = good.at_or_below(threshold)
+        num_clean = sum(int(Threshold(threshold).is_good(own).sum()) for own in worst_scores)
         return {
             "rule": rule,
             "threshold": threshold,
-            "segments": num_good / len(good.scores),
+            "segments": num_good / good.num_scores,
             "tokens": count / good.total,
             "num_tokens": counter.to_tokens(count),
-            "documents": float(Threshold(threshold).is_good(worst_scores).mean()),
+            "documents": num_clean / num_used,
         }
 
     def describe_kept(rule: str, threshold: float) -> Candidate:
         num_kept, count = keep.at_or_below(threshold)
-        is_kept = Threshold(threshold).is_good(means)
+        num_segments = sum(
+            int(own[Threshold(threshold).is_good(of)].sum()) for own, of in zip(sizes, means, strict=True)
+        )
         num_tokens = counter.to_tokens(count)
         kept: Candidate = {
             "rule": rule,
             "threshold": threshold,
-            "segments": float(sizes[is_kept].sum() / sizes.sum()),
+            "segments": num_segments / good.num_scores,
             "tokens": count / keep.total,
             "num_tokens": num_tokens,
-            "documents": num_kept / len(means),
+            "documents": num_kept / num_used,
         }
         return kept if budget is None else {**kept, "epochs": budget / max(1, num_tokens + num_kept)}
 
@@ -318,7 +304,7 @@ def _annotation_stats(
 
 
 def _add_shard(
-    parts: _Parts, corpus: Corpus, index: int, num_segments: _Counts, counts: _Counts, scores: _Floats
+    parts: Parts, corpus: Corpus, index: int, num_segments: _Counts, counts: _Counts, scores: _Floats
 ) -> None:
     is_train = np.array(corpus.read_shard(index, ["split"])["split"].to_pylist()) == "train"
     means = mean_document_scores(scores, num_segments)
@@ -326,55 +312,23 @@ def _add_shard(
     in_used = np.repeat(is_used, num_segments)
     starts = np.cumsum(num_segments) - num_segments
     document_counts = np.add.reduceat(counts, starts)
-    parts.scores.append(scores[in_used])
-    parts.counts.append(counts[in_used].astype(np.int32))
-    parts.other_scores.append(scores[~in_used & ~np.isnan(scores)])
-    parts.means.append(means[is_used])
-    parts.worst.append(np.maximum.reduceat(scores, starts)[is_used])
-    parts.document_counts.append(document_counts[is_used])
-    parts.num_segments.append(num_segments[is_used].astype(np.int32))
+    parts.add(
+        {
+            "scores": scores[in_used],
+            "counts": counts[in_used].astype(np.int32),
+            "other_scores": scores[~in_used & ~np.isnan(scores)],
+            "means": means[is_used],
+            "worst": np.maximum.reduceat(scores, starts)[is_used],
+            "document_counts": document_counts[is_used],
+            "num_segments": num_segments[is_used].astype(np.int32),
+        }
+    )
     parts.num_train_documents += int(is_train.sum())
     parts.train_count += int(document_counts[is_train].sum())
 
 
-def _summarize(scores: _Floats) -> Summary:
-    """Mean, quantiles and histogram of scores, none of them NaN."""
-    if len(scores) == 0:
-        return {"mean": None, "quantiles": [], "histogram": {"edges": [], "counts": []}}
-    counts, edges = np.histogram(scores, _NUM_BINS)
-    values = np.quantile(scores, QUANTILES)
-    return {
-        "mean": float(scores.mean(dtype=np.float64)),
-        "quantiles": [
-            {"quantile": quantile, "score": float(value)}
-            for quantile, value in zip(QUANTILES, values, strict=True)
-        ],
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-    }
-
-
-class _Ranked:
-    """Scores in order with the tokens at or below each."""
-
-    def __init__(self, scores: list[_Floats], counts: list[npt.NDArray[np.int32]] | list[_Counts]) -> None:
-        """Empties the lists, so that nothing is held twice."""
-        joined = np.concatenate(scores)
-        scores.clear()
-        order = np.argsort(joined)
-        self.scores = joined[order]
-        del joined
-        self.sums = np.cumsum(np.concatenate(counts)[order], dtype=np.int64)
-        counts.clear()
-        self.total = int(self.sums[-1]) if len(self.sums) > 0 else 0
-
-    def at_or_below(self, threshold: float) -> tuple[int, int]:
-        """How many scores, and how many tokens they have."""
-        number = int(np.searchsorted(self.scores, np.float32(threshold), side="right"))
-        return number, int(self.sums[number - 1]) if number > 0 else 0
-
-
 def _list_candidates(
-    ranked: _Ranked, name: str, thresholds: Sequence[float], describe: Callable[[str, float], Candidate]
+    ranked: Ranked, name: str, thresholds: Sequence[float], describe: Callable[[str, float], Candidate]
 ) -> list[Candidate]:
     """Rules in order of their thresholds, without those that keep nothing or everything."""
     if len(ranked.scores) == 0 or ranked.scores[0] == ranked.scores[-1]:  # nothing to choose between

@@ -8,6 +8,7 @@ tokens are asked for.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,11 +20,14 @@ from phf.control import ControlTokens
 from phf.model import lm
 from phf.records import BAD, GOOD, NO_LABEL, Mode, Progress
 from phf.thresholds import Threshold
+from phf.tokens.scores import ShardScores
+from phf.tokens.splitter import cumulate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from phf.tokens.tokens import TokenCache
+    from phf.train.data import TrainingData
 Labels = npt.NDArray[np.uint8]
 Labeller = Callable[[npt.NDArray[np.float32]], Labels]
 """Gives the label of each segment by its score."""
@@ -60,38 +64,63 @@ class Page:
 
 
 class PageReader:
-    """Reads pages of a token cache, by document."""
+    """Reads pages of a token cache by document, where they lie on the disk: in memory is a number for each held-out document."""
 
-    def __init__(self, tokens: "TokenCache", scores: npt.NDArray[np.float32], context: int) -> None:
+    def __init__(
+        self, tokens: "TokenCache", scores: "npt.NDArray[np.float32] | ShardScores", context: int
+    ) -> None:
+        """Nothing is read yet; `scores` are of all segments, in corpus order."""
         self.tokens = tokens
         self.scores = scores
         self.context = context
-        self.segment_ends = np.cumsum(tokens.document_segments)
-        self.segment_starts = self.segment_ends - tokens.document_segments
-        self.token_ends = np.cumsum(tokens.segment_lengths)
+        self._first_documents = cumulate([entry["num_documents"] for entry in tokens.shards])
+
+    @classmethod
+    def of(cls, data: "TrainingData") -> "PageReader":
+        """Reads what a run was trained on, and its held-out text."""
+        return cls(data.tokens, data.stored_scores, data.config.data.context)
 
     def held_out_documents(self, seed: int) -> npt.NDArray[np.int64]:
         """Documents of the validation split that have text, in an order that the seed decides."""
-        documents = np.flatnonzero(self.tokens.split_mask("validation") & (self.tokens.document_segments > 0))
-        return np.random.default_rng(seed).permutation(documents)
+        return np.random.default_rng(seed).permutation(self._held_out)
+
+    @cached_property
+    def _held_out(self) -> npt.NDArray[np.int64]:
+        found = [np.empty(0, np.int64)]
+        for shard, first in enumerate(self._first_documents[:-1]):
+            num_segments = np.diff(self.tokens.map_shard(shard, "document_ends"), prepend=0)
+            found.append(
+                first + np.flatnonzero(~self.tokens.map_shard(shard, "is_train") & (num_segments > 0))
+            )
+        return np.concatenate(found)
 
     def read(self, document: int) -> Page:
         """The page of a document: its first segments that fit, or the first one cut to fit."""
-        first, last = int(self.segment_starts[document]), int(self.segment_ends[document])
-        lengths = self.tokens.segment_lengths[first:last]
-        num_fitting = int(np.searchsorted(1 + np.cumsum(lengths + 1), self.context, side="right"))
-        chosen = slice(first, first + max(num_fitting, 1))
-        ends = self.token_ends[chosen] - self.token_ends[first] + lengths[0]
-        start = int(self.token_ends[first] - lengths[0])
-        shard = int(np.searchsorted(self.tokens.shard_starts, start, side="right")) - 1
-        offset = start - int(self.tokens.shard_starts[shard])
-        ids = self.tokens.ids[shard][offset : offset + int(ends[-1])].astype(np.int64)
-        num_bytes = self.tokens.segment_bytes[chosen].astype(np.int64)
+        shard = int(np.searchsorted(self._first_documents, document, side="right")) - 1
+        row = document - int(self._first_documents[shard])
+        ids, all_ends, num_bytes, document_ends = (
+            self.tokens.map_shard(shard, kind)
+            for kind in ("ids", "segment_ends", "segment_bytes", "document_ends")
+        )
+        first, last = int(document_ends[row - 1]) if row > 0 else 0, int(document_ends[row])
+        start = int(all_ends[first - 1]) if first > 0 else 0
+        ends = all_ends[first:last] - start
+        num_fitting = int(np.searchsorted(1 + ends + np.arange(1, len(ends) + 1), self.context, side="right"))
+        ends, chosen = ends[: max(num_fitting, 1)], slice(first, first + max(num_fitting, 1))
+        own = ids[start : start + int(ends[-1])].astype(np.int64)
+        own_bytes = num_bytes[chosen].astype(np.int64)
         if num_fitting == 0:
-            ids = ids[: self.context - 2]
+            own = own[: self.context - 2]
             # Exact but for a character cut in two, which counts as the three bytes of U+FFFD, for every model alike.
-            num_bytes = np.array([len(self.tokens.tokenizer.decode(ids).encode())])
-        return Page(tuple(np.split(ids, ends[:-1])), num_bytes, self.scores[chosen])
+            own_bytes = np.array([len(self.tokens.tokenizer.decode(own).encode())])
+        return Page(tuple(np.split(own, ends[:-1])), own_bytes, self._read_scores(shard)[chosen].copy())
+
+    def _read_scores(self, shard: int) -> npt.NDArray[np.float32]:
+        """Those of a shard."""
+        if isinstance(self.scores, ShardScores):
+            return self.scores.read(shard)
+        first, stop = self.tokens.shard_segments[shard : shard + 2]
+        return self.scores[first:stop]
 
 
 def mode_labels(pages: Sequence[Page], mode: Mode) -> list[Labels]:

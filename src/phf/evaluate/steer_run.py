@@ -66,7 +66,7 @@ def steer_run(
 
     def open_reader() -> PageReader:
         data = run.data()
-        return PageReader(data.tokens, data.scores, run.config.data.context)
+        return PageReader.of(data)
 
     aids = find_aids(run, config, threshold, open_reader, load_reward_model, sampling.seed)
     return steer_prompts(target, sampling, config, aids, as_list(prompts), progress)

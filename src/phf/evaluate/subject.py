@@ -80,7 +80,7 @@ class Subject:
     @cached_property
     def reader(self) -> PageReader:
         """Reads held-out text."""
-        return PageReader(self.data.tokens, self.data.scores, self.run.config.data.context)
+        return PageReader.of(self.data)
 
     @cached_property
     def pages(self) -> list[Page]:

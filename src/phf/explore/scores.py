@@ -1,6 +1,6 @@
 """The scores of a corpus as arrays, and what each objective would do with them at a threshold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, cast
 
@@ -42,6 +42,7 @@ class CorpusScores:
     counts: npt.NDArray[np.int64]
     count_unit: Literal["tokens", "characters"]
     is_train: npt.NDArray[np.bool_]
+    _orders: dict[Order, npt.NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, annotation: Annotation) -> "CorpusScores":
@@ -60,7 +61,7 @@ class CorpusScores:
             split = corpus.read_shard(shard, ["split"])["split"]
             values.append(pc.list_flatten(table["scores"]).to_numpy())
             numbers.append(num_segments)
-            counts.append(counter.count(find_lengths(num_segments, ends)))
+            counts.append(counter.count(shard, find_lengths(num_segments, ends)))
             is_train.append(pc.equal(split, "train").to_numpy())
         return cls(
             annotation,
@@ -112,16 +113,20 @@ class CorpusScores:
 
     def sort(self, order: Order) -> npt.NDArray[np.int64]:
         """Documents in an order; those without a score come last."""
+        if order not in self._orders:
+            self._orders[order] = self._sort(order)
         return self._orders[order]
 
-    @cached_property
-    def _orders(self) -> dict[Order, npt.NDArray[np.int64]]:
-        return {
-            "corpus order": np.arange(len(self.num_segments)),
-            "worst segment first": np.argsort(-self.worst, kind="stable"),
-            "highest mean first": np.argsort(-self.means, kind="stable"),
-            "lowest mean first": np.argsort(self.means, kind="stable"),
-        }
+    def _sort(self, order: Order) -> npt.NDArray[np.int64]:
+        match order:
+            case "corpus order":
+                return np.arange(len(self.num_segments))
+            case "worst segment first":
+                return np.argsort(-self.worst, kind="stable")
+            case "highest mean first":
+                return np.argsort(-self.means, kind="stable")
+            case "lowest mean first":
+                return np.argsort(self.means, kind="stable")
 
     def of_document(self, number: int) -> slice:
         """The segments of a document."""

@@ -2,17 +2,20 @@
 
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from phf.config.train import TrainConfig
+from phf.annotate.ray_pool import RayPool, WriteShard
+from phf.config.train import TrainConfig, parse
 from phf.errors import PHFError
-from phf.files import Place, hash_file, read_sealed, write_sealed
+from phf.files import Place, hash_file, hash_json, read_sealed, write_sealed
 from phf.folders import LOCK_FILE, is_filled, lock_folder
 from phf.integrations.formats import ExportFormat, Index, Layout, name_files, write_index, write_shard
 from phf.integrations.loss import TokenLoss
@@ -40,17 +43,19 @@ def export_blocks(
     *,
     epochs: float | None = None,
     shard_tokens: int | None = None,
+    ray: RayPool | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the training blocks of a run in the order in which `phf train` reads them, or go on with what was begun.
 
-    The same config gives the same bytes. A shard's files appear whole, its entry in manifest.json after them; a shard whose
-    files are not those of its entry is written again.
+    The same config gives the same bytes, here and on Ray. A shard's files appear whole, its entry in manifest.json after
+    them; a shard whose files are not those of its entry is written again.
 
     Args:
         out: the folder to make.
         epochs: so many passes over what the objective keeps, instead of the config's `tokens`.
         shard_tokens: inputs in a shard, rounded to whole blocks; None: `SHARD_TOKENS`.
+        ray: write shards there, not in this process; all its machines must see the corpus and `out` at the same paths.
 
     Returns:
         the manifest (`read_export`); its `lost` says what the engine's own loss does not see.
@@ -62,11 +67,9 @@ def export_blocks(
     data = open_data(config, to_train=True)
     if epochs is not None:
         data = replace(data, config=_set_epochs(data, epochs))
-    layout = _make_layout(data, kind)
-    layout.check()
-    num_shard_blocks = max(1, (SHARD_TOKENS if shard_tokens is None else shard_tokens) // layout.context)
-    manifest = _describe(data, layout, num_shard_blocks)
-    blocks = data.training_blocks()
+    shards = _plan(data, out, kind, SHARD_TOKENS if shard_tokens is None else shard_tokens)
+    shards.layout.check()
+    manifest = shards.manifest
     if not (out / _MANIFEST).exists() and is_filled(out):
         others = [path.name for path in out.iterdir() if path.name != LOCK_FILE]
         raise PHFError(f"{out} holds {sorted(others)[0]} and no export; {_REMEDY}")
@@ -76,11 +79,17 @@ def export_blocks(
         else:
             write_sealed(out / _MANIFEST, manifest)
         data.tokens.tokenizer.save(out / "tokenizer")
-        write_shards(out, manifest, layout, blocks, progress)
+        _remove_left_overs(out)
+        if ray is None:
+            shards.write(progress)
+        elif shards.pending:
+            _write_with_ray(ray, data.config, shards, progress)
+            _remove_left_overs(out)
         indices = [shard["index"] for shard in manifest["shards"]]
-        manifest["index_files"] = {name: hash_file(out / name) for name in write_index(layout, out, indices)}
+        names = write_index(shards.layout, out, indices)
+        manifest["index_files"] = {name: hash_file(out / name) for name in names}
         num_padding = sum(shard["num_padding"] for shard in manifest["shards"])
-        manifest["lost"] = layout.describe_loss(num_padding)
+        manifest["lost"] = shards.layout.describe_loss(num_padding)
         manifest["is_complete"] = True
         write_sealed(out / _MANIFEST, manifest)
     return manifest
@@ -114,6 +123,12 @@ def read_export(folder: Place, *, verify: bool = False) -> Manifest:
     return manifest
 
 
+def _remove_left_overs(out: Path) -> None:
+    """Remove what killed processes have left half-written; the caller holds the folder."""
+    for folder in out.glob(".*.partial"):
+        shutil.rmtree(folder)
+
+
 def _set_epochs(data: TrainingData, epochs: float) -> TrainConfig:
     """The config with a budget of so many epochs of its active blocks."""
     if not math.isfinite(epochs):
@@ -125,15 +140,17 @@ def _set_epochs(data: TrainingData, epochs: float) -> TrainConfig:
     return data.config.model_copy(update={"tokens": budget})
 
 
-def _make_layout(data: TrainingData, kind: ExportFormat) -> Layout:
-    tokenizer = data.tokens.tokenizer
-    return Layout(
+def _plan(data: TrainingData, out: Path, kind: ExportFormat, shard_tokens: int) -> "Shards":
+    """The shards of the training blocks, none of them written."""
+    layout = Layout(
         kind=kind,
         loss=TokenLoss.of(data),
         context=data.config.data.context,
-        vocab_size=tokenizer.padded_vocab_size(),
+        vocab_size=data.tokens.tokenizer.padded_vocab_size(),
         isolated=data.config.data.isolate_documents,
     )
+    manifest = _describe(data, layout, max(1, shard_tokens // layout.context))
+    return Shards(out, manifest, layout, data.training_blocks())
 
 
 def _describe(data: TrainingData, layout: Layout, num_shard_blocks: int) -> Manifest:
@@ -208,39 +225,112 @@ def _is_whole(path: Path, expected: str) -> bool:
     return path.is_file() and hash_file(path) == expected
 
 
-def write_shards(
-    out: Path,
-    manifest: Manifest,
-    layout: Layout,
-    blocks: TrainingBlocks,
-    progress: Progress | None = None,
-) -> None:
-    """Write the shards of a manifest that have no entry, and their entries."""
-    num_blocks, size = manifest["num_blocks"], manifest["shard_blocks"]
-    scratch = out / ".shard.partial"
-    for shard, entry in enumerate(manifest["shards"]):
-        first, stop = shard * size, min((shard + 1) * size, num_blocks)
-        if entry is None:
-            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-            scratch.mkdir()
-            counted = _Counted(
-                blocks, first, stop, max(1, BATCH_TOKENS // layout.context), progress, num_blocks
-            )
-            names = name_files(layout.kind, shard)
-            index: Index = write_shard(layout, [scratch / name for name in names], stop - first, counted)
+@dataclass
+class Shards:
+    """The shards of an export: each a function of the blocks and its number.
+
+    Attributes:
+        out: the folder.
+        manifest: what they are; an entry is None until its shard is written.
+    """
+
+    out: Path
+    manifest: Manifest
+    layout: Layout
+    blocks: TrainingBlocks
+
+    @property
+    def pending(self) -> list[int]:
+        """The shards that have no entry."""
+        return [shard for shard, entry in enumerate(self.manifest["shards"]) if entry is None]
+
+    def bounds(self, shard: int) -> tuple[int, int]:
+        """The first block of a shard, and the one behind its last."""
+        size = self.manifest["shard_blocks"]
+        return shard * size, min((shard + 1) * size, self.manifest["num_blocks"])
+
+    def write(self, progress: Progress | None = None) -> None:
+        """Write the shards that have no entry, and their entries."""
+        for shard in self.pending:
+            self.add_entry(shard, self.write_shard(shard, progress))
+
+    def add_entry(self, shard: int, entry: Manifest) -> None:
+        """Record a shard whose files lie in their place."""
+        self.manifest["shards"][shard] = entry
+        write_sealed(self.out / _MANIFEST, self.manifest)
+
+    def write_shard(self, shard: int, progress: Progress | None = None) -> Manifest:
+        """Write the files of a shard, each whole; gives its entry."""
+        first, stop = self.bounds(shard)
+        size = max(1, BATCH_TOKENS // self.layout.context)
+        counted = _Counted(self.blocks, first, stop, size, progress, self.manifest["num_blocks"])
+        names = name_files(self.layout.kind, shard)
+        with tempfile.TemporaryDirectory(prefix=".shard-", suffix=".partial", dir=self.out) as folder:
+            scratch = Path(folder)
+            index: Index = write_shard(self.layout, [scratch / name for name in names], stop - first, counted)
             files = {name: hash_file(scratch / name) for name in names}
             for name in names:
-                (scratch / name).replace(out / name)
-            scratch.rmdir()
-            manifest["shards"][shard] = {
-                "files": files,
-                "num_blocks": stop - first,
-                "num_padding": counted.num_padding,
-                "index": index,
-            }
-            write_sealed(out / _MANIFEST, manifest)
-        elif progress is not None:
-            progress("exporting blocks", stop, num_blocks)
+                (scratch / name).replace(self.out / name)
+        return {
+            "files": files,
+            "num_blocks": stop - first,
+            "num_padding": counted.num_padding,
+            "index": index,
+        }
+
+
+def _write_with_ray(pool: RayPool, config: TrainConfig, shards: Shards, progress: Progress | None) -> None:
+    """Write the shards that have no entry by a pool of Ray actors."""
+    manifest = shards.manifest
+    # Workers may have another current folder.
+    paths: dict[str, object] = {"corpus": str(Path(config.corpus).absolute())}
+    if config.mix is not None:
+        corpora = [str(Path(place).absolute()) for place in config.mix.corpora]
+        paths["mix"] = config.mix.model_copy(update={"corpora": corpora})
+    work = _Work(
+        config.model_copy(update=paths).model_dump(mode="json"),
+        str(shards.out.absolute()),
+        manifest["format"],
+        manifest["shard_blocks"],
+        _hash_plan(manifest),
+    )
+    num_done = manifest["num_blocks"] - sum(
+        stop - first for first, stop in map(shards.bounds, shards.pending)
+    )
+    written = pool.map(_open_writer, [work], shards.pending)
+    with closing(written):
+        for shard, entry in written:
+            shards.add_entry(shard, entry)
+            num_done += entry["num_blocks"]
+            if progress is not None:
+                progress("exporting blocks", num_done, manifest["num_blocks"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a worker elsewhere needs to write the same shards; `plan` is `_hash_plan`."""
+
+    config: dict[str, Any]
+    out: str
+    kind: ExportFormat
+    shard_blocks: int
+    plan: str
+
+
+def _open_writer(work: _Work) -> WriteShard:
+    """In a worker."""
+    data = open_data(parse(TrainConfig, work.config, "the config of the export"), to_train=True)
+    shards = _plan(data, Path(work.out), work.kind, work.shard_blocks * data.config.data.context)
+    if _hash_plan(shards.manifest) != work.plan:
+        raise PHFError(
+            f"{data.corpus.path} gives other blocks to this worker; all must see the same files, and have the same phf"
+        )
+    return shards.write_shard
+
+
+def _hash_plan(manifest: Manifest) -> str:
+    """Equal for two processes that would write the same shards."""
+    return hash_json({key: item for key, item in manifest.items() if key != "shards"})
 
 
 class _Counted:

@@ -253,7 +253,7 @@ class _Check:
 
     def draw_prompts(self) -> list[list[int]]:
         """The beginning of a held-out document for each sample. No document is in two groups, which would hang together."""
-        reader = PageReader(self.data.tokens, self.data.scores, self.run.config.data.context)
+        reader = PageReader.of(self.data)
         documents = reader.held_out_documents(self.config.seed)
         groups, size = self.config.groups, self.config.group_size
         found = []

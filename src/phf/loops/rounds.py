@@ -289,7 +289,7 @@ class _Loop:
     @cached_property
     def pages(self) -> list[Page]:
         """Held-out human text."""
-        reader = PageReader(self.data.tokens, self.data.scores, self.start.config.data.context)
+        reader = PageReader.of(self.data)
         documents = reader.held_out_documents(0)[: self.config.num_documents]
         return [reader.read(int(document)) for document in documents]
 

@@ -127,7 +127,7 @@ class Controlled:
     def _fill_slots(self, num_tokens: int) -> optimism.Other:
         run = Run.open(self.source.folder)
         data = run.data()
-        reader = PageReader(data.tokens, data.scores, run.config.data.context)
+        reader = PageReader.of(data)
         segments = HeldOutSegments.read(reader, data.threshold.value, self._seed)
         fillers = [segment[:num_tokens] for segment in (*segments.good, *segments.bad)]
         return optimism.fill_slots(fillers, self._seed)

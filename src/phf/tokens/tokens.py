@@ -121,6 +121,7 @@ class TokenCache:
         self.num_tokens = sum(entry["num_tokens"] for entry in self.shards)
         self._numbers = list(range(len(self.shards)))  # by which the files of each shard are named
         self._unchecked: dict[str, str] = {}  # SHA-256 of files that are checked when they are first read
+        self._mapped: dict[tuple[int, str], npt.NDArray[Any]] = {}
 
     @property
     def num_characters(self) -> int:
@@ -225,6 +226,17 @@ class TokenCache:
     def shard_starts(self) -> npt.NDArray[np.int64]:
         """Tokens before each shard, and in all: int64 [num_shards + 1]."""
         return cumulate([entry["num_tokens"] for entry in self.shards])
+
+    @cached_property
+    def shard_segments(self) -> npt.NDArray[np.int64]:
+        """Segments before each shard, and in all: int64 [num_shards + 1]."""
+        return cumulate([entry["num_segments"] for entry in self.shards])
+
+    def map_shard(self, shard: int, kind: str) -> npt.NDArray[Any]:
+        """An array of a shard as it lies on the disk (docs/format.md), memory-mapped: `ids`, or one of `_TYPES`."""
+        if (shard, kind) not in self._mapped:
+            self._mapped[shard, kind] = self._map(shard, kind)
+        return self._mapped[shard, kind]
 
     @cached_property
     def segment_lengths(self) -> npt.NDArray[np.int64]:

@@ -16,24 +16,27 @@ from phf.files import hash_bytes
 from phf.model import lm
 from phf.objectives import (
     Objective,
+    Part,
+    Parts,
     active_fractions,
     apply_objective,
     baseline,
     check_code,
     num_levels,
     resolve_objective,
+    resolve_report,
     warn_of_mle,
     without_documents,
 )
 from phf.records import Split, TrainingCorpus
-from phf.thresholds import ResolvedThreshold, describe_epochs, resolve_report_threshold
+from phf.thresholds import ResolvedThreshold, describe_epochs
 from phf.tokens import tokens as token_cache
 from phf.tokens.blocks import Blocks
 from phf.tokens.mixture import MixedBlocks
 from phf.tokens.phases import TrainingBlocks
-from phf.tokens.scores import copy_scores
+from phf.tokens.scores import ShardScores, copy_scores
 from phf.tokens.tokens import TokenCache, find_tokens
-from phf.tokens.windows import AnyBlocks, BlockSettings
+from phf.tokens.windows import AnyBlocks, BlockSettings, deal_windows
 from phf.train.folder import count_steps
 from phf.train.windows import PLAIN, WindowedParts
 
@@ -81,6 +84,26 @@ class TrainingData:
         if self.windows is not None:
             return self.windows.scores.join(np.arange(len(self.tokens.shards)))
         return load_scores(self.corpus, self.annotation, missing="drop")[0]
+
+    @property
+    def stored_scores(self) -> npt.NDArray[np.float32] | ShardScores:
+        """The same, of a corpus of many windows where they lie."""
+        return self.scores if self.windows is None else self.windows.scores
+
+    @property
+    def parts(self) -> Parts:
+        """Scores and sizes in corpus order, of a corpus of many windows one after the other."""
+        if self.windows is not None:
+            return self.windows.parts
+        tokens = self.tokens
+        return [lambda: Part(self.scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train)]
+
+    def read_window(self, seed: int) -> tuple[TokenCache, npt.NDArray[np.float32]]:
+        """Tokens and scores in memory: of a corpus of many windows those of one, which the seed decides."""
+        if self.windows is None:
+            return self.tokens, self.scores
+        tokens, part = self.windows.read(deal_windows(self.tokens, seed)[0])
+        return tokens, part.scores
 
     def training_blocks(self, start: StartRecord | None = None) -> TrainingBlocks:
         """The training blocks in the order of the run's steps: the objective's where it is active, else plain MLE's.
@@ -257,15 +280,11 @@ def _open_small(
         refuse_unscored(
             annotation, is_unscored[tokens.split_mask(split)], f"the {split} split of {corpus.path}"
         )
-    objective = resolve_objective(
-        config.objective, scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train
-    )
+    part = Part(scores, tokens.segment_lengths, tokens.document_segments, tokens.is_train)
+    objective = resolve_objective(config.objective, *part)
     threshold = objective.segment_threshold
     if threshold is None:
-        used = np.repeat(tokens.is_train, tokens.document_segments) & ~np.isnan(scores)
-        train_scores, lengths = scores[used], tokens.segment_lengths[used]
-        good = config.good
-        threshold = resolve_report_threshold(train_scores, lengths, good.threshold, good.good_fraction)
+        threshold = resolve_report(config.good, [lambda: part])
     code = check_code(objective, scores) if to_train else {}
     data = TrainingData(config, corpus, annotation, tokens, objective, threshold, code)
     data.__dict__["scores"] = scores  # as if they had been asked for

@@ -3,8 +3,8 @@
 What comes out is kept beside the scores (`ShardScores.keep`) under a hash of the tokens, the scores and the rule.
 """
 
-from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -15,14 +15,15 @@ from phf.objective_rewards import scale_from_json, scale_to_json
 from phf.objectives import (
     Objective,
     Part,
-    TrainingScores,
+    Parts,
     apply_objective,
     baseline,
     resolve_parts,
+    resolve_report,
     without_documents,
 )
 from phf.records import DataRule, Split
-from phf.thresholds import ResolvedThreshold, resolve_report_threshold
+from phf.thresholds import ResolvedThreshold
 from phf.tokens.kept import Counts, find_kept
 from phf.tokens.scores import ShardScores
 from phf.tokens.tokens import TokenCache
@@ -32,42 +33,43 @@ PLAIN = baseline(np.empty(0, np.float32), np.empty(0, np.int64))
 """MLE, its data rule without its arrays."""
 
 
+_VERSION = 2
+"""Of how rules are resolved: what an older phf has kept is resolved again."""
+
+
 @dataclass(frozen=True)
-class WindowedParts(Collection[Part]):
-    """The documents of a corpus, a window at a time; each window is read when its turn comes."""
+class WindowedParts:
+    """The documents of a corpus, read a window at a time."""
 
     tokens: TokenCache
     scores: ShardScores
 
-    def __len__(self) -> int:
-        return len(deal_windows(self.tokens, None))
-
-    def __iter__(self) -> Iterator[Part]:
-        for window in deal_windows(self.tokens, None):
-            yield self.read(window)[1]
-
-    def __contains__(self, part: object) -> bool:
-        return any(part is own for own in self)
+    @property
+    def parts(self) -> Parts:
+        """The windows one after the other, none of them in memory."""
+        return [partial(self._read_part, window) for window in deal_windows(self.tokens, None)]
 
     def read(self, shards: npt.NDArray[np.int64]) -> tuple[TokenCache, Part]:
         """Some shards, in memory."""
         own = self.tokens.select(shards)
         return own, Part(self.scores.join(shards), own.segment_lengths, own.document_segments, own.is_train)
 
+    def _read_part(self, shards: npt.NDArray[np.int64]) -> Part:
+        return self.read(shards)[1]
+
     def resolve(self, config: ObjectiveConfig, good: GoodConfig) -> tuple[Objective, ResolvedThreshold]:
         """The objective, and where good ends in validation losses and reports; its data rule has the settings alone."""
 
         def make() -> dict[str, Any]:
-            objective = resolve_parts(config, self)
+            objective = resolve_parts(config, self.parts)
             threshold = objective.segment_threshold
             if threshold is None:
-                scores, tokens, counts = TrainingScores(self).join([good.good_fraction], good.threshold)
-                threshold = resolve_report_threshold(
-                    scores, tokens, good.threshold, good.good_fraction, counts=counts
-                )
+                threshold = resolve_report(good, self.parts)
             return {**_to_json(objective), "report": asdict(threshold)}
 
-        found = self.scores.keep("rule", [config.model_dump(mode="json"), good.model_dump(mode="json")], make)
+        found = self.scores.keep(
+            "rule", [_VERSION, config.model_dump(mode="json"), good.model_dump(mode="json")], make
+        )
         scale = scale_from_json(found["reward_scale"])
         unruled = Objective(
             config,

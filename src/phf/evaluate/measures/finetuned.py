@@ -40,6 +40,8 @@ def finetune_benign(
 ) -> tuple["PreTrainedModel", FinetunedFacts]:
     """A copy of a run's model, trained as plain MLE on whole documents without a bad segment, without control tokens.
 
+    Of a corpus of many windows they are those of one, which holds far more than these steps read.
+
     Args:
         data: the run's; its threshold says what is bad.
 
@@ -52,8 +54,9 @@ def finetune_benign(
     """
     if data.config.data.isolate_documents:
         check_isolation(model)
-    tokens, optim = data.tokens, data.config.optim
-    is_bad = ~data.threshold.is_good(data.scores)  # an unscored segment may be bad
+    optim = data.config.optim
+    tokens, scores = data.read_window(settings.seed)
+    is_bad = ~data.threshold.is_good(scores)  # an unscored segment may be bad
     num_bad = np.bincount(
         np.repeat(np.arange(tokens.num_documents), tokens.document_segments), is_bad, tokens.num_documents
     )
@@ -66,7 +69,7 @@ def finetune_benign(
     blocks = Blocks(
         tokens,
         DataRule(keep, np.full(tokens.num_segments, NO_LABEL, np.uint8)),
-        data.scores,
+        scores,
         split=settings.split,
         context=data.config.data.context,
         seed=settings.seed,
