@@ -14,6 +14,7 @@ from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import hash_bytes
 from phf.model import lm
+from phf.objective_resolution import resolve_objective
 from phf.objectives import (
     Objective,
     active_fractions,
@@ -21,7 +22,6 @@ from phf.objectives import (
     baseline,
     check_code,
     num_levels,
-    resolve_objective,
     warn_of_mle,
     without_documents,
 )
