@@ -92,6 +92,16 @@ def test_a_plain_save_of_a_run_has_the_numbers_of_the_run(kind, small_config, co
     assert found == {place: value for place, value in known.items() if place in found}
     assert {row.mode for row in theirs.results.of("score")} == {row.mode for row in own.results.of("score")}
     assert theirs.objective == "elsewhere"
+    compared = CliRunner().invoke(
+        app, ["compare", str(run.folder), str(tmp_path / "theirs")], env={"COLUMNS": "120"}
+    )
+    assert compared.exit_code == 0, compared.output
+    settings, _, numbers = compared.output.partition("Headline numbers")
+    assert " settings of training are not known of it: theirs" in settings
+    assert "optim." not in settings
+    assert "model.init" in settings
+    assert len(settings.splitlines()) < 20
+    assert "Bits per byte" in numbers
 
 
 @pytest.mark.parametrize(
