@@ -360,7 +360,8 @@ def _load_foreign(spec: str) -> tuple[tokenizers.Tokenizer, str]:
     try:
         loaded = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        is_bare = Path(spec).is_dir() and not any(Path(spec).glob("*token*"))
+        reason = "the folder holds no tokenizer" if is_bare else str(error).strip().splitlines()[0]
         raise PHFError(
             f"tokenizer '{spec}' cannot be loaded ({reason}); give train:N, a folder or a Hub id of a fast tokenizer"
         ) from None
