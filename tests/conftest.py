@@ -7,7 +7,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["phf.objectives", "phf.objective_rewards", "phf.model.lm"], "beartype.beartype")
+install_import_hook(
+    ["phf.objectives", "phf.objective_resolution", "phf.objective_rewards", "phf.model.lm"],
+    "beartype.beartype",
+)
 
 
 def pytest_collection_modifyitems(items):

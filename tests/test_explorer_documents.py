@@ -13,7 +13,8 @@ from phf.config.objectives import RWR, Conditional, Filtering, Quantile, Scalar,
 from phf.corpus.store import build_corpus
 from phf.explore.documents import DOCUMENTS_PER_PAGE, DocumentBrowser
 from phf.explore.scores import Verdicts
-from phf.objectives import resolve_objective, segment_rewards, segment_weights
+from phf.objective_resolution import resolve_objective
+from phf.objectives import segment_rewards, segment_weights
 from phf.records import BAD, GOOD
 from phf.reward_models.protocol import Unscored
 from phf.thresholds import resolve_threshold

@@ -13,7 +13,7 @@ from phf.config.objectives import MLE, Additive, Conditional, Quantile, Tagging
 from phf.control import ControlTokens
 from phf.evaluate.measures.joint import joint_nll
 from phf.evaluate.pages import mode_labels, segment_nll
-from phf.objectives import resolve_objective
+from phf.objective_resolution import resolve_objective
 from phf.records import BAD as BAD_LABEL
 from phf.records import GOOD as GOOD_LABEL
 from phf.records import NO_LABEL, Estimate

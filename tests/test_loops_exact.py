@@ -7,7 +7,8 @@ from test_lemma import ALLOWED, TEXTS, make_model, scores, text_gradients, text_
 
 from phf.config.objectives import RWR, Conditional, Filtering
 from phf.loops.lemma import Pages, find_gradients
-from phf.objectives import apply_objective, resolve_objective, segment_weights
+from phf.objective_resolution import resolve_objective
+from phf.objectives import apply_objective, segment_weights
 from phf.records import GOOD
 
 ONE = np.ones(len(TEXTS), np.int64)

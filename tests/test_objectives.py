@@ -25,11 +25,11 @@ from phf.config.objectives import (
 )
 from phf.errors import PHFError
 from phf.model import lm
+from phf.objective_resolution import resolve_objective
 from phf.objectives import (
     Objective,
     RewardScale,
     effective_sample_share,
-    resolve_objective,
     switch_conditions,
     target_conditions,
     token_loss,

@@ -11,7 +11,7 @@ from phf.config.objectives import MLE, Quantile
 from phf.config.train import SamplingConfig
 from phf.control import ControlTokens
 from phf.errors import PHFError
-from phf.objectives import resolve_objective
+from phf.objective_resolution import resolve_objective
 from phf.results import Measurements
 from phf.soft_control.returns import MEASURES, find_levels, measure_levels, measure_run
 from phf.train.loop import train

@@ -284,6 +284,9 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, trained: Tokenizer) -> N
         whole.encode("a b")
     with pytest.raises(PHFError, match="cannot be loaded"):
         load_tokenizer(str(tmp_path / "nowhere"))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(PHFError, match="the folder holds no tokenizer"):
+        load_tokenizer(str(tmp_path / "bare"))
     with pytest.raises(PHFError, match="is trained on a corpus"):
         load_tokenizer("train:4096")
     trained.save(tmp_path / "damaged")

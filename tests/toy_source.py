@@ -26,7 +26,8 @@ from phf.config.objectives import (
 from phf.config.train import ModelConfig, OptimConfig
 from phf.control import ControlTokens
 from phf.model import lm
-from phf.objectives import Objective, label_conditions, resolve_objective, target_conditions, token_loss
+from phf.objective_resolution import resolve_objective
+from phf.objectives import Objective, label_conditions, target_conditions, token_loss
 from phf.records import BAD, GOOD, NO_LABEL, PAD
 from phf.tokens.blocks import Blocks
 from phf.tokens.splitter import cumulate

@@ -322,6 +322,21 @@ def _print_settings(runs: "list[RunFolder]") -> None:
     from phf.report.differences import list_settings
 
     settings = list_settings(runs)
+    foreign = [place for place, run in enumerate(runs) if run.num_steps is None]  # trained elsewhere
+    unknown = {
+        name
+        for name, values in settings.items()
+        if foreign and all(values[place] is None for place in foreign)
+    }
+    if unknown:
+        names = _join([runs[place].label for place in foreign])
+        line = f"trained elsewhere, so {len(unknown)} settings of training are not known of it: {names}"
+        print(textwrap.fill(printable(line), _WIDTH, subsequent_indent="  "))
+        settings = {
+            name: values
+            for name, values in settings.items()
+            if name not in unknown or len({str(value) for value in values if value is not None}) > 1
+        }
     if not settings:
         print("settings, data and versions: the same")
         return

@@ -14,7 +14,8 @@ from phf.control import level_tokens
 from phf.curate.stats import TokenCounter, find_lengths, find_token_caches
 from phf.errors import PHFError
 from phf.objective_facts import OBJECTIVES, Telling
-from phf.objectives import Objective, num_levels, resolve_objective, segment_rewards, segment_weights
+from phf.objective_resolution import resolve_objective
+from phf.objectives import Objective, num_levels, segment_rewards, segment_weights
 from phf.records import BAD, GOOD
 from phf.reward_models.protocol import FROM_0_TO_1
 from phf.thresholds import Threshold, mean_document_scores

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -151,6 +152,23 @@ def load_model(source: str | Path, *, has_weights: bool = True) -> "PreTrainedMo
             "causal language model that was saved whole, its head included"
         )
     check_model(model)
+    return model
+
+
+def hub_revision(source: str) -> str | None:
+    """The commit of the Hub's repository of which a model has just been loaded, as the cache names its folder; None of a folder."""
+    if Path(source).exists():
+        return None
+    path = huggingface_hub.try_to_load_from_cache(source, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
+def narrow(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model in half precision where that changes no weight, as of one that was stored so and loaded in float32."""
+    weights = list(model.state_dict().values())
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(torch.equal(weight.to(dtype).to(weight.dtype), weight) for weight in weights):
+            return model.to(dtype)
     return model
 
 

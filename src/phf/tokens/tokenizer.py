@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,7 @@ from phf.control import BAD_TOKEN, END_TOKEN, GOOD_TOKEN, ControlTokens, level_t
 from phf.errors import PHFError
 from phf.files import hash_json, read_json, write_bytes, write_json
 from phf.records import Identity
-
-_Component = dict[str, Any]  # of tokenizer.json: what its keys are depends on its type
+from phf.tokens.vocabulary import add_unreachable, extend_vocabulary, find_control, release_control, steps
 
 NUM_BYTES = 256
 NUM_CONTROL = 3
@@ -89,9 +87,9 @@ class Tokenizer:
         """Whether tokens are runs of the text's bytes, so that every text comes back exactly."""
         content = json.loads(self.backend.to_str())
         byte_level = [
-            step for step in _steps(content, "pre_tokenizer", "pretokenizers") if step["type"] == "ByteLevel"
+            step for step in steps(content, "pre_tokenizer", "pretokenizers") if step["type"] == "ByteLevel"
         ]
-        decodes = any(step["type"] == "ByteLevel" for step in _steps(content, "decoder", "decoders"))
+        decodes = any(step["type"] == "ByteLevel" for step in steps(content, "decoder", "decoders"))
         exact = content["normalizer"] is None and not any(step["add_prefix_space"] for step in byte_level)
         return bool(byte_level) and decodes and exact
 
@@ -194,7 +192,7 @@ class Tokenizer:
         assert self.control.num_levels == 0, "levels are added once"
         names = level_tokens(num_levels)
         control = replace(self.control, num_levels=num_levels)
-        backend = _add_unreachable(
+        backend = add_unreachable(
             self.backend, dict(zip(names, control.all[2:], strict=True)), list(names), self.name
         )
         return Tokenizer(backend, control, self.name)
@@ -259,7 +257,7 @@ class Tokenizer:
         """
         config = _read_config(folder)
         backend = _read_backend(folder / "tokenizer.json")
-        control = _find_control(backend, config)
+        control = find_control(backend, config)
         if control is None:
             raise PHFError(f"{folder} is not a tokenizer saved by phf; give it to 'phf tokenize --tokenizer'")
         # transformers, where it has saved one of ours again, leaves its name out.
@@ -315,10 +313,11 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 def load_tokenizer(spec: str) -> Tokenizer:
     """A tokenizer by folder or Hub id: one of ours, or any Hugging Face fast tokenizer, to which control tokens are added;
-    so are those that were deleted from one of ours.
+    so are those that were deleted from one of ours. Where somebody has added them as its last two tokens, their ids stay, and no
+    text reaches them any more.
 
     Raises:
-        PHFError: not found, not a fast tokenizer, without an end token, or with a `<|good|>` or `<|bad|>` of its own.
+        PHFError: not found, not a fast tokenizer, without an end token, or with a `<|good|>` or `<|bad|>` of its own elsewhere.
     """
     if spec.startswith("train:"):
         raise PHFError(
@@ -328,11 +327,12 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
         config = _read_config(folder)
         backend = _read_backend(folder / "tokenizer.json")
-        if _find_control(backend, config) is not None:
+        if find_control(backend, config) is not None:
             return _restore_control(Tokenizer.load(folder))
     backend, end_token = _load_foreign(spec)
     name = Path(spec).name if Path(spec).is_dir() else spec.replace("/", "--")
-    return _with_control(backend, end_token, re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer")
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", name) or "tokenizer"
+    return _with_control(release_control(backend, name), end_token, name)
 
 
 def _read_config(folder: Path) -> dict[str, object]:
@@ -360,7 +360,8 @@ def _load_foreign(spec: str) -> tuple[tokenizers.Tokenizer, str]:
     try:
         loaded = AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        is_bare = Path(spec).is_dir() and not any(Path(spec).glob("*token*"))
+        reason = "the folder holds no tokenizer" if is_bare else str(error).strip().splitlines()[0]
         raise PHFError(
             f"tokenizer '{spec}' cannot be loaded ({reason}); give train:N, a folder or a Hub id of a fast tokenizer"
         ) from None
@@ -379,28 +380,6 @@ def _load_foreign(spec: str) -> tuple[tokenizers.Tokenizer, str]:
     return backend, str(end_token)
 
 
-def _find_control(backend: tokenizers.Tokenizer, config: dict[str, object]) -> ControlTokens | None:
-    """The control tokens, if the vocabulary has them as ours do: last, and not among the added tokens.
-
-    Args:
-        config: tokenizer_config.json, which says so where only some of them are left (`delete_control_tokens`).
-    """
-    end = backend.token_to_id(str(config.get("eos_token")))
-    good, bad = backend.token_to_id(GOOD_TOKEN), backend.token_to_id(BAD_TOKEN)
-    last = max(backend.get_vocab(with_added_tokens=True).values())
-    if config.get("control_tokens") == [] and good is None:
-        good, bad = last + 1, last + 2
-    elif config.get("control_tokens") == [GOOD_TOKEN] and good == last:
-        bad = last + 1
-    if end is None or good is None or bad != good + 1:
-        return None
-    names = level_tokens(max(last - bad, 0))
-    is_ours = [backend.token_to_id(name) for name in names] == list(range(bad + 1, last + 1))
-    if not is_ours or not backend.get_added_tokens_decoder().keys().isdisjoint(range(good, last + 1)):
-        return None
-    return ControlTokens(end, good, bad, len(names))
-
-
 def _restore_control(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the control tokens that were deleted from it, at their ids."""
     names = {GOOD_TOKEN: tokenizer.control.good, BAD_TOKEN: tokenizer.control.bad}
@@ -408,7 +387,7 @@ def _restore_control(tokenizer: Tokenizer) -> Tokenizer:
     if not missing:
         return tokenizer
     content = json.loads(tokenizer.backend.to_str())
-    _extend_vocabulary(content["model"], missing)  # what keeps texts from them was never taken away
+    extend_vocabulary(content["model"], missing)  # what keeps texts from them was never taken away
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), tokenizer.control, tokenizer.name)
 
 
@@ -418,73 +397,4 @@ def _with_control(backend: tokenizers.Tokenizer, end_token: str, name: str) -> T
     good = max(vocabulary.values()) + 1
     control = ControlTokens(vocabulary[end_token], good, good + 1)
     new = {GOOD_TOKEN: control.good, BAD_TOKEN: control.bad}
-    return Tokenizer(_add_unreachable(backend, new, [end_token, *new], name), control, name)
-
-
-def _add_unreachable(
-    backend: tokenizers.Tokenizer, new: dict[str, int], unreachable: list[str], name: str
-) -> tokenizers.Tokenizer:
-    """A copy whose vocabulary holds new tokens at their ids, which no text becomes (nor any other `unreachable` one).
-
-    Raises:
-        PHFError: the vocabulary has one of the new tokens.
-    """
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    for token in new:
-        if token in vocabulary:
-            raise PHFError(
-                f"tokenizer {name} has a {token} of its own (id {vocabulary[token]}); choose another"
-            )
-    content = json.loads(backend.to_str())
-    added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    # A reload counts ids of added tokens on from the model's vocabulary: those in between must be in it.
-    _extend_vocabulary(content["model"], {**added, **new})
-    special = [token["content"] for token in content["added_tokens"] if token["special"]]
-    guarded = sorted({*special, *unreachable})
-    if _reaches_whole_words(content["model"], guarded):
-        content["pre_tokenizer"] = _guard(content["pre_tokenizer"], guarded)
-    if (content["normalizer"] or {}).get("type") == "NFC" and any(
-        step["type"] == "ByteLevel" for step in _steps(content, "decoder", "decoders")
-    ):
-        # A document is immutable: its own bytes, composed or not, must come back.
-        content["normalizer"] = None
-    return tokenizers.Tokenizer.from_str(json.dumps(content))
-
-
-def _extend_vocabulary(model: _Component, tokens: dict[str, int]) -> None:
-    """Add tokens at their ids to a model's vocabulary (a mapping, or Unigram's list of pairs)."""
-    if model["type"] != "Unigram":
-        model["vocab"].update(tokens)
-        return
-    names = {index: token for token, index in tokens.items()}
-    for index in range(len(model["vocab"]), max(names) + 1):
-        # The score is never used (see `_guard`), but the least one sets the price of an unknown character.
-        model["vocab"].append([names.get(index, f"<|unused-{index}|>"), 0.0])
-
-
-def _reaches_whole_words(model: _Component, tokens: list[str]) -> bool:
-    """Whether the model may turn a word of the text into one of these tokens without the matcher of added tokens."""
-    if model["type"] != "BPE" or model.get("ignore_merges"):
-        return True
-    merges = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
-    return not {left + right for left, right in merges}.isdisjoint(tokens)
-
-
-def _guard(pre_tokenizer: _Component | None, tokens: list[str]) -> _Component:
-    """A pre-tokenizer that also cuts any word that spells one of these tokens, after its first and second character."""
-    cuts = (
-        f"(?<={re.escape(token[0])}){re.escape(token[1])}(?={re.escape(token[2:])})"
-        for token in tokens
-        if len(token) > 1
-    )
-    split = {"type": "Split", "pattern": {"Regex": "|".join(cuts)}, "behavior": "Isolated", "invert": False}
-    before = _steps({"pre_tokenizer": pre_tokenizer}, "pre_tokenizer", "pretokenizers")
-    return {"type": "Sequence", "pretokenizers": [*before, split]}
-
-
-def _steps(content: _Component, key: str, many: str) -> list[_Component]:
-    """The parts of a tokenizer's component: none, one, or those of a Sequence."""
-    component = content[key]
-    if component is None:
-        return []
-    return list(component[many]) if component["type"] == "Sequence" else [component]
+    return Tokenizer(add_unreachable(backend, new, [end_token, *new], name), control, name)

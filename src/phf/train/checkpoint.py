@@ -105,6 +105,7 @@ class Checkpointer:
         self._run, self._keep, self._ranks = run, keep, ranks
         self._run_id = read_run_id(run)
         self._trained, self._optimizers, self._tokenizer = trained, optimizers, tokenizer
+        self._dtype = str(trained.model.dtype).removeprefix("torch.")
         self._memory = {kind: HostMemory() for kind in (WEIGHTS, OPTIMIZER, VALUE_HEAD)}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -190,7 +191,7 @@ class Checkpointer:
 
     def _publish(self, final: Path, state: TrainState, written: list[_Written]) -> None:
         temporary = _temporary(final)
-        _save_config(self._trained.model, temporary)
+        _save_config(self._trained.model, self._dtype, temporary)
         self._tokenizer.save(temporary)
         if self._ranks.size > 1:
             num_bytes = sum(sum(part.weights.values()) for part in written)
@@ -256,10 +257,10 @@ def _list_weights(model: "PreTrainedModel") -> dict[str, Tensor]:
     return dict(found.values())
 
 
-def _save_config(model: "PreTrainedModel", folder: Path) -> None:
+def _save_config(model: "PreTrainedModel", dtype: str, folder: Path) -> None:
     """What `save_pretrained` writes beside the weights."""
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = "float32"
+    model.config.dtype = dtype
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

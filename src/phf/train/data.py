@@ -14,17 +14,14 @@ from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.files import hash_bytes
 from phf.model import lm
+from phf.objective_resolution import Part, Parts, resolve_objective, resolve_report
 from phf.objectives import (
     Objective,
-    Part,
-    Parts,
     active_fractions,
     apply_objective,
     baseline,
     check_code,
     num_levels,
-    resolve_objective,
-    resolve_report,
     warn_of_mle,
     without_documents,
 )

@@ -1,6 +1,7 @@
 """A causal language model that was trained elsewhere as a run folder, which all that reads runs can then measure.
 
-Its run.json has no setting of a training that `phf` has not seen, and its one checkpoint, at step 0, holds the weights as they were.
+Its run.json has no setting of a training that `phf` has not seen, and its one checkpoint, at step 0, holds the weights as they were,
+in their own precision.
 """
 
 import os
@@ -115,13 +116,13 @@ def adopt_model(place: str, folder: Path, yardstick: Yardstick, *, progress: Pro
     }
     origin = {
         "model": place,
-        "revision": getattr(model.config, "_commit_hash", None),
+        "revision": lm.hub_revision(place),
         "weights": _hash_weights(model),
         "architecture": type(model).__name__,
-        "notes": _list_notes(place, tokenizer, is_conditional),
+        "notes": _list_notes(place, lm.hub_revision(place), tokenizer, is_conditional),
     }
     if (folder / "run.json").is_file():
-        return _check_same(Run.open(folder), settings, origin)
+        return _check_same(Run.open(folder), settings, origin, tokenizer)
     Run.check_new(folder)
     tokens = tokenize(annotation.corpus, place, annotation.segments, progress=progress)
     record: dict[str, Any] = {"name": folder.name, "config": settings, "elsewhere": origin}
@@ -134,7 +135,9 @@ def adopt_model(place: str, folder: Path, yardstick: Yardstick, *, progress: Pro
     folder.parent.mkdir(parents=True, exist_ok=True)
     with create_beside(folder, "adopting") as made:
         Run(made, record).write()
-        with Checkpointer(made, Trained(model, None), [], tokenizer, Ranks(), keep=None) as checkpointer:
+        with Checkpointer(
+            made, Trained(lm.narrow(model), None), [], tokenizer, Ranks(), keep=None
+        ) as checkpointer:
             checkpointer.save(TrainState())
             checkpointer.wait()
         if folder.exists():
@@ -155,7 +158,7 @@ def _writes_control(model: "PreTrainedModel", tokenizer: Tokenizer) -> bool:
     return float(logits.float().softmax(-1)[[control.good, control.bad]].sum()) > LEARNED_MASS
 
 
-def _list_notes(place: str, tokenizer: Tokenizer, is_conditional: bool) -> list[str]:
+def _list_notes(place: str, revision: str | None, tokenizer: Tokenizer, is_conditional: bool) -> list[str]:
     """What a reader of its numbers must know."""
     from transformers import AutoTokenizer  # slow to import
 
@@ -165,7 +168,8 @@ def _list_notes(place: str, tokenizer: Tokenizer, is_conditional: bool) -> list[
         if is_conditional
         else "it knows no control tokens"
     )
-    notes = [f"trained elsewhere ({place}); {known}"]
+    of = f", revision {revision}" if revision is not None else ""
+    notes = [f"trained elsewhere ({place}{of}); {known}"]
     start = AutoTokenizer.from_pretrained(place, trust_remote_code=False).bos_token
     if start not in (None, end):
         notes.append(f"pages begin with its end token {end}, as those of phf do, not with {start}")
@@ -179,7 +183,7 @@ def _hash_weights(model: "PreTrainedModel") -> str:
     )
 
 
-def _check_same(run: Run, settings: dict[str, Any], origin: dict[str, Any]) -> Run:
+def _check_same(run: Run, settings: dict[str, Any], origin: dict[str, Any], tokenizer: Tokenizer) -> Run:
     """The run that was made of this model before.
 
     Raises:
@@ -188,9 +192,13 @@ def _check_same(run: Run, settings: dict[str, Any], origin: dict[str, Any]) -> R
     known = run.record.get("elsewhere")
     if known is None:
         raise PHFError(f"{run.folder} is a run that phf trained; choose another -o")
-    same = known["weights"] == origin["weights"]
-    changed = [name for name, value in settings.items() if run.record["config"].get(name) != value]
-    if not same or changed:
-        what = "other weights" if not same else f"another {changed[0]}"
-        raise PHFError(f"{run.folder} was made with {what}; choose another -o, or delete that folder")
+    changed = [
+        f"another {name}" for name, value in settings.items() if run.record["config"].get(name) != value
+    ]
+    if run.record["tokenizer"] != tokenizer.identity.to_json():  # its place may hold other files by now
+        changed = ["another tokenizer", *changed]
+    if known["weights"] != origin["weights"]:
+        changed = ["other weights", *changed]
+    if changed:
+        raise PHFError(f"{run.folder} was made with {changed[0]}; choose another -o, or delete that folder")
     return run

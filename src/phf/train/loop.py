@@ -97,6 +97,7 @@ def train(
                 precision=precision,
                 is_compiled=is_compiled,
                 start=start,
+                revision=lm.hub_revision(init) if (init := config.model.init) is not None else None,
             )
         ranks.wait()
         return _run_steps(Run.open(folder), data, model, value_head, ranks, say, progress)

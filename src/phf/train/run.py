@@ -66,11 +66,13 @@ class Run:
         precision: str,
         is_compiled: bool,
         start: StartRecord | None = None,
+        revision: str | None = None,
     ) -> "Run":
         """Start a run folder: run.json with the whole config, versions, and the identities of data and judge.
 
         Args:
             start: the other run's checkpoint whose weights this one starts from (`resolve_start`).
+            revision: the commit of the Hub's model that it starts from.
 
         Raises:
             PHFError: see `check_new`.
@@ -87,6 +89,8 @@ class Run:
         }
         if (init_hash := hash_init(config.model.init)) is not None:
             record["init"] = init_hash
+        if revision is not None:
+            record["init_revision"] = revision
         run = cls(folder, record)
         run.write()
         return run

@@ -11,17 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from phf.config.objectives import GoodConfig, ObjectiveConfig
+from phf.objective_resolution import Part, Parts, resolve_parts, resolve_report
 from phf.objective_rewards import scale_from_json, scale_to_json
-from phf.objectives import (
-    Objective,
-    Part,
-    Parts,
-    apply_objective,
-    baseline,
-    resolve_parts,
-    resolve_report,
-    without_documents,
-)
+from phf.objectives import Objective, apply_objective, baseline, without_documents
 from phf.records import DataRule, Split
 from phf.thresholds import ResolvedThreshold
 from phf.tokens.kept import Counts, find_kept
