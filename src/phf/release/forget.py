@@ -178,7 +178,7 @@ def read_texts(run: Run, *, num_texts: int = NUM_TEXTS, seed: int = 0) -> list[l
         PHFError: the run's data is gone, or its validation split lacks good or bad segments.
     """
     data = run.data()
-    reader = PageReader(data.tokens, data.scores, run.config.data.context)
+    reader = PageReader.of(data)
     segments = HeldOutSegments.read(reader, data.threshold.value, seed)
     return [*segments.good[: num_texts // 2], *segments.bad[: num_texts // 2]]
 

@@ -135,7 +135,7 @@ def _choose_texts(known: Known) -> tuple[list[list[int]], list[str], str]:
             list(PROBES),
             f"the texts of phf.json (held-out ones: {error})",
         )
-    reader = PageReader(data.tokens, data.scores, known.run.config.data.context)
+    reader = PageReader.of(data)
     count = max(1, min(NUM_TEXTS, MAX_LOGITS // (PAGE_TOKENS * tokenizer.vocab_size)))
     read = [reader.read(int(document)) for document in reader.held_out_documents(seed=0)[:NUM_TEXTS]]
     pages = [
