@@ -26,13 +26,13 @@ from llm_server import (
 )
 
 from phf.annotate.annotate import Annotation, annotate
+from phf.config.budget import parse_budget
 from phf.corpus.store import build_corpus
 from phf.curate.sample import sample_documents
 from phf.errors import PHFError
 from phf.report.reward_page import summarise_reward_model
 from phf.reward_models import load_reward_model
 from phf.reward_models.llm.answers import Answer
-from phf.reward_models.llm.budget import parse_budget
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_training.distill import distill_reward_model
 from phf.reward_training.labels import read_labels

@@ -24,12 +24,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from phf.config.budget import parse_budget
+from phf.config.judges import EngineSettings
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model
-from phf.reward_models.llm.budget import parse_budget
 from phf.reward_models.llm.local import FolderEngine
 from phf.reward_models.llm.prompt import build_messages
-from phf.reward_models.llm.rubric import EngineSettings, read_rubric
+from phf.reward_models.llm.rubric import read_rubric
 from phf.reward_models.llm.store import AnswerStore
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"

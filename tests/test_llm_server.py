@@ -20,10 +20,10 @@ from llm_server import (
 )
 
 from phf.annotate.annotate import annotate
+from phf.config.judges import EngineSettings
 from phf.errors import PHFError
 from phf.reward_models import Unscored, load_reward_model, score_samples
 from phf.reward_models.llm.engines import _Courier
-from phf.reward_models.llm.rubric import EngineSettings
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import ScoringStoppedError
 

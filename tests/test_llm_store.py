@@ -8,10 +8,10 @@ from llm_server import (
     own_cache,
 )
 
+from phf.config.budget import Budget, Spent, parse_budget
 from phf.errors import PHFError
 from phf.reward_models.convert import clear_cache
 from phf.reward_models.llm.answers import Answer
-from phf.reward_models.llm.budget import Budget, Spent, parse_budget
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import ScoringStoppedError
 

@@ -20,6 +20,7 @@ from phf.annotate.engines import score_in_order
 from phf.annotate.parts import ShardParts
 from phf.annotate.ray_pool import RayPool
 from phf.annotate.scorer import Scorer, list_turns
+from phf.config.budget import parse_budget
 from phf.config.train import SegmentKind
 from phf.corpus.segment import segmentation_identity
 from phf.corpus.store import Corpus
@@ -29,7 +30,6 @@ from phf.processes import count_cores
 from phf.records import MAX_SCORE, Progress
 from phf.reward_models.catalogue import name_reward_model
 from phf.reward_models.combination import Combination
-from phf.reward_models.llm.budget import parse_budget
 from phf.reward_models.llm.judge import list_judges
 from phf.reward_models.protocol import RewardSpec
 

@@ -9,12 +9,12 @@ from itertools import chain
 import numpy as np
 
 from phf.annotate.annotation_writer import ScoredDocuments, count_reasons, make_annotation_table
+from phf.config.budget import Budget
 from phf.config.train import SegmentKind
 from phf.corpus.segment import is_unsegmentable
 from phf.corpus.store import Corpus
 from phf.errors import PHFError
 from phf.reward_models import load_reward_model
-from phf.reward_models.llm.budget import Budget
 from phf.reward_models.llm.judge import set_budget
 from phf.reward_models.protocol import RewardModel, ScoringStoppedError
 from phf.reward_models.scoring import find_culprit, score_segments

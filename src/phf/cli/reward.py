@@ -226,11 +226,11 @@ def reward_distill(
     as_json: AsJSON = False,
 ) -> None:
     """Train a fast student of a slow reward model, and say how far the two agree and what annotating costs."""
+    from phf.config.budget import parse_budget
     from phf.corpus.store import Corpus
     from phf.curate.sample import sample_documents
     from phf.folders import is_filled
     from phf.reward_models import load_reward_model
-    from phf.reward_models.llm.budget import parse_budget
     from phf.reward_models.llm.judge import list_judges, set_budget
     from phf.reward_training.distill import distill_reward_model
     from phf.reward_training.labels import describe_bad_rows, read_labels

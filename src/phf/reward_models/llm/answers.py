@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from phf.reward_models.llm.rubric import Axis, Rubric
+from phf.config.judges import Axis, Rubric
 from phf.reward_models.protocol import Unscored
 
 Token = tuple[str, dict[str, float]]

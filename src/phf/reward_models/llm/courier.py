@@ -13,9 +13,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from phf.config.budget import Budget
+from phf.config.judges import EngineSettings
 from phf.errors import PHFError
-from phf.reward_models.llm.budget import Budget
-from phf.reward_models.llm.rubric import EngineSettings
 from phf.reward_models.llm.sender import Sender
 from phf.reward_models.llm.store import AnswerStore
 

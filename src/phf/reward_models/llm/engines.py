@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import IO, Any
 
+from phf.config.budget import Budget
+from phf.config.judges import EngineSettings
 from phf.files import hash_json
 from phf.reward_models.llm.answers import TOP
-from phf.reward_models.llm.budget import Budget
 from phf.reward_models.llm.prompt import Message, Request
-from phf.reward_models.llm.rubric import EngineSettings
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import ScoringStoppedError
 

@@ -6,16 +6,17 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from phf.config.budget import Budget, Spent, check_price, price
+from phf.config.judges import EngineSettings, Rubric, complete_engine
 from phf.config.recipes import parse_yaml
 from phf.errors import PHFError
 from phf.files import hash_bytes, hash_json
 from phf.records import Identity, Progress
 from phf.reward_models.combination import Combination, Component
 from phf.reward_models.llm.answers import Answer, score_answer
-from phf.reward_models.llm.budget import Budget, Spent, check_price, price
 from phf.reward_models.llm.engines import ServerEngine, may_ask
 from phf.reward_models.llm.prompt import PROMPT_VERSION, Request, build_messages
-from phf.reward_models.llm.rubric import EngineSettings, Rubric, complete_engine, read_rubric
+from phf.reward_models.llm.rubric import read_rubric
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import RewardModel, SegmentRewardModel, Unit, Unscored
 

@@ -15,11 +15,11 @@ import transformers
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from phf.config.judges import EngineSettings
 from phf.errors import PHFError
 from phf.reward_models.hugging_face import CHAT_FILES, find_snapshot, hash_model_files
 from phf.reward_models.llm.answers import TOP, Answer, Token, merge_spellings
 from phf.reward_models.llm.prompt import Message, Request
-from phf.reward_models.llm.rubric import EngineSettings
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import ScoringStoppedError
 

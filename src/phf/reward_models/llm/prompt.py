@@ -3,8 +3,8 @@
 import json
 import re
 
+from phf.config.judges import Rubric
 from phf.files import hash_bytes
-from phf.reward_models.llm.rubric import Rubric
 
 PROMPT_VERSION = 1
 """Enters the key of every answer: other words are another question."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
+from phf.config.budget import Budget, Spent, price
+from phf.config.judges import EngineSettings
 from phf.reward_models.llm.answers import Answer, read_completion
-from phf.reward_models.llm.budget import Budget, Spent, price
-from phf.reward_models.llm.rubric import EngineSettings
 from phf.reward_models.llm.store import AnswerStore
 from phf.reward_models.protocol import ScoringStoppedError
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from phf.config.budget import Budget, Spent
 from phf.reward_models.convert import ANSWERS, cache_folder
 from phf.reward_models.llm.answers import Answer
-from phf.reward_models.llm.budget import Budget, Spent
 from phf.reward_models.protocol import ScoringStoppedError
 
 _SCHEMA = """

@@ -5,8 +5,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Literal
 
+from phf.config.judges import EngineSettings
 from phf.errors import PHFError
-from phf.reward_models.llm.rubric import EngineSettings
 
 Kind = Literal["calls", "tokens", "money"]
 _FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
