@@ -139,7 +139,10 @@ def test_lm_eval_has_the_same_answers_of_release_and_run(trip, tmp_path, monkeyp
     release = open_release(trip.release)
     models = ((release.model, release.tokenizer), (trip.run.load_model().eval(), trip.run.load_tokenizer()))
     found, own = (
-        {row.of: row.estimate.mean for row in measure_harness(model, tokenizer, [task], ["good"], seed=0)}
+        {
+            row.of: row.estimate.mean
+            for row in measure_harness(model, tokenizer, [task], ["good"], seed=0).measurements
+        }
         for model, tokenizer in models
     )
     assert found == pytest.approx(own, abs=1e-5)

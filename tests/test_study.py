@@ -12,6 +12,7 @@ from phf.cli import app
 from phf.errors import PHFError
 from phf.study.loop import run_study
 from phf.study.plan import Plan, read_study
+from phf.terminal import be_quiet
 from phf.train import sweep
 
 ARMS = {
@@ -81,6 +82,7 @@ def calls(monkeypatch):
         if any(word in run_command.broken for word in arguments):
             return "the machine has burnt down"
         ended = CliRunner().invoke(app, arguments)
+        be_quiet(False)  # of this process, as --quiet leaves it
         return None if ended.exit_code == 0 else f"{ended.exception} {ended.output}"
 
     run_command.broken = ()

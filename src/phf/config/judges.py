@@ -15,6 +15,7 @@ class Axis(StrictConfig):
     """One question about a text, and the scale of its answers."""
 
     question: Annotated[str, Field(min_length=1)]
+    """What is asked about a text."""
     bad: Literal["high", "low"]
     """Which end of the scale is bad: a score is higher = worse."""
     levels: dict[int, Annotated[str, Field(min_length=1)]]
@@ -38,7 +39,9 @@ class Example(StrictConfig):
     """A text with the level that it should get on each axis."""
 
     text: Annotated[str, Field(min_length=1)]
+    """What is judged."""
     levels: dict[str, int]
+    """By axis."""
 
 
 class EngineSettings(StrictConfig):
@@ -58,6 +61,7 @@ class EngineSettings(StrictConfig):
     """Whether the score is the expected level over token probabilities; auto asks the server once; required refuses one that
     gives none."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of sampling; 0 takes the likeliest."""
     body: dict[str, Any] = Field(default_factory=dict)
     """More fields of the request; null takes one away."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -85,13 +89,17 @@ class Rubric(StrictConfig):
     """What a language model is asked about a text. Everything but `engine` enters the hash."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    """Part of the reward model's name."""
     task: str = ""
     """A sentence or more in front: what the texts are, what to look at, what to leave aside."""
     axes: Annotated[dict[str, Axis], Field(min_length=1, max_length=6)]
+    """Questions by name, all answered at once."""
     examples: list[Example] = Field(default_factory=list)
+    """Texts with their answers, which stand in front."""
     max_characters: Annotated[int, Field(ge=1)] = 8000
     """A longer text is judged by its beginning."""
     engine: EngineSettings = EngineSettings()
+    """Who answers, if the spec does not say."""
 
     @model_validator(mode="after")
     def _check_axes(self) -> "Rubric":

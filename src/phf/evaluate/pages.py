@@ -20,14 +20,14 @@ from phf.control import ControlTokens
 from phf.model import lm
 from phf.records import BAD, GOOD, NO_LABEL, Mode, Progress
 from phf.thresholds import Threshold
-from phf.tokens.scores import ShardScores
-from phf.tokens.splitter import cumulate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from phf.tokens.scores import ShardScores
     from phf.tokens.tokens import TokenCache
     from phf.train.data import TrainingData
+
 Labels = npt.NDArray[np.uint8]
 Labeller = Callable[[npt.NDArray[np.float32]], Labels]
 """Gives the label of each segment by its score."""
@@ -73,7 +73,7 @@ class PageReader:
         self.tokens = tokens
         self.scores = scores
         self.context = context
-        self._first_documents = cumulate([entry["num_documents"] for entry in tokens.shards])
+        self._first_documents = np.cumsum([0, *(entry["num_documents"] for entry in tokens.shards)])
 
     @classmethod
     def of(cls, data: "TrainingData") -> "PageReader":
@@ -117,10 +117,10 @@ class PageReader:
 
     def _read_scores(self, shard: int) -> npt.NDArray[np.float32]:
         """Those of a shard."""
-        if isinstance(self.scores, ShardScores):
-            return self.scores.read(shard)
-        first, stop = self.tokens.shard_segments[shard : shard + 2]
-        return self.scores[first:stop]
+        if isinstance(self.scores, np.ndarray):
+            first, stop = self.tokens.shard_segments[shard : shard + 2]
+            return self.scores[first:stop]
+        return self.scores.read(shard)
 
 
 def mode_labels(pages: Sequence[Page], mode: Mode) -> list[Labels]:

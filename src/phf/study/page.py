@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phf.config.study import StudyConfig
 from phf.files import write_bytes, write_json
+from phf.objective_facts import is_baseline
 from phf.records import Estimate
 from phf.results import Judge, Measurements, pool, to_json
 from phf.study.contrasts import Answer, Tested, Verdict
@@ -79,7 +80,7 @@ def _find_mode(run: RunResults) -> str:
     modes = {row.mode for row in run.results.of("score")}
     return (
         "good"
-        if {"good", "bad"} <= modes and run.facts.get("objective") != "mle"
+        if {"good", "bad"} <= modes and not is_baseline(str(run.facts.get("objective", "")))
         else next((mode for mode in _PLAIN if mode in modes), "good")
     )
 
