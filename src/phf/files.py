@@ -172,9 +172,9 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON value atomically, in a stable spelling (sorted keys; the same value gives the same bytes)."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
+    """Write a JSON value atomically, in a stable spelling (sorted keys; the same value gives the same bytes); without `indent` in one line."""
+    text = json.dumps(value, sort_keys=True, indent=indent, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")
 
 
@@ -195,9 +195,11 @@ def read_json(path: Path, remedy: str = "delete it and make it again") -> Any:
         raise PHFError(f"{path} is not valid JSON ({error}); it is damaged: {remedy}") from None
 
 
-def write_sealed(path: Path, value: Mapping[str, object], key: str = "sha256") -> None:
+def write_sealed(
+    path: Path, value: Mapping[str, object], key: str = "sha256", indent: int | None = 1
+) -> None:
     """Write a JSON object as `write_json` does, with the hash of its content under `key`: against accidents, not forgers."""
-    write_json(path, {**value, key: hash_json(value)})
+    write_json(path, {**value, key: hash_json(value)}, indent)
 
 
 def read_sealed(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from phf.files import write_sealed
 from phf.records import Number
-from phf.results import HasMeasurements, Judge, Measure, Measurement, read_versioned, write_versioned
+from phf.results import HasMeasurements, Judge, Measure, Measurement, encode, read_versioned
 
 VERSION = 1
 ANNOTATOR = "annotator"
@@ -40,9 +41,9 @@ class RunResults(HasMeasurements):
 
 
 def write_result(path: Path, results: RunResults) -> None:
-    """Write results/ARM-seedS.json."""
+    """Write results/ARM-seedS.json, in one line: it is made to be committed, and not to be read by people."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_versioned(path, results, VERSION)
+    write_sealed(path, {"format_version": VERSION, **encode(results)}, indent=None)
 
 
 def read_result(path: Path) -> RunResults:
