@@ -80,11 +80,6 @@ class Contrast:
             found["sign"] == "<",
         )
 
-    @property
-    def family(self) -> tuple[str, str | None, str | None, float | None]:
-        """Contrasts whose variance over seeds is taken to be alike."""
-        return self.measure, self.judge, self.of, self.at
-
     def read(self, run: RunResults, side: int) -> Estimate:
         """The number of one side in a run.
 
@@ -214,16 +209,18 @@ def measure_contrasts(
 ) -> Iterator[Tested]:
     """Each contrast, with its variance shrunk over all contrasts of its measure, in units of what their texts leave open."""
     gaps = [_list_gaps(contrast, runs) for contrast in contrasts]
-    families: dict[tuple[object, ...], list[_Gaps]] = defaultdict(list)
+    families: dict[str, list[tuple[Contrast, _Gaps]]] = defaultdict(list)
     for contrast, each in zip(contrasts, gaps, strict=True):
-        families[contrast.family].append(each)
+        families[contrast.measure].append((contrast, each))
     for contrast, each in zip(contrasts, gaps, strict=True):
-        family = families[contrast.family]
-        have_errors = all(other.error > 0 for other in family)
-        several = [other for other in family if len(other.values) > 1]
+        family = families[contrast.measure]
+        have_errors = all(other.error > 0 for _, other in family)
+        several = [(own, other) for own, other in family if len(other.values) > 1]
         prior, degrees = fit_variances(
-            [float(other.values.var(ddof=1)) / (other.error if have_errors else 1) for other in several],
-            [len(other.values) - 1 for other in several],
+            [float(other.values.var(ddof=1)) / (other.error if have_errors else 1) for _, other in several],
+            [len(other.values) - 1 for _, other in several],
+            # Two judges of the same texts know what one knows.
+            most=sum({(own.arms, own.modes): len(other.values) - 1 for own, other in several}.values()) / 2,
         )
         yield _test(contrast, each, prior * (each.error if have_errors else 1), degrees)
 
@@ -312,11 +309,16 @@ def _test(contrast: Contrast, gaps: _Gaps, prior: float, prior_degrees: float) -
     )
 
 
-def fit_variances(variances: Sequence[float], degrees: Sequence[int]) -> tuple[float, float]:
+def fit_variances(
+    variances: Sequence[float], degrees: Sequence[int], most: float = math.inf
+) -> tuple[float, float]:
     """The common variance s0^2 and its degrees of freedom d0 by which single variances are shrunk (Smyth 2004, doi 10.2202/1544-6115.1027).
 
-    With one variance alone there is nothing to shrink by: d0 is 0. Contrasts share arms, so that all of them together know less than their
-    number says: d0 is at most half of their degrees.
+    With one variance alone there is nothing to shrink by: d0 is 0.
+
+    Args:
+        degrees: of freedom of each.
+        most: that d0 may have: contrasts share arms, so that all of them together know less than their number says.
     """
     known = [(own, num) for own, num in zip(variances, degrees, strict=True) if own > 0]
     if len(known) < 2:
@@ -324,7 +326,7 @@ def fit_variances(variances: Sequence[float], degrees: Sequence[int]) -> tuple[f
     own, num = (np.array(part, np.float64) for part in zip(*known, strict=True))
     logs = np.log(own) - digamma(num / 2) + np.log(num / 2)
     excess = float(logs.var(ddof=1) - polygamma(1, num / 2).mean())
-    most = float(num.sum()) / 2
+    most = min(most, float(num.sum()) / 2)
     prior = min(2 * _invert_trigamma(excess), most) if excess > 0 else most
     return math.exp(float(logs.mean()) + float(digamma(prior / 2)) - math.log(prior / 2)), prior
 

@@ -211,11 +211,13 @@ def _list_costs(study: StudyConfig, plan: Plan) -> Iterator[str]:
 def draw(arms: Sequence[ArmNumbers], path: Path) -> None:
     """Left: score of every arm in the wanted mode and in bad mode, by each judge. Right: what the wanted text's score cost in bits."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     plt.rcParams.update({"svg.hashsalt": "study", "svg.fonttype": "none"})
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 1.6 + 0.34 * len(arms)), layout="constrained", width_ratios=(3, 2)
     )
+    right.set_yscale("log")
     judges = list({judge.slug: judge for arm in arms for judge in arm.judges}.values())
     for row, arm in enumerate(arms):
         for place, judge in enumerate(judges):
@@ -232,13 +234,17 @@ def draw(arms: Sequence[ArmNumbers], path: Path) -> None:
                     marker,
                     is_filled=judge.role == "annotator",
                 )
+    left.set_xscale("log")
     left.set(
-        xscale="log",
         yticks=range(len(arms)),
         yticklabels=[arm.name for arm in arms],
         xlabel="score (lower is better)",
     )
     left.invert_yaxis()
+    for axis in (left.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     left.grid(axis="x", linewidth=0.4)
     handles = [
         left.plot([], [], marker, color=colour, label=label, markerfacecolor=face)[0]
@@ -263,7 +269,7 @@ def draw(arms: Sequence[ArmNumbers], path: Path) -> None:
             right.annotate(
                 arm.name, (arm.bits.mean, score.mean), xytext=(4, 3), textcoords="offset points", fontsize=7
             )
-    right.set(yscale="log", xlabel="bits per byte of good text", ylabel=f"score by {judges[0].name}")
+    right.set(xlabel="bits per byte of good text", ylabel=f"score by {judges[0].name}")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
