@@ -147,7 +147,8 @@ def _show_tested(tested: Tested) -> str:
     }[tested.basis]
     left, right = tested.means
     seen = "" if math.isnan(tested.detectable) else f", ×{tested.detectable:.2f} seen"
-    return f"`{_escape(tested.contrast)}`: {left:.3g} / {right:.3g} = {_show(tested.ratio)} ({basis}{seen})"
+    contrast = tested.contrast.replace("|", "\\|")
+    return f"`{contrast}`: {left:.3g} / {right:.3g} = {_show(tested.ratio)} ({basis}{seen})"
 
 
 def _show(estimate: Estimate) -> str:
