@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from phf.cli import app
 from phf.errors import PHFError
-from phf.study.loop import run_study
+from phf.study.loop import State, run_study
 from phf.study.plan import Plan, read_study
 from phf.terminal import be_quiet
 from phf.train import sweep
@@ -164,6 +164,17 @@ def test_results_of_other_settings_are_refused(make_study, calls, tmp_path):
         run_study(make_study(arms=only, seeds=[0], claims=CLAIMS[1:]), out, say=quiet).verdicts[0].answer
         == "not testable here"
     )
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "state.jsonl"
+    path.write_text(
+        '{"run": "a", "command": "train", "seconds": 2.0, "failure": null}\n{"run": "a", "failure": "{}'
+    )
+    State(path).add("a", "evaluate", 3.0, None)
+    state = State(path)
+    assert state.seconds("a") == 5.0
+    assert not state.has("train")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Difference:
         """The smallest true difference that this comparison sees with a probability of `POWER`, at `ALPHA`; NaN if unknown."""
         if self.test == "McNemar":
             return _find_detectable(self.estimate.count, self.spread)
-        return _noncentrality(self.degrees) * self.error if self.error > 0 else math.nan
+        return noncentrality(self.degrees) * self.error if self.error > 0 else math.nan
 
     def needed(self, size: float) -> int | None:
         """Pairs (unpaired: items of each side; seeds) that would show a true difference of `size`; None if unknown."""
@@ -82,12 +82,12 @@ class Difference:
             return math.ceil(_need_pairs(size, self.spread)) if size <= 1 else None
         sides = {"paired seeds": 1, "seeds": 2}.get(self.test, math.inf)
         ratio = self.spread / size
-        start = max(math.ceil((_noncentrality(math.inf) * ratio) ** 2), 2)
+        start = max(math.ceil((noncentrality(math.inf) * ratio) ** 2), 2)
         counts = range(start, start + _MANY)
-        return next(n for n in counts if _noncentrality(sides * (n - 1)) * ratio <= math.sqrt(n))
+        return next(n for n in counts if noncentrality(sides * (n - 1)) * ratio <= math.sqrt(n))
 
 
-def _noncentrality(degrees: float) -> float:
+def noncentrality(degrees: float) -> float:
     """How many standard errors a true difference must be to be seen, by a t-test of so many degrees of freedom."""
     if degrees > _MANY:
         return float(ndtri(1 - ALPHA / 2) + ndtri(POWER))

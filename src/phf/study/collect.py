@@ -1,8 +1,7 @@
 """What is kept of a run when it is done, from what its commands wrote."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -114,8 +113,3 @@ def _read_command(run: StudyRun) -> tuple[list[Judge], list[Measure], list[Measu
 def _name(run: StudyRun, name: str) -> str:
     """A model's name without the seed, and without spaces: `conditional-seed0 good` is `conditional_good`."""
     return name.replace(f"-seed{run.seed}", "").replace(" ", "_")
-
-
-def list_folders(runs: Iterable[StudyRun]) -> Iterator[Path]:
-    """Folders of runs that `phf report` reads."""
-    return (run.folder for run in runs if run.arm.command is None and run.folder.exists())

@@ -15,12 +15,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import digamma, nctdtrinc, polygamma, stdtr, stdtrit
+from scipy.special import digamma, polygamma, stdtr, stdtrit
 
 from phf.config.study import Claim
 from phf.errors import PHFError
 from phf.records import Estimate, Number
-from phf.significance import ALPHA, POWER, holm
+from phf.significance import ALPHA, holm, noncentrality
 from phf.study.results import RunResults
 
 _Values = npt.NDArray[np.float64]
@@ -302,7 +302,7 @@ def _test(contrast: Contrast, gaps: _Gaps, prior: float, prior_degrees: float) -
     half = float(stdtrit(degrees, 1 - ALPHA / 2)) * error
     below = float(stdtr(degrees, (mean - claimed) / error))
     p_for, p_against = (below, 1 - below) if contrast.is_below else (1 - below, below)
-    seen = float(nctdtrinc(degrees, 1 - POWER, stdtrit(degrees, 1 - ALPHA / 2))) * error
+    seen = noncentrality(degrees) * error
     ratio = Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half), num)
     return Tested(
         contrast.text, gaps.means, ratio, p_for, p_against, math.exp(seen), math.sqrt(own), degrees, basis

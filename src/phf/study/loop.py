@@ -4,10 +4,12 @@ import json
 import shlex
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from phf.config.evaluate import list_asked, list_options
 from phf.config.recipes import apply_overrides, read_recipe
@@ -20,7 +22,7 @@ from phf.study.contrasts import Verdict, judge_claims
 from phf.study.page import write_page
 from phf.study.plan import Plan, StudyRun, read_study
 from phf.study.results import write_result
-from phf.train.sweep import Call, GridCell, prepare, run_local
+from phf.train.sweep import Call, GridCell, call_phf, prepare, run_local
 
 STATE_FILE = "state.jsonl"
 Say = Callable[[str], None]
@@ -67,27 +69,27 @@ def run_study(
         judge_claims(config.claims, [])  # a contrast that cannot be read is said before hours go by
         for run in plan.cut:
             say(f"{run.id} is left out: {config.hours:g} hours do not reach so far")
-        session = _Session(folder, _State(folder / STATE_FILE), say)
+        session = _Session(folder, State(folder / STATE_FILE), say)
         failures = session.work(plan, workers, progress) if plan.missing else {}
         plan = Plan.create(config, folder)
         verdicts = judge_claims(config.claims, [run.result for run in plan.runs if run.result is not None])
         return StudyOutcome(plan, verdicts, write_page(folder, config, plan, verdicts), failures)
 
 
-def _call(arguments: list[str], call: Call) -> str | None:
-    return call(arguments)
-
-
-class _State:
+class State:
     """OUT/state.jsonl: a line for each command that ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._lines = [
-            json.loads(line) for line in lines if line.endswith("}")
-        ]  # the last may be half written
+        self._lines: list[dict[str, Any]] = []
+        text = path.read_text() if path.exists() else ""
+        for line in text.splitlines():
+            with suppress(ValueError):  # a kill cut it short
+                self._lines.append(json.loads(line))
+        if text and not text.endswith("\n"):
+            with path.open("a") as file:
+                file.write("\n")
 
     def add(self, run: str, command: str, seconds: float, failure: str | None) -> None:
         line = {"run": run, "command": command, "seconds": round(seconds, 1), "failure": failure}
@@ -114,7 +116,7 @@ class _Session:
     """Runs side by side; one that reads another waits for it."""
 
     out: Path
-    state: _State
+    state: State
     say: Say
     _done: dict[str, threading.Event] = field(default_factory=dict)
     _failed: dict[str, str] = field(default_factory=dict)
@@ -146,7 +148,7 @@ class _Session:
                 continue
             self.say(f"phf {command}")
             begun = perf_counter()
-            ((_, failure),) = run_local({command: partial(_call, shlex.split(run.fill(command)))}, 1)
+            ((_, failure),) = run_local({command: partial(call_phf, shlex.split(run.fill(command)))}, 1)
             self.state.add("prepare", command, perf_counter() - begun, failure)
             if failure is not None:
                 raise PHFError(f"'phf {command}' failed: {failure}")

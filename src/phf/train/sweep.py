@@ -343,7 +343,7 @@ def _launch(
     """Each run with why it failed, or None, in the order in which they end."""
     match launcher:
         case "local":
-            tasks = {cell: partial(_call, arguments) for cell, arguments in commands.items()}
+            tasks = {cell: partial(call_phf, arguments) for cell, arguments in commands.items()}
             yield from run_local(tasks, workers)
         case "slurm":
             yield from _launch_slurm(commands, workers)
@@ -353,7 +353,8 @@ def _launch(
             assert_never(launcher)
 
 
-def _call(arguments: list[str], call: Call) -> str | None:
+def call_phf(arguments: list[str], call: Call) -> str | None:
+    """The task of `run_local` that is one command."""
     return call(arguments)
 
 
